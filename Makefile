@@ -1,0 +1,46 @@
+# Every target works on a machine that has only Python >= 3.11 and make; the first one makes .venv for all of them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PART ?=
+# tests run in parallel, one thread each: two 2-thread jobs on 2 cores slow each other many times over
+WORKERS ?= auto
+
+.PHONY: help demo test test-slow lint format bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ \t/'
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	touch $@
+
+demo: $(INSTALLED)  ## distil the embedded data set and evaluate the result
+	$(BIN)/dd run method=datm ipc=1
+
+test: $(INSTALLED)  ## all tests that need no GPU, no network, no data outside this repository
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+test-slow: $(INSTALLED)  ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(INSTALLED)  ## ruff, pyright, codespell, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(INSTALLED)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## speed and memory against plain reference implementations; PART=training|iteration|memory|evaluation
+	$(BIN)/python experiments/benchmarks/run.py $(PART)
+
+clean:  ## remove the environment and what tests leave
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,86 @@
+"""`dd data`: real images by name, where they are, and whether they are sound."""
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table, readable_size
+from dd.errors import UsageError
+
+
+class _Data(click.Group):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            raise UsageError(f"dd data takes no {args[0]!r}; did you mean: dd data check {args[0]}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    "data",
+    cls=_Data,
+    context_settings=STRICT,
+    epilog=examples("dd data", "dd data check folder:~/flowers"),
+    short_help="List or check datasets.",
+    invoke_without_command=True,
+)
+@json_option
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> None:
+    """List the datasets that go by a name, and where each was found.
+
+    Your own images are dataset=folder:PATH (a folder for each class) and dataset=parquet:PATH.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from dd.data import list_sources
+
+    sources = list_sources()
+    if as_json:
+        emit({"datasets": [asdict(source) for source in sources]})
+        return
+    table = plain_table("dataset", "", "where", "size", "licence")
+    for source in sources:
+        where = source.where or ("" if ":" in source.name else "not here; downloaded when asked for")
+        table.add_row(source.name, source.description, where, readable_size(source.bytes), source.licence)
+    print_table(console(), table)
+
+
+@command.command(
+    "check",
+    context_settings=STRICT,
+    epilog=examples("dd data check fashion-mini", "dd data check parquet:~/data/train.parquet --json"),
+)
+@click.argument("name")
+@json_option
+def check(name: str, as_json: bool) -> None:
+    """Read every image of a dataset: classes and their counts, size, mean and std, broken files."""
+    from dd.data.check import check as inspect
+
+    found = inspect(name)
+    if as_json:
+        emit(found)
+    else:
+        _show(found)
+
+
+def _show(found: dict[str, Any]) -> None:
+    out, side = console(), found["size"]
+    shape = f"{found['channels']} x {side} x {side}"
+    out.print(f"{found['name']}: {found['classes']} classes of images of {shape}, from {found['where']}")
+    for key in ("licence", "augment", "notes"):
+        if found[key]:
+            out.print(f"{key}: {found[key]}")
+    for key in ("mean", "std"):
+        out.print(f"{key}: {' '.join(f'{value:.4f}' for value in found[key])}")
+    table = plain_table("class", "training", "test")
+    test = found["test"]
+    for name, count in found["train"]["per_class"].items():
+        table.add_row(name, str(count), str(test["per_class"].get(name, 0)))
+    table.add_row("all", str(found["train"]["total"]), str(test["total"]))
+    print_table(out, table)
+    out.print(f"broken files: {len(found['broken'])}")
+    for broken in found["broken"]:
+        out.print(f"  {broken['file']}: {broken['reason']}")

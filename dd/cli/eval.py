@@ -1,0 +1,47 @@
+"""`dd eval`: score a set that exists."""
+
+from pathlib import Path
+
+import click
+
+from dd.cli.common import LENIENT, console, emit, examples, json_option, log_to_stderr, settings
+
+
+@click.command(
+    "eval",
+    context_settings=LENIENT,
+    epilog=examples(
+        "dd eval runs/datm/fashion-mini/ipc10/1a2b3c4d-seed0",
+        "dd eval set.safetensors eval.students=20 student.arch=resnet18",
+    ),
+    short_help="Score a distilled set.",
+)
+@click.argument("file", type=click.UNPROCESSED)
+@settings
+@json_option
+def command(file: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Train fresh students on the set in FILE, under the protocol it is meant for, and report.
+
+    FILE is a set (.safetensors) or the folder of a run.  The set says itself what data, network and protocol it needs;
+    keys say otherwise.
+    """
+    from dd.cli import show_report
+    from dd.errors import UsageError
+    from dd.recipes import parse_overrides
+
+    if "=" in file and not Path(file).exists():
+        raise UsageError(f"say which set first: dd eval FILE {file}")
+    path = Path(file).expanduser()
+    path = path / "set.safetensors" if path.is_dir() else path
+    if not path.exists():
+        raise UsageError(f"no set at {path}; `dd run` writes one into its folder below ./runs")
+    overrides = parse_overrides(settings)
+    from dd.pipeline import evaluate_distilled
+    from dd.sets import load
+
+    log_to_stderr()
+    report = evaluate_distilled(load(path), overrides)
+    if as_json:
+        emit(report.to_dict())
+    else:
+        show_report.show_report(report, console(), {"set": str(path)})

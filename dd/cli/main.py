@@ -1,0 +1,105 @@
+"""The verbs of `dd`, and how a call ends: exit codes, one line instead of a traceback."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+import click
+
+import dd
+from dd.cli.common import STRICT, examples
+from dd.errors import Interrupted, RunError, UsageError
+
+VERBS = ("run", "eval", "show", "methods", "recipes", "data", "doctor")
+_HINTS = {"list": ("methods", "recipes", "data"), "evaluate": ("eval",), "distill": ("run",), "train": ("run",)}
+
+
+class Verbs(click.Group):
+    """Imports the file of a verb when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of use."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb, or None."""
+        return import_module(f"dd.cli.{cmd_name}").command if cmd_name in VERBS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Refuse an unknown verb with the near ones."""
+        word = args[0]
+        if word in VERBS or word.startswith("-"):
+            return super().resolve_command(ctx, args)
+        if "=" in word:
+            raise UsageError(f"a verb comes first: dd run {' '.join(args)}")
+        near = _HINTS.get(word) or get_close_matches(word, VERBS, n=3, cutoff=0.5) or VERBS
+        raise UsageError(f"unknown verb {word!r}; did you mean {' or '.join(near)}?  `dd --help` shows what each does")
+
+
+@click.group(
+    cls=Verbs,
+    context_settings=STRICT,
+    subcommand_metavar="VERB ...",
+    epilog=examples("dd run method=datm ipc=10", "dd run method=mtt dataset=cifar10 ipc=1 preset=smoke"),
+    invoke_without_command=True,
+)
+@click.version_option(dd.__version__, prog_name="dd-workbench", message="%(prog)s %(version)s")
+@click.pass_context
+def group(ctx: click.Context) -> None:
+    """Distil datasets of images, and score the result honestly."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def run_command_line(args: Sequence[str]) -> int:
+    """Run one call and return its exit code; errors of use and of runs are lines on stderr, JSON with `--json`."""
+    as_json = "--json" in args
+    try:
+        code = group.main(list(args), prog_name="dd", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.ClickException as error:
+        return _end(error.format_message(), 2, as_json)
+    except UsageError as error:
+        return _end(str(error), 2, as_json)
+    except RunError as error:
+        return _end(str(error), 1, as_json)
+    except Interrupted as stop:
+        return _end(str(stop), stop.exit_code, as_json)
+    except (click.Abort, KeyboardInterrupt):
+        return _end("interrupted", 130, as_json)
+    except BrokenPipeError:  # the reader has seen enough, as in `dd methods | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _unexpected(error, as_json)
+
+
+def _end(message: str, code: int, as_json: bool) -> int:
+    if as_json:
+        sys.stderr.write(json.dumps({"error": message, "problems": message.splitlines(), "exit_code": code}) + "\n")
+        return code
+    lines = message.splitlines() or [""]
+    if len(lines) == 1:
+        sys.stderr.write(f"dd: {lines[0]}\n")
+    else:
+        sys.stderr.write(f"dd: {len(lines)} problems\n" + "".join(f"  {line}\n" for line in lines))
+    return code
+
+
+def _unexpected(error: Exception, as_json: bool) -> int:
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
+        first = str(error).partition("\n")[0]
+        return _end(f"out of memory: {first}; backprop=stepwise or a smaller batch needs less", 1, as_json)
+    if not as_json:
+        traceback.print_exception(error)
+    report = "this is a fault in dd: please report it, with these lines and the output of `dd doctor`"
+    return _end(f"{type(error).__name__}: {' '.join(str(error).split())}; {report}", 1, as_json)

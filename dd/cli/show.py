@@ -1,0 +1,43 @@
+"""`dd show`: the resolved recipe, and where each value came from."""
+
+import click
+
+from dd.cli.common import LENIENT, emit, examples, json_option, remark, settings
+
+
+@click.command(
+    "show",
+    context_settings=LENIENT,
+    epilog=examples("dd show method=datm ipc=10", "dd show method=mtt dataset=cifar100 ipc=50 experts.count=20 --json"),
+    short_help="Show the resolved recipe of a run.",
+)
+@settings
+@json_option
+def command(settings: tuple[str, ...], as_json: bool) -> None:
+    """Show every setting of a run and where it came from; nothing is run.
+
+    The output is a recipe: saved to a file, it is read by `dd run recipe=FILE`.
+    """
+    from dataclasses import asdict
+
+    from dd.recipes import parse_overrides, resolve
+
+    recipe = resolve(parse_overrides(settings))
+    if not as_json:
+        for line in recipe.notices:
+            remark(line)
+        click.echo(recipe.to_toml(origins=True), nl=False)
+        return
+    origin = {key: recipe.origin.get(key, "default") for key in recipe.flat()}
+    emit(
+        {
+            "name": recipe.name,
+            "hash": recipe.hash,
+            "recipe": recipe.to_dict(),
+            "origin": origin,
+            "cell": None if recipe.cell is None else asdict(recipe.cell) | {"name": recipe.cell.name},
+            "changed": recipe.changed,
+            "expect": recipe.expect,
+            "notices": recipe.notices,
+        }
+    )

@@ -1,0 +1,63 @@
+"""A recipe in a few lines, and the plan of a run."""
+
+import textwrap
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dd.recipes import Recipe
+
+_WIDTH = 118
+_BARE = {"method", "dataset", "ipc", "fraction"}  # in the heading already
+
+
+def summary(recipe: "Recipe") -> list[str]:
+    """Heading, then every setting as `key=value`, a paragraph for each group."""
+    own = {field.name for field in fields(recipe)}  # keys of every run; other bare ones are the method's
+    paragraphs: dict[str, list[str]] = {}
+    for key, value in recipe.flat().items():
+        group, _, name = key.rpartition(".")
+        if key not in _BARE and not (value is None and key in own):
+            heading = group or ("run" if key in own else "method")
+            paragraphs.setdefault(heading, []).append(f"{name}={_text(value)}")
+    lines = [f"{recipe.name}  recipe {recipe.hash}"]
+    for heading, words in paragraphs.items():
+        indent = f"  {heading:<9}"
+        lines += textwrap.wrap(
+            " ".join(words), _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent), break_long_words=False
+        )
+    return lines
+
+
+def show_plan(plan: dict[str, Any], out: "Console") -> None:
+    """What `dd run --dry-run` says."""
+    state = "finished: it would be reported, not redone" if plan["finished"] else "to be done"
+    out.print(f"{plan['name']}  recipe {plan['recipe']}  {state}")
+    out.print(f"folder: {plan['folder']}", soft_wrap=True)
+    for stage in plan["stages"]:
+        out.print(f"{stage['stage']}: {_stage(stage)}", soft_wrap=True)
+        for artefact in stage.get("artefacts", ()):
+            out.print(f"  {'exists' if artefact['exists'] else 'to make'}: {artefact['what']}", soft_wrap=True)
+
+
+def _stage(stage: dict[str, Any]) -> str:
+    words = []
+    if "artefacts" in stage:
+        words.append(f"{stage['done']} of {stage['of']} artefacts exist" if stage["of"] else "nothing to prepare")
+    if "iterations" in stage:
+        words.append(f"{stage['iterations']} iterations")
+    if "exists" in stage:
+        words.append("the set exists" if stage["exists"] else "to make")
+    if "students" in stage:
+        words.append(f"{stage['students']} students, protocol {stage['protocol']}")
+    return ", ".join(words)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, str) and " " in value else str(value)

@@ -1,0 +1,260 @@
+"""What is known beforehand about the data sets that go by a name: facts, places, downloads."""
+
+from dataclasses import dataclass
+
+Constants = tuple[tuple[float, ...], tuple[float, ...]]
+
+ALL_AUGMENTATIONS = "color_crop_cutout_flip_scale_rotate"
+DIGIT_AUGMENTATIONS = "color_crop_cutout_scale_rotate"  # a mirrored digit is no digit
+
+# Means and standard deviations per channel, in [0, 1] units, as this family of papers uses them.
+CIFAR10: Constants = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+IMAGENET: Constants = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MNIST: Constants = (0.1307,), (0.3081,)
+FASHION: Constants = (0.2861,), (0.3530,)
+SVHN: Constants = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+
+DIGITS = tuple("0123456789")
+FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """One file of a download.
+
+    Attributes:
+        urls: addresses of the same file, tried in order.
+        path: where it goes below the download folder.
+        md5: the published checksum.
+        megabytes: its size, for people.
+        unpacks_to: top folder of the archive, when it is one.
+    """
+
+    urls: tuple[str, ...]
+    path: str
+    md5: str
+    megabytes: float
+    unpacks_to: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set that goes by a name.
+
+    Attributes:
+        name: its name here.
+        description: one line.
+        licence: "not stated" is a value.
+        channels: 1 or 3.
+        classes: published names in label order; None takes those that come with the data.
+        constants: published mean and standard deviation per channel, in [0, 1] units.
+        augment: DSA strategy that suits it.
+        native: format of the published files: "embedded", "idx", "cifar10", "cifar100", "svhn" or "tiny".
+        folders: where those files are, below a folder of data sets.
+        marker: a file (or pattern) that tells that they are there.
+        parquet: folders with the Hugging Face parquet layout, below a folder of data sets.
+        hub: names on the Hugging Face hub.
+        remotes: where to get it.
+        classes_expected: number of classes of the whole data set.
+        lossless: the published images are lossless, so that a JPEG copy is worth a note.
+        note: something a user should know about what we do with it.
+    """
+
+    name: str
+    description: str
+    licence: str
+    channels: int
+    classes: tuple[str, ...] | None
+    constants: Constants
+    augment: str
+    native: str
+    folders: tuple[str, ...] = ()
+    marker: str = ""
+    parquet: tuple[str, ...] = ()
+    hub: tuple[str, ...] = ()
+    remotes: tuple[Remote, ...] = ()
+    classes_expected: int = 10
+    lossless: bool = True
+    note: str = ""
+
+
+def _idx_remotes(bases: tuple[str, ...], folder: str, checksums: tuple[str, str, str, str]) -> tuple[Remote, ...]:
+    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    sizes = (26.4, 0.03, 4.4, 0.01) if folder == "FashionMNIST" else (9.9, 0.03, 1.6, 0.01)
+    files = [f"{name}-ubyte.gz" for name in names]
+    return tuple(
+        Remote(tuple(base + file for base in bases), f"{folder}/raw/{file}", md5, size)
+        for file, md5, size in zip(files, checksums, sizes, strict=True)
+    )
+
+
+EMBEDDED = "fashion-mini"
+
+_ENTRIES = (
+    Entry(
+        name=EMBEDDED,
+        description="the first images of each class of Fashion-MNIST, 28 x 28 grey, 10 classes, 10,000 + 2,000 images",
+        licence="MIT",
+        channels=1,
+        classes=FASHION_CLASSES,
+        constants=FASHION,
+        augment=ALL_AUGMENTATIONS,
+        native="embedded",
+    ),
+    Entry(
+        name="fashion-mnist",
+        description="clothes, 28 x 28 grey, 10 classes, 60,000 + 10,000 images",
+        licence="MIT",
+        channels=1,
+        classes=FASHION_CLASSES,
+        constants=FASHION,
+        augment=ALL_AUGMENTATIONS,
+        native="idx",
+        folders=("FashionMNIST/raw", "FashionMNIST", "fashion-mnist", "fashion_mnist"),
+        marker="train-images*idx3-ubyte*",
+        parquet=("fashion_mnist", "fashion-mnist", "FashionMNIST"),
+        hub=("zalando-datasets/fashion_mnist", "fashion_mnist"),
+        remotes=_idx_remotes(
+            ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+            "FashionMNIST",
+            (
+                "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+                "25c81989df183df01b3e8a0aad5dffbe",
+                "bef4ecab320f06d8554ea6380940ec79",
+                "bb300cfdad3c16e7a12a480ee83cd310",
+            ),
+        ),
+    ),
+    Entry(
+        name="mnist",
+        description="handwritten digits, 28 x 28 grey, 10 classes, 60,000 + 10,000 images",
+        licence="CC BY-SA 3.0",
+        channels=1,
+        classes=DIGITS,
+        constants=MNIST,
+        augment=DIGIT_AUGMENTATIONS,
+        native="idx",
+        folders=("MNIST/raw", "MNIST", "mnist"),
+        marker="train-images*idx3-ubyte*",
+        parquet=("mnist", "MNIST"),
+        hub=("ylecun/mnist", "mnist"),
+        remotes=_idx_remotes(
+            ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
+            "MNIST",
+            (
+                "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+                "d53e105ee54ea40749a09fcbcd1e9432",
+                "9fb629c4189551a2d022fa330f9573f3",
+                "ec29112dd5afa0611ce80d1b7f02629c",
+            ),
+        ),
+    ),
+    Entry(
+        name="svhn",
+        description="house numbers (cropped digits), 32 x 32 colour, 10 classes, 73,257 + 26,032 images",
+        licence="non-commercial use only",
+        channels=3,
+        classes=DIGITS,
+        constants=SVHN,
+        augment=DIGIT_AUGMENTATIONS,
+        native="svhn",
+        folders=("", "svhn", "SVHN"),
+        marker="train_32x32.mat",
+        parquet=("svhn/cropped_digits", "svhn", "SVHN"),
+        hub=("ufldl-stanford/svhn", "svhn"),
+        remotes=tuple(
+            Remote((f"http://ufldl.stanford.edu/housenumbers/{file}",), f"svhn/{file}", md5, megabytes)
+            for file, md5, megabytes in (
+                ("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373", 182.0),
+                ("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", 64.3),
+            )
+        ),
+    ),
+    Entry(
+        name="cifar10",
+        description="animals and vehicles, 32 x 32 colour, 10 classes, 50,000 + 10,000 images",
+        licence="not stated",
+        channels=3,
+        classes=CIFAR10_CLASSES,
+        constants=CIFAR10,
+        augment=ALL_AUGMENTATIONS,
+        native="cifar10",
+        folders=("cifar-10-batches-py", "cifar10/cifar-10-batches-py", "CIFAR10/cifar-10-batches-py"),
+        marker="data_batch_1",
+        parquet=("cifar10", "cifar-10", "CIFAR10"),
+        hub=("uoft-cs/cifar10", "cifar10"),
+        remotes=(
+            Remote(
+                ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
+                "cifar-10-python.tar.gz",
+                "c58f30108f718f92721af3b95e74349a",
+                170.5,
+                unpacks_to="cifar-10-batches-py",
+            ),
+        ),
+    ),
+    Entry(
+        name="cifar100",
+        description="animals, plants and things, 32 x 32 colour, 100 classes, 50,000 + 10,000 images",
+        licence="not stated",
+        channels=3,
+        classes=None,
+        constants=CIFAR10,
+        augment=ALL_AUGMENTATIONS,
+        native="cifar100",
+        folders=("cifar-100-python", "cifar100/cifar-100-python", "CIFAR100/cifar-100-python"),
+        marker="train",
+        parquet=("cifar100", "cifar-100", "CIFAR100"),
+        hub=("uoft-cs/cifar100", "cifar100"),
+        remotes=(
+            Remote(
+                ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
+                "cifar-100-python.tar.gz",
+                "eb9058c3a382ffc7106e4002c42a8d85",
+                169.0,
+                unpacks_to="cifar-100-python",
+            ),
+        ),
+        classes_expected=100,
+        note="normalised with CIFAR-10's constants, as the trajectory-matching papers do",
+    ),
+    Entry(
+        name="tiny-imagenet",
+        description="ImageNet at 64 x 64, 200 classes, 100,000 + 10,000 images (the validation part is the test part)",
+        licence="ImageNet's terms: non-commercial research",
+        channels=3,
+        classes=None,
+        constants=IMAGENET,
+        augment=ALL_AUGMENTATIONS,
+        native="tiny",
+        folders=("tiny-imagenet-200", "tiny-imagenet/tiny-imagenet-200", "tiny-imagenet"),
+        marker="train/n[0-9]*",
+        parquet=("tiny-imagenet", "tiny-imagenet-200", "tiny_imagenet", "tiny-imagenet-20"),
+        hub=("zh-plus/tiny-imagenet",),
+        remotes=(
+            Remote(
+                ("http://cs231n.stanford.edu/tiny-imagenet-200.zip",),
+                "tiny-imagenet-200.zip",
+                "90528d7ca1a48142e341f4ef8d21d0de",
+                248.1,
+                unpacks_to="tiny-imagenet-200",
+            ),
+        ),
+        classes_expected=200,
+        lossless=False,
+    ),
+)
+
+CATALOGUE = {entry.name: entry for entry in _ENTRIES}

@@ -1,0 +1,128 @@
+"""Where named data sets are looked for, and how one is fetched when it is nowhere."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dd.data import _parquet
+from dd.data._catalogue import EMBEDDED, Entry
+from dd.errors import UsageError
+from dd.io import home, writable
+from dd.io.download import download, unpack
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files of a named data set: the published ones in `path`, or parquet files."""
+
+    path: Path
+    parquet: _parquet.Files | None = None
+
+    def bytes(self) -> int | None:
+        """Size on disk; None where counting would mean walking through many thousand files."""
+        if self.parquet:
+            files = [*self.parquet.train, *self.parquet.test]
+        else:
+            files = list(self.path.iterdir())
+            if any(file.is_dir() for file in files):
+                return None
+        return sum(file.stat().st_size for file in files)
+
+
+def downloads() -> Path:
+    """The folder that downloads go to."""
+    return home() / "data"
+
+
+def find(entry: Entry) -> Found | None:
+    """The first place that has the data set, in the order of `roots`; None when it is nowhere."""
+    for root in roots():
+        if found := _below(root, entry):
+            return found
+    return None
+
+
+def roots() -> list[Path]:
+    """Folders of data sets: `$DD_DATA`, Hugging Face's cache, where users keep them, Debian's, our downloads."""
+    return [*_named(), _hub(), Path("data"), Path.home() / "data", Path("/usr/share/datasets"), downloads()]
+
+
+def fetch(entry: Entry) -> Found:
+    """Download a data set.
+
+    Raises:
+        UsageError: no network, or what came has the wrong checksum; says where it was looked for and what helps.
+        RunError: the disk is full.
+    """
+    folder = writable(downloads(), "set DD_HOME to a folder that can be written to")
+    try:
+        for remote in entry.remotes:
+            path = folder / remote.path
+            if remote.unpacks_to and (folder / remote.unpacks_to).exists():
+                continue
+            download(remote.urls, path, checksum=f"md5:{remote.md5}", what=entry.name)
+            if remote.unpacks_to:
+                unpack(path, folder, remote.unpacks_to)
+    except OSError as error:
+        raise missing(entry, f"could not be downloaded ({error})") from error
+    found = _below(folder, entry)
+    if found is None:
+        raise missing(entry, f"is not what {entry.remotes[0].urls[0]} gave")
+    return found
+
+
+def missing(entry: Entry, why: str) -> UsageError:
+    """The one line that says where a data set was looked for, and the ways out."""
+    places = ", ".join(_shown(root) for root in roots())
+    how = f"get it elsewhere and put it into $DD_DATA as {entry.parquet[0]}/…/train-*.parquet or {_first(entry)}"
+    return UsageError(
+        f"{entry.name} was not found (looked in {places}) and {why}: {how}; dataset={EMBEDDED} needs no download"
+    )
+
+
+def _complete(entry: Entry) -> bool:
+    return all((downloads() / (remote.unpacks_to or remote.path)).exists() for remote in entry.remotes)
+
+
+def _first(entry: Entry) -> str:
+    return f"{entry.folders[0]}/…" if entry.folders[0] else entry.marker
+
+
+def _named() -> list[Path]:
+    value = os.environ.get("DD_DATA", "")
+    return [Path(part).expanduser() for part in value.split(os.pathsep) if part]
+
+
+def _hub() -> Path:
+    base = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or base / "hub").expanduser()
+
+
+def _shown(root: Path) -> str:
+    if root in _named():
+        return f"$DD_DATA={root}" + ("" if root.is_dir() else " (no such folder)")
+    if not root.is_absolute():
+        return f"./{root}"
+    return f"~/{root.relative_to(Path.home())}" if root.is_relative_to(Path.home()) else str(root)
+
+
+def _below(root: Path, entry: Entry) -> Found | None:
+    if not root.is_dir():
+        return None
+    # a download of ours that was cut off is not there: `fetch` goes on with the files that are missing
+    folders = entry.folders if root != downloads() or _complete(entry) else ()
+    for folder in folders:
+        if next((root / folder).glob(entry.marker), None):
+            return Found(root / folder)
+    for folder in _parquet_folders(root, entry):
+        if files := _parquet.find(folder):
+            return Found(folder, files)
+    return None
+
+
+def _parquet_folders(root: Path, entry: Entry) -> list[Path]:
+    named = [root / name for name in entry.parquet if (root / name).is_dir()]
+    if root.name in entry.parquet:
+        named.append(root)  # $DD_DATA names the data set itself
+    snapshots = [path for name in entry.hub for path in root.glob(f"datasets--{name.replace('/', '--')}/snapshots/*")]
+    return named + sorted(snapshots, key=lambda path: path.stat().st_mtime, reverse=True)

@@ -1,0 +1,76 @@
+"""The published files of CIFAR, SVHN and Tiny-ImageNet, read by torchvision where it has a class for them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dd.data import _folder
+from dd.data._content import Arrays, Encoded, Listing, file_identity
+from dd.errors import UsageError
+
+
+def cifar(folder: Path, hundred: bool) -> Arrays:
+    """CIFAR-10 or CIFAR-100 in its pickled batches; torchvision compares their checksums before it opens them.
+
+    Raises:
+        UsageError: a batch is missing or is not the published one.
+    """
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    try:
+        train, test = [(CIFAR100 if hundred else CIFAR10)(str(folder.parent), train=part) for part in (True, False)]
+    except RuntimeError as error:
+        raise UsageError(
+            f"{folder} is incomplete or damaged (a checksum differs); remove it and fetch it again"
+        ) from error
+    images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
+    labels = [torch.tensor(part.targets, dtype=torch.int64) for part in (train, test)]
+    return Arrays(images[0], labels[0], images[1], labels[1], tuple(train.classes))
+
+
+def svhn(folder: Path, classes: tuple[str, ...]) -> Arrays:
+    """SVHN's cropped digits from MATLAB files; the published label 10 is the digit 0.
+
+    Raises:
+        UsageError: scipy is missing, or a file is missing or is not the published one.
+    """
+    from torchvision.datasets import SVHN
+
+    parts: list[Tensor] = []
+    for split in ("train", "test"):
+        try:
+            found = SVHN(str(folder), split=split)
+        except ImportError as error:
+            raise UsageError("svhn's MATLAB files need scipy: pip install scipy (its parquet form does not)") from error
+        except RuntimeError as error:
+            raise UsageError(
+                f"{folder}/{split}_32x32.mat is missing or damaged; remove it and fetch it again"
+            ) from error
+        parts += [torch.from_numpy(np.ascontiguousarray(found.data)), torch.from_numpy(found.labels.astype(np.int64))]
+    return Arrays(parts[0], parts[1], parts[2], parts[3], classes)
+
+
+def tiny(folder: Path) -> Encoded:
+    """Tiny-ImageNet's folders; the validation part is the test part, as its own test part has no labels.
+
+    Raises:
+        UsageError: the validation part is missing or names an unknown class.
+    """
+    validation, annotations = folder / "val", folder / "val" / "val_annotations.txt"
+    if not validation.is_dir():
+        raise UsageError(f"{folder} lacks its folder val; fetch the data set again")
+    if not (validation / "images").is_dir() or not annotations.is_file():
+        return _folder.encoded(folder, folder / "train", validation)  # a copy that was sorted into class folders
+    classes, train = _folder.images_below(folder / "train", folder)
+    rows = [line.split("\t") for line in annotations.read_text(encoding="utf-8").splitlines() if line.strip()]
+    numbers = {name: number for number, name in enumerate(classes)}
+    try:
+        labels = [numbers[row[1]] for row in rows]
+    except (KeyError, IndexError) as error:
+        raise UsageError(f"{annotations} does not go with the class folders of {folder / 'train'} ({error})") from error
+    paths = [validation / "images" / row[0] for row in rows]
+    test = _folder.part(paths, labels, folder)
+    files = file_identity([Path(str(path)) for path in train.items] + [p for p in paths if p.exists()], folder)
+    return Encoded({"files": files, "classes": classes}, lambda: Listing(train, test, classes))

@@ -1,0 +1,208 @@
+"""Real images by name: where they come from, and what they are before any preprocessing.
+
+fashion-mini                       embedded, needs nothing
+fashion-mnist mnist svhn cifar10 cifar100 tiny-imagenet
+                                   found where users have them, else downloaded
+folder:PATH  parquet:PATH          a user's own
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dd.data import _embedded, _find, _folder, _idx, _images, _native, _parquet
+from dd.data._catalogue import ALL_AUGMENTATIONS, CATALOGUE, Constants, Entry
+from dd.data._content import Arrays, Encoded
+from dd.errors import UsageError, unknown
+from dd.io import digest
+from dd.runs.store import Store
+
+_CACHE_FORMAT = 1  # a change of how images are decoded makes the cached ones stale
+_NOT_STATED = "not stated"
+_TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
+_OWN: dict[str, Callable[[Path], Encoded]] = {
+    "folder": _folder.read,
+    "parquet": lambda path: _parquet.read(_parquet.at(path)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """A data set as it came, on the CPU.
+
+    Attributes:
+        name: what it was asked for by.
+        train_images: uint8 (n, c, h, w).
+        train_labels: int64 (n,).
+        test_images: uint8 (m, c, h, w).
+        test_labels: int64 (m,).
+        classes: names in label order.
+        where: what it was read from.
+        licence: "not stated" is a value.
+        constants: published mean and standard deviation per channel in [0, 1] units; None: fit them.
+        augment: DSA strategy that suits it.
+        notes: what a user should know about it, or "".
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    where: str
+    licence: str
+    constants: Constants | None
+    augment: str
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """One line of `dd data`.
+
+    Attributes:
+        name: what to ask for.
+        description: one line.
+        where: where it was found, or None.
+        bytes: its size on disk, or of the download; None when not known.
+        licence: "not stated" is a value.
+    """
+
+    name: str
+    description: str
+    where: str | None
+    bytes: int | None
+    licence: str
+
+
+@dataclass(frozen=True)
+class Located:
+    """A data set that was found but not read.
+
+    Attributes:
+        name: what it was asked for by.
+        where: what it will be read from.
+        entry: what is known about it, when it goes by a name.
+        read: reads it, or lists its encoded images.
+    """
+
+    name: str
+    where: str
+    entry: Entry | None
+    read: Callable[[], Arrays | Encoded]
+
+    @property
+    def channels(self) -> int | None:
+        """Channels that are known beforehand."""
+        return self.entry.channels if self.entry else None
+
+
+def load_raw(name: str, *, download: bool = True) -> Raw:
+    """Find and read a data set; decoded images are kept in the cache.
+
+    Args:
+        name: see the top of this file.
+        download: whether a named one may be downloaded when it is nowhere.
+
+    Raises:
+        UsageError: the name is unknown; it is nowhere and cannot be downloaded; images are broken.
+    """
+    located = locate(name, download=download)
+    content = located.read()
+    return finish(located, _decoded(located, content) if isinstance(content, Encoded) else content)
+
+
+def list_sources() -> list[SourceInfo]:
+    """All sources and where they are; nothing is read or decoded."""
+    rows = [_info(entry) for entry in CATALOGUE.values()]
+    own = "your own images: PATH/train/CLASS/… and PATH/test/CLASS/…, or PATH/CLASS/…"
+    rows.append(SourceInfo("folder:PATH", own, None, None, _NOT_STATED))
+    rows.append(
+        SourceInfo("parquet:PATH", "your own images: a parquet file, or a folder of them", None, None, _NOT_STATED)
+    )
+    return rows
+
+
+def locate(name: str, *, download: bool = True) -> Located:
+    """Find a data set, downloading it if need be; arguments and errors as for `load_raw`."""
+    kind, colon, rest = name.partition(":")
+    if colon and kind in _OWN:
+        if not rest:
+            raise UsageError(f"dataset={name} names no path; write dataset={kind}:PATH")
+        path = Path(rest).expanduser()
+        return Located(name, str(path), None, lambda: _OWN[kind](path))
+    if name not in CATALOGUE:
+        raise unknown("data set", name, [*CATALOGUE, "folder:PATH", "parquet:PATH"])
+    entry = CATALOGUE[name]
+    if entry.native == "embedded":
+        return Located(name, str(_embedded.FOLDER), entry, _embedded.read)
+    found = _find.find(entry)
+    if found is None and not download:
+        raise _find.missing(entry, "may not be downloaded here")
+    found = found or _find.fetch(entry)
+    return Located(name, str(found.path), entry, lambda: _read(entry, found))
+
+
+def finish(located: Located, arrays: Arrays) -> Raw:
+    """What was read, together with what is known about it."""
+    entry, notes = located.entry, list(arrays.notes)
+    if entry and entry.note:
+        notes.append(entry.note)
+    if entry and arrays.jpeg and entry.lossless:
+        notes.append("decoded from a JPEG copy, so pixels differ slightly from the published ones")
+    if entry and len(arrays.classes) != entry.classes_expected:
+        notes.append(f"a part of {entry.name}: {len(arrays.classes)} of its {entry.classes_expected} classes")
+    return Raw(
+        name=located.name,
+        train_images=arrays.train_images,
+        train_labels=arrays.train_labels,
+        test_images=arrays.test_images,
+        test_labels=arrays.test_labels,
+        classes=arrays.classes,
+        where=located.where,
+        licence=entry.licence if entry else _NOT_STATED,
+        constants=entry.constants if entry else None,
+        augment=entry.augment if entry else ALL_AUGMENTATIONS,
+        notes="; ".join(notes),
+    )
+
+
+def _info(entry: Entry) -> SourceInfo:
+    if entry.native == "embedded":
+        return SourceInfo(entry.name, entry.description, str(_embedded.FOLDER), _embedded.size(), entry.licence)
+    found = _find.find(entry)
+    size = found.bytes() if found else round(sum(remote.megabytes for remote in entry.remotes) * 1e6)
+    return SourceInfo(entry.name, entry.description, str(found.path) if found else None, size, entry.licence)
+
+
+def _read(entry: Entry, found: _find.Found) -> Arrays | Encoded:
+    if found.parquet:
+        return _parquet.read(found.parquet, entry.classes)
+    if entry.native == "tiny":
+        return _native.tiny(found.path)
+    if entry.native == "svhn":
+        return _native.svhn(found.path, entry.classes or ())
+    if entry.native == "idx":
+        return _idx.read(found.path, entry.classes or ())
+    return _native.cifar(found.path, hundred=entry.native == "cifar100")
+
+
+def _decoded(located: Located, content: Encoded) -> Arrays:
+    """Encoded images as arrays, from the cache where they are there."""
+
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        arrays, broken = _images.decode(content.listing(), located.channels)
+        _images.refuse(broken, located.name)
+        tensors = {key: getattr(arrays, key) for key in _TENSORS}
+        return tensors, {"classes": arrays.classes, "notes": arrays.notes, "jpeg": arrays.jpeg}
+
+    spec = {"format": _CACHE_FORMAT, "name": located.name, "files": digest(content.identity, length=64)}
+    kept = Store().tensors("images", spec, make, what=f"the decoded images of {located.name}")
+    assert kept.tensors is not None, "made of tensors"
+    tensors = {key: kept.tensors[key] for key in _TENSORS}
+    info = kept.info
+    return Arrays(**tensors, classes=tuple(info["classes"]), notes=tuple(info["notes"]), jpeg=info["jpeg"])

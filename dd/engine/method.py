@@ -1,0 +1,174 @@
+"""What a distillation method is: `Method`, its view of the world `Task`, its variables `Synthetic`."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dd.data import RealData
+from dd.networks import Functional, NetworkSpec, build
+from dd.rng import generator
+from dd.runs.store import Store
+from dd.sets import DistilledSet
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to distil.  Read-only; everything random is drawn from a generator named after its purpose.
+
+    Attributes:
+        data: the real images.
+        targets: (n,) int64, the class of every synthetic image asked for, class-major.
+        student: the architecture to distil for, resolved.
+        seed: the run's root seed.
+        device: where tensors live.
+        store: artefacts shared between runs.
+        compile: whether training loops may use `torch.compile`.
+        precision: "fp32", or "bf16" for autocast in training loops; inner loops always run in fp32.
+    """
+
+    data: RealData
+    targets: Tensor
+    student: NetworkSpec
+    seed: int
+    device: torch.device
+    store: Store
+    compile: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.data.classes)
+
+    def generator(self, *path: str | int) -> torch.Generator:
+        """A CPU generator for one named purpose of this run."""
+        return generator(self.seed, *path)
+
+    def build(self, rng: torch.Generator) -> nn.Module:
+        """A student with fresh weights drawn from `rng`."""
+        data = self.data
+        shape = {"channels": data.channels, "size": data.size, "classes": self.classes}
+        return build(self.student, **shape, generator=rng, device=self.device)
+
+    def network(self, *path: str | int) -> nn.Module:
+        """A fresh student whose weights are a function of the run's seed and of `path`."""
+        return self.build(self.generator("network", *path))
+
+    def functional(self) -> Functional:
+        """The student as a pure function of one flat parameter vector; its own weights do not matter."""
+        return Functional(self.network("skeleton"))
+
+    def total_memory(self) -> int:
+        """Bytes of memory that the device has in all, in use or not."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    def real_indices(self, *path: str | int) -> Tensor:
+        """(n,) indices of random, distinct real training images, one for every target."""
+        rng = self.generator(*path)
+        chosen = torch.empty(len(self.targets), dtype=torch.long)
+        for c in range(self.classes):
+            slots = (self.targets.cpu() == c).nonzero().flatten()
+            pool = self.data.train.of_class(c)
+            chosen[slots] = pool[torch.randperm(len(pool), generator=rng)[: len(slots)]]
+        return chosen
+
+
+class Synthetic(nn.Module):
+    """The outer variables.  What is a `Parameter` here is what an optimiser may move.
+
+    A method may add variables of its own by assigning further parameters or buffers; checkpoints carry all of them.
+
+    Args:
+        images: (n, c, h, w) float, in the model space of the data.
+        targets: (n,) int64 class of every image.
+        labels: (n, k) logits where labels are learned or soft, else None.
+        lr: initial student learning rate where the method learns one, else None.
+    """
+
+    targets: Tensor
+
+    def __init__(self, images: Tensor, targets: Tensor, labels: Tensor | None = None, lr: float | None = None) -> None:
+        super().__init__()
+        self.images = nn.Parameter(images.detach().clone())
+        self.register_buffer("targets", targets)
+        self.labels = None if labels is None else nn.Parameter(labels.detach().clone())
+        self.lr = (
+            None if lr is None else nn.Parameter(torch.tensor(float(lr), device=images.device, dtype=images.dtype))
+        )
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Returned by `Method.loss` for an iteration that the method itself leaves out; nothing is updated.
+
+    Attributes:
+        value: the objective that led to it, for the log; may be NaN.
+        reason: a few words for the log.
+    """
+
+    value: float
+    reason: str
+
+
+Objective: TypeAlias = Tensor | Mapping[str, Tensor] | Skip
+"""What `Method.loss` returns: a scalar, named scalars that are summed, or a `Skip`."""
+
+
+class Method:
+    """A published method.  A frozen dataclass: its fields are its hyper-parameters, and nothing else.
+
+    The engine calls `prepare`, `start`, `optimisers`, then `loss` and `project` once an iteration, then `finish`.  A
+    method
+    with no outer loop (selection, crops) has `iterations = 0`.  `__post_init__` may only raise `ValueError`, for fields
+    that contradict one another.
+    """
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    iterations: int = 0
+
+    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
+        """Artefacts `prepare` will ask the store for, as (kind, spec, words); for plans, without making any."""
+        return ()
+
+    def prepare(self, task: Task) -> Any:
+        """Experts, teachers or statistics, from the store where they exist."""
+        return None
+
+    def start(self, task: Task, prepared: Any) -> Synthetic:
+        """The variables at iteration 0."""
+        raise NotImplementedError
+
+    def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
+        """One optimiser per group of variables; all are stepped once an iteration."""
+        return ()
+
+    def loss(self, syn: Synthetic, task: Task, prepared: Any, it: int) -> Objective:
+        """The objective of iteration `it`, to be minimised."""
+        raise NotImplementedError
+
+    def project(self, syn: Synthetic, task: Task) -> None:
+        """Called after every update, for example to clamp pixels."""
+
+    def finish(self, syn: Synthetic, task: Task, prepared: Any) -> DistilledSet:
+        """The set that evaluation consumes; also called on the variables at iteration 0, for `start`."""
+        images = syn.images.detach().clone()
+        hard = syn.labels is None
+        return DistilledSet(
+            images=images,
+            labels=syn.targets.clone() if syn.labels is None else syn.labels.detach().clone(),
+            label_kind="hard" if hard else "logits",
+            classes=task.data.classes,
+            source=task.data.name,
+            source_fingerprint=task.data.fingerprint,
+            space=task.data.preprocess.spec(),
+            augment=task.data.augment,
+            lr=None if syn.lr is None else float(syn.lr.detach()),
+        )

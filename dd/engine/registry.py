@@ -1,0 +1,163 @@
+"""Methods by name: registered by decorator, found by file name, by entry point, or by path.
+
+A method of ours is `methods/<family>/<name>.py`; one of an installed package is an entry point in the group
+`dd.methods`;
+one in the making is `path/to/file.py` or `path/to/file.py:name`.  Nothing is imported before it is asked for.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from dd.errors import RunError, UsageError, unknown
+
+if TYPE_CHECKING:
+    from dd.engine.method import Method
+
+GROUP = "dd.methods"
+M = TypeVar("M", bound="type[Method]")
+_registered: dict[str, "type[Method]"] = {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a method comes from; `error` says why it cannot be used, if so."""
+
+    name: str
+    family: str
+    package: str
+    summary: str
+    error: str | None = None
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator that makes a `Method` known under `name`.
+
+    Raises:
+        UsageError: the name is taken by another class.
+    """
+
+    def decorate(cls: M) -> M:
+        other = _registered.get(name)
+        if other is not None and _source(other) != _source(cls):
+            raise UsageError(f"method name {name!r} is taken by {other.__module__}; choose another in {cls.__module__}")
+        cls.name = name
+        _registered[name] = cls
+        return cls
+
+    return decorate
+
+
+def names() -> list[str]:
+    """All names that `get` knows, sorted; imports no method."""
+    return sorted({*_builtin(), *_plugins(), *_registered})
+
+
+def get(name: str) -> "type[Method]":
+    """The class registered under `name`, importing its file first where needed.
+
+    Args:
+        name: a registered name, or `path/to/file.py`, or `path/to/file.py:name`.
+
+    Raises:
+        UsageError: no such method, or a file that registers none or several.
+        RunError: a plug-in that fails to import.
+    """
+    if name.endswith(".py") or ".py:" in name:
+        return _from_file(name)
+    if name in _registered:
+        return _registered[name]
+    if name in _builtin():
+        importlib.import_module(_builtin()[name])
+    elif name in _plugins():
+        _load(_plugins()[name])
+    if name not in _registered:
+        raise unknown("method", name, names())
+    return _registered[name]
+
+
+def entries() -> list[Entry]:
+    """One `Entry` per name, importing each; a plug-in that fails is listed with its error."""
+    found = []
+    for name in names():
+        try:
+            cls = get(name)
+        except Exception as error:
+            plugin = _plugins().get(name)
+            package = plugin.value if plugin else "dd"
+            found.append(Entry(name, "?", package, "", f"{type(error).__name__}: {error}"))
+            continue
+        module = cls.__module__.split(".")
+        ours = module[:2] == ["dd", "methods"]
+        summary = (cls.__doc__ or "").strip().split("\n")[0]
+        found.append(Entry(name, module[2] if ours else "plug-in", "dd" if ours else module[0], summary))
+    return found
+
+
+def _builtin() -> dict[str, str]:
+    package = importlib.import_module("dd.methods")
+    found = {}
+    for family in pkgutil.iter_modules(package.__path__):
+        if family.ispkg:
+            folder = [str(Path(path) / family.name) for path in package.__path__]
+            for module in pkgutil.iter_modules(folder):
+                if not module.name.startswith("_"):
+                    found[module.name] = f"dd.methods.{family.name}.{module.name}"
+    return found
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _load(point: EntryPoint) -> None:
+    try:
+        cls = point.load()
+    except Exception as error:
+        raise RunError(
+            f"the plug-in {point.name!r} ({point.value}) fails to import: {type(error).__name__}: {error}"
+        ) from error
+    if point.name not in _registered:
+        register(point.name)(cls)
+
+
+def _from_file(text: str) -> "type[Method]":
+    path_text, _, wanted = text.partition(".py:")
+    path = Path(path_text if path_text.endswith(".py") else path_text + ".py").expanduser().resolve()
+    if not path.is_file():
+        raise UsageError(f"no method file {str(path)!r}; give the path of a Python file that registers one")
+    module_name = "dd_method_" + path.stem
+    loaded = sys.modules.get(module_name)
+    if loaded is None or Path(loaded.__file__ or "").resolve() != path:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = loaded
+        try:
+            spec.loader.exec_module(loaded)
+        except Exception as error:
+            del sys.modules[module_name]
+            if isinstance(error, UsageError):
+                raise
+            raise RunError(f"{path} fails to import: {type(error).__name__}: {error}") from error
+    here = {name: cls for name, cls in _registered.items() if cls.__module__ == module_name}
+    if wanted:
+        if wanted not in here:
+            raise unknown(f"method in {path.name}", wanted, here)
+        return here[wanted]
+    if len(here) != 1:
+        raise UsageError(
+            f"{path} registers {len(here)} methods ({', '.join(here) or 'none'}); name one as {path.name}:NAME"
+        )
+    return next(iter(here.values()))
+
+
+def _source(cls: type) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__

@@ -1,0 +1,140 @@
+"""The outer loop."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dd.engine.checkpoint import Checkpoint
+from dd.engine.method import Method, Objective, Skip, Synthetic, Task
+from dd.errors import RunError
+from dd.runs.stop import Stop
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_EVERY = 10  # iterations
+MAX_SKIPS = 50  # skipped iterations in a row after which a run has gone wrong
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What looks on while a synthesis runs; none of it changes the result.
+
+    Attributes:
+        log: called every iteration with (it, scalars).
+        probe: called with the variables at `probe_at` iterations; returns held-out accuracy in percent.
+        probe_at: iterations before which it is called.
+        stop: signals.
+    """
+
+    log: Callable[[int, Mapping[str, Any]], None] = lambda it, scalars: None
+    probe: Callable[[Synthetic], float] | None = None
+    probe_at: frozenset[int] = frozenset()
+    stop: Stop = field(default_factory=lambda: Stop(""))
+
+    def probed(self, syn: Synthetic, it: int) -> dict[str, Any]:
+        """The probe's scalar, where one is due."""
+        return {"probe": self.probe(syn)} if self.probe and it in self.probe_at else {}
+
+
+def synthesise(
+    method: Method,
+    task: Task,
+    prepared: Any,
+    syn: Synthetic,
+    checkpoint: Checkpoint | None = None,
+    watch: Watch = Watch(),
+) -> Synthetic:
+    """Run a method's outer loop from `syn`, or from where an interrupted run left it.
+
+    Args:
+        method: the method.
+        task: what to distil.
+        prepared: what `method.prepare` returned.
+        syn: the variables at iteration 0; changed in place.
+        checkpoint: where to save; None: nowhere.
+        watch: log, probe and signals.
+
+    Returns:
+        `syn`, after the last iteration.
+
+    Raises:
+        RunError: a term or a gradient is not finite, or too many iterations were skipped in a row; the last good state
+            is saved.
+        Interrupted: a signal came; the state is saved.
+    """
+    optimisers = list(method.optimisers(syn))
+    loaded = checkpoint.load(syn, optimisers) if checkpoint else None
+    first, facts = loaded or (0, {"skips": 0})
+    if loaded:
+        log.info("synthesis goes on at iteration %d of %d", first, method.iterations)
+    skips = facts["skips"]
+
+    def save(it: int) -> None:
+        if checkpoint:
+            checkpoint.save(it, syn, optimisers, {"skips": skips})
+
+    with watch.stop.deferred():
+        for it in range(first, method.iterations):
+            if watch.stop.requested:
+                save(it)
+                raise watch.stop.error()
+            scalars = watch.probed(syn, it)
+            outcome = method.loss(syn, task, prepared, it)
+            skips = skips + 1 if isinstance(outcome, Skip) else 0
+            try:
+                scalars |= _update(outcome, syn, optimisers, it)
+                _limit(skips, outcome)
+            except RunError:
+                save(it)
+                raise
+            method.project(syn, task)
+            if syn.lr is not None:
+                scalars["lr"] = float(syn.lr.detach())
+            watch.log(it, scalars)
+            if (it + 1) % CHECKPOINT_EVERY == 0:
+                save(it + 1)
+        if last := watch.probed(syn, method.iterations):
+            watch.log(method.iterations, last)
+    return syn
+
+
+def _update(outcome: Objective, syn: Synthetic, optimisers: Sequence[Optimizer], it: int) -> dict[str, Any]:
+    """Go backwards and step, unless the outcome is a skip or not finite; returns scalars for the log."""
+    if isinstance(outcome, Skip):
+        return {"loss": outcome.value, "skipped": 1}
+    terms = {"loss": outcome} if isinstance(outcome, Tensor) else dict(outcome)
+    values = {name: float(value.detach()) for name, value in terms.items()}
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise RunError(_not_finite(f"the term {bad[0]!r} of the objective is {values[bad[0]]}", it))
+    for optimiser in optimisers:
+        optimiser.zero_grad(set_to_none=True)
+    torch.stack([value.double() for value in terms.values()]).sum().backward()
+    for name, variable in syn.named_parameters():
+        if variable.grad is not None and not torch.isfinite(variable.grad).all():
+            raise RunError(_not_finite(f"the gradient of {name!r} is not finite", it))
+    for optimiser in optimisers:
+        optimiser.step()
+    shown = values if len(values) > 1 else {}
+    return {"loss": sum(values.values()), **shown, "skipped": 0}
+
+
+def _limit(skips: int, outcome: Objective) -> None:
+    if skips >= MAX_SKIPS and isinstance(outcome, Skip):
+        raise RunError(
+            f"{skips} iterations in a row were skipped ({outcome.reason}): "
+            "lower lr_img or lr_lr, or the window of start epochs"
+        )
+
+
+def _not_finite(what: str, it: int) -> str:
+    return (
+        f"{what} at iteration {it}; the last good state is kept. "
+        "Try a smaller lr_img or lr_lr, or an earlier window of start epochs"
+    )

@@ -1,0 +1,38 @@
+"""The three ways a run ends that are not success, and the words that help out of them."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UsageError(Exception):
+    """Wrong use: one clear line that names the value and the way out.  Exit code 2."""
+
+
+class RunError(Exception):
+    """The run failed through no fault of the command line (a NaN, a damaged file).  Exit code 1."""
+
+
+class Interrupted(Exception):
+    """The run was stopped by a signal after its state had been saved.
+
+    Attributes:
+        exit_code: 130 after Ctrl-C, 75 ("saved, start me again") after SIGTERM.
+    """
+
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'convnet'?"` for the close matches of `name` among `known`, else the whole list."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return "; did you mean " + " or ".join(f"{c!r}" for c in close) + "?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """A ready-made error for a name that is not in a list."""
+    return UsageError(f"unknown {kind} {name!r}{nearest(name, known)}")

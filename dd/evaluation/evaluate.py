@@ -1,0 +1,233 @@
+"""Train fresh students on a set and on what it must be compared with.
+
+Every student is an artefact of its own: an interrupted evaluation goes on with the next one, and the controls of one
+data set are shared by all methods.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd.data import RealData
+from dd.engine.method import Task
+from dd.errors import UsageError
+from dd.evaluation.protocols import Protocol
+from dd.evaluation.report import Report, Score
+from dd.sets import DistilledSet
+from dd.training.loop import Batches, Trainer, accuracy
+
+KIND = "students"
+VERSION = 1  # of the training of students: part of every key, raised when results change
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Something students are trained on: `load(j)` gives images (n, c, h, w) and targets for student j.
+
+    Attributes:
+        name: in logs.
+        key: j -> what determines the images and labels of student j.
+        load: j -> (images, targets), targets (n,) int64 or (n, k) probabilities.
+        n: number of images.
+        batches: replaces `load` where the images are too many for one tensor.
+    """
+
+    name: str
+    key: Callable[[int], Any]
+    load: Callable[[int], tuple[Tensor, Tensor]]
+    n: int
+    batches: Batches | None = None
+
+
+class Evaluator:
+    """Trains students of one architecture under one protocol and remembers every one of them.
+
+    Args:
+        task: gives data, student, seed, device and store.
+        protocol: how students are trained.
+        on_student: called with a line of progress after every student.
+        force: train students again even where the store has them.
+    """
+
+    def __init__(
+        self, task: Task, protocol: Protocol, *, on_student: Callable[[str], None] | None = None, force: bool = False
+    ) -> None:
+        self.task, self.protocol, self.force = task, protocol, force
+        self._say = on_student or (lambda _: None)
+        self._trainer: Trainer | None = None
+
+    def score(self, arm: Arm, lr: float, students: int, note: str = "") -> Score:
+        """Train `students` students on an arm."""
+        rows = [self._student(arm, lr, j) for j in range(students)]
+        holdout = tuple(row["holdout"] for row in rows if row["holdout"] is not None)
+        return Score(tuple(row["test"] for row in rows), holdout, lr, note)
+
+    def better_lr(self, arm: Arm, candidates: Sequence[float], students: int) -> Score:
+        """Train at the candidate lr that does best on the held-out images, judged by the first few students."""
+        if len(candidates) == 1:
+            return self.score(arm, candidates[0], students, "the protocol's lr")
+        if not len(self.task.data.holdout):
+            return self.score(arm, candidates[0], students, "the protocol's lr: no held-out images to choose with")
+        pilots = min(self.protocol.pilots, students)
+        trials = [self.score(arm, lr, pilots) for lr in candidates]
+        means = [sum(trial.holdout) / len(trial.holdout) for trial in trials]
+        best = candidates[means.index(max(means))]
+        tried = ", ".join(f"{lr:.4g}: {mean:.1f} %" for lr, mean in zip(candidates, means, strict=True))
+        return self.score(arm, best, students, f"better of {tried} on held-out images")
+
+    def probe(self, distilled: DistilledSet) -> float:
+        """Held-out accuracy in percent of one briefly trained student: a curve, never a selection on test images."""
+        steps = min(self.protocol.probe_steps, self.protocol.total_steps(distilled.n))
+        brief = Evaluator(self.task, replace(self.protocol, steps=steps, epochs=None))
+        brief._trainer = self._shared_trainer()
+        return brief._student(set_arm("probe", distilled, self.task.device), self.lr_of(distilled), 0)["holdout"]
+
+    def lr_of(self, distilled: DistilledSet) -> float:
+        """The set's own learned lr, or the protocol's.
+
+        Raises:
+            UsageError: the learned lr is not positive, so no student can be trained with it.
+        """
+        if distilled.lr is None:
+            return self.protocol.lr
+        if distilled.lr <= 0:
+            raise UsageError(
+                f"the set's learned lr is {distilled.lr:.3g}, no use for a student; distil with a smaller lr_lr"
+            )
+        return distilled.lr
+
+    def _student(self, arm: Arm, lr: float, j: int) -> dict[str, Any]:
+        task = self.task
+        spec = {
+            "version": VERSION,
+            "arm": arm.key(j),
+            "lr": lr,
+            "training": self.protocol.training(),
+            "student": asdict(task.student),
+            "data": task.data.fingerprint,
+            "augment": task.data.augment,
+            "seed": task.seed,
+            "member": j,
+            "compile": task.compile,
+            "precision": task.precision,
+            "device": task.device.type,
+        }
+        what = f"student {j + 1} on {arm.name} (lr {lr:.4g})"
+        row = task.store.value(KIND, spec, partial(self._train, arm, lr, j), what, force=self.force).value
+        self._say(f"{what}: {row['test']:.2f} %")
+        return row
+
+    def _train(self, arm: Arm, lr: float, j: int) -> dict[str, Any]:
+        data, began = self.task.data, time.perf_counter()
+        batches = arm.batches or partial(_passes, *arm.load(j), self.protocol.batch)
+        fit = self.protocol.fit(arm.n, lr, data.augment)
+        network = next(self._shared_trainer().train([(self.task.seed, "student", j)], batches, fit))
+        holdout = accuracy(network, data.holdout.batches(512)) if len(data.holdout) else None
+        test = accuracy(network, data.test.batches(512))
+        return {"test": test, "holdout": holdout, "seconds": time.perf_counter() - began}
+
+    def _shared_trainer(self) -> Trainer:
+        if self._trainer is None:
+            self._trainer = Trainer(self.task.build, self.task.compile, self.task.precision)
+        return self._trainer
+
+
+def set_arm(name: str, distilled: DistilledSet, device: torch.device) -> Arm:
+    """The images of a set, as pixels."""
+    distilled.check()
+    digest = distilled.digest()
+
+    def load(_: int) -> tuple[Tensor, Tensor]:
+        targets = distilled.labels if distilled.label_kind == "hard" else distilled.targets()
+        return distilled.images.to(device), targets.to(device)
+
+    return Arm(name, lambda _: digest, load, distilled.n)
+
+
+def control_arm(task: Task) -> Arm:
+    """Random real images with hard labels, as many per class as the set has, a new draw for every student."""
+    counts = torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()
+
+    def load(j: int) -> tuple[Tensor, Tensor]:
+        index = task.real_indices("control", j)
+        return task.data.train.images(index), task.data.train.labels[index.to(task.device)]
+
+    return Arm("random real images", lambda j: {"random": counts, "draw": j}, load, len(task.targets))
+
+
+def full_arm(data: RealData, batch: int) -> Arm:
+    """All real training images."""
+
+    def load(_: int) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("read in batches")
+
+    return Arm("all real images", lambda _: "full", load, len(data.train), partial(data.train.batches, batch))
+
+
+def evaluate(
+    distilled: DistilledSet, start: DistilledSet | None, evaluator: Evaluator, *, controls: bool = True
+) -> Report:
+    """Score a set, its control, its starting point and the full data.
+
+    Args:
+        distilled: the set.
+        start: the set at iteration 0, or None.
+        evaluator: task and protocol.
+        controls: False leaves everything but the set's own accuracy out.
+    """
+    task, protocol = evaluator.task, evaluator.protocol
+    missing: dict[str, str] = {}
+    lr = evaluator.lr_of(distilled)
+    own = "learned by the method" if distilled.lr is not None else "the protocol's lr"
+    accuracy_ = evaluator.score(set_arm("the distilled set", distilled, task.device), lr, protocol.students, own)
+    candidates = [protocol.lr] if distilled.lr is None else [protocol.lr, lr]
+    control = begin = full = None
+    if controls:
+        control = evaluator.better_lr(control_arm(task), candidates, protocol.students)
+        if start is None:
+            missing["start"] = "the set at iteration 0 is not known"
+        else:
+            arm = set_arm("the set at iteration 0", start, task.device)
+            begin = evaluator.better_lr(arm, candidates, protocol.students)
+        full, why = _full(evaluator)
+        if why:
+            missing["full"] = why
+    else:
+        missing |= dict.fromkeys(("control", "start", "full"), "not asked for")
+    student = asdict(task.student)
+    return Report(
+        accuracy=accuracy_,
+        control=control,
+        start=begin,
+        full=full,
+        missing=missing,
+        protocol=asdict(protocol),
+        fingerprint=protocol.fingerprint(student, task.data.augment),
+        student=student,
+        dataset={k: getattr(task.data, k) for k in ("name", "where", "licence", "notes", "fingerprint")},
+        bytes=distilled.bytes(),
+        provenance=dict(distilled.provenance),
+    )
+
+
+def _full(evaluator: Evaluator) -> tuple[Score | None, str]:
+    protocol, data = evaluator.protocol, evaluator.task.data
+    n = len(data.train)
+    passes = protocol.total_steps(n) * min(protocol.batch, n) * protocol.full_students
+    if protocol.full is False:
+        return None, "eval.full=false"
+    if protocol.full is None and passes > protocol.full_budget:
+        budget = protocol.full_budget
+        return None, f"{passes:,} image passes are above eval.full_budget={budget:,}; ask for it with eval.full=true"
+    return evaluator.score(full_arm(data, protocol.batch), protocol.lr, protocol.full_students, "the protocol's lr"), ""
+
+
+def _passes(images: Tensor, targets: Tensor, batch: int, rng: torch.Generator):  # noqa: ANN202
+    order = torch.randperm(len(images), generator=rng).to(images.device)
+    for index in order.split(batch):
+        yield images[index], targets[index]

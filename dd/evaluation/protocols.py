@@ -1,0 +1,127 @@
+"""How students are trained and scored: one frozen record, with a fingerprint that numbers must share to be compared."""
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from dd.io import digest
+from dd.training.loop import Fit
+
+_NO_PART_OF_THE_NUMBER = (
+    "protocol",
+    "students",
+    "pilots",
+    "full",
+    "full_students",
+    "full_budget",
+    "probes",
+    "probe_steps",
+)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol.  Accuracy is always top-1 on the test images after the last step.
+
+    Attributes:
+        protocol: the name it started from.
+        students: fresh networks per number; also the number of control draws.
+        steps: SGD steps of a student; None where `epochs` counts.
+        epochs: passes over the set; None where `steps` counts.
+        batch: images per step; a smaller set is used whole at every step.
+        lr: learning rate where the set has not learned one.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        decay_at: fraction of the training after which lr is multiplied by `decay` and the momentum dropped.
+        decay: that factor.
+        augment: DSA, one operation per batch, with the strategy of the data set.
+        pilots: students per candidate lr with which the lr of control and start is chosen on the held-out images.
+        full: train on all real images too; None: where `full_budget` allows.
+        full_students: networks of that reference.
+        full_budget: image passes that the reference may cost; the default is about a minute for fashion-mini on 2
+        cores.
+        probes: how often the synthesis is scored on held-out images on its way; 0 for never.
+        probe_steps: steps of a probe's student.
+    """
+
+    protocol: str = "quick"
+    students: Annotated[int, Field(ge=1)] = 5
+    steps: Annotated[int, Field(ge=1)] | None = 300
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    batch: Annotated[int, Field(ge=1)] = 256
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    decay_at: Annotated[float, Field(gt=0, le=1)] = 0.5
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    augment: bool = True
+    pilots: Annotated[int, Field(ge=1)] = 2
+    full: bool | None = None
+    full_students: Annotated[int, Field(ge=1)] = 2
+    full_budget: Annotated[int, Field(ge=0)] = 80_000
+    probes: Annotated[int, Field(ge=0)] = 4
+    probe_steps: Annotated[int, Field(ge=1)] = 100
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"give one of steps and epochs, not steps={self.steps} with epochs={self.epochs}")
+
+    def total_steps(self, n: int) -> int:
+        """SGD steps of a student on a set of n images."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        # the trajectory-matching family counts epochs 0..E inclusive
+        return (self.epochs + 1) * self.passes_to_steps(n)
+
+    def passes_to_steps(self, n: int) -> int:
+        """Steps in one pass over n images."""
+        return -(-n // self.batch)
+
+    def fit(self, n: int, lr: float, strategy: str) -> Fit:
+        """The training of one student on n images."""
+        steps = self.total_steps(n)
+        if self.epochs is not None:
+            # lr falls after epoch index E // 2 + 1, as in the family's evaluation code
+            drop = (int(self.epochs * self.decay_at) + 2) * self.passes_to_steps(n)
+        else:
+            drop = int(steps * self.decay_at)
+        return Fit(
+            steps=steps,
+            lr=lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            decay_at=(drop,) if self.decay < 1 and drop < steps else (),
+            decay=self.decay,
+            strategy=strategy if self.augment else "none",
+        )
+
+    def training(self) -> dict[str, Any]:
+        """The fields that decide a student's accuracy."""
+        return {k: v for k, v in asdict(self).items() if k not in _NO_PART_OF_THE_NUMBER}
+
+    def fingerprint(self, student: dict[str, Any], strategy: str) -> str:
+        """Hash of all that two numbers must share to be compared, but the data: training, network, augmentation."""
+        return digest(
+            {"training": self.training(), "student": student, "augment": strategy if self.augment else "none"}
+        )
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    # 300 steps at batch 128, measured to separate sets well on 2 cores
+    "quick": Protocol(batch=128),
+    # MTT, FTD, TESLA: 1000 epochs, batch 256 (Cazenavette et al. 2022, official evaluation)
+    "mtt": Protocol(protocol="mtt", steps=None, epochs=1000, probe_steps=500),
+    # DATM: the same at batch 128 (official configurations)
+    "datm": Protocol(protocol="datm", steps=None, epochs=1000, batch=128, probe_steps=500),
+    # to see that everything works
+    "smoke": Protocol(
+        protocol="smoke", students=2, steps=150, batch=128, pilots=1, full_budget=40_000, probes=2, probe_steps=50
+    ),
+}
+
+
+def default_protocol(dataset: str) -> Protocol:
+    """Where neither recipe nor command line names one: the papers' for their data sets, else the quick one."""
+    return PROTOCOLS["mtt" if dataset in ("cifar10", "cifar100", "tiny-imagenet", "svhn") else "quick"]

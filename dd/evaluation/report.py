@@ -1,0 +1,126 @@
+"""What evaluation says."""
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies of several students, in percent.
+
+    Attributes:
+        values: test accuracy of every student.
+        holdout: their accuracy on the held-out real images, empty without a hold-out.
+        lr: the learning rate they were trained with.
+        note: how that rate was chosen.
+    """
+
+    values: tuple[float, ...]
+    holdout: tuple[float, ...] = ()
+    lr: float = 0.0
+    note: str = ""
+
+    @property
+    def n(self) -> int:
+        """Number of students."""
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy in percent."""
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Standard deviation with n - 1 in the denominator; None for a single student."""
+        return statistics.stdev(self.values) if self.n > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, with `mean`, `std`, `n` and `values` first."""
+        head = {"mean": self.mean, "std": self.std, "n": self.n, "values": list(self.values)}
+        return head | {"holdout": list(self.holdout), "lr": self.lr, "note": self.note}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Score":
+        """Inverse of `to_dict`."""
+        return cls(tuple(value["values"]), tuple(value["holdout"]), value["lr"], value["note"])
+
+
+@dataclass(frozen=True)
+class Report:
+    """Accuracy of a set, and everything it must be read with.
+
+    Attributes:
+        accuracy: fresh students on the set.
+        control: fresh students on as many random real images, a new draw for each, at the better of the learned and the
+            default lr, chosen on held-out images.
+        start: fresh students on the set at iteration 0, with the labels it had there; same choice of lr.
+        full: fresh students on all real training images, or None.
+        missing: for each of the above that is None, why.
+        protocol: the protocol's fields; `fingerprint` its hash together with network and augmentation.
+        student: the network's fields.
+        dataset: name, path, notes of the data.
+        bytes: images, labels and total of the set.
+        cost: per stage, seconds and peak memory in bytes.
+        expected: the band that the recipe's cell gives, if any.
+        verdict: "inside", "outside" or "unverified", with the reason in `verdict_note`.
+    """
+
+    accuracy: Score
+    control: Score | None
+    start: Score | None
+    full: Score | None
+    missing: Mapping[str, str]
+    protocol: Mapping[str, Any]
+    fingerprint: str
+    student: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    bytes: Mapping[str, int]
+    name: str = ""
+    cost: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    expected: Mapping[str, Any] | None = None
+    verdict: str = "unverified"
+    verdict_note: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    device: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    recipe_hash: str = ""
+    command: str = ""
+
+    @property
+    def gap(self) -> float | None:
+        """Points by which the set is ahead of the control."""
+        return None if self.control is None else self.accuracy.mean - self.control.mean
+
+    @property
+    def gain(self) -> float | None:
+        """Points by which the set is ahead of its own starting point."""
+        return None if self.start is None else self.accuracy.mean - self.start.mean
+
+    @property
+    def pooled_std(self) -> float | None:
+        """sqrt((s1^2 + s2^2) / 2) of the set's students and the control's draws."""
+        if self.control is None or self.accuracy.std is None or self.control.std is None:
+            return None
+        return math.sqrt((self.accuracy.std**2 + self.control.std**2) / 2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        value = {"format": FORMAT} | asdict(self)
+        for name in ("accuracy", "control", "start", "full"):
+            score = getattr(self, name)
+            value[name] = None if score is None else score.to_dict()
+        return value | {"gap": self.gap, "gain": self.gain, "pooled_std": self.pooled_std}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Report":
+        """Inverse of `to_dict`."""
+        known = {k: v for k, v in value.items() if k in cls.__dataclass_fields__}
+        for name in ("accuracy", "control", "start", "full"):
+            known[name] = None if value[name] is None else Score.from_dict(value[name])
+        return cls(**known)

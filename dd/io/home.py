@@ -1,0 +1,36 @@
+"""Where things are kept, and whether we may write there."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from dd.errors import UsageError
+
+
+def home() -> Path:
+    """The folder of everything that runs share: `$DD_HOME`, else the user's cache folder; not necessarily there yet."""
+    named = os.environ.get("DD_HOME")
+    if named:
+        return Path(named).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("dd"))
+
+
+def writable(folder: Path, way_out: str) -> Path:
+    """Make `folder` if need be, and see that files can be made in it.
+
+    Args:
+        folder: the folder to write to.
+        way_out: what the user can do otherwise, for example "choose another place with out=FOLDER".
+
+    Raises:
+        UsageError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder} ({error.strerror or error}); {way_out}") from error
+    return folder

@@ -1,0 +1,31 @@
+"""Locks between processes, so that two runs never build the same thing twice."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`; say once that we wait when another process holds it.
+
+    Args:
+        path: the lock file; it is made, and stays.
+        what: named in the message, for example "expert 3 of cifar10".
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("waiting for another process that is making %s (lock: %s)", what, path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

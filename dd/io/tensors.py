@@ -1,0 +1,60 @@
+"""Named tensors in one safetensors file, written whole and always with the same bytes for the same content."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dd.io.atomic import atomic_path
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors (any device, any layout) and text metadata to a safetensors file, atomically.
+
+    Raises:
+        RunError: the disk is full; nothing of the new file is left behind.
+    """
+    from safetensors.torch import save_file
+
+    with atomic_path(Path(path)) as temporary:
+        save_file(_own(tensors), temporary, dict(metadata or {}))
+        _sort_metadata(temporary)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, memory-mapped on the CPU: pages are read when they are touched.
+
+    Raises:
+        FileNotFoundError, OSError: the file cannot be opened.
+        safetensors.SafetensorError: it is no safetensors file, or a truncated one.
+    """
+    from safetensors.torch import load_file
+
+    return load_file(path, device="cpu")
+
+
+def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # safetensors refuses tensors that share memory with one another, so those are copied
+    owned, seen = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage()
+        if memory.nbytes() != tensor.numel() * tensor.element_size() or memory.data_ptr() in seen:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        seen.add(memory.data_ptr())
+        owned[name] = tensor
+    return owned
+
+
+def _sort_metadata(path: Path) -> None:
+    # safetensors writes metadata in the random order of a hash table; sorted, equal content means equal bytes
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))

@@ -1,0 +1,7 @@
+"""Networks by name, as plain modules or as functions of one flat parameter vector."""
+
+from dd.networks.features import captured
+from dd.networks.functional import Functional
+from dd.networks.spec import NetworkSpec, build, resolve
+
+__all__ = ["Functional", "NetworkSpec", "build", "captured", "resolve"]

@@ -1,0 +1,57 @@
+"""The ConvNet of the distillation literature (Gidaris & Komodakis 2018; Zhao et al., "Dataset Condensation", 2021)."""
+
+from torch import Tensor, nn
+
+from dd.networks.layers import activation_layer, norm_layer, pooling_layer
+
+
+class ConvNet(nn.Module):
+    """`depth` blocks of 3×3 convolution, norm, activation and 2×2 pooling, then one linear layer.
+
+    Grey 28×28 images get a padding of 3 in the first convolution, so that the map is 32×32.  Weights are PyTorch's
+    default initialisation.
+
+    Args:
+        channels: channels of an image.
+        size: height and width of an image in pixels.
+        classes: number of logits.
+        depth: number of blocks, at least 1; with a pooling at most as many as the map can be halved.
+        width: channels of every block.
+        norm: see `layers.norm_layer`.
+        pooling: see `layers.pooling_layer`.
+        activation: see `layers.activation_layer`.
+
+    Raises:
+        UsageError: an unknown name of a part.
+    """
+
+    def __init__(
+        self, channels: int, size: int, classes: int, depth: int, width: int, norm: str, pooling: str, activation: str
+    ) -> None:
+        super().__init__()
+        side = map_side(channels, size)
+        blocks = []
+        for number in range(depth):
+            inputs, padding = (width, 1) if number else (channels, 1 + (side - size) // 2)
+            block = nn.Sequential()
+            block.add_module("conv", nn.Conv2d(inputs, width, 3, padding=padding))
+            block.add_module("norm", norm_layer(norm, width, side))
+            block.add_module("activation", activation_layer(activation))
+            block.add_module("pooling", pooling_layer(pooling))
+            blocks.append(block)
+            side = side if pooling == "none" else side // 2
+        self.features = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(width * side * side, classes)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The input of the linear layer: (n, c, h, w) to (n, features), flattened channel by channel."""
+        return self.features(images).flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits: (n, c, h, w) to (n, classes)."""
+        return self.classifier(self.embed(images))
+
+
+def map_side(channels: int, size: int) -> int:
+    """Side of the first block's map: the image's, except that grey 28×28 images become 32×32."""
+    return 32 if (channels, size) == (1, 28) else size

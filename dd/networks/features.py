@@ -1,0 +1,30 @@
+"""What happens inside a network: outputs of its layers, captured while it runs."""
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def captured(net: nn.Module, types: type[nn.Module] | tuple[type[nn.Module], ...]) -> Iterator[list[Tensor]]:
+    """Collect the outputs of all layers of the given types, with their graphs, in the order in which they run.
+
+    Args:
+        net: any network; also one that runs through `Functional`.
+        types: layer classes, for example `nn.Conv2d` or `(nn.ReLU, nn.AvgPool2d)`.
+
+    Yields:
+        A list that every forward pass inside the block extends; clear it between passes as needed.  The hooks are gone
+        when the block ends, however it ends.
+    """
+    outputs: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append(output)
+
+    with contextlib.ExitStack() as stack:
+        for layer in net.modules():
+            if isinstance(layer, types):
+                stack.callback(layer.register_forward_hook(keep).remove)
+        yield outputs

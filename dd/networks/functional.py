@@ -1,0 +1,109 @@
+"""A network as a function of one flat parameter vector, which trajectory matching differentiates through."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dd.errors import UsageError
+
+
+class Functional:
+    """The logits of a network as a function of all its parameters in one vector, in `named_parameters()` order.
+
+    The vector is cut into views, so that its gradient is put together by a single concatenation.  The module lends its
+    layers (and its train or eval mode); its own parameters are neither read nor changed by a call.  The type and
+    the device of the vector decide those of the computation.
+
+    Attributes:
+        module: the network.
+        names: parameter names in order.
+        shapes: their shapes.
+        size: length P of the vector.
+
+    Raises:
+        UsageError: the network keeps running statistics, which a vector of parameters does not hold.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        _refuse_running_statistics(module)
+        named = dict(module.named_parameters())
+        self.module = module
+        self.names = tuple(named)
+        self.shapes = tuple(parameter.shape for parameter in named.values())
+        self._sizes = [shape.numel() for shape in self.shapes]
+        self.size = sum(self._sizes)
+
+    def flatten(self, module: nn.Module) -> Tensor:
+        """The parameters of a network of this architecture as a new vector (P,), without a graph."""
+        named = dict(module.named_parameters())
+        self.require(_header(named.keys(), [p.shape for p in named.values()]), "a network given to flatten")
+        return torch.cat([parameter.detach().reshape(-1) for parameter in named.values()])
+
+    def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+        """Named views of a vector (P,), shaped as the parameters are."""
+        parts = flat.split(self._sizes)
+        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+
+    def __call__(self, flat: Tensor, images: Tensor) -> Tensor:
+        """Logits (n, classes) of the network with parameters `flat` (P,) for images (n, c, h, w) of the same type."""
+        state = self.unflatten(flat)
+        for name, buffer in self.module.named_buffers():  # constants of the architecture follow the vector
+            state[name] = buffer.to(flat) if buffer.is_floating_point() else buffer.to(flat.device)
+        return functional_call(self.module, state, (images,))
+
+    def load(self, module: nn.Module, flat: Tensor) -> None:
+        """Copy a vector (P,) into the parameters of a network of this architecture."""
+        named = dict(module.named_parameters())
+        self.require(_header(named.keys(), [p.shape for p in named.values()]), "a network given to load")
+        with torch.no_grad():
+            for name, value in self.unflatten(flat).items():
+                named[name].copy_(value)
+
+    def header(self) -> dict[str, list[Any]]:
+        """What a stored vector needs beside it: JSON-able `{"names": [...], "shapes": [[...], ...]}`."""
+        return _header(self.names, self.shapes)
+
+    def require(self, header: Mapping[str, Sequence[Any]], what: str = "the stored parameters") -> None:
+        """Check that stored vectors belong to this architecture.
+
+        Args:
+            header: what `header()` gave when they were stored.
+            what: named in the message, for example a path.
+
+        Raises:
+            UsageError: they do not; the line names the first layer that differs.
+        """
+        theirs = list(zip(header["names"], map(tuple, header["shapes"]), strict=True))
+        ours = list(zip(self.names, map(tuple, self.shapes), strict=True))
+        if theirs == ours:
+            return
+        same = 0
+        while same < min(len(theirs), len(ours)) and theirs[same] == ours[same]:
+            same += 1
+        raise UsageError(
+            f"{what} do not fit this network: layer {same} is {_describe(theirs, same)} there and "
+            f"{_describe(ours, same)} here; use the architecture they were made with (student.*)"
+        )
+
+
+def _header(names: Any, shapes: Sequence[torch.Size]) -> dict[str, list[Any]]:
+    return {"names": list(names), "shapes": [list(shape) for shape in shapes]}
+
+
+def _describe(layers: list[tuple[str, tuple[int, ...]]], at: int) -> str:
+    if at >= len(layers):
+        return "missing"
+    name, shape = layers[at]
+    return f"{name} ({'x'.join(map(str, shape))})"
+
+
+def _refuse_running_statistics(module: nn.Module) -> None:
+    for name, layer in module.named_modules():
+        if getattr(layer, "running_mean", None) is not None:
+            raise UsageError(
+                f"layer {name!r} ({type(layer).__name__}) keeps running statistics, which are no parameters and "
+                "would be lost between steps: use student.norm=instance, or an architecture without batch norm"
+            )

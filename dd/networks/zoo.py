@@ -1,0 +1,112 @@
+"""Networks of other libraries by name: `timm:NAME` and `torchvision:NAME`, never with pretrained weights."""
+
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+
+from dd.errors import UsageError
+
+_PREFIXES = ("timm", "torchvision")
+
+
+def is_zoo_name(arch: str) -> bool:
+    """Whether a name is `timm:NAME` or `torchvision:NAME`."""
+    return arch.partition(":")[0] in _PREFIXES and ":" in arch
+
+
+def build(arch: str, channels: int, size: int, classes: int) -> nn.Module:
+    """A network of timm or torchvision, freshly initialised from torch's default CPU generator (the caller forks it).
+
+    Dropout and stochastic depth are switched off: they would draw from the global generator, and a seed would no longer
+    determine the result.  torchvision's networks take 3 channels; for other images their first convolution is replaced
+    by one with as many channels, otherwise alike (timm does so itself).
+
+    Args:
+        arch: `timm:NAME` or `torchvision:NAME`.
+        channels: channels of an image.
+        size: height and width of an image in pixels.
+        classes: number of logits.
+
+    Raises:
+        UsageError: an unknown name, or a network that cannot take such images.
+    """
+    library, _, name = arch.partition(":")
+    try:
+        net = (_timm if library == "timm" else _torchvision)(name, channels, size, classes)
+        _switch_off_dropout(net)
+        shape = _try(net, channels, size)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"{arch} cannot take {channels}x{size}x{size} images: {reason}; use another student.arch"
+        ) from error
+    if shape != (1, classes):
+        raise UsageError(f"{arch} gives {shape} for one image, not {classes} logits; use another student.arch")
+    return net
+
+
+def _timm(name: str, channels: int, size: int, classes: int) -> nn.Module:
+    import timm
+
+    # is_model keeps names with a remote prefix ("hf-hub:…") out: nothing is fetched
+    if ":" in name or not timm.is_model(name):
+        raise _unknown("timm", name, timm.list_models())
+    config = timm.get_pretrained_cfg(name)
+    fixed: dict[str, Any] = {"img_size": size} if config is not None and config.fixed_input_size else {}
+    return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **fixed)
+
+
+def _torchvision(name: str, channels: int, size: int, classes: int) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise _unknown("torchvision", name, known)
+    extra: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        extra = {"aux_logits": False, "init_weights": True}  # one output; their default initialisation warns
+    if name.startswith("vit_"):
+        extra = {"image_size": size}
+    net = models.get_model(name, weights=None, num_classes=classes, **extra)
+    if channels != 3:
+        _replace_first_convolution(net, channels)
+    return net
+
+
+def _unknown(library: str, name: str, known: list[str]) -> UsageError:
+    # without a close match the list itself would fill screens
+    close = " or ".join(repr(match) for match in get_close_matches(name, known))
+    hint = f"did you mean {close}?" if close else f"{library}.list_models() names all {len(known)}"
+    return UsageError(f"unknown {library} network {name!r}; {hint}")
+
+
+def _replace_first_convolution(net: nn.Module, channels: int) -> None:
+    path, old = next((path, m) for path, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        old.kernel_size,  # pyright: ignore[reportArgumentType]
+        old.stride,  # pyright: ignore[reportArgumentType]
+        old.padding,  # pyright: ignore[reportArgumentType]
+        bias=old.bias is not None,
+    )
+    parent, _, leaf = path.rpartition(".")
+    setattr(net.get_submodule(parent), leaf, new)
+
+
+def _switch_off_dropout(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "StochasticDepth":
+            module.p = 0.0  # pyright: ignore[reportArgumentType]
+        if hasattr(module, "drop_prob"):  # timm's DropPath and DropBlock
+            module.drop_prob = 0.0  # pyright: ignore[reportArgumentType]
+
+
+def _try(net: nn.Module, channels: int, size: int) -> tuple[int, ...]:
+    net.eval()
+    with torch.no_grad():
+        shape = tuple(net(torch.zeros(1, channels, size, size)).shape)
+    net.train()
+    return shape

@@ -1,0 +1,55 @@
+"""Scoring a set that exists."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dd.data import DataSettings, open_data
+from dd.evaluation.evaluate import Evaluator
+from dd.evaluation.evaluate import evaluate as evaluate_set
+from dd.evaluation.protocols import Protocol, default_protocol
+from dd.evaluation.report import Report
+from dd.networks import NetworkSpec
+from dd.pipeline.task import context, numerics, task_for
+from dd.recipes import resolve_evaluation
+from dd.runs.cost import measured
+from dd.runs.stop import Stop
+from dd.sets import DistilledSet, load
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(distilled: DistilledSet | str | Path, **settings: Any) -> Report:
+    """Score a set, or the file of one, as `dd eval` does."""
+    return evaluate_distilled(load(Path(distilled)) if isinstance(distilled, str | Path) else distilled, settings)
+
+
+def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any]) -> Report:
+    """Score a set under its own protocol, or under what `overrides` says."""
+    distilled.check()
+    settings = resolve_evaluation(overrides, dataset=distilled.source, **_meant_for(distilled))
+    data = open_data(settings.dataset, settings.data, torch.device(settings.device))
+    distilled.require_match(data)
+    targets = distilled.targets().argmax(1)
+    task = task_for(data, targets, settings)
+    stop = Stop("students that were finished are kept; the same command goes on")
+    with stop.watching(), numerics(settings), measured(task.device) as cost:
+        evaluator = Evaluator(task, settings.eval, on_student=log.info, force=settings.force)
+        report = evaluate_set(distilled, None, evaluator)
+    costs = {"evaluate": asdict(cost)}
+    return replace(
+        report, cost=costs, **context(settings.device), recipe_hash=str(distilled.provenance.get("recipe", ""))
+    )
+
+
+def _meant_for(distilled: DistilledSet) -> dict[str, Any]:
+    """Data, student and protocol that a set says it is for; a set that does not say gets the defaults of its source."""
+    kind = distilled.space.get("kind", "standard")
+    settings = dict(distilled.provenance.get("data") or {"preprocess": kind})
+    protocol = Protocol(**distilled.protocol) if distilled.protocol else default_protocol(distilled.source)
+    student = NetworkSpec(**distilled.student) if distilled.student else NetworkSpec()
+    return {"data": DataSettings(**settings), "student": student, "protocol": protocol}

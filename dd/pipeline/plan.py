@@ -1,0 +1,53 @@
+"""What a run would do, and where it is kept."""
+
+import json
+from typing import Any
+
+from dd.engine.method import Task
+from dd.pipeline.task import make_task
+from dd.recipes import Recipe
+from dd.runs import RunFolder, runs_root
+
+SETS = "sets"
+
+
+def locate(recipe: Recipe, out: str | None = None) -> RunFolder:
+    """The folder of a run."""
+    return RunFolder.locate(
+        runs_root(out),
+        method=recipe.method.name,
+        dataset=recipe.dataset,
+        budget=recipe.size,
+        recipe_hash=recipe.hash,
+        seed=recipe.seed,
+    )
+
+
+def plan(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
+    """What a run would do, without doing it: stages, and which artefacts exist."""
+    folder, task = locate(recipe, out), make_task(recipe)
+    needs = recipe.method.needs(task)
+    have = [task.store.has(kind, spec) for kind, spec, _ in needs]
+    made = task.store.has(SETS, set_key(recipe, task))
+    artefacts = [
+        {"what": what, "exists": there, "path": str(task.store.path(kind, spec))}
+        for (kind, spec, what), there in zip(needs, have, strict=True)
+    ]
+    students = recipe.eval.students
+    return {
+        "name": recipe.name,
+        "recipe": recipe.hash,
+        "folder": str(folder.path),
+        "finished": folder.is_finished(),
+        "stages": [
+            {"stage": "prepare", "artefacts": artefacts, "done": sum(have), "of": len(needs)},
+            {"stage": "synthesise", "iterations": recipe.method.iterations, "exists": made},
+            {"stage": "evaluate", "protocol": recipe.eval.protocol, "students": students},
+        ],
+    }
+
+
+def set_key(recipe: Recipe, task: Task) -> dict[str, Any]:
+    """Everything that determines the distilled set: the key of its artefact."""
+    key = recipe.stage_key("synthesise") | {"data": task.data.fingerprint, "compile": task.compile}
+    return json.loads(json.dumps(key))

@@ -1,0 +1,264 @@
+"""A run: the four stages, what is kept of each, and how it goes on after an interruption."""
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd.engine.checkpoint import Checkpoint
+from dd.engine.method import Synthetic, Task
+from dd.engine.synthesise import Watch, synthesise
+from dd.errors import RunError, UsageError
+from dd.evaluation.evaluate import Evaluator
+from dd.evaluation.evaluate import evaluate as evaluate_set
+from dd.evaluation.report import Report
+from dd.io import digest, write_json, write_text
+from dd.pipeline.plan import SETS, locate, set_key
+from dd.pipeline.task import context, make_task, numerics
+from dd.recipes import Recipe, resolve
+from dd.runs import RunFolder, Track, bar
+from dd.runs.cost import measured
+from dd.runs.pictures import contact_sheet, progress_plot
+from dd.runs.stop import Stop
+from dd.sets import DistilledSet, load, save
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves.
+
+    Attributes:
+        report: accuracy and all it must be read with.
+        folder: where set, log and pictures are.
+        fresh: False when the run had been finished before and was only reported.
+    """
+
+    report: Report
+    folder: RunFolder
+    fresh: bool
+
+    @property
+    def set(self) -> DistilledSet:
+        """The distilled set."""
+        return load(self.folder.set)
+
+
+def run(
+    method: str, *, out: str | None = None, force: bool = False, track: str | None = None, **settings: Any
+) -> Outcome:
+    """Distil and evaluate, with the settings of `dd run`: `dd.run("datm", ipc=10, eval={"students": 3})`.
+
+    Raises:
+        UsageError: settings that do not fit; every problem in one message.
+        RunError: the run failed; what was good is kept.
+    """
+    command = "dd.run(" + ", ".join([repr(method), *(f"{k}={v!r}" for k, v in settings.items())]) + ")"
+    return run_recipe(resolve({"method": method, **settings}), out=out, force=force, track=track, command=command)
+
+
+def run_recipe(
+    recipe: Recipe, *, out: str | None = None, force: bool = False, track: str | None = None, command: str = ""
+) -> Outcome:
+    """Walk the line from real images to a report, skipping what is done and going on where it was interrupted."""
+    folder = locate(recipe, out)
+    if folder.is_finished() and not force:
+        return Outcome(_read_report(folder), folder, fresh=False)
+    stop = Stop("everything finished is kept; the same command goes on")
+    with stop.watching(), folder.lock():
+        if folder.is_finished() and not force:
+            return Outcome(_read_report(folder), folder, fresh=False)
+        if force:
+            folder.clear()
+        task = make_task(recipe)
+        folder.write_recipe(recipe.to_toml())
+        with numerics(recipe):
+            report = _Run(recipe, task, folder, stop, command or _command(), force, track).report()
+        write_json(folder.report, report.to_dict())
+        folder.checkpoint.unlink(missing_ok=True)
+    return Outcome(report, folder, fresh=True)
+
+
+@dataclass(frozen=True)
+class _Run:
+    recipe: Recipe
+    task: Task
+    folder: RunFolder
+    stop: Stop
+    command: str
+    force: bool
+    track: str | None
+
+    def report(self) -> Report:
+        """Every stage, and the report."""
+        recipe, task = self.recipe, self.task
+        method, costs = recipe.method, {}
+        with measured(task.device) as costs["prepare"]:
+            prepared = method.prepare(task)
+        log.info("prepared in %.0f s", costs["prepare"].seconds)
+        cost: dict[str, Any] = {"prepare": asdict(costs["prepare"]) | self._prepare_cost()}
+        artefact = task.store.tensors(
+            SETS, set_key(recipe, task), partial(self._synthesise, prepared), f"set {recipe.name}", force=self.force
+        )
+        cost["synthesise"] = artefact.info["cost"]
+        assert artefact.tensors is not None
+        distilled, start = (self._unpack(name, artefact.tensors, artefact.info) for name in ("set", "start"))
+        save(distilled, self.folder.set)
+        save(start, self.folder.start)
+        if not self.folder.log_csv.is_file():
+            write_text(self.folder.log_csv, artefact.info["log"])
+        self._draw(distilled)
+        with measured(task.device) as spent:
+            report = self._evaluate(distilled, start)
+        cost["evaluate"] = asdict(spent)
+        return self._judged(replace(report, cost=cost))
+
+    def _prepare_cost(self) -> dict[str, float]:
+        # what artefacts cost when they were made, whichever run made them
+        needs = self.recipe.method.needs(self.task)
+        found = [self.task.store.peek(kind, spec) for kind, spec, _ in needs]
+        return {"artefact_seconds": sum(a.seconds for a in found if a is not None)}
+
+    def _synthesise(self, prepared: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        recipe, task, method = self.recipe, self.task, self.recipe.method
+        syn = method.start(task, prepared)
+        if recipe.init is not None:
+            _take(load(Path(recipe.init)), syn, task)
+        begin = self._described(method.finish(syn, task, prepared), 0)
+        checkpoint = Checkpoint(self.folder.checkpoint, digest(set_key(recipe, task)))
+        first = checkpoint.iteration()
+        evaluator = Evaluator(task, recipe.eval)
+        track = Track(self.folder, resume_at=first, track=self.track, config=recipe.flat(), name=recipe.name)
+        with measured(task.device) as cost, track, bar("synthesise", method.iterations, first) as progress:
+
+            def show(it: int, scalars: Mapping[str, Any]) -> None:
+                track.log(it, **scalars)
+                progress.update(
+                    min(it + 1, method.iterations), **{k: v for k, v in scalars.items() if k in ("loss", "probe")}
+                )
+
+            def probe(now: Synthetic) -> float:
+                return evaluator.probe(method.finish(now, task, prepared))
+
+            watching = len(task.data.holdout) > 0 and recipe.eval.probes > 0 and method.iterations > 0
+            at = _spread(method.iterations, recipe.eval.probes)
+            watch = Watch(show, probe if watching else None, at, self.stop)
+            synthesise(method, task, prepared, syn, checkpoint, watch)
+        end = self._described(method.finish(syn, task, prepared), method.iterations)
+        tensors = {"set.images": end.images, "set.labels": end.labels}
+        tensors |= {"start.images": begin.images, "start.labels": begin.labels}
+        text = self.folder.log_csv.read_text(encoding="utf-8")
+        return tensors, {"set": end.facts(), "start": begin.facts(), "cost": asdict(cost), "log": text}
+
+    def _described(self, distilled: DistilledSet, iterations: int) -> DistilledSet:
+        recipe = self.recipe
+        distilled = replace(
+            distilled,
+            student=asdict(self.task.student),
+            provenance={
+                "method": recipe.method.name,
+                "name": recipe.name,
+                "recipe": recipe.hash,
+                "seed": recipe.seed,
+                "iterations": iterations,
+                "data": asdict(recipe.data),
+                "version": version("dd-workbench"),
+                "command": self.command,
+            },
+        )
+        distilled.check()
+        return distilled
+
+    def _unpack(self, name: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> DistilledSet:
+        facts = {**info[name], "classes": tuple(info[name]["classes"])}
+        distilled = DistilledSet(images=tensors[f"{name}.images"], labels=tensors[f"{name}.labels"], **facts)
+        # the protocol is this run's, also where the images were made by a run with another
+        return replace(distilled, protocol=asdict(self.recipe.eval))
+
+    def _evaluate(self, distilled: DistilledSet, start: DistilledSet) -> Report:
+        evaluator = Evaluator(self.task, self.recipe.eval, on_student=log.info, force=self.force)
+        return evaluate_set(distilled, start, evaluator)
+
+    def _draw(self, distilled: DistilledSet) -> None:
+        task, invert = self.task, self.task.data.preprocess.invert
+        if distilled.image_kind in ("pixels", "tiles"):
+            index = task.real_indices("picture")
+            real = task.data.train.raw(index).float() / 255
+            synthetic = invert(distilled.images.to(task.device)).clamp(0, 1)
+            rows = [
+                ("synthetic", synthetic, distilled.targets()),
+                ("real", real, task.data.train.labels[index.to(task.device)]),
+            ]
+            contact_sheet(self.folder.images_png, rows, task.data.classes)
+        if self.recipe.method.iterations:
+            progress_plot(self.folder.progress_png, self.folder.log_csv)
+
+    def _judged(self, report: Report) -> Report:
+        recipe, expect = self.recipe, self.recipe.expect
+        verdict, note = "unverified", "no recorded number for these settings"
+        if expect and "accuracy" in expect:
+            low, high = expect["accuracy"]
+            inside = low <= report.accuracy.mean <= high
+            verdict, note = ("inside" if inside else "outside"), f"expected {low} to {high} %"
+            if not expect.get("verified", False):
+                verdict, note = (
+                    "unverified",
+                    f"{verdict} of the published band {low} to {high} %, which we have not reproduced",
+                )
+        elif recipe.changed:
+            note = f"settings differ from the recipe's: {', '.join(recipe.changed[:5])}"
+        return replace(
+            report,
+            name=recipe.name,
+            expected=dict(expect) if expect else None,
+            verdict=verdict,
+            verdict_note=note,
+            recipe_hash=recipe.hash,
+            command=self.command,
+            **context(recipe.device),
+        )
+
+
+def _take(given: DistilledSet, syn: Synthetic, task: Task) -> None:
+    """Start from an existing set: its images, and its labels and lr where the method has such variables."""
+    given.require_match(task.data)
+    if given.image_kind != "pixels" or given.images.shape != syn.images.shape:
+        raise UsageError(
+            f"init: the set has {given.image_kind} of shape {tuple(given.images.shape)}, the run needs pixels of shape "
+            f"{tuple(syn.images.shape)}; use the ipc it was made with"
+        )
+    targets = given.targets()
+    if not torch.equal(targets.argmax(1), syn.targets.cpu()):
+        raise UsageError("init: the set's labels are not class-major in this data's order; re-save it sorted by class")
+    with torch.no_grad():
+        syn.images.copy_(given.images)
+        if syn.labels is not None and given.label_kind != "hard":
+            syn.labels.copy_(given.labels if given.label_kind == "logits" else targets.clamp_min(1e-8).log())
+        if syn.lr is not None and given.lr is not None:
+            syn.lr.fill_(given.lr)
+
+
+def _spread(iterations: int, probes: int) -> frozenset[int]:
+    """`probes` iterations at equal distances, the last one included."""
+    return frozenset(round(iterations * (i + 1) / probes) for i in range(probes))
+
+
+def _read_report(folder: RunFolder) -> Report:
+    try:
+        return Report.from_dict(json.loads(folder.report.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder.report} cannot be read ({error}); force=true makes it anew") from error
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,0 +1,77 @@
+"""From settings to a `Task`, and the circumstances of a run."""
+
+import contextlib
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd.data import RealData, open_data
+from dd.engine.method import Task
+from dd.errors import UsageError
+from dd.networks import resolve as resolve_network
+from dd.recipes import Evaluation, Recipe
+from dd.runs import Store
+from dd.training.compiled import can_compile
+
+
+def make_task(recipe: Recipe) -> Task:
+    """Open the data and lay out what is asked for.
+
+    Raises:
+        UsageError: the data is not there, or more images are asked for than a class has.
+    """
+    data = open_data(recipe.dataset, recipe.data, torch.device(recipe.device))
+    counts = torch.bincount(data.train.labels.cpu(), minlength=len(data.classes))
+    if recipe.fraction is not None:
+        wanted = (counts * recipe.fraction).round().long().clamp_min(1)
+    else:
+        assert recipe.ipc is not None
+        wanted = torch.full_like(counts, recipe.ipc)
+    if (wanted > counts).any():
+        c = int((wanted > counts).nonzero()[0])
+        raise UsageError(
+            f"{recipe.size} asks for {int(wanted[c])} images of class {data.classes[c]!r}, but {recipe.dataset} has "
+            f"{int(counts[c])} training images of it (data.holdout={recipe.data.holdout} are set aside); lower ipc"
+        )
+    return task_for(data, torch.arange(len(counts)).repeat_interleave(wanted), recipe)
+
+
+def task_for(data: RealData, targets: Tensor, settings: Recipe | Evaluation) -> Task:
+    """A task on `data` with the given (n,) targets."""
+    device = torch.device(settings.device)
+    return Task(
+        data=data,
+        targets=targets.to(device),
+        student=resolve_network(settings.student, data.size),
+        seed=settings.seed,
+        device=device,
+        store=Store(),
+        compile=can_compile(device) if settings.compile == "auto" else settings.compile,
+        precision=settings.precision,
+    )
+
+
+@contextlib.contextmanager
+def numerics(settings: Recipe | Evaluation) -> Iterator[None]:
+    """Deterministic kernels while the block runs, if they are asked for."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(settings.deterministic or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def context(device: str) -> dict[str, Any]:
+    """Device and versions, as a `Report` states them."""
+    names = ("torch", "torchvision", "kornia", "timm", "numpy", "dd-workbench")
+    chip = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
+    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    return {
+        "device": f"{device} ({chip}{threads})",
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
+    }

@@ -1,0 +1,66 @@
+"""Checks of settings against the world: names of data sets and protocols, files, devices, networks."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dd.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from dd.evaluation.protocols import Protocol
+    from dd.networks import NetworkSpec
+
+_PATHS = ("folder:", "parquet:")
+
+
+def dataset(name: str) -> None:
+    """Raise `UsageError` unless `name` is a data set's, or `folder:PATH` or `parquet:PATH` with a path that exists."""
+    if name.startswith(_PATHS):
+        kind, _, path = name.partition(":")
+        if not Path(path).expanduser().exists():
+            raise UsageError(f"dataset={name}: no such {'folder' if kind == 'folder' else 'file or folder'}: {path!r}")
+        return
+    from dd.data import list_sources
+
+    names = [source.name for source in list_sources() if ":" not in source.name]
+    if name not in names:
+        raise UsageError(f"{unknown('dataset', name, names)} (your own images: dataset=folder:PATH)")
+
+
+def size(bare: Mapping[str, Any]) -> None:
+    """Raise `UsageError` where both `ipc` and `fraction` are given."""
+    if bare["ipc"] is not None and bare["fraction"] is not None:
+        raise UsageError(f"ipc={bare['ipc']} and fraction={bare['fraction']} exclude one another; give one")
+
+
+def no_clash(method: type, fields: Iterable[str], reserved: Iterable[str]) -> None:
+    """Raise `UsageError` where a method's field has the name of a key of every run."""
+    if clash := sorted(set(fields) & {*reserved, "data", "student", "eval"}):
+        raise UsageError(f"{method.__name__} has fields named like keys of every run: {', '.join(clash)}; rename them")
+
+
+def protocol(name: Any) -> "Protocol":
+    """The evaluation protocol of that name, or `UsageError`."""
+    from dd.evaluation.protocols import PROTOCOLS
+
+    if name not in PROTOCOLS:
+        raise unknown("eval.protocol", str(name), PROTOCOLS)
+    return PROTOCOLS[name]
+
+
+def student(spec: "NetworkSpec") -> None:
+    """Raise `UsageError` for an architecture that does not exist, as far as that shows without the images' size."""
+    from dd.networks import resolve
+
+    # a size that no depth within range is too much for: the real one is checked when the images are there
+    large = 256 if spec.depth is None else 2**16
+    resolve(dataclasses.replace(spec), large)
+
+
+def readable(key: str, path: str) -> Path:
+    """The path of an existing file, `~` expanded, or `UsageError`."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise UsageError(f"{key}={path}: no such file")
+    return found

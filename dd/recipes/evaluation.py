@@ -1,0 +1,68 @@
+"""Settings of `dd eval`: those a set is meant to be evaluated with, and what the command line says otherwise."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from dd.recipes import checks
+from dd.recipes.device import resolve_device
+from dd.recipes.merge import BARE, COMMAND_LINE, Layer, Problems
+from dd.recipes.parts import Parts
+from dd.recipes.schema import flatten, groups
+
+if TYPE_CHECKING:
+    from dd.data import DataSettings
+    from dd.evaluation.protocols import Protocol
+    from dd.networks import NetworkSpec
+
+_KEYS = ("dataset", "seed", "device", "precision", "deterministic", "compile", "force")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How an existing set is evaluated; see `Recipe` for the fields."""
+
+    dataset: str
+    seed: int
+    device: str
+    precision: Literal["fp32", "bf16"]
+    deterministic: bool
+    compile: Any
+    force: bool
+    data: "DataSettings"
+    student: "NetworkSpec"
+    eval: "Protocol"
+
+
+def resolve_evaluation(
+    overrides: Mapping[str, Any], *, dataset: str, data: "DataSettings", student: "NetworkSpec", protocol: "Protocol"
+) -> Evaluation:
+    """Put the command line of `dd eval` over what the set itself says.
+
+    Args:
+        overrides: dotted or nested keys; `eval.protocol=NAME` starts from that protocol instead of the set's.
+        dataset: the data set the set was distilled from.
+        data: how its real images were split and preprocessed.
+        student: the network it is meant for.
+        protocol: the protocol it is meant for.
+
+    Raises:
+        UsageError: one line for every problem.
+    """
+    problems = Problems()
+    parts = Parts(None, data, student, protocol)
+    known = parts.known() | {key: BARE[key] for key in _KEYS}
+    layer = Layer(COMMAND_LINE, flatten(overrides, groups(known)))
+    settled = parts.settle([layer], known, problems)
+    bare: dict[str, Any] = {key: BARE[key].default for key in _KEYS} | {"dataset": dataset}
+    bare |= {key: value for key, value in settled.values.items() if key in _KEYS}
+    if "dataset" in settled.values:
+        with problems.caught():
+            checks.dataset(bare["dataset"])
+    with problems.caught():
+        bare["device"] = resolve_device(bare["device"])
+    with problems.caught():
+        checks.student(settled.parts.student)
+    problems.raise_any()
+    result = settled.parts
+    return Evaluation(**bare, data=result.data, student=result.student, eval=result.eval)

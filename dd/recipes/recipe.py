@@ -1,0 +1,184 @@
+"""A run, fully resolved: what `resolve` yields, what is hashed, printed and written beside every result."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from dd.io import digest
+from dd.recipes.schema import leaves
+from dd.recipes.tables import Cell
+
+if TYPE_CHECKING:
+    from dd.data import DataSettings
+    from dd.engine.method import Method
+    from dd.evaluation.protocols import Protocol
+    from dd.networks import NetworkSpec
+
+_WAYS = ("method", "preset", "like", "init")  # how settings were arrived at; the settings themselves are what counts
+_OMITTED = ("ipc", "fraction", "preset", "like", "init")  # not written where they are None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a run, with nothing left open that a user may choose.
+
+    Attributes:
+        method: the method; its fields are its settings.
+        dataset: name of the real data set.
+        ipc: images per class, or None where `fraction` is given.
+        fraction: share of the training images, in (0, 1].
+        seed: root seed.
+        device: "cpu", "cuda", "cuda:N" or "mps"; never "auto".
+        precision: of network forward passes.
+        deterministic: whether only deterministic kernels are used.
+        compile: whether training loops are compiled; "auto" where it pays.
+        preset: the preset that was asked for.
+        like: the cell of another data set or size whose table was taken.
+        init: file or name of the set to start from.
+        data: how real images are split and preprocessed.
+        student: the network to distil for.
+        eval: how students are trained and scored.
+        method_ref: what to write after `method=` to get this method: its name, or an absolute path.
+        digests: SHA-256 of the files that determine the result: of `method` where it is a file, of `init`.
+        origin: where each dotted key got its value, in words.
+        cell: the recipe table that applies, with the accuracy it is expected to reach, or None.
+        changed: keys whose values differ from what the recipe file says.
+        notices: lines the user should see before the run.
+    """
+
+    method: "Method"
+    dataset: str
+    ipc: int | None
+    fraction: float | None
+    seed: int
+    device: str
+    precision: Literal["fp32", "bf16"]
+    deterministic: bool
+    compile: Literal["auto"] | bool
+    preset: str | None
+    like: str | None
+    init: str | None
+    data: "DataSettings"
+    student: "NetworkSpec"
+    eval: "Protocol"
+    method_ref: str
+    digests: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict)
+    cell: Cell | None = None
+    changed: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> str:
+        """`ipc10` or `fraction0.1`."""
+        return f"ipc{self.ipc}" if self.fraction is None else f"fraction{self.fraction!r}"
+
+    @property
+    def name(self) -> str:
+        """`method/dataset/ipc10`, as sets are named."""
+        return f"{self.method.name}/{self.dataset}/{self.size}"
+
+    @property
+    def expect(self) -> Mapping[str, Any] | None:
+        """The band this run is expected to reach; None where there is no cell, or where settings were changed."""
+        return None if self.cell is None or self.changed else self.cell.expect
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by dotted key, in reading order; values are JSON-able."""
+        bare = ("dataset", "ipc", "fraction", "seed", "device", "precision", "deterministic", "compile")
+        values: dict[str, Any] = {"method": self.method_ref}
+        values |= {name: getattr(self, name) for name in (*bare, "preset", "like", "init")}
+        values |= {key: leaf.default for key, leaf in leaves(self.method).items()}
+        values |= {key: leaf.default for key, leaf in leaves(self.data, "data.").items()}
+        values |= {key: leaf.default for key, leaf in leaves(self.student, "student.").items()}
+        values |= {key: leaf.default for key, leaf in leaves(self.eval, "eval.").items()}
+        return {key: _plain(value) for key, value in values.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting, groups nested, as JSON."""
+        return _nest(self.flat())
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the result: the settings, and not the way they were arrived at nor the device's number."""
+        values = {key: value for key, value in self.flat().items() if key not in _WAYS}
+        values["device"] = self.device.partition(":")[0]
+        return {"method": self.method.name, **values, "digests": dict(self.digests)}
+
+    def stage_key(self, stage: str) -> dict[str, Any]:
+        """What determines the result of one stage; synthesis does not depend on how students are evaluated.
+
+        Args:
+            stage: "prepare", "synthesise", "label" or "evaluate".
+        """
+        identity = self.identity()
+        if stage == "evaluate":
+            return identity
+        return {key: value for key, value in identity.items() if not key.startswith("eval.")}
+
+    @property
+    def hash(self) -> str:
+        """Hash of `identity`; equal for runs that must give the same result."""
+        return digest(self.identity())
+
+    def to_toml(self, *, origins: bool = False) -> str:
+        """The recipe as TOML, which `dd run recipe=FILE` reads back to the same hash.
+
+        Args:
+            origins: add a comment to each line that says where the value came from.
+        """
+        lines = [f"# {self.name}, recipe {self.hash}", *self._lines(origins)]
+        return "\n".join(lines) + "\n"
+
+    def _lines(self, origins: bool) -> Iterator[str]:
+        own = {key for key in leaves(self.method) if "." not in key}
+        tables: dict[str, list[str]] = {"": [], "method": []}
+        for key, value in self.flat().items():
+            if value is None and key in _OMITTED:
+                continue
+            group, _, name = key.rpartition(".")
+            line = f"{name} = {_toml(value)}"
+            if origins:
+                line = f"{line:<36}  # {self.origin.get(key, 'default')}"
+            tables.setdefault("method" if key in own else group, []).append(line)
+        yield from tables.pop("")
+        if bare := tables.pop("method"):
+            yield from ("", *bare)
+        for group, lines in tables.items():
+            yield from ("", f"[{group}]", *lines)
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, name = key.split(".")
+        table = nested
+        for part in path:
+            table = table.setdefault(part, {})
+        table[name] = value
+    return nested
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return value
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return '"null"'  # TOML has no word for it; the command line reads this one
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value)

@@ -1,0 +1,246 @@
+"""From what a user asked for to a `Recipe`: every layer found, merged, checked; every problem named at once."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dd.errors import UsageError, nearest
+from dd.recipes import checks, tables
+from dd.recipes.device import resolve_device
+from dd.recipes.merge import BARE, COMMAND_LINE, IN_A_CELL, Layer, Problems, merge
+from dd.recipes.parts import Parts
+from dd.recipes.recipe import Recipe
+from dd.recipes.schema import Leaf, flatten, groups
+
+if TYPE_CHECKING:
+    from dd.engine.method import Method
+
+_DEFAULT_IPC = 10
+_OPTIONS = ("recipe", "out", "force", "track")  # of a run, but not of its recipe
+# evaluation settings that move no student's accuracy, so that the expected band still applies
+_HARMLESS = {
+    f"eval.{name}" for name in ("students", "pilots", "full", "full_students", "full_budget", "probes", "probe_steps")
+}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is asked for besides its settings: where it goes, whether it is redone, who is told."""
+
+    out: str | None = None
+    force: bool = False
+    track: str | None = None
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What the recipe file has for a run: layers, the cell, and what the user should be told."""
+
+    layers: tuple[Layer, ...] = ()
+    cell: tables.Cell | None = None
+    notices: tuple[str, ...] = ()
+
+
+def resolve(overrides: Mapping[str, Any]) -> Recipe:
+    """Merge field defaults, the recipe file, `recipe=FILE` and `overrides` (later wins) into one recipe.
+
+    Args:
+        overrides: dotted or nested keys, as `parse_overrides` gives them or as written in Python.
+
+    Raises:
+        UsageError: one line for every unknown key or name, wrong type, value out of range or contradiction.
+        RunError: a plug-in method fails to import.
+    """
+    problems = Problems()
+    asked = _asked(overrides, problems)
+    bare = _bare(asked, problems)
+    cls, method = _method(bare["method"], problems)
+    parts = Parts(method, *_defaults(bare["dataset"]))
+    known = parts.known()
+    table = _Table()
+    if cls is not None:
+        with problems.caught():
+            checks.no_clash(cls, parts.own(), BARE)
+            table = _table(cls, bare, known, problems)
+    in_a_cell = known | {key: BARE[key] for key in IN_A_CELL}
+    published = parts.settle(list(table.layers), in_a_cell, problems)
+    asked = [_flat(layer, known, partial=method is None) for layer in asked]
+    settled = parts.settle([*table.layers, *asked], known | BARE, problems)
+    with problems.caught():
+        checks.student(settled.parts.student)
+    bare |= {key: settled.values.get(key, bare[key]) for key in IN_A_CELL}
+    origin = {"device": "auto", **settled.origin} if bare["device"] == "auto" else settled.origin
+    with problems.caught():
+        bare["device"] = resolve_device(bare["device"])
+    problems.raise_any()
+    assert cls is not None
+    changed = _changed(published.parts, settled.parts, bare, published.values)
+    return _recipe(cls, bare, settled.parts, table, origin=origin, changed=changed)
+
+
+def run_options(overrides: Mapping[str, Any]) -> RunOptions:
+    """The keys `out`, `force` and `track` of a run.
+
+    Raises:
+        UsageError: one line for each value that is not allowed; `resolve` reports the same.
+    """
+    problems = Problems()
+    given = {key: overrides[key] for key in ("out", "force", "track") if key in overrides}
+    values, _ = merge(BARE, [Layer(COMMAND_LINE, given)], problems)
+    problems.raise_any()
+    return RunOptions(**values)
+
+
+def _asked(overrides: Mapping[str, Any], problems: Problems) -> list[Layer]:
+    """`recipe=FILE` and the command line, the weaker first."""
+    layers = [Layer(COMMAND_LINE, overrides)]
+    if (file := overrides.get("recipe")) is not None:
+        with problems.caught():
+            path = checks.readable("recipe", str(file))
+            path = path / "recipe.toml" if path.is_dir() else path
+            try:
+                layers.insert(0, Layer(str(file), tomllib.loads(path.read_text(encoding="utf-8"))))
+            except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise UsageError(f"recipe={file}: not a recipe: {error}") from error
+    return layers
+
+
+def _bare(asked: list[Layer], problems: Problems) -> dict[str, Any]:
+    """The bare keys of a run, defaults filled in; checked against the world."""
+    only = [Layer(a.where, {k: v for k, v in a.settings.items() if k in BARE}) for a in asked]
+    bare = {key: leaf.default for key, leaf in BARE.items()} | merge(BARE, only, problems)[0]
+    with problems.caught():
+        checks.size(bare)
+    with problems.caught():
+        checks.dataset(bare["dataset"])
+    if bare["init"] is not None:
+        with problems.caught():
+            checks.readable("init", bare["init"])
+    if bare["ipc"] is None and bare["fraction"] is None:
+        bare["ipc"] = _DEFAULT_IPC
+    return bare
+
+
+def _method(name: str | None, problems: Problems) -> "tuple[type[Method] | None, Method | None]":
+    from dd.engine import registry
+
+    with problems.caught():
+        if name is None:
+            raise UsageError(f"say which method: method=NAME; known: {', '.join(registry.names())}")
+        cls = registry.get(name)
+        try:
+            return cls, cls()
+        except TypeError as error:
+            raise UsageError(f"method {name!r}: every field needs a default ({error})") from error
+    return None, None
+
+
+def _defaults(dataset: str) -> tuple[Any, Any, Any]:
+    """Data, student and evaluation settings where nothing is said about them."""
+    from dd.data import DataSettings
+    from dd.evaluation.protocols import default_protocol
+    from dd.networks import NetworkSpec
+
+    return DataSettings(), NetworkSpec(), default_protocol(dataset)
+
+
+def _flat(layer: Layer, known: Mapping[str, Leaf], *, partial: bool) -> Layer:
+    """A layer with groups flattened; without a method (`partial`) keys that may be the method's are left out."""
+    flat = flatten(layer.settings, groups(known))
+    if partial:
+        flat = {k: v for k, v in flat.items() if k in BARE or k.startswith(("data.", "student.", "eval."))}
+    return Layer(layer.where, flat)
+
+
+def _table(cls: "type[Method]", bare: Mapping[str, Any], known: Mapping[str, Leaf], problems: Problems) -> _Table:
+    """Find the tables of the method's recipe file that apply."""
+    own = {key.partition(".")[0] for key in known}
+    file = tables.read(cls, cls.name, groups(known), own)
+    here = bare["dataset"], tables.size_name(bare["ipc"], bare["fraction"])
+    dataset, size, preset = *here, bare["preset"]
+    if bare["like"] is not None:
+        with problems.caught():
+            dataset, size = tables.split_cell_name(bare["like"])
+            if (dataset, size, None) not in file.cells:
+                raise tables.unknown_cell(file, bare["like"])
+    if preset is not None:
+        with problems.caught():
+            _check_preset(file, dataset, size, preset)
+    layers = tuple(Layer(where, settings) for where, settings in file.layers(dataset, size, preset))
+    cell = file.cells.get((dataset, size, preset)) if (dataset, size) == here else None
+    return _Table(layers, cell, _notices(cls.name, file, here, bare))
+
+
+def _check_preset(file: tables.RecipeFile, dataset: str, size: str, preset: str) -> None:
+    if preset in file.presets or (dataset, size, preset) in file.cells:
+        return
+    where = [cell.name.rpartition(".")[0] for cell in file.cells.values() if cell.preset == preset]
+    if where:
+        raise UsageError(f"preset={preset} is not for {dataset}.{size}; it is for {', '.join(where)}")
+    raise UsageError(f"unknown preset {preset!r}{nearest(preset, file.preset_names()) or '; this method has none'}")
+
+
+def _notices(method: str, file: tables.RecipeFile, here: tuple[str, str], bare: Mapping[str, Any]) -> tuple[str, ...]:
+    if bare["like"] is not None:
+        return (f"settings of {method} are those of {bare['like']}; for {'.'.join(here)} they are unverified",)
+    if (*here, None) in file.cells:
+        return ()
+    used = "its defaults" + (f" and preset {bare['preset']}" if bare["preset"] else "")
+    missing = f"no recipe of {method} for {'.'.join(here)}: {used} are used, unverified"
+    if (cell := file.nearest(*here)) is None:
+        return (missing,)
+    return (f"{missing}; the nearest is {cell.name}, taken with like={cell.name}",)
+
+
+def _changed(
+    published: Parts, settled: Parts, bare: Mapping[str, Any], published_bare: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The keys that make this another run than the recipe file's."""
+    before = published.flat()
+    changed = [k for k, v in settled.flat().items() if k not in _HARMLESS and before.get(k) != v]
+    for key in ("init", "precision"):
+        if bare[key] != published_bare.get(key, BARE[key].default):
+            changed.append(key)
+    return tuple(changed)
+
+
+def _recipe(
+    cls: "type[Method]",
+    bare: dict[str, Any],
+    parts: Parts,
+    table: _Table,
+    *,
+    origin: Mapping[str, str],
+    changed: tuple[str, ...],
+) -> Recipe:
+    from dd.io import sha256_file
+
+    ref, digests = bare.pop("method"), {}
+    if ".py" in ref:  # a file in the making: its text is part of the recipe
+        path, _, name = ref.partition(".py")
+        file = Path(path + ".py").expanduser().resolve()
+        ref, digests["method"] = f"{file}{name}", sha256_file(file)
+    if bare["init"] is not None and (init := Path(bare["init"]).expanduser()).is_file():
+        digests["init"] = sha256_file(init)
+    notices = table.notices
+    if "dataset" not in origin:
+        notices = (
+            f"dataset: {bare['dataset']}, which needs no download; dataset=cifar10 is the papers' setting",
+            *notices,
+        )
+    assert parts.method is not None
+    return Recipe(
+        method=parts.method,
+        **{key: value for key, value in bare.items() if key not in _OPTIONS},
+        data=parts.data,
+        student=parts.student,
+        eval=parts.eval,
+        method_ref=ref,
+        digests=digests,
+        origin=origin,
+        cell=table.cell,
+        changed=changed,
+        notices=notices,
+    )

@@ -1,0 +1,164 @@
+"""Settings dataclasses seen as flat dotted keys: their leaves, checking a value against a leaf, building them anew."""
+
+import dataclasses
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import annotated_types as at
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from dd.recipes.parse import parse_value
+
+_CONFIG = ConfigDict(strict=True, arbitrary_types_allowed=True)
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+_SIGNS = {at.Ge: (">=", "ge"), at.Gt: (">", "gt"), at.Le: ("<=", "le"), at.Lt: ("<", "lt")}
+_RANGE_ERRORS = ("greater_than", "less_than", "multiple_of", "finite_number", "too_short", "too_long", "string_pattern")
+_OUT_OF_RANGE = "is out of range"
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One setting: its dotted key, the annotation that says what it may be, and its default."""
+
+    key: str
+    annotation: Any
+    default: Any
+
+    def check(self, value: Any) -> Any:
+        """The value as the annotation wants it.
+
+        Whole numbers serve as floats and whole floats (`1e3`) as ints; texts are read as values where a text is not
+        wanted; nothing but a truth value is one.
+
+        Raises:
+            ValueError: one line with the value and what was expected.
+        """
+        adapter = TypeAdapter(self.annotation, config=_CONFIG)
+        first: ValidationError | None = None
+        for candidate in _candidates(value, self.annotation):
+            try:
+                checked = adapter.validate_python(candidate)
+            except ValidationError as error:
+                # a text that reads as a number says more about what is wrong as that number
+                first = error if first is None or _trouble(error) == _OUT_OF_RANGE else first
+                continue
+            if isinstance(checked, float) and not math.isfinite(checked):
+                raise ValueError(f"{self.key}={value!r} is out of range; expected a finite number")
+            return checked
+        own_words = [] if first is None else [e["msg"] for e in first.errors() if e["type"] == "value_error"]
+        if own_words:  # of a validator on the field itself
+            raise ValueError(f"{self.key}={_shown(value)}: {own_words[0].removeprefix('Value error, ')}")
+        raise ValueError(f"{self.key}={_shown(value)} {_trouble(first)}; expected {describe(self.annotation)}")
+
+
+def leaves(instance: Any, prefix: str = "") -> dict[str, Leaf]:
+    """All settings of a settings dataclass by dotted key, in the order of its fields; nested ones included."""
+    hints = get_type_hints(type(instance), include_extras=True)
+    found: dict[str, Leaf] = {}
+    for field in _fields(instance):
+        value, key = getattr(instance, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            found |= leaves(value, f"{key}.")
+        else:
+            found[key] = Leaf(key, hints[field.name], value)
+    return found
+
+
+def build(instance: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """A copy of a settings dataclass with the values of the given dotted keys in place; keys elsewhere are ignored."""
+    changes: dict[str, Any] = {}
+    for field in _fields(instance):
+        value, key = getattr(instance, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = build(value, values, f"{key}.")
+        elif key in values:
+            changes[field.name] = values[key]
+    return dataclasses.replace(instance, **changes)
+
+
+def groups(keys: Mapping[str, Any]) -> set[str]:
+    """Every dotted prefix under which keys stand: `{"experts", "data", ...}`."""
+    return {key[:i] for key in keys for i, letter in enumerate(key) if letter == "."}
+
+
+def flatten(table: Mapping[str, Any], known_groups: set[str], prefix: str = "") -> dict[str, Any]:
+    """Nested tables to dotted keys, going down only where a group of settings is known by that name."""
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key in known_groups:
+            flat |= flatten(value, known_groups, f"{key}.")
+        else:
+            flat[key] = value
+    return flat
+
+
+def describe(annotation: Any) -> str:
+    """What an annotation allows, in words: `"a whole number >= 1 or null"`."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        base, *metadata = get_args(annotation)
+        return _bounded(describe(base), metadata)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe(part) for part in get_args(annotation)))
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in get_args(annotation))
+    if origin in (tuple, list):
+        return f"a list of {describe(get_args(annotation)[0]).removeprefix('a ')}s"
+    return _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _bounded(words: str, metadata: list[Any]) -> str:
+    flat = [m for item in metadata for m in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    bounds = [
+        f"{sign} {getattr(m, name)}" for m in flat for kind, (sign, name) in _SIGNS.items() if isinstance(m, kind)
+    ]
+    if not bounds:
+        return words
+    # "a number or null, > 0": the bound stands for the number
+    return f"{words}, {' and '.join(bounds)}" if " or " in words else f"{words} {' and '.join(bounds)}"
+
+
+def _candidates(value: Any, annotation: Any) -> list[Any]:
+    """The readings of a value that are tried one after another."""
+    if isinstance(value, str) and value in ("null", "None") and _optional(annotation):
+        return [None]  # how a resolved recipe spells "nothing", which TOML cannot
+    tried = [value]
+    if isinstance(value, str):
+        tried.append(None if value.lower() == "none" else parse_value(value))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        tried.append(str(value))
+    for reading in list(tried):
+        if isinstance(reading, float) and reading.is_integer():
+            tried.append(int(reading))
+        elif isinstance(reading, list):
+            tried.append(tuple(reading))
+    return tried
+
+
+def _optional(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated:
+        return _optional(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(_optional(part) for part in get_args(annotation))
+    return annotation in (None, type(None))
+
+
+def _trouble(error: ValidationError | None) -> str:
+    kinds = [] if error is None else [e["type"] for e in error.errors(include_url=False, include_context=False)]
+    if any(kind.startswith(_RANGE_ERRORS) for kind in kinds):
+        return _OUT_OF_RANGE
+    return "is not a choice" if "literal_error" in kinds else "has the wrong type"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _fields(instance: Any) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(instance) if field.init]

@@ -1,0 +1,211 @@
+"""Recipe files: the published and our own settings of a method, one table per data set and size.
+
+    [defaults]                      every cell
+    [fashion-mini.ipc10]            only what differs; also [cifar10."fraction0.1"]
+    [fashion-mini.ipc10.smoke]      the same cell under `preset=smoke`
+    [presets.smoke]                 `preset=smoke` for any cell, applied before the cell's own
+
+Groups of settings stand as sub-tables or as dotted keys (`experts.count = 100`).  `expect` and `note` in a cell are not
+settings: `expect = { accuracy = [lo, hi], verified = true, source = "...", cost = "..." }`.
+"""
+
+import inspect
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from dd.errors import UsageError, nearest
+from dd.recipes.schema import flatten
+
+_SIZE = re.compile(r"(ipc|fraction)(\d+(?:\.\d+)?)")
+_NAME = re.compile(r"(?P<dataset>.+?)\.(?P<size>(?:ipc|fraction)\d+(?:\.\d+)?)(?:\.(?P<preset>[^.]+))?")
+_NOT_SETTINGS = ("expect", "note")
+_EXPECT = {"accuracy", "verified", "source", "cost"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One table of a recipe file.
+
+    Attributes:
+        dataset: the data set it is for.
+        size: "ipc10" or "fraction0.1".
+        preset: the preset's name, or None for the cell itself.
+        settings: dotted key to value, only what the table itself says.
+        expect: accuracy band in percent, whether a run was seen to reach it, source of the values, cost; or None.
+        note: a remark for the reader.
+        file: the recipe file, in words.
+    """
+
+    dataset: str
+    size: str
+    preset: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    expect: Mapping[str, Any] | None = None
+    note: str = ""
+    file: str = ""
+
+    @property
+    def name(self) -> str:
+        """`fashion-mini.ipc10`, or `fashion-mini.ipc10.smoke`."""
+        return ".".join(part for part in (self.dataset, self.size, self.preset) if part)
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe file, read: `cells` by (data set, size, preset)."""
+
+    file: str
+    defaults: Mapping[str, Any]
+    presets: Mapping[str, Mapping[str, Any]]
+    cells: Mapping[tuple[str, str, str | None], Cell]
+
+    def preset_names(self) -> set[str]:
+        """Every preset of the file, general ones and those of single cells."""
+        return set(self.presets) | {preset for _, _, preset in self.cells if preset}
+
+    def layers(self, dataset: str, size: str, preset: str | None) -> list[tuple[str, Mapping[str, Any]]]:
+        """The tables that apply, as (where, settings), the weakest first."""
+        found = [(f"{self.file} [defaults]", self.defaults)]
+        if cell := self.cells.get((dataset, size, None)):
+            found.append((f"{self.file} [{cell.name}]", cell.settings))
+        if preset is not None:
+            found.append((f"{self.file} [presets.{preset}]", self.presets.get(preset, {})))
+            if cell := self.cells.get((dataset, size, preset)):
+                found.append((f"{self.file} [{cell.name}]", cell.settings))
+        return [(where, settings) for where, settings in found if settings]
+
+    def nearest(self, dataset: str, size: str) -> Cell | None:
+        """The cell closest to one that is missing: the same data set first, then the nearest size by its logarithm."""
+        plain = [cell for cell in self.cells.values() if cell.preset is None]
+        return min(plain, key=lambda cell: (cell.dataset != dataset, _distance(cell.size, size)), default=None)
+
+
+def split_cell_name(name: str) -> tuple[str, str]:
+    """`"cifar10.ipc50"` to `("cifar10", "ipc50")`.
+
+    Raises:
+        UsageError: the name is not of that form.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None or match["preset"]:
+        raise UsageError(f"like={name!r} is not the name of a cell; write DATASET.ipcN, for example like=cifar10.ipc50")
+    return match["dataset"], match["size"]
+
+
+def size_name(ipc: int | None, fraction: float | None) -> str:
+    """`"ipc10"` or `"fraction0.1"`."""
+    return f"ipc{ipc}" if fraction is None else f"fraction{fraction!r}"
+
+
+def read(method: type, name: str, known_groups: set[str], fields: set[str]) -> RecipeFile:
+    """The recipe file of a method; an empty one when it has none.
+
+    Args:
+        method: the registered class; a method of this package has its file in `experiments/recipes`, any other one
+            beside its own source, named after the source file or after the method.
+        name: the method's name.
+        known_groups: prefixes under which settings stand (`experts`, `data`, ...).
+        fields: the method's own fields, so that a setting that is a table is not taken for a preset.
+
+    Raises:
+        UsageError: the file is not TOML, or a table is misplaced.
+    """
+    where = find(method, name)
+    if where is None:
+        return RecipeFile("", {}, {}, {})
+    label, text = where
+    try:
+        return parse(label, tomllib.loads(text), known_groups, fields)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{label}: not TOML: {error}") from error
+
+
+def find(method: type, name: str) -> tuple[str, str] | None:
+    """(label, text) of a method's recipe file, or None."""
+    if method.__module__.startswith("dd.methods."):
+        file = resources.files("dd.experiments") / "recipes" / f"{name}.toml"
+        return (f"recipes/{name}.toml", file.read_text(encoding="utf-8")) if file.is_file() else None
+    try:
+        source = Path(inspect.getfile(method))
+    except (OSError, TypeError):  # defined in an interactive session
+        return None
+    for candidate in (source.with_suffix(".toml"), source.with_name(f"{name}.toml")):
+        if candidate.is_file():
+            return candidate.name, candidate.read_text(encoding="utf-8")
+    return None
+
+
+def parse(file: str, content: Mapping[str, Any], known_groups: set[str], fields: set[str]) -> RecipeFile:
+    """Sort the tables of a recipe file into defaults, presets and cells.
+
+    Raises:
+        UsageError: one line for every table that is none of these.
+    """
+    problems: list[str] = []
+    cells: dict[tuple[str, str, str | None], Cell] = {}
+    for dataset, sizes in content.items():
+        if dataset in ("defaults", "presets"):
+            continue
+        for size, table in sizes.items() if isinstance(sizes, Mapping) else [("", None)]:
+            if not _SIZE.fullmatch(size) or not isinstance(table, Mapping):
+                problems.append(f"{file}: {f'{dataset}.{size}'.rstrip('.')!r} is not a table [DATASET.ipcN]")
+                continue
+            for preset, own in _split(table, known_groups | fields):
+                cells[dataset, size, preset] = _cell(file, (dataset, size, preset), own, known_groups, problems)
+    if problems:
+        raise UsageError("\n".join(problems))
+    presets = {name: flatten(table, known_groups) for name, table in content.get("presets", {}).items()}
+    return RecipeFile(file, flatten(content.get("defaults", {}), known_groups), presets, cells)
+
+
+def unknown_cell(file: RecipeFile, name: str) -> UsageError:
+    """The error for `like=` with a cell that is not there."""
+    names = [cell.name for cell in file.cells.values() if cell.preset is None]
+    return UsageError(
+        f"like={name!r}: no such cell in {file.file or 'the recipes of this method'}{nearest(name, names)}"
+    )
+
+
+def _split(table: Mapping[str, Any], settings: set[str]) -> list[tuple[str | None, dict[str, Any]]]:
+    """A cell's table without its presets, then each preset's."""
+    presets = [k for k, v in table.items() if isinstance(v, Mapping) and k not in settings and k not in _NOT_SETTINGS]
+    own: list[tuple[str | None, dict[str, Any]]] = [(None, {k: v for k, v in table.items() if k not in presets})]
+    return own + [(preset, dict(table[preset])) for preset in presets]
+
+
+def _cell(
+    file: str,
+    at: tuple[str, str, str | None],
+    table: Mapping[str, Any],
+    known_groups: set[str],
+    problems: list[str],
+) -> Cell:
+    settings = flatten({k: v for k, v in table.items() if k not in _NOT_SETTINGS}, known_groups)
+    expect = table.get("expect")
+    if expect is not None and not _is_expectation(expect):
+        problems.append(
+            f"{file} [{'.'.join(filter(None, at))}]: expect must be {{ accuracy = [lo, hi], verified = true }}"
+        )
+    return Cell(*at, settings=settings, expect=expect, note=str(table.get("note", "")), file=file)
+
+
+def _is_expectation(expect: Any) -> bool:
+    if not isinstance(expect, Mapping) or not set(expect) <= _EXPECT or not isinstance(expect.get("verified"), bool):
+        return False
+    band = expect.get("accuracy")
+    if band is None:
+        return not expect["verified"]
+    numbers = isinstance(band, list) and len(band) == 2 and all(isinstance(x, int | float) for x in band)
+    return numbers and 0 <= band[0] <= band[1] <= 100
+
+
+def _distance(one: str, other: str) -> float:
+    (kind, a), (other_kind, b) = ((m[1], float(m[2])) for m in map(_SIZE.fullmatch, (one, other)) if m)
+    far = 0.0 if kind == other_kind else 1e6
+    return far + abs(math.log(max(a, 1e-9)) - math.log(max(b, 1e-9)))

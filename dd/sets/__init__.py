@@ -1,0 +1,6 @@
+"""Distilled sets: the noun itself, and its file format."""
+
+from dd.sets.distilled import DistilledSet
+from dd.sets.formats import load, save
+
+__all__ = ["DistilledSet", "load", "save"]

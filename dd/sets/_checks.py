@@ -1,0 +1,94 @@
+"""Is a distilled set whole?  Every check raises a `UsageError` that names the field."""
+
+import json
+from typing import TYPE_CHECKING, get_args
+
+import torch
+from torch import Tensor
+
+from dd.errors import UsageError
+
+if TYPE_CHECKING:
+    from dd.sets.distilled import DistilledSet
+
+_MAPPINGS = ("space", "protocol", "student", "views", "provenance")
+
+
+def facts(ds: "DistilledSet") -> None:
+    """Kinds are known, the fields fit one another and can be written as JSON."""
+    from dd.sets.distilled import ImageKind, LabelKind
+
+    _require(ds.image_kind in get_args(ImageKind), "image_kind", f"{ds.image_kind!r} is not a kind of image")
+    _require(ds.label_kind in get_args(LabelKind), "label_kind", f"{ds.label_kind!r} is not a kind of label")
+    _require(len(ds.classes) > 0, "classes", "there are none")
+    _require(len(set(ds.classes)) == len(ds.classes), "classes", "a name stands there twice")
+    _require("kind" in ds.space, "space", "it does not say which value space the images are in (no 'kind')")
+    tiles = ds.image_kind == "tiles"
+    _require(
+        (ds.decode_factor > 1) == tiles and ds.decode_factor >= 1,
+        "decode_factor",
+        f"{ds.decode_factor} does not go with images of kind {ds.image_kind!r} (tiles: 2 or more; others: 1)",
+    )
+    views = ds.label_kind == "views"
+    _require((ds.views is not None) == views, "views", "it is for label_kind 'views', and needed there")
+    for name in _MAPPINGS:
+        try:
+            json.dumps(getattr(ds, name), default=dict)
+        except (TypeError, ValueError) as error:
+            raise _error(name, f"it cannot be written as JSON ({error})") from error
+
+
+def images(ds: "DistilledSet") -> None:
+    """Dimensions, type and values of the images."""
+    x = ds.images
+    dims = {"pixels": 4, "tiles": 4, "indices": 1, "schedule": 2}[ds.image_kind]
+    _require(x.dim() == dims, "images", f"{ds.image_kind} have {dims} dimensions, not shape {tuple(x.shape)}")
+    _require(x.numel() > 0, "images", f"shape {tuple(x.shape)} holds nothing")
+    if dims == 4:
+        _typed(x, torch.float32, "images")
+        _require(is_finite(x), "images", "some values are NaN or infinite")
+    else:
+        _typed(x, torch.int64, "images")
+        _require(int(x.min()) >= 0, "images", f"index {int(x.min())} is negative")
+
+
+def labels(ds: "DistilledSet") -> None:
+    """Dimensions, type and values of the labels, and that there is one per image."""
+    y = ds.labels
+    lead = tuple(ds.images.shape) if ds.image_kind == "schedule" else (ds.n,)
+    if ds.label_kind in ("hard", "views"):
+        _typed(y, torch.int64, "labels")
+        _require(tuple(y.shape) == lead, "labels", f"shape {tuple(y.shape)}, where the images ask for {lead}")
+        low, high = int(y.min()), int(y.max())
+        _require(low >= 0, "labels", f"label {low} is negative")
+        in_range = ds.label_kind == "views" or high < len(ds.classes)
+        _require(in_range, "labels", f"label {high} with only {len(ds.classes)} classes")
+    else:
+        _typed(y, torch.float32, "labels")
+        wanted = (*lead, "k" if ds.label_kind == "representations" else len(ds.classes))
+        fits = y.dim() == len(wanted) and all(
+            have == want for have, want in zip(y.shape, wanted, strict=True) if want != "k"
+        )
+        _require(fits and y.numel() > 0, "labels", f"shape {tuple(y.shape)}, where the images ask for {wanted}")
+        _require(is_finite(y), "labels", "some values are NaN or infinite")
+    if ds.label_kind == "probabilities":
+        good = bool((y >= 0).all()) and is_finite(1 / y.sum(-1))
+        _require(good, "labels", "some rows are no probabilities: a negative value, or nothing but zeros")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    return bool(torch.isfinite(tensor).all())
+
+
+def _typed(tensor: Tensor, dtype: torch.dtype, name: str) -> None:
+    _require(tensor.dtype == dtype, name, f"they are {tensor.dtype}, where {dtype} is asked for")
+
+
+def _require(holds: bool, field: str, otherwise: str) -> None:
+    if not holds:
+        raise _error(field, otherwise)
+
+
+def _error(field: str, what: str) -> UsageError:
+    return UsageError(f"distilled set, field {field!r}: {what}")

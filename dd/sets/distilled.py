@@ -1,0 +1,133 @@
+"""`DistilledSet`: what distillation yields and evaluation consumes, saying all about itself."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+from torch.nn import functional
+
+from dd.errors import UsageError
+from dd.io import digest, sha256_tensors
+from dd.sets import _checks, _match
+
+if TYPE_CHECKING:
+    from dd.data import RealData
+
+ImageKind = Literal["pixels", "tiles", "indices", "schedule"]
+LabelKind = Literal["hard", "probabilities", "logits", "representations", "views"]
+TENSORS = ("images", "labels")
+
+
+@dataclass(frozen=True, eq=False)
+class DistilledSet:
+    """A distilled set: images, labels, and what is needed to use them as they are meant.
+
+    Labels lead with the dimensions that the images lead with, called *lead* here: (n,), and (e, n) for a schedule.
+
+    Attributes:
+        images: by `image_kind`: *pixels* float32 (n, c, h, w); *tiles* float32 (n, c, h, w), each holding
+            `decode_factor`² smaller images; *indices* int64 (n,) into the training part of `source`; *schedule*
+            int64 (e, n), the indices of each epoch.
+        labels: by `label_kind`: *hard* int64 lead; *probabilities*, *logits* and *representations* float32 lead + (k,),
+            k being the number of classes except for representations; *views* int64 lead, the row of each image in the
+            label store that `views` names.
+        classes: names in label order.
+        source: name of the data set it was distilled from, for example "fashion-mini".
+        source_fingerprint: fingerprint of that data; indices are only meant for data with the same one.
+        space: value space of the images, as `Preprocess.spec()` states it.
+        decode_factor: tiles per side of each image; 1 but for *tiles*.
+        lr: learned learning rate of the students, where the method learned one.
+        protocol: the evaluation protocol it is meant for, with its name.
+        student: the network it is meant for, as the fields of a `NetworkSpec`.
+        augment: DSA strategy that the protocol's augmentation uses; "none" for none.
+        views: where the labels of augmented views are kept, when `label_kind` is "views": a mapping with at least
+            "store" (path relative to this set's file) and "sha256".
+        provenance: how it was made: method, recipe hash, seed, version, command, ...; no part of its identity.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    source: str
+    _: KW_ONLY
+    space: Mapping[str, Any]
+    source_fingerprint: str = ""
+    image_kind: ImageKind = "pixels"
+    label_kind: LabelKind = "hard"
+    decode_factor: int = 1
+    lr: float | None = None
+    protocol: Mapping[str, Any] | None = None
+    student: Mapping[str, Any] | None = None
+    augment: str = "none"
+    views: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        """Images stored; of a schedule, images per epoch."""
+        return self.images.shape[-1] if self.image_kind == "schedule" else self.images.shape[0]
+
+    @property
+    def ipc(self) -> int | None:
+        """Images per class; None where the images do not divide among the classes (a fraction of a data set)."""
+        each, rest = divmod(self.n, len(self.classes))
+        return None if rest else each
+
+    def bytes(self) -> dict[str, int]:
+        """What the set costs to store, as {"images": bytes, "labels": bytes, "total": bytes}."""
+        images, labels = (t.numel() * t.element_size() for t in (self.images, self.labels))
+        return {"images": images, "labels": labels, "total": images + labels}
+
+    def facts(self) -> dict[str, Any]:
+        """Everything but the tensors, as plain JSON values; the manifest of a saved set."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TENSORS}
+        return json.loads(json.dumps({k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}))
+
+    def digest(self) -> str:
+        """SHA-256 of all that determines how the set evaluates: tensors and facts, provenance left out."""
+        facts = {name: value for name, value in self.facts().items() if name != "provenance"}
+        return digest([sha256_tensors({"images": self.images, "labels": self.labels}), facts], length=64)
+
+    def targets(self) -> Tensor:
+        """Class probabilities, float32 lead + (k,): hard labels one-hot, logits through a softmax, rows summing to one.
+
+        Raises:
+            UsageError: representations and views are no class probabilities of an image.
+        """
+        if self.label_kind == "hard":
+            return functional.one_hot(self.labels, len(self.classes)).float()
+        if self.label_kind == "logits":
+            return self.labels.softmax(-1)
+        if self.label_kind == "probabilities":
+            return self.labels / self.labels.sum(-1, keepdim=True)
+        raise UsageError(
+            f"labels of kind {self.label_kind!r} are no class probabilities; this protocol cannot use them"
+        )
+
+    def check(self) -> None:
+        """See that the set is whole: kinds, shapes, types, finite values, labels in range.
+
+        Raises:
+            UsageError: it is not; the message names the field.
+        """
+        _checks.facts(self)
+        _checks.images(self)
+        _checks.labels(self)
+        if self.lr is not None and not math.isfinite(self.lr):
+            raise UsageError(f"distilled set: lr is {self.lr}, not a finite number")
+
+    def require_match(self, data: "RealData") -> None:
+        """See that the set belongs with the real data at hand: classes in order, channels, size, value space.
+
+        Raises:
+            UsageError: it does not; the message names the field and both values.
+        """
+        _match.classes(self.classes, data.classes)
+        if self.image_kind in ("pixels", "tiles"):
+            _match.shape(tuple(self.images.shape[1:]), (data.channels, data.size, data.size))
+        else:
+            _match.source(self, data)
+        _match.space(self.space, data.preprocess.spec())

@@ -1,0 +1,284 @@
+"""What a method must be, one small function per requirement; each takes the class and a `Lab`, and raises where it fails.
+
+The requirements are the engine's: a run is resumed, repeated, hashed, printed and read back without asking the method.
+"""
+
+import dataclasses
+import inspect
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from dd.engine import registry
+from dd.engine.method import Method, Objective, Skip, Synthetic
+from dd.errors import UsageError
+from dd.io import digest
+from dd.recipes import Recipe, resolve
+from dd.recipes.schema import leaves
+from dd.sets import DistilledSet, load, save
+from dd.testing.lab import Lab
+
+_PATIENCE = 10  # iterations in which a method that skips some must show one that it does not
+
+
+class NotConforming(AssertionError):
+    """A method does not do what the engine needs of it; the text says which and how."""
+
+
+Check: TypeAlias = Callable[[type[Method], Lab], None]
+
+
+def registered(cls: type[Method], lab: Lab) -> None:
+    """It goes by a name, and says in one line what it is."""
+    _require(bool(cls.name), f"{cls.__name__} has no name; decorate it with @register('name')")
+    found = registry.get(cls.name)
+    _require(found is cls, f"the name {cls.name!r} belongs to {found.__module__}.{found.__qualname__}")
+    _require("__doc__" in vars(cls) and bool(inspect.getdoc(cls)), "its class has no docstring of its own")
+    own_words = not (cls.__doc__ or "").startswith(f"{cls.__name__}(")  # what dataclass writes where there is none
+    _require(own_words, "its class has no docstring of its own")
+
+
+def constructible(cls: type[Method], lab: Lab) -> None:
+    """`Method()` works: every field has a default."""
+    _require(dataclasses.is_dataclass(cls), f"{cls.__name__} is no dataclass; decorate it with @dataclass(frozen=True)")
+    missing = [f.name for f in dataclasses.fields(cls) if not _has_default(f)]
+    _require(not missing, f"fields without a default: {', '.join(missing)}")
+    cls()
+
+
+def frozen(cls: type[Method], lab: Lab) -> None:
+    """Its fields cannot be changed, so that what was hashed is what runs; nested settings neither."""
+    for settings in _settings_of(cls()):
+        name = type(settings).__name__
+        _require(type(settings).__dataclass_params__.frozen, f"{name} is not frozen; use @dataclass(frozen=True)")
+        hash(settings)
+
+
+def typed_fields(cls: type[Method], lab: Lab) -> None:
+    """Every field has a type that a value can be checked against, and its default passes."""
+    for key, leaf in leaves(cls()).items():
+        _require(leaf.annotation not in (Any, object), f"field {key!r} may be anything; say what it may be")
+        try:
+            checked = leaf.check(leaf.default)
+        except Exception as error:
+            raise NotConforming(f"field {key!r}: its default does not pass its own type: {error}") from error
+        _require(checked == leaf.default, f"field {key!r}: its default {leaf.default!r} is read as {checked!r}")
+
+
+def documented_fields(cls: type[Method], lab: Lab) -> None:
+    """Every field is described as `name: ...` in the docstring of its class or of one it derives from."""
+    for settings in _settings_of(cls()):
+        kinds = inspect.getmro(type(settings))
+        text = "\n".join(inspect.getdoc(kind) or "" for kind in kinds if dataclasses.is_dataclass(kind))
+        for f in dataclasses.fields(settings):
+            said = re.search(rf"^\s*{f.name}\s*:", text, re.MULTILINE)
+            _require(bool(said) or f.name == "iterations", f"field {f.name!r} is not described in the docstring")
+
+
+def iterations_are_its_own(cls: type[Method], lab: Lab) -> None:
+    """A method without a `loss` has no outer loop, and no setting that asks for one."""
+    if cls.loss is Method.loss:
+        names = [f.name for f in dataclasses.fields(cls)]
+        _require(cls().iterations == 0, "it has iterations but no loss")
+        _require("iterations" not in names, "`iterations` is a setting, but there is no loss to be called")
+
+
+def recipe_round_trip(cls: type[Method], lab: Lab) -> None:
+    """Its settings survive being written as TOML and read back: the same text, the same hash."""
+    for recipe in (resolve({"method": cls.name, "device": "cpu"}), lab.recipe(cls)):
+        file = lab.folder / "recipes" / f"{cls.name}.toml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(recipe.to_toml(), encoding="utf-8")
+        again = resolve({"recipe": str(file)})
+        _require(again.hash == recipe.hash, f"settings changed on the way through TOML: {_differences(recipe, again)}")
+        _require(again.to_toml() == recipe.to_toml(), "the recipe that was read back is written differently")
+
+
+def whole_output(cls: type[Method], lab: Lab) -> None:
+    """Start and result are whole sets that fit the data, class-major, and equal to themselves once saved and loaded."""
+    seen = lab.seen(cls)
+    wanted = seen.task.targets.cpu()
+    _require(torch.equal(seen.syn.targets.cpu(), wanted), "the variables' targets are not the task's, class-major")
+    for what, distilled in (("start", seen.start), ("result", seen.result)):
+        try:
+            distilled.check()
+            distilled.require_match(seen.task.data)
+        except UsageError as error:
+            raise NotConforming(f"{what}: {error}") from error
+        if distilled.label_kind == "hard" and distilled.labels.shape == wanted.shape:
+            _require(torch.equal(distilled.labels.cpu(), wanted), f"{what}: its labels are not the task's targets")
+        file = lab.folder / "sets" / f"{cls.name}-{what}.safetensors"
+        save(distilled, file)
+        _require(load(file).digest() == distilled.digest(), f"{what}: it is another set once saved and loaded")
+
+
+def same_seed_same_bits(cls: type[Method], lab: Lab) -> None:
+    """Two runs under one seed give one set."""
+    _require_equal(lab.seen(cls).result, lab.seen(cls, time=2).result, "two runs under one seed differ")
+
+
+def other_seed_other_bits(cls: type[Method], lab: Lab) -> None:
+    """A method that draws anything gives another set under another seed; one that draws nothing, the same one."""
+    one, other = lab.seen(cls), lab.seen(cls, seed=1)
+    if not one.task.is_random:
+        _require_equal(one.result, other.result, "it draws nothing from `task.generator`, but depends on the seed")
+        return
+    same = torch.equal(one.result.images, other.result.images) and torch.equal(one.result.labels, other.result.labels)
+    _require(not same, "it draws from `task.generator`, but two seeds give the same set")
+
+
+def resumes(cls: type[Method], lab: Lab) -> None:
+    """A run that is interrupted after every iteration ends in the same set as one that is not."""
+    _require_equal(lab.seen(cls).result, lab.interrupted(cls), "an interrupted run ends in another set")
+
+
+def surroundings_untouched(cls: type[Method], lab: Lab) -> None:
+    """Global generators, switches and hooks are as they were."""
+    seen = lab.seen(cls)
+    _require(not seen.disturbed, f"it changed {'; '.join(seen.disturbed)}")
+    _require(not seen.hooked, f"it left hooks behind: {'; '.join(seen.hooked[:3])}")
+
+
+def no_warnings(cls: type[Method], lab: Lab) -> None:
+    """A run warns of nothing."""
+    seen = lab.seen(cls)
+    _require(not seen.warnings, f"it warns: {'; '.join(seen.warnings[:3])}")
+
+
+def plan_is_true(cls: type[Method], lab: Lab) -> None:
+    """`needs` names exactly the artefacts that are asked for."""
+    seen = lab.seen(cls)
+    listed = {(kind, digest(spec)) for kind, spec, _ in seen.method.needs(seen.task)}
+    forgotten, idle = sorted({k for k, _ in seen.needed - listed}), sorted({k for k, _ in listed - seen.needed})
+    _require(not forgotten, f"`needs` does not name artefacts of kind {', '.join(forgotten)} that are made")
+    _require(not idle, f"`needs` names artefacts of kind {', '.join(idle)} that are never asked for")
+
+
+def gradients_arrive(cls: type[Method], lab: Lab) -> None:
+    """Every tensor that has an optimiser is a variable, and the objective's gradient reaches it."""
+    method, task = lab.recipe(cls).method, lab.task(cls)
+    if not method.iterations:
+        return
+    prepared = method.prepare(task)
+    syn = method.start(task, prepared)
+    moved = [p for optimiser in method.optimisers(syn) for group in optimiser.param_groups for p in group["params"]]
+    names = {id(p): name for name, p in syn.named_parameters()}
+    _require(bool(moved), "it has iterations but no optimiser")
+    _require(all(id(p) in names for p in moved), "an optimiser moves a tensor that checkpoints do not carry")
+    for it in range(_PATIENCE):
+        outcome = method.loss(syn, task, prepared, it)
+        if isinstance(outcome, Skip):
+            continue
+        _total(outcome).backward()
+        for p in moved:
+            reached = p.grad is not None and bool(p.grad.isfinite().all()) and bool(p.grad.any())
+            _require(reached, f"no finite gradient reaches {names[id(p)]!r}, which has an optimiser")
+        return
+    raise NotConforming(f"the first {_PATIENCE} iterations of a tiny task are all skipped ({outcome.reason})")
+
+
+def finish_only_reads(cls: type[Method], lab: Lab) -> None:
+    """`finish` changes no variable, gives the same set twice, and that set does not change with the variables."""
+    method, task = lab.recipe(cls).method, lab.task(cls)
+    prepared = method.prepare(task)
+    syn = method.start(task, prepared)
+    before = _state(syn)
+    one, two = method.finish(syn, task, prepared), method.finish(syn, task, prepared)
+    held = one.digest()
+    _require(held == two.digest(), "`finish` gives another set when it is called again")
+    changed = [name for name, value in _state(syn).items() if not torch.equal(value, before[name])]
+    _require(not changed, f"`finish` changes {', '.join(changed)}")
+    with torch.no_grad():
+        for p in syn.parameters():
+            p.add_(1)
+    _require(one.digest() == held, "the set that `finish` gave shares memory with the variables")
+
+
+CHECKS: tuple[Check, ...] = (
+    registered,
+    constructible,
+    frozen,
+    typed_fields,
+    documented_fields,
+    iterations_are_its_own,
+    recipe_round_trip,
+    whole_output,
+    same_seed_same_bits,
+    other_seed_other_bits,
+    resumes,
+    surroundings_untouched,
+    no_warnings,
+    plan_is_true,
+    gradients_arrive,
+    finish_only_reads,
+)
+
+
+def check(cls: type[Method], lab: Lab | None = None) -> None:
+    """Put one method through every check.
+
+    Args:
+        cls: a registered class.
+        lab: shared by several methods, so that they share experts; default: one of its own.
+
+    Raises:
+        NotConforming: one line for every check that fails.
+    """
+    if lab is None:
+        with tempfile.TemporaryDirectory() as folder:
+            check(cls, Lab(Path(folder)))
+        return
+    failed = []
+    for one in CHECKS:
+        try:
+            one(cls, lab)
+        except Exception as error:
+            failed.append(f"{one.__name__}: {'' if isinstance(error, NotConforming) else type(error).__name__ + ': '}{error}")
+    if failed:
+        raise NotConforming("\n".join((f"{cls.name or cls.__name__} fails {len(failed)} checks", *failed)))
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise NotConforming(otherwise)
+
+
+def _require_equal(one: DistilledSet, other: DistilledSet, otherwise: str) -> None:
+    if one.digest() == other.digest():
+        return
+    odd = [name for name in ("images", "labels") if not torch.equal(getattr(one, name), getattr(other, name))]
+    ours, theirs = one.facts(), other.facts()
+    odd += [name for name in ours if ours[name] != theirs[name]]
+    raise NotConforming(f"{otherwise}: in {', '.join(odd)}")
+
+
+def _has_default(f: "dataclasses.Field[Any]") -> bool:
+    return f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+
+
+def _settings_of(instance: Any) -> Iterator[Any]:
+    """A settings dataclass and those nested in it."""
+    yield instance
+    for f in dataclasses.fields(instance):
+        value = getattr(instance, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _settings_of(value)
+
+
+def _differences(one: Recipe, other: Recipe) -> str:
+    ours, theirs = one.identity(), other.identity()
+    return ", ".join(f"{k}: {ours.get(k)!r} -> {theirs.get(k)!r}" for k in ours if ours.get(k) != theirs.get(k))
+
+
+def _total(outcome: Objective) -> Tensor:
+    terms = [outcome] if isinstance(outcome, Tensor) else list(outcome.values())  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.stack([term.double() for term in terms]).sum()
+
+
+def _state(syn: Synthetic) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in syn.state_dict().items()}

@@ -1,0 +1,230 @@
+"""Where a method is tried: a tiny task on real images, and what was seen of the method there."""
+
+import dataclasses
+import signal
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dd.engine.checkpoint import Checkpoint
+from dd.engine.method import Method, Synthetic, Task
+from dd.engine.synthesise import Watch, synthesise
+from dd.errors import Interrupted
+from dd.io import digest
+from dd.pipeline import make_task
+from dd.recipes import Recipe, recipe_file, resolve
+from dd.recipes.schema import Leaf, build, leaves
+from dd.runs import Store
+from dd.runs.store import Artefact, Payload
+from dd.runs.stop import Stop
+from dd.sets import DistilledSet
+from dd.testing.surroundings import disturbed, hooked, snapshot
+
+# 500 training images, a network of a thousand parameters: whole runs within a second
+_TASK: Mapping[str, Any] = {
+    "dataset": "fashion-mini",
+    "ipc": 1,
+    "device": "cpu",
+    "compile": False,
+    "data.holdout": 0.95,
+    "student.width": 4,
+}
+# the last part of a setting's name: values to try, smallest first, below the one it has
+_FEWER: Mapping[str, tuple[int, ...]] = {
+    "iterations": (3,),
+    "steps": (2, 3, 5, 10),
+    "count": (2,),
+    "epochs": (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30),
+}
+_SKELETON = ("network", "skeleton")  # `Task.functional`: a shape whose weights do not matter
+
+
+class WatchedStore(Store):
+    """A store that remembers what it was asked for, as (kind, key)."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked: set[tuple[str, str]] = set()
+
+    def tensors(
+        self,
+        kind: str,
+        spec: Mapping[str, Any],
+        make: Callable[[], Payload],
+        what: str = "",
+        *,
+        force: bool = False,
+    ) -> Artefact:
+        """See `Store`."""
+        self.asked.add((kind, digest(spec)))
+        return super().tensors(kind, spec, make, what, force=force)
+
+    def value(
+        self, kind: str, spec: Mapping[str, Any], make: Callable[[], Any], what: str = "", *, force: bool = False
+    ) -> Artefact:
+        """See `Store`."""
+        self.asked.add((kind, digest(spec)))
+        return super().value(kind, spec, make, what, force=force)
+
+
+@dataclass(frozen=True)
+class WatchedTask(Task):
+    """A task that remembers which generators were drawn and which networks were built."""
+
+    drawn: set[tuple[str | int, ...]] = field(default_factory=set)
+    built: list[nn.Module] = field(default_factory=list)
+
+    def generator(self, *path: str | int) -> torch.Generator:
+        """See `Task`."""
+        self.drawn.add(path)
+        return super().generator(*path)
+
+    def build(self, rng: torch.Generator) -> nn.Module:
+        """See `Task`."""
+        self.built.append(super().build(rng))
+        return self.built[-1]
+
+    @property
+    def is_random(self) -> bool:
+        """Whether anything was drawn that the result may depend on."""
+        return bool(self.drawn - {_SKELETON})
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One run of a method, and what it left behind.
+
+    Attributes:
+        method: the method with its tiny settings.
+        task: the task, having watched.
+        syn: the variables after the last iteration.
+        start: the set at iteration 0.
+        result: the set at the end.
+        needed: what `prepare` asked the store for, as (kind, key).
+        warnings: as "Category: text".
+        disturbed: names of global things that are not as they were.
+        hooked: modules that carry hooks.
+    """
+
+    method: Method
+    task: WatchedTask
+    syn: Synthetic
+    start: DistilledSet
+    result: DistilledSet
+    needed: frozenset[tuple[str, str]]
+    warnings: tuple[str, ...]
+    disturbed: tuple[str, ...]
+    hooked: tuple[str, ...]
+
+
+class Lab:
+    """Tries methods, each run once however many checks ask for it; experts are shared by all.
+
+    Args:
+        folder: for the store and for checkpoints.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._recipes: dict[type[Method], Recipe] = {}
+        self._seen: dict[tuple[type[Method], int, int], Seen] = {}
+
+    def recipe(self, cls: type[Method]) -> Recipe:
+        """The method's `preset=smoke` where it has one, else its defaults; then as little of everything as it allows."""
+        if cls not in self._recipes:
+            asked = {"method": cls.name, **_TASK}
+            if "smoke" in recipe_file(cls.name).presets:
+                asked["preset"] = "smoke"
+            self._recipes[cls] = resolve(asked | _fewer(resolve(asked).method))
+        return self._recipes[cls]
+
+    def task(self, cls: type[Method], seed: int = 0) -> WatchedTask:
+        """A fresh task for a method."""
+        task = make_task(dataclasses.replace(self.recipe(cls), seed=seed))
+        given = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
+        return WatchedTask(**given | {"store": WatchedStore(self.folder / "store")})
+
+    def seen(self, cls: type[Method], seed: int = 0, time: int = 1) -> Seen:
+        """A whole run under a seed; another `time` is another run of the same."""
+        if (cls, seed, time) not in self._seen:
+            self._seen[cls, seed, time] = _watch(self.recipe(cls).method, self.task(cls, seed))
+        return self._seen[cls, seed, time]
+
+    def interrupted(self, cls: type[Method]) -> DistilledSet:
+        """The set of a run that is stopped after every iteration and started again as a new process would."""
+        method, task = self.recipe(cls).method, self.task(cls)
+        checkpoint = Checkpoint(self.folder / "checkpoints" / f"{cls.name}.safetensors", "conformance")
+        checkpoint.path.unlink(missing_ok=True)
+        for _ in range(method.iterations + 1):
+            try:
+                return _once(build(method, {}), task, checkpoint, interrupt=True)[2]
+            except Interrupted:
+                continue
+        raise RuntimeError(f"still at iteration {checkpoint.iteration()} of {method.iterations} after as many starts")
+
+
+def _watch(method: Method, task: WatchedTask) -> Seen:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        before = snapshot()
+        syn, start, result = _once(method, task)
+        after = snapshot()
+    store = task.store
+    assert isinstance(store, WatchedStore)
+    return Seen(
+        method=method,
+        task=task,
+        syn=syn,
+        start=start,
+        result=result,
+        needed=frozenset(store.asked),
+        warnings=tuple(f"{w.category.__name__}: {w.message}" for w in caught),
+        disturbed=tuple(disturbed(before, after)),
+        hooked=tuple(hooked([*task.built, syn])),
+    )
+
+
+def _once(
+    method: Method, task: Task, checkpoint: Checkpoint | None = None, *, interrupt: bool = False
+) -> tuple[Synthetic, DistilledSet, DistilledSet]:
+    """Prepare, start, synthesise, finish; interrupted after the first iteration where asked."""
+    stop = Stop("")
+
+    def after_iteration(it: int, scalars: Mapping[str, Any]) -> None:
+        if interrupt:
+            stop.requested = signal.SIGINT
+
+    prepared = method.prepare(task)
+    syn = method.start(task, prepared)
+    start = method.finish(syn, task, prepared)
+    synthesise(method, task, prepared, syn, checkpoint, Watch(log=after_iteration, stop=stop))
+    return syn, start, method.finish(syn, task, prepared)
+
+
+def _fewer(method: Method) -> dict[str, Any]:
+    """For each setting that makes a run long, the smallest value that the method allows beside the others."""
+    chosen: dict[str, Any] = {}
+    for key, leaf in leaves(method).items():
+        for value in _FEWER.get(key.rpartition(".")[2], ()):
+            if _is_less(value, leaf) and _allows(method, chosen | {key: value}):
+                chosen[key] = value
+                break
+    return chosen
+
+
+def _is_less(value: int, leaf: Leaf) -> bool:
+    now = leaf.default
+    return isinstance(now, int) and not isinstance(now, bool) and value < now
+
+
+def _allows(method: Method, values: Mapping[str, Any]) -> bool:
+    try:
+        build(method, values)
+    except ValueError:
+        return False
+    return True

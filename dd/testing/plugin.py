@@ -1,0 +1,28 @@
+"""The option `--method` of pytest, which says whom the conformance suite is for.
+
+Loaded by every pytest where this package is installed, so it imports nothing.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def pytest_addoption(parser: "pytest.Parser") -> None:
+    """Add `--method`, which may be repeated."""
+    parser.getgroup("dd", "dataset distillation").addoption(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="method for the conformance suite: a registered name or path/to/file.py; may be repeated; "
+        "without it, all registered methods",
+    )
+
+
+def is_loaded() -> bool:
+    """Whether pytest loads this module by itself, through the installed package's entry point."""
+    from importlib.metadata import entry_points
+
+    return any(point.value == __name__ for point in entry_points(group="pytest11"))

@@ -1,0 +1,141 @@
+"""The training loop: plain fp32 SGD on batches that are already on the device, augmented there.
+
+Experts, students, probes and the full-data reference all go through `Trainer`.  Networks are asked for together and
+trained one after another; on a CPU that was measured 2 to 4 times faster than stacking their parameters.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from dd.data.augment import augment
+from dd.rng import generator
+from dd.training.allocator import keep_large_buffers
+from dd.training.compiled import BatchLoss
+from dd.training.gsam import gsam_gradient
+
+Batches = Callable[[torch.Generator], Iterator[tuple[Tensor, Tensor]]]
+"""One shuffled pass: `(images (b, c, h, w), targets (b,) int64 or (b, k) probabilities)`."""
+AfterPass = Callable[[int, nn.Module], None]
+"""Called with (passes done, network) after every whole pass, and with 0 before the first."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How one network is trained.
+
+    Attributes:
+        steps: number of SGD steps.
+        lr: learning rate.
+        momentum: heavy-ball momentum, as in `torch.optim.SGD`.
+        weight_decay: L2 penalty, as in `torch.optim.SGD`.
+        decay_at: steps before which lr is multiplied by `decay` and the optimiser made anew (its momentum is lost), as
+            the trajectory-matching family does.
+        decay: the factor.
+        strategy: DSA strategy, one operation per batch; "none" for none.
+        sam: (rho, alpha) for flat experts, see `dd.training.gsam`; None for plain SGD.
+    """
+
+    steps: int
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    decay_at: tuple[int, ...] = ()
+    decay: float = 0.1
+    strategy: str = "none"
+    sam: tuple[float, float] | None = None
+
+
+Path = tuple[int, *tuple[str | int, ...]]
+"""A root seed and names: the path under which all random draws of one network stand."""
+
+
+class Trainer:
+    """Trains networks of one architecture, one after another, in one module, so that compiled code is made once.
+
+    A network's result is a function of its path alone: weights, batch order and augmentation are drawn from generators
+    named after it, whichever other networks are asked for.
+
+    Args:
+        build: generator -> a module with fresh weights drawn from it.
+        compile: use `torch.compile` where the work is large enough to pay for it.
+        precision: "fp32", or "bf16" for autocast.
+    """
+
+    def __init__(
+        self, build: Callable[[torch.Generator], nn.Module], compile: bool = False, precision: str = "fp32"
+    ) -> None:
+        keep_large_buffers()
+        self._build = build
+        self._loss = BatchLoss(build(generator(0, "skeleton")), compile, precision)
+
+    def train(
+        self, paths: Sequence[Path], batches: Batches, fit: Fit, after_pass: AfterPass | None = None
+    ) -> Iterator[nn.Module]:
+        """Train one network per path.
+
+        Args:
+            paths: which networks.
+            batches: the data, one shuffled pass at a time.
+            fit: how to train.
+            after_pass: called after every whole pass of every network.
+
+        Yields:
+            The trained network of each path; valid until the next is asked for.
+        """
+        network = self._loss.network
+        for path in paths:
+            network.load_state_dict(self._build(generator(*path, "weights")).state_dict())
+            self._train_one(path, batches, fit, after_pass)
+            yield network
+
+    def _train_one(self, path: Path, batches: Batches, fit: Fit, after_pass: AfterPass | None) -> None:
+        network, loss_of = self._loss.network, self._loss.of(fit.steps)
+        network.train()
+        lr, done, step = fit.lr, 0, 0
+        optimiser = _sgd(network, fit, lr)
+        if after_pass:
+            after_pass(0, network)
+        while step < fit.steps:
+            draws = generator(*path, "augment", done)
+            for images, targets in batches(generator(*path, "order", done)):
+                if step in fit.decay_at:
+                    lr *= fit.decay
+                    optimiser = _sgd(network, fit, lr)
+                images = augment(fit.strategy, images, draws)
+                optimiser.zero_grad(set_to_none=True)
+                loss_of(images, targets).backward()
+                if fit.sam:
+                    gsam_gradient(network, partial(loss_of, images, targets), *fit.sam)
+                optimiser.step()
+                step += 1
+                if step == fit.steps:
+                    break
+            done += 1
+            if after_pass:
+                after_pass(done, network)
+
+
+def _sgd(network: nn.Module, fit: Fit, lr: float) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        network.parameters(), lr=lr, momentum=fit.momentum, weight_decay=fit.weight_decay, foreach=False, fused=False
+    )
+
+
+@torch.no_grad()
+def predict(network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Logits (n, k) and labels (n,) over one pass, in evaluation mode; the mode is restored."""
+    was_training = network.training
+    network.eval()
+    logits, labels = zip(*((network(images), targets) for images, targets in batches), strict=True)
+    network.train(was_training)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def accuracy(network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+    """Top-1 accuracy in percent over one pass, in evaluation mode."""
+    logits, labels = predict(network, batches)
+    return 100.0 * (logits.argmax(1) == labels).double().mean().item()

@@ -1,0 +1,1 @@
+"""Data that ships with the package; see the files beside this one."""

@@ -1,0 +1,150 @@
+"""Rows, and how they are printed."""
+
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One comparison.
+
+    Attributes:
+        part: of the benchmark.
+        what: "ours / theirs" in words.
+        ours: seconds of every repeat.
+        theirs: seconds of the repeat beside it.
+        ratios: ours / theirs, pair by pair.
+        ceiling: of the median ratio; None where nothing is promised.
+    """
+
+    part: str
+    what: str
+    ours: list[float]
+    theirs: list[float]
+    ratios: list[float]
+    ceiling: float | None = None
+
+    @property
+    def median(self) -> float:
+        """Of the ratios, which is not the ratio of the medians."""
+        return statistics.median(self.ratios)
+
+    def cells(self) -> list[str]:
+        """As a line of the table."""
+        ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
+        spread = f"{self.median:.2f} [{min(self.ratios):.2f}, {max(self.ratios):.2f}]"
+        return [self.part, self.what, f"{ours:.2f} / {theirs:.2f}", spread, str(len(self.ratios)), *self._verdict()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return vars(self) | {"median": self.median, "min": min(self.ratios), "max": max(self.ratios)}
+
+    def _verdict(self) -> list[str]:
+        return verdict(self.median, self.ceiling)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of one engine at one number of inner steps; None where the process did not survive it.
+
+    Attributes:
+        engine: "full" or "stepwise".
+        steps: inner steps.
+        start: bytes resident before the first iteration: library, data, expert.
+        peak: bytes resident at most.
+        stored: bytes of the stored iterates, 4 * steps * P.
+        seconds: of two outer iterations, measured once.
+    """
+
+    engine: str
+    steps: int
+    start: int | None = None
+    peak: int | None = None
+    stored: int | None = None
+    seconds: float | None = None
+
+    def cells(self) -> list[str]:
+        """As a line of the table."""
+        if self.peak is None or self.start is None:
+            return [self.engine, str(self.steps), "-", "-", "-", "-", "-"]
+        stored, seconds = self.stored or 0, self.seconds or 0.0
+        numbers = (self.start, self.peak, self.peak - self.start)
+        return [self.engine, str(self.steps), *map(_mb, numbers), f"{stored / 1e6:.1f}", f"{seconds:.1f}"]
+
+
+@dataclass
+class Findings:
+    """Everything that was measured."""
+
+    ratios: list[Ratio] = field(default_factory=list)
+    memory: list[Memory] = field(default_factory=list)
+    growth: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "machine": self.machine,
+            "ratios": [row.to_dict() for row in self.ratios],
+            "memory": [vars(row) for row in self.memory],
+            "growth": self.growth,
+            "notes": self.notes,
+        }
+
+
+def machine() -> dict[str, Any]:
+    """What can be said of the machine without PyTorch."""
+    model = ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": model or "unknown CPU", "cores": cores, "load": round(os.getloadavg()[0], 2)}
+
+
+def machine_line(facts: dict[str, Any]) -> str:
+    """One line for people."""
+    told = {"threads": "?", "torch": "?", "python": "?"} | facts
+    return (
+        "machine: {cpu}, {cores} cores, {threads} threads, torch {torch}, Python {python}; "
+        "load {load} before the start".format(**told)
+    )
+
+
+def verdict(value: float, ceiling: float | None) -> list[str]:
+    """Two cells: the ceiling, and whether `value` keeps it."""
+    if ceiling is None:
+        return ["", ""]
+    return [f"{ceiling:.2f}", "ok" if value <= ceiling else "ABOVE"]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they must be."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def text(found: Findings) -> str:
+    """All of it, for people."""
+    blocks = [machine_line(found.machine)]
+    if found.ratios:
+        head = ["part", "ours / theirs", "median seconds", "ratio: median [min, max]", "pairs", "ceiling", ""]
+        blocks.append(table(head, [row.cells() for row in found.ratios]))
+    if found.memory:
+        head = ["engine", "inner steps", "start MB", "peak MB", "above start", "iterates MB", "seconds, 2 its"]
+        blocks.append(table(head, [row.cells() for row in found.memory]))
+    if found.notes:
+        blocks.append("\n".join(found.notes))
+    return "\n\n".join(blocks)
+
+
+def _mb(amount: int) -> str:
+    return f"{amount / 1e6:.0f}"

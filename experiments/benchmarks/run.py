@@ -1,0 +1,180 @@
+"""How fast and how large we are, against what one would write without us.
+
+    .venv/bin/python experiments/benchmarks/run.py [training|iteration|memory|evaluation] [--json FILE]
+
+Every comparison is made of paired repeats: each side is a process of its own, the sides work in turns, and a ratio is
+taken within a pair.  The first repeat of each side, compilation included, is reported apart.  Nothing else should run
+meanwhile.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pairs import Bench, Died, Runs, Side, in_turns, ratios
+from report import Findings, Memory, Ratio, machine, text, verdict
+from scale import CEILINGS, PARTS, QUICK, Scale
+
+SAME = 1e-3  # relative difference of two objectives up to which two sides did the same work
+
+
+def training(bench: Bench, found: Findings) -> None:
+    runs = in_turns(
+        bench,
+        {
+            "our loop": ("training", {"compile": True}),
+            "our loop, compile=false": ("training", {"compile": False}),
+            "plain loop": ("training_plain", {}),
+        },
+    )
+    ours, eager, plain = runs.values()
+    found.ratios += [
+        _ratio("training", "our loop / plain loop", ours, plain, CEILINGS["training"]),
+        _ratio("training", "our loop with compile=false / plain loop", eager, plain),
+    ]
+    steps = "a pass over the training images" if bench.scale.pass_steps is None else f"{bench.scale.pass_steps} steps"
+    found.notes += [
+        f"training: a repeat is {steps}; before the first steady one {_start_up(ours):.1f} s of compiling with an "
+        f"empty cache ({_start_up(eager):.1f} s without compile, {_start_up(plain):.1f} s plain)",
+        f"training: {plain.last['loading']:.2f} s of the plain loop's repeat are its DataLoader and normalisation",
+        "training: test accuracy after the last repeat: "
+        + ", ".join(f"{label} {run.last['accuracy']:.1f} %" for label, run in runs.items()),
+    ]
+    found.machine |= ours.facts
+
+
+def iteration(bench: Bench, found: Findings) -> None:
+    _make_experts(bench)
+    runs = in_turns(
+        bench,
+        {
+            "FullGraph": ("iteration", {"backprop": "full"}),
+            "Stepwise": ("iteration", {"backprop": "stepwise"}),
+            "the paper, written down": ("iteration_plain", {}),
+        },
+    )
+    full, stepwise, paper = runs.values()
+    found.ratios += [
+        _ratio("iteration", "MTT iteration, FullGraph / paper", full, paper, CEILINGS["full"]),
+        _ratio("iteration", "MTT iteration, Stepwise / paper", stepwise, paper, CEILINGS["stepwise"]),
+    ]
+    apart = max(_apart(run, paper) for run in (full, stepwise))
+    same = "the same work" if apart <= SAME else "NOT THE SAME WORK"
+    found.notes.append(
+        f"iteration: a repeat is {bench.scale.iterations} outer iterations of {bench.scale.inner_steps} steps on 50 "
+        f"images; objectives of the first repeat are {apart:.0e} apart ({same})"
+    )
+    found.machine |= full.facts
+
+
+def memory(bench: Bench, found: Findings) -> None:
+    _make_experts(bench)
+    few, *_, many = bench.scale.memory_steps
+    for engine in ("full", "stepwise"):
+        rows = {steps: _peak(bench, engine, steps, found) for steps in bench.scale.memory_steps}
+        found.memory += rows.values()
+        peaks = [row.peak - row.stored for row in (rows[few], rows[many]) if row.peak and row.stored]
+        if len(peaks) == 2:
+            found.growth[engine] = peaks[1] / peaks[0]
+    for engine, growth in found.growth.items():
+        ceiling, kept = verdict(growth, CEILINGS["memory"] if engine == "stepwise" else None)
+        promised = f" (ceiling {ceiling}: {kept})" if ceiling else ""
+        found.notes.append(
+            f"memory: {engine} at {many} steps / at {few}, peaks without the stored iterates: {growth:.2f}{promised}"
+        )
+
+
+def evaluation(bench: Bench, found: Findings) -> None:
+    runs = in_turns(bench, {"our evaluator": ("evaluation", {}), "plain loop": ("evaluation_plain", {})})
+    ours, plain = runs.values()
+    found.ratios.append(_ratio("evaluation", "a student at ipc 10 / plain loop", ours, plain))
+    minute = ", ".join(f"{label} {60 / statistics.median(run.seconds):.1f}" for label, run in runs.items())
+    scores = ", ".join(
+        f"{label} {statistics.fmean(report['accuracy'] for report in run.reports):.1f} %" for label, run in runs.items()
+    )
+    found.notes += [
+        f"evaluation: students per minute: {minute}; {bench.scale.student_steps} steps each, then the test images "
+        f"(ours: the held-out ones too); {_start_up(ours):.1f} s before the first steady one",
+        f"evaluation: mean test accuracy: {scores}",
+    ]
+    found.machine |= ours.facts
+
+
+RUN: dict[str, Callable[[Bench, Findings], None]] = {
+    "training": training,
+    "iteration": iteration,
+    "memory": memory,
+    "evaluation": evaluation,
+}
+
+
+def main() -> None:
+    args = _arguments()
+    scale: Scale = QUICK if args.quick else Scale()
+    if args.repeats:
+        scale = replace(scale, repeats=args.repeats)
+    found, began = Findings(machine=machine()), time.perf_counter()
+    if found.machine["load"] > 0.5:
+        found.notes.append(f"The machine was busy at the start (load {found.machine['load']}): trust no figure.")
+    if args.quick:
+        found.notes.append("--quick: a check that everything runs; trust no figure.")
+    with tempfile.TemporaryDirectory(prefix="dd-bench-") as folder:
+        bench = Bench(scale, Path(folder), args.threads)
+        for part in [args.part] if args.part else PARTS:
+            RUN[part](bench, found)
+    found.notes.append(f"whole: {(time.perf_counter() - began) / 60:.1f} minutes")
+    sys.stdout.write(text(found) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(found.to_dict(), indent=1) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run.py", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("part", nargs="?", choices=["", *PARTS], default="", help="one part; without it, all of them")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
+    parser.add_argument("--repeats", type=int, metavar="N", help=f"paired repeats, {Scale.repeats} without it")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of every side; PyTorch's choice without it")
+    parser.add_argument("--quick", action="store_true", help="a minute in all, to see that everything runs")
+    return parser.parse_args()
+
+
+def _ratio(part: str, what: str, ours: Runs, theirs: Runs, ceiling: float | None = None) -> Ratio:
+    return Ratio(part, what, ours.seconds, theirs.seconds, ratios(ours.seconds, theirs.seconds), ceiling)
+
+
+def _start_up(run: Runs) -> float:
+    return max(0.0, run.warm_up - statistics.median(run.seconds))
+
+
+def _apart(run: Runs, other: Runs) -> float:
+    """Largest relative difference of the objectives of the first repeat."""
+    pairs = zip(run.reports[0]["losses"], other.reports[0]["losses"], strict=True)
+    return max(abs(a - b) / b for a, b in pairs)
+
+
+def _make_experts(bench: Bench) -> None:
+    with Side(bench, "make_experts") as side:
+        side.finish()
+
+
+def _peak(bench: Bench, engine: str, steps: int, found: Findings) -> Memory:
+    try:
+        with Side(bench, "memory", {"backprop": engine, "steps": steps}) as side:
+            told = side.go()
+            found.machine |= {k: v for k, v in side.facts.items() if k != "resident"}
+            sys.stderr.write(f"memory, {engine}, {steps} steps: {told['seconds']:.2f} s\n")
+            stored = 4 * steps * told["parameters"]
+            return Memory(engine, steps, side.facts["resident"], told["peak"], stored, told["seconds"])
+    except Died as error:
+        found.notes.append(f"memory: {engine} at {steps} steps has no figure: {error} (out of memory?)")
+        return Memory(engine, steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What is measured, and how much of it."""
+
+from dataclasses import dataclass
+
+PARTS = ("training", "iteration", "memory", "evaluation")
+
+# at most: of the other side's time, or of the memory of ten inner steps
+CEILINGS = {"training": 0.85, "full": 1.05, "stepwise": 1.6, "memory": 1.3}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of the benchmark.  The defaults are those of the figures in the README.
+
+    Attributes:
+        repeats: paired repeats of every comparison.
+        holdout: share of the training images that is left out.
+        expert_epochs: passes of the network whose training is timed; decides whether it is worth compiling.
+        pass_steps: steps of one timed repeat of the training loop; None for a whole pass over the images.
+        inner_steps: student steps of an MTT iteration.
+        iterations: MTT iterations of one timed repeat.
+        student_steps: steps of a student in evaluation.
+        memory_steps: inner steps at which memory is measured; the ceiling compares the last with the first.
+    """
+
+    repeats: int = 7
+    holdout: float = 0.1
+    expert_epochs: int = 8
+    pass_steps: int | None = None
+    inner_steps: int = 10
+    iterations: int = 4
+    student_steps: int = 300
+    memory_steps: tuple[int, ...] = (10, 20, 40, 80)
+
+
+# does everything once in a minute; its figures mean nothing
+QUICK = Scale(
+    repeats=2,
+    holdout=0.9,
+    expert_epochs=40,
+    pass_steps=4,
+    inner_steps=2,
+    iterations=1,
+    student_steps=5,
+    memory_steps=(1, 2),
+)

@@ -1,0 +1,198 @@
+"""The sides that are compared.  Each sets itself up, says so, and then works from pause to pause without an end."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import count, islice
+from typing import Any
+
+import plain
+import torch
+from scale import Scale
+from torch import Tensor, nn
+from worker import Gate, resident
+
+from dd.data.augment import augment
+from dd.engine.method import Task
+from dd.engine.synthesise import Watch, synthesise
+from dd.evaluation.evaluate import Evaluator, control_arm
+from dd.pipeline import make_task
+from dd.recipes import Recipe, resolve
+from dd.rng import generator
+from dd.training.experts import expert_fit, trajectories
+from dd.training.loop import Trainer, accuracy
+
+WIDTH = 32
+MANY = 1_000_000
+
+
+def recipe_of(scale: Scale, backprop: str = "full", steps: int | None = None, iterations: int = MANY) -> Recipe:
+    """MTT with ten images per class of the embedded set, as `dd run` would resolve it."""
+    # one short expert, as start and target; the training part times a longer one
+    experts = {"kind": "sgd", "count": 1, "epochs": 1, "lr": 0.02, "momentum": 0.0, "weight_decay": 0.0, "batch": 128}
+    return resolve(
+        {
+            "method": "mtt",
+            "dataset": "fashion-mini",
+            "ipc": 10,
+            "device": "cpu",
+            "iterations": iterations,
+            "steps": steps or scale.inner_steps,
+            "span": 1,
+            "start_min": 0,
+            "start_max": 1,
+            "batch": 50,
+            "lr_img": 300.0,
+            "lr_lr": 1e-5,
+            "lr_init": 0.01,
+            "augment": False,
+            "backprop": backprop,
+            "experts": experts | {"augment": False},
+            "student": {"arch": "convnet", "depth": 3, "width": WIDTH, "norm": "instance"},
+            "data": {"holdout": scale.holdout},
+            "eval": {"protocol": "quick", "steps": scale.student_steps},
+        }
+    )
+
+
+def training(gate: Gate, scale: Scale, compile: bool) -> None:
+    """Our loop, at the expert settings of the embedded set."""
+    recipe, task = _recipe_and_task(scale)
+    settings = replace(_experts(recipe), epochs=scale.expert_epochs)
+    fit = expert_fit(settings, len(task.data.train), "none")
+    trainer = Trainer(task.build, task.compile and compile, task.precision)
+
+    def batches(rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        return islice(task.data.train.batches(settings.batch, rng), scale.pass_steps)
+
+    def after_pass(done: int, network: nn.Module) -> None:
+        if done:
+            gate.pause(lambda: {"accuracy": accuracy(network, task.data.test.batches(512))})
+
+    gate.ready()
+    for _ in trainer.train([(0, "expert", member) for member in range(100)], batches, fit, after_pass):
+        pass
+
+
+def training_plain(gate: Gate, scale: Scale) -> None:
+    """A plain loop at the same settings, with the allocator as it comes."""
+    recipe, task = _recipe_and_task(scale)
+    settings, data = _experts(recipe), task.data
+    normalise = _normalise(task)
+    batches = plain.loader(_bytes(task), data.train.labels, settings.batch)
+    test = data.test.raw(torch.arange(len(data.test))), data.test.labels
+
+    def finish() -> dict[str, float]:
+        right, began = plain.accuracy(network, *test, normalise), time.perf_counter()
+        for images, _ in islice(batches, scale.pass_steps):
+            normalise(images)
+        return {"accuracy": right, "loading": time.perf_counter() - began}
+
+    gate.ready()
+    while True:
+        network = plain.convnet(WIDTH, task.classes)
+        sgd = torch.optim.SGD(network.parameters(), lr=settings.lr)
+        for _ in range(scale.expert_epochs):
+            plain.train_pass(network, batches, normalise, sgd, scale.pass_steps)
+            gate.pause(finish)
+
+
+def make_experts(gate: Gate, scale: Scale) -> None:
+    """Puts the expert into the store, so that the sides which need it find it there."""
+    recipe, task = _recipe_and_task(scale)
+    trajectories(task, _experts(recipe))
+    gate.ready()
+
+
+def iteration(gate: Gate, scale: Scale, backprop: str) -> None:
+    """Our outer loop with MTT."""
+    recipe, task = _recipe_and_task(scale, backprop)
+    prepared = recipe.method.prepare(task)
+    losses: list[float] = []
+
+    def log(it: int, scalars: Any) -> None:
+        losses.append(scalars["loss"])
+        if len(losses) == scale.iterations:
+            gate.pause(losses=losses.copy())
+            losses.clear()
+
+    syn = recipe.method.start(task, prepared)
+    gate.ready()
+    synthesise(recipe.method, task, prepared, syn, watch=Watch(log=log))
+
+
+def iteration_plain(gate: Gate, scale: Scale) -> None:
+    """The paper, written down; in a process with our allocator's setting, from the same images, segment and batches."""
+    recipe, task = _recipe_and_task(scale)
+    method: Any = recipe.method
+    # asking for experts constructs a `Trainer`, which sets the allocator here as in our own sides
+    pool = trajectories(task, method.experts)
+    start, target = (pool.snapshot(0, epoch, task.device) for epoch in (0, method.span))
+    rates = {name: getattr(method, name) for name in ("lr_img", "momentum_img", "lr_lr", "momentum_lr")}
+    images = task.data.train.images(task.real_indices("start"))
+    mtt = plain.MTT(plain.convnet(WIDTH, task.classes), images, task.targets, method.lr_init, rates)
+    gate.ready()
+    for first in count(step=scale.iterations):
+        losses = []
+        for it in range(first, first + scale.iterations):
+            rng = task.generator("inner batches", it)
+            losses.append(mtt.iteration(start, target, method.steps, method.batch, rng))
+        gate.pause(losses=losses)
+
+
+def memory(gate: Gate, scale: Scale, backprop: str, steps: int) -> None:
+    """Two outer iterations: the second one has the first one's heap to live in."""
+    recipe, task = _recipe_and_task(scale, backprop, steps, iterations=2)
+    prepared = recipe.method.prepare(task)
+    syn = recipe.method.start(task, prepared)
+    gate.ready()
+    synthesise(recipe.method, task, prepared, syn)
+    gate.pause(peak=resident("VmHWM"), parameters=prepared.network.size)
+
+
+def evaluation(gate: Gate, scale: Scale) -> None:
+    """Our evaluator's students on random real images, ten per class."""
+    recipe, task = _recipe_and_task(scale)
+
+    def finished(line: str) -> None:
+        gate.pause(accuracy=float(line.split()[-2]))
+
+    evaluator = Evaluator(task, recipe.eval, on_student=finished)
+    gate.ready()
+    evaluator.score(control_arm(task), recipe.eval.lr, MANY)
+
+
+def evaluation_plain(gate: Gate, scale: Scale) -> None:
+    """A plain loop's students on the same images, under the same protocol, with our augmentation."""
+    recipe, task = _recipe_and_task(scale)
+    protocol, data, arm = recipe.eval, task.data, control_arm(task)
+    normalise = _normalise(task)
+    test = data.test.raw(torch.arange(len(data.test))), data.test.labels
+    sgd = {"lr": protocol.lr, "momentum": protocol.momentum, "weight_decay": protocol.weight_decay}
+    gate.ready()
+    for j in count():
+        batches = plain.loader(*arm.load(j), protocol.batch)
+        network = plain.convnet(WIDTH, task.classes)
+        changed = partial(augment, data.augment, generator=generator(0, "plain", j))
+        plain.student(network, batches, changed, scale.student_steps, **sgd)
+        gate.pause(accuracy=plain.accuracy(network, *test, normalise))
+
+
+def _recipe_and_task(scale: Scale, *args: Any, **kwargs: Any) -> tuple[Recipe, Task]:
+    recipe = recipe_of(scale, *args, **kwargs)
+    return recipe, make_task(recipe)
+
+
+def _experts(recipe: Recipe) -> Any:
+    method: Any = recipe.method
+    return method.experts
+
+
+def _bytes(task: Task) -> Tensor:
+    return task.data.train.raw(torch.arange(len(task.data.train)))
+
+
+def _normalise(task: Task) -> plain.Normalise:
+    space: Any = task.data.preprocess
+    return plain.Normalise(space.mean, space.std)

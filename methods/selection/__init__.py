@@ -1,0 +1,1 @@
+"""Selection: sets that are made of real images."""

@@ -1,0 +1,19 @@
+"""Random real images, class-balanced, with their hard labels: what every other method must beat."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dd.engine.method import Method, Synthetic, Task
+from dd.engine.registry import register
+
+
+@register("random")
+@dataclass(frozen=True)
+class Random(Method):
+    """Random real images with hard labels."""
+
+    iterations: int = 0
+
+    def start(self, task: Task, prepared: Any) -> Synthetic:
+        """One draw without replacement per class."""
+        return Synthetic(task.data.train.images(task.real_indices("start")), task.targets)

@@ -1,0 +1,179 @@
+"""What the trajectory-matching methods share: the objective, the window of start epochs, the synthetic batches.
+
+Notation of the papers in brackets: steps [N], span [M], start_min [T-], start_max [T+], lr [eta].
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dd.data.augment import Draw, apply, draw
+from dd.engine.method import Task
+from dd.engine.unroll import Backprop, FullGraph, Stepwise
+from dd.errors import RunError
+from dd.networks import Functional
+from dd.rng import generator
+from dd.training import Trajectories
+
+FULL_GRAPH_SHARE = 0.25  # of the device's total memory that a full graph may take
+
+
+def trajectory_distance(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
+    """||student - target||^2 / ||start - target||^2, the objective of MTT (Cazenavette et al. 2022, equation 2).
+
+    It is 1 for a student that did not move and 0 for one that arrived.  The norms are accumulated in float64, because
+    the denominator of late segments is small.
+
+    Args:
+        student: (P,) parameters after the inner loop.
+        start: (P,) where the segment begins.
+        target: (P,) where the expert went.
+    """
+    reached = (student - target).double().square().sum()
+    distance = (start - target).double().square().sum()
+    return (reached / distance).to(student.dtype)
+
+
+def synthetic_batches(n: int, batch: int | None, steps: int, rng: torch.Generator) -> list[Tensor]:
+    """Indices of the synthetic images of every inner step.
+
+    All n images are permuted and cut into chunks of `batch`, which are consumed from the end, so that a short remainder
+    comes first; then they are permuted anew (trajectory matching's official sampling).
+
+    Args:
+        n: number of synthetic images.
+        batch: images per step; None or at least n: all of them, in order.
+        steps: number of inner steps.
+        rng: draws the permutations.
+    """
+    if batch is None or batch >= n:
+        return [torch.arange(n)] * steps
+    queue: list[Tensor] = []
+    chosen = []
+    for _ in range(steps):
+        if not queue:
+            queue = list(torch.randperm(n, generator=rng).split(batch))
+        chosen.append(queue.pop())
+    return chosen
+
+
+def expert_at(pool: int, it: int, seed: int) -> int:
+    """The expert of iteration `it`: every expert once per pass over the pool, in an order drawn anew for each pass."""
+    order = torch.randperm(pool, generator=generator(seed, "expert order", it // pool))
+    return int(order[it % pool])
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of an expert's trajectory.
+
+    Attributes:
+        expert: its number.
+        epoch: where it begins.
+        start: (P,) parameters there.
+        target: (P,) parameters `span` epochs later.
+    """
+
+    expert: int
+    epoch: int
+    start: Tensor
+    target: Tensor
+
+
+def draw_segment(task: Task, pool: Trajectories, it: int, low: int, high: int, span: int) -> Segment:
+    """The segment of iteration `it`, beginning at an epoch uniform in {low, ..., high - 1}."""
+    expert = expert_at(len(pool), it, task.seed)
+    epoch = int(torch.randint(low, high, (), generator=task.generator("start epoch", it)))
+    start = pool.snapshot(expert, epoch, task.device)
+    return Segment(expert, epoch, start, pool.snapshot(expert, epoch + span, task.device))
+
+
+class StudentLoss:
+    """The student's loss at one inner step, as `unroll` wants it: a pure function of theta, step, images and labels.
+
+    Batches and augmentation are drawn once per outer iteration and replayed whenever a step is computed again.
+
+    Args:
+        network: the student.
+        batches: indices of the images of every step.
+        draws: the augmentation of every step.
+        hard: (n,) int64 classes, or None where the labels are logits and come as the second variable.
+    """
+
+    def __init__(
+        self, network: Functional, batches: Sequence[Tensor], draws: Sequence[Draw], hard: Tensor | None
+    ) -> None:
+        self.network, self.batches, self.draws, self.hard = network, batches, draws, hard
+
+    def __call__(self, theta: Tensor, step: int, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Mean cross entropy of step `step`."""
+        index = self.batches[step]
+        whole = len(index) == len(images)
+        logits = self.network(theta, apply(self.draws[step], images if whole else images[index]))
+        if labels is None:
+            assert self.hard is not None
+            return torch.nn.functional.cross_entropy(logits, self.hard if whole else self.hard[index])
+        return soft_cross_entropy(logits, labels if whole else labels[index])
+
+
+def soft_cross_entropy(logits: Tensor, label_logits: Tensor) -> Tensor:
+    """-mean_i sum_k softmax(label_logits_i)_k log softmax(logits_i)_k, at temperature 1; both (n, k)."""
+    return -(label_logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+
+
+def student_loss(
+    task: Task, network: Functional, it: int, batches: Sequence[Tensor], strategy: str, hard: Tensor | None
+) -> StudentLoss:
+    """The loss of outer iteration `it` with its own draws."""
+    shape = (task.data.channels, task.data.size, task.data.size)
+    rng = task.generator("inner augmentation", it)
+    draws = [draw(strategy, len(index), shape, rng) for index in batches]
+    return StudentLoss(network, [index.to(task.device) for index in batches], draws, hard)
+
+
+def choose_backprop(name: str, task: Task, steps: int, batch: int) -> Backprop:
+    """`FullGraph` where its graph fits into a quarter of the device's total memory, else `Stepwise`.
+
+    The choice depends on shapes and on the size of the machine, never on what is free.
+    """
+    if name == "full":
+        return FullGraph()
+    if name == "stepwise":
+        return Stepwise()
+    needed = steps * graph_bytes(task, batch)
+    return FullGraph() if needed <= FULL_GRAPH_SHARE * task.total_memory() else Stepwise()
+
+
+def graph_bytes(task: Task, batch: int) -> int:
+    """Bytes that one inner step with `batch` images keeps for the way back, measured on two images."""
+    network = task.functional()
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    theta = network.flatten(network.module).requires_grad_()
+    images = torch.zeros(2, task.data.channels, task.data.size, task.data.size, device=task.device, requires_grad=True)
+    hard = torch.zeros(2, dtype=torch.long, device=task.device)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = torch.nn.functional.cross_entropy(network(theta, images), hard)
+        torch.autograd.grad(loss, theta, create_graph=True)
+    flat = 2 * 4 * network.size  # parameters and gradient do not grow with the batch
+    return flat + max(sum(seen.values()) - flat, 0) * batch // 2
+
+
+def require_positive(lr: Tensor, it: int) -> None:
+    """Raise where the learned lr left the positive numbers, since no student can be trained with it.
+
+    Raises:
+        RunError: it did.
+    """
+    value = float(lr.detach())
+    if value <= 0:
+        raise RunError(
+            f"the student's learned lr became {value:.3g} before iteration {it}: lower lr_lr, or lr_img with it, "
+            "or start_max"
+        )

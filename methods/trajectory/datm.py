@@ -1,0 +1,130 @@
+"""DATM: lossless distillation by difficulty-aligned trajectory matching (Guo et al., ICLR 2024, arXiv:2310.05773)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from dd.engine.method import Objective, Skip, Synthetic, Task
+from dd.engine.registry import register
+from dd.training import ExpertSettings, expert_logits
+
+from .mtt import MTT, Prepared
+
+
+def mean_correct_logits(logits: Tensor, targets: Tensor) -> Tensor:
+    """Average logits of those experts that classify an image correctly; of all of them where none does.
+
+    Args:
+        logits: (experts, n, k).
+        targets: (n,) int64.
+
+    Returns:
+        (n, k).  Where at least one expert is right, the largest entry of a row is its class.
+    """
+    right = (logits.argmax(2) == targets).to(logits.dtype)  # (experts, n)
+    weight = torch.where(right.sum(0, keepdim=True) > 0, right, torch.ones_like(right))
+    return (weight.unsqueeze(2) * logits).sum(0) / weight.sum(0).unsqueeze(1)
+
+
+def widened(low: int, high: int, iterations: int, it: int) -> int:
+    """Upper end of the window at iteration `it`: from `low` to `high` linearly over `iterations`, then `high`."""
+    return min(low + math.floor((high - low) * it / iterations), high)
+
+
+@register("datm")
+@dataclass(frozen=True)
+class DATM(MTT):
+    """Difficulty-aligned trajectory matching: the window of start epochs widens, soft labels are learned.
+
+    Attributes beyond MTT's:
+        lr_label: SGD learning rate of the label logits.
+        momentum_label: its momentum.
+        threshold: an iteration whose distance is above it, or NaN, is skipped whole.
+        window_start: upper end of the window of start epochs at iteration 0 [T]; None for a window that does not widen.
+        window_its: iterations over which it widens to start_max.
+        start_from: "correct": random real images that an expert classifies correctly; "real": any; "noise".
+    """
+
+    paper = "https://arxiv.org/abs/2310.05773"
+
+    iterations: Annotated[int, Field(ge=0)] = 10_000
+    lr_label: Annotated[float, Field(ge=0)] = 2.0
+    momentum_label: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    threshold: Annotated[float, Field(gt=0)] = 1.0
+    window_start: Annotated[int, Field(ge=1)] | None = None
+    window_its: Annotated[int, Field(ge=1)] = 1000
+    start_from: Literal["correct", "real", "noise"] = "correct"  # pyright: ignore[reportIncompatibleVariableOverride]
+    experts: ExpertSettings = field(default_factory=lambda: ExpertSettings(kind="ftd", epochs=100))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window_start is not None and not self.start_min < self.window_start <= self.start_max:
+            raise ValueError(
+                f"window_start={self.window_start} must be above start_min={self.start_min} and at most "
+                f"start_max={self.start_max}"
+            )
+
+    def window(self, it: int) -> tuple[int, int]:
+        """Start epochs of iteration `it`, widening from easy (early) to hard (late) segments."""
+        if self.window_start is None:
+            return self.start_min, self.start_max
+        return self.start_min, widened(self.window_start, self.start_max, self.window_its, it)
+
+    def start(self, task: Task, prepared: Prepared) -> Synthetic:
+        """Real images with the experts' mean logits as labels; noise gets smoothed one-hot logits."""
+        if self.start_from == "noise":
+            hard = torch.nn.functional.one_hot(task.targets, task.classes).float()
+            return Synthetic(self.first_images(task), task.targets, hard * math.log(10 * task.classes), self.lr_init)
+        index = task.real_indices("start")
+        if self.start_from == "correct":
+            index = correct_indices(task, prepared)
+        # with any real images the authors take the logits of the first expert, unfiltered
+        logits = expert_logits(task, prepared.pool, index, None if self.start_from == "correct" else [0])
+        labels = mean_correct_logits(logits, task.targets) if self.start_from == "correct" else logits[0]
+        return Synthetic(task.data.train.images(index), task.targets, labels, self.lr_init)
+
+    def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
+        """MTT's, and momentum SGD on the label logits."""
+        assert syn.labels is not None
+        return [*super().optimisers(syn), SGD([syn.labels], lr=self.lr_label, momentum=self.momentum_label)]
+
+    def loss(self, syn: Synthetic, task: Task, prepared: Prepared, it: int) -> Objective:
+        """MTT's distance with soft labels; above `threshold` the iteration is left out."""
+        terms = super().loss(syn, task, prepared, it)
+        assert isinstance(terms, dict)
+        value = float(terms["distance"].detach())
+        if not value <= self.threshold:
+            return Skip(value, f"distance {value:.3f} is above threshold={self.threshold}")
+        return terms
+
+
+def correct_indices(task: Task, prepared: Prepared) -> Tensor:
+    """(n,) random real images of each target's class that an expert's last snapshot classifies correctly.
+
+    Each class is gone through in random order with the first expert; what it leaves open, the next ones fill; where all
+    of them fail, the first images of the order do.
+    """
+    chosen = torch.empty(len(task.targets), dtype=torch.long)
+    rng = task.generator("start")
+    for c in range(task.classes):
+        slots = (task.targets.cpu() == c).nonzero().flatten()
+        pool = task.data.train.of_class(c)
+        order = pool[torch.randperm(len(pool), generator=rng)]
+        found: dict[int, None] = {}
+        for expert in range(len(prepared.pool)):
+            if len(found) >= len(slots):
+                break
+            for chunk in order.split(256):
+                right = expert_logits(task, prepared.pool, chunk, [expert])[0].argmax(1).cpu() == c
+                found |= dict.fromkeys(chunk[right].tolist())
+                if len(found) >= len(slots):
+                    break
+        found |= dict.fromkeys(order.tolist())
+        chosen[slots] = torch.tensor(list(found)[: len(slots)])
+    return chosen

@@ -1,0 +1,132 @@
+"""MTT: dataset distillation by matching training trajectories (Cazenavette et al., CVPR 2022, arXiv:2203.11932)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from dd.engine.method import Method, Objective, Synthetic, Task
+from dd.engine.registry import register
+from dd.engine.unroll import Backprop
+from dd.networks import Functional
+from dd.training import ExpertSettings, Trajectories, expert_needs, trajectories
+
+from ._matching import (
+    choose_backprop,
+    draw_segment,
+    require_positive,
+    student_loss,
+    synthetic_batches,
+    trajectory_distance,
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Experts, the student as a function, and how gradients go back through the inner loop."""
+
+    pool: Trajectories
+    network: Functional
+    backprop: Backprop
+
+
+@register("mtt")
+@dataclass(frozen=True)
+class MTT(Method):
+    """Matching training trajectories: the student's parameters should end where the expert's do.
+
+    Defaults follow the authors' command-line defaults; published cells stand in the recipe file.
+
+    Attributes:
+        iterations: outer iterations; each matches one segment of one expert.
+        lr_img: SGD learning rate of the pixels; large, because the objective is a ratio with tiny gradients.
+        lr_lr: SGD learning rate of the student's learning rate.
+        lr_init: the student's learning rate at iteration 0 (`lr_teacher` in the authors' code).
+        momentum_img: momentum of the pixels' optimiser.
+        momentum_lr: momentum of the learning rate's optimiser.
+        steps: inner steps of the student [N].
+        span: expert epochs between start and target [M].
+        start_min: first start epoch [T-].
+        start_max: start epochs are below this one [T+].
+        batch: synthetic images per inner step [b]; None for all.
+        start_from: random real images of each class, or noise N(0, 1) in model space.
+        augment: DSA inside the inner loop, with the data set's strategy.
+        backprop: "full", "stepwise", or "auto" (from shapes and the device's total memory).
+        experts: the pool of experts.
+    """
+
+    paper = "https://arxiv.org/abs/2203.11932"
+
+    iterations: Annotated[int, Field(ge=0)] = 5000
+    lr_img: Annotated[float, Field(gt=0)] = 1000.0
+    lr_lr: Annotated[float, Field(ge=0)] = 1e-5
+    lr_init: Annotated[float, Field(gt=0)] = 0.01
+    momentum_img: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    momentum_lr: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    steps: Annotated[int, Field(ge=1)] = 20
+    span: Annotated[int, Field(ge=1)] = 2
+    start_min: Annotated[int, Field(ge=0)] = 0
+    start_max: Annotated[int, Field(ge=1)] = 10
+    batch: Annotated[int, Field(ge=1)] | None = None
+    start_from: Literal["real", "noise"] = "real"
+    augment: bool = True
+    backprop: Literal["auto", "full", "stepwise"] = "auto"
+    experts: ExpertSettings = field(default_factory=ExpertSettings)
+
+    def __post_init__(self) -> None:
+        if self.start_min >= self.start_max:
+            raise ValueError(f"start_min={self.start_min} must be below start_max={self.start_max}")
+        if self.start_max - 1 + self.span > self.experts.epochs:
+            raise ValueError(
+                f"start_max={self.start_max} with span={self.span} reaches epoch {self.start_max - 1 + self.span}, but "
+                f"experts.epochs={self.experts.epochs}: lower start_max or span, or raise experts.epochs"
+            )
+
+    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
+        """One artefact per expert."""
+        return expert_needs(task, self.experts)
+
+    def prepare(self, task: Task) -> Prepared:
+        """Train or fetch the experts."""
+        n = len(task.targets)
+        backprop = choose_backprop(self.backprop, task, self.steps, min(self.batch or n, n))
+        return Prepared(trajectories(task, self.experts), task.functional(), backprop)
+
+    def start(self, task: Task, prepared: Prepared) -> Synthetic:
+        """Real images or noise, with hard labels."""
+        return Synthetic(self.first_images(task), task.targets, lr=self.lr_init)
+
+    def first_images(self, task: Task) -> Tensor:
+        """(n, c, h, w) images in model space."""
+        if self.start_from == "noise":
+            shape = (len(task.targets), task.data.channels, task.data.size, task.data.size)
+            return torch.randn(shape, generator=task.generator("start")).to(task.device)
+        return task.data.train.images(task.real_indices("start"))
+
+    def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
+        """Momentum SGD on pixels and on the student's lr."""
+        assert syn.lr is not None
+        return [
+            SGD([syn.images], lr=self.lr_img, momentum=self.momentum_img),
+            SGD([syn.lr], lr=self.lr_lr, momentum=self.momentum_lr),
+        ]
+
+    def window(self, it: int) -> tuple[int, int]:
+        """Start epochs of iteration `it`: {low, ..., high - 1}."""
+        return self.start_min, self.start_max
+
+    def loss(self, syn: Synthetic, task: Task, prepared: Prepared, it: int) -> Objective:
+        """Normalised distance between where the student ends and where the expert is `span` epochs after the start."""
+        assert syn.lr is not None
+        require_positive(syn.lr, it)
+        segment = draw_segment(task, prepared.pool, it, *self.window(it), self.span)
+        batches = synthetic_batches(len(syn.images), self.batch, self.steps, task.generator("inner batches", it))
+        strategy = task.data.augment if self.augment else "none"
+        inner = student_loss(task, prepared.network, it, batches, strategy, syn.targets if syn.labels is None else None)
+        variables = [syn.images] if syn.labels is None else [syn.images, syn.labels]
+        (end,) = prepared.backprop(inner, segment.start, syn.lr, variables, steps=self.steps)
+        return {"distance": trajectory_distance(end, segment.start, segment.target)}

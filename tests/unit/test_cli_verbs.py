@@ -1,0 +1,159 @@
+"""The verbs on real things: what they print for people and for programs, and what they leave on disk."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dd.cli.common import readable_size
+from dd.cli.main import run_command_line
+from dd.recipes import resolve
+
+TINY = [
+    "method=random",
+    "ipc=1",
+    "student.width=4",
+    "compile=false",
+    "device=cpu",
+    "eval.steps=2",
+    "eval.batch=16",
+    "eval.students=2",
+    "eval.full=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("DD_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DD_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+def said(capsys, *args: str) -> str:
+    assert run_command_line(args) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    return out
+
+
+def told(capsys, *args: str) -> dict:
+    return json.loads(said(capsys, *args, "--json"))
+
+
+def test_methods(capsys):
+    rows = {row["name"]: row for row in told(capsys, "methods")["methods"]}
+    assert {"mtt", "datm", "random"} <= set(rows)
+    assert (rows["datm"]["family"], rows["datm"]["package"], rows["datm"]["error"]) == ("trajectory", "dd", None)
+    assert rows["datm"]["summary"] in said(capsys, "methods")
+
+
+def test_recipes(capsys):
+    rows = told(capsys, "recipes", "datm")["recipes"]
+    assert {row["method"] for row in rows} == {"datm"}
+    cell = next(row for row in rows if row["cell"] == "fashion-mini.ipc10")
+    assert "smoke" in cell["presets"]
+    assert cell["expect"]["source"]
+    text = said(capsys, "recipes")
+    for words in ("datm", "mtt", "random", "fashion-mini.ipc10", "cifar100.ipc50"):
+        assert words in text
+
+
+def test_data(capsys):
+    rows = {row["name"]: row for row in told(capsys, "data")["datasets"]}
+    assert rows["fashion-mini"]["where"]
+    assert rows["fashion-mini"]["licence"] == "MIT"
+    assert "cifar10" in said(capsys, "data")
+    found = told(capsys, "data", "check", "fashion-mini")
+    assert (found["classes"], found["train"]["total"], found["test"]["total"], found["broken"]) == (
+        10,
+        10_000,
+        2000,
+        [],
+    )
+    assert "T-shirt/top   1000       200" in said(capsys, "data", "check", "fashion-mini")
+
+
+def test_doctor(capsys, tmp_path):
+    found = told(capsys, "doctor")
+    assert set(found) == {"versions", "devices", "folders", "tools", "data", "advice"}
+    assert found["versions"]["torch"]
+    assert "cpu" in found["devices"]
+    assert found["folders"]["runs"] == {
+        "path": str(tmp_path / "runs"),
+        "exists": False,
+        "writable": True,
+        "free": found["folders"]["runs"]["free"],
+    }
+    assert found["folders"]["runs"]["free"] > 0
+    assert "torch" in said(capsys, "doctor")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_show_prints_a_recipe_that_can_be_run(capsys, tmp_path):
+    asked = {"method": "datm", "ipc": 10, "experts.count": 7, "device": "cpu"}
+    args = ["show", *(f"{key}={value}" for key, value in asked.items())]
+    text = said(capsys, *args)
+    assert resolve(tomllib.loads(text)).hash == resolve(asked).hash
+    line = next(line for line in text.splitlines() if line.startswith("count = 7"))
+    assert line.endswith("# command line")
+    assert "recipes/datm.toml [fashion-mini.ipc10]" in text
+    shown = told(capsys, *args)
+    assert shown["hash"] == resolve(asked).hash
+    assert shown["recipe"]["experts"]["count"] == 7
+    assert shown["origin"]["experts.count"] == "command line"
+    assert shown["changed"] == ["experts.count"]
+    assert shown["cell"]["name"] == "fashion-mini.ipc10"
+    assert shown["expect"] is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_shows_the_plan_and_makes_nothing(capsys, tmp_path):
+    planned = told(capsys, "run", *TINY, "--dry-run")
+    assert [stage["stage"] for stage in planned["stages"]] == ["prepare", "synthesise", "evaluate"]
+    assert planned["finished"] is False
+    assert "2 students, protocol quick" in said(capsys, "run", *TINY, "--dry-run")
+    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+
+
+def test_run_then_again_then_eval(capsys, tmp_path):
+    assert run_command_line(["run", *TINY]) == 0
+    first = capsys.readouterr()
+    assert "dataset=cifar10" in first.err  # the default data set is said, and the papers' one named
+    for words in ("the distilled set", "random real images, as many", "eval.full=false", "unverified", "fingerprint"):
+        assert words in first.out
+    (folder,) = (tmp_path / "runs" / "random" / "fashion-mini" / "ipc1").iterdir()
+    for name in ("recipe.toml", "set.safetensors", "report.json", "log.csv", "images.png"):
+        assert (folder / name).is_file()
+    assert str(folder / "set.safetensors") in first.out
+    assert f"command    dd run {' '.join(TINY)}" in first.out
+
+    again = told(capsys, "run", *TINY)
+    assert again["fresh"] is False
+    assert again["folder"] == str(folder)
+    assert again["files"]["set"] == str(folder / "set.safetensors")
+    assert len(again["accuracy"]["values"]) == 2
+    assert again["full"] is None
+    assert told(capsys, "run", f"recipe={folder}")["fresh"] is False  # the recipe beside the result is that run
+    assert told(capsys, "run", *TINY, "force=true")["fresh"] is True
+
+    scored = told(capsys, "eval", str(folder / "set.safetensors"), "compile=false")
+    assert scored["fingerprint"] == again["fingerprint"]
+    assert scored["accuracy"]["values"] == again["accuracy"]["values"]
+    assert "the distilled set" in said(capsys, "eval", str(folder), "compile=false", "eval.students=1")
+
+
+def test_out_is_where_the_run_goes(capsys, tmp_path):
+    report = told(capsys, "run", *TINY, f"out={tmp_path / 'else where'}")
+    assert Path(report["folder"]).is_relative_to(tmp_path / "else where")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(None, ""), (0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (5_600_000, "5.6 MB"), (2e12, "2000.0 GB")],
+)
+def test_sizes_for_people(number, text):
+    assert readable_size(number) == text

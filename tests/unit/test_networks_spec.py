@@ -1,0 +1,143 @@
+"""Names, defaults, mistakes, and where fresh weights come from."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dd.errors import UsageError
+from dd.networks import NetworkSpec, build, resolve
+from dd.rng import generator
+
+
+def weights(net):
+    return torch.cat([parameter.detach().reshape(-1) for parameter in net.parameters()])
+
+
+def make(spec, seed=0, channels=1, size=16, classes=4):
+    return build(spec, channels=channels, size=size, classes=classes, generator=generator(seed))
+
+
+@pytest.mark.parametrize(
+    ("size", "depth"), [(28, 3), (32, 3), (33, 4), (64, 4), (96, 5), (128, 5), (256, 6), (8, 3), (6, 2), (2, 1)]
+)
+def test_depth_follows_from_the_size(size, depth):
+    assert resolve(NetworkSpec(), size).depth == depth
+
+
+@pytest.mark.parametrize("arch", ["ConvNet", "ConvNetD3", "convnet3", "CONVNETd3"])
+def test_aliases_are_the_convnet(arch):
+    spec = resolve(NetworkSpec(arch=arch), 32)
+    assert (spec.arch, spec.depth, spec.width) == ("convnet", 3, 128)
+
+
+def test_resolving_twice_changes_nothing():
+    for spec in (NetworkSpec(), NetworkSpec("ConvNetD4"), NetworkSpec("ResNet18"), NetworkSpec("timm:resnet18")):
+        once = resolve(spec, 32)
+        assert resolve(once, 32) == once
+    assert resolve(NetworkSpec("ResNet18"), 32) == NetworkSpec("resnet18", width=64)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"arch": "convnett"}, "'convnett'.*'convnet'.*timm:NAME"),
+        ({"arch": "ConvNetD3", "depth": 4}, "3.*4"),
+        ({"depth": 6}, "depth=6.*at most 5"),
+        ({"depth": 0}, "depth=0"),
+        ({"width": 0}, "width=0"),
+        ({"arch": "resnet18", "depth": 3}, "depth=3.*resnet18"),
+        ({"arch": "timm:resnet18", "width": 8}, "width=8.*timm"),
+        ({"norm": "instances"}, "norm 'instances'.*'instance'"),
+        ({"norm": "group", "width": 6}, "6.*4"),
+        ({"pooling": "mean"}, "pooling 'mean'"),
+        ({"activation": "rellu"}, "activation 'rellu'.*'relu'"),
+        ({"arch": "timm:resnet1888"}, "timm network 'resnet1888'.*'resnet18'"),
+        ({"arch": "timm:hf-hub:some/model"}, "hf-hub"),
+        ({"arch": "torchvision:resnet"}, "torchvision network 'resnet'.*'resnet"),
+        ({"arch": "torchvision:alexnet"}, "torchvision:alexnet cannot take 3x32x32"),
+    ],
+)
+def test_mistakes_are_named(spec, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        make(NetworkSpec(**spec), channels=3, size=32)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_no_usual_depth_beyond_256_pixels():
+    with pytest.raises(UsageError, match=r"300.*student\.depth"):
+        resolve(NetworkSpec(), 300)
+    assert resolve(NetworkSpec(depth=7), 300).depth == 7
+
+
+def test_a_spec_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        NetworkSpec().width = 3  # pyright: ignore
+
+
+ARCHITECTURES = [
+    NetworkSpec(width=4),
+    NetworkSpec("resnet18", width=4),
+    NetworkSpec("timm:test_resnet"),
+    NetworkSpec("torchvision:squeezenet1_1"),
+]
+
+
+@pytest.mark.parametrize("spec", ARCHITECTURES, ids=lambda spec: spec.arch)
+def test_the_generator_decides_the_weights_and_the_global_one_is_left_as_found(spec):
+    torch.rand(3)
+    before = torch.get_rng_state()
+    first, again, other = make(spec, 1, size=32), make(spec, 1, size=32), make(spec, 2, size=32)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)  # the state of the global generator must not matter
+    late = make(spec, 1, size=32)
+    assert torch.equal(weights(first), weights(again))
+    assert torch.equal(weights(first), weights(late))
+    assert not torch.equal(weights(first), weights(other))
+    assert first.training
+
+
+def test_one_generator_gives_network_after_network():
+    g = generator(0)
+    first, second = (build(NetworkSpec(width=4), channels=1, size=16, classes=4, generator=g) for _ in range(2))
+    assert not torch.equal(weights(first), weights(second))
+
+
+def test_the_global_generator_survives_a_failed_build():
+    before = torch.get_rng_state()
+    with pytest.raises(UsageError):
+        make(NetworkSpec("torchvision:alexnet"), channels=3, size=16)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch", "layer", "group", "none"])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "leakyrelu", "softplus"])
+def test_every_combination_runs(norm, activation):
+    x = torch.randn(2, 1, 28, 28, generator=generator(0))
+    for pooling in ("avg", "max", "none"):
+        spec = NetworkSpec(depth=2, width=4, norm=norm, activation=activation, pooling=pooling)
+        assert make(spec, size=28)(x).shape == (2, 4)
+    assert make(NetworkSpec("resnet18", width=4, norm=norm, activation=activation), size=28)(x).shape == (2, 4)
+
+
+def test_embeddings_are_what_the_linear_layer_sees():
+    x = torch.randn(2, 1, 16, 16, generator=generator(0))
+    for spec in ARCHITECTURES[:2]:
+        net = make(spec)
+        assert torch.equal(net.classifier(net.embed(x)), net(x))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("arch", ["timm:test_resnet", "torchvision:squeezenet1_1"])
+def test_other_libraries_take_any_number_of_channels(arch, channels):
+    net = make(NetworkSpec(arch), channels=channels, size=32, classes=7)
+    assert net(torch.randn(2, channels, 32, 32, generator=generator(0))).shape == (2, 7)
+
+
+def test_dropout_of_other_libraries_is_off():
+    net = make(NetworkSpec("torchvision:squeezenet1_1"), size=32)
+    x = torch.randn(2, 1, 32, 32, generator=generator(0))
+    before = torch.get_rng_state()
+    assert torch.equal(net(x), net(x))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,385 @@
+"""Layers become one recipe: who wins, what is said when something is wrong, what the hash covers, what reads back."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dd.engine import registry
+from dd.errors import UsageError
+from dd.evaluation.protocols import PROTOCOLS
+from dd.networks import NetworkSpec
+from dd.recipes import cells, parse_overrides, resolve, resolve_evaluation, run_options
+from dd.recipes.recipe import Recipe
+
+METHOD = '''
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dd.engine.method import Method
+from dd.engine.registry import register
+from dd.training.experts import ExpertSettings
+
+
+@register("toy")
+@dataclass(frozen=True)
+class Toy(Method):
+    """A method of this test."""
+
+    iterations: Annotated[int, Field(ge=0)] = 500
+    lr_img: Annotated[float, Field(gt=0)] = 1000.0
+    window_start: Annotated[int, Field(ge=0)] | None = None
+    start_from: Literal["real", "noise"] = "real"
+    scales: tuple[float, ...] = (1.0, 0.5)
+    experts: ExpertSettings = ExpertSettings(kind="ftd", epochs=100)
+
+    def __post_init__(self) -> None:
+        if self.window_start is not None and self.window_start > self.iterations:
+            raise ValueError(f"window_start={self.window_start} lies after iterations={self.iterations}")
+'''
+RECIPES = """
+[defaults]
+lr_img = 300
+eval.protocol = "quick"
+
+[fashion-mini.ipc10]
+iterations = 100
+experts.count = 4
+student.width = 32
+eval.steps = 200
+expect = { accuracy = [78.0, 83.0], verified = true, source = "ours", cost = "3 min" }
+
+[fashion-mini.ipc10.tiny]
+iterations = 2
+student.width = 8
+
+[cifar10.ipc50]
+window_start = 10
+data.preprocess = "zca"
+precision = "bf16"
+eval.protocol = "mtt"
+expect = { accuracy = [60, 70], verified = false }
+
+[cifar10."fraction0.1"]
+iterations = 7
+
+[presets.smoke]
+iterations = 20
+student.width = 16
+eval.protocol = "smoke"
+
+[presets.tiny]
+iterations = 3
+lr_img = 5
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))  # methods of these tests stay in them
+
+
+@pytest.fixture
+def toy(tmp_path) -> str:
+    (tmp_path / "toy.py").write_text(METHOD, encoding="utf-8")
+    (tmp_path / "toy.toml").write_text(RECIPES, encoding="utf-8")
+    return str(tmp_path / "toy.py")
+
+
+def asked(toy: str, **settings: Any) -> Recipe:
+    return resolve({"method": toy, "device": "cpu", **settings})
+
+
+def complaints(**settings: Any) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        resolve(settings)
+    return str(caught.value).splitlines()
+
+
+def value(recipe: Recipe, key: str) -> Any:
+    return recipe.flat()[key]
+
+
+def test_layers_win_in_order(toy):
+    plain = asked(toy, ipc=10)
+    assert value(plain, "lr_img") == 300  # [defaults] over the field
+    assert value(plain, "iterations") == 100  # the cell
+    assert value(plain, "experts.count") == 4
+    assert value(plain, "experts.epochs") == 100  # the method's own default of a nested class
+    assert value(plain, "start_from") == "real"
+    tiny = asked(toy, ipc=10, preset="tiny")
+    assert value(tiny, "lr_img") == 5  # the general preset over [defaults]
+    assert value(tiny, "iterations") == 2  # the cell's preset over the general one
+    assert value(tiny, "student.width") == 8
+    assert value(tiny, "experts.count") == 4  # the cell stays below the preset
+    assert value(asked(toy, ipc=10, preset="tiny", iterations=9), "iterations") == 9
+
+
+def test_every_value_says_where_it_came_from(toy):
+    origin = asked(toy, ipc=10, preset="tiny", **{"experts.epochs": 8}).origin
+    assert origin["experts.epochs"] == "command line"
+    assert origin["lr_img"] == "toy.toml [presets.tiny]"
+    assert origin["iterations"] == "toy.toml [fashion-mini.ipc10.tiny]"
+    assert origin["experts.count"] == "toy.toml [fashion-mini.ipc10]"
+    assert origin["eval.protocol"] == "toy.toml [defaults]"
+    assert origin["eval.batch"] == "protocol quick"
+    assert "start_from" not in origin
+    assert resolve({"method": toy}).origin["device"] == "auto"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ipc": 10},
+        {"ipc": 3},
+        {"ipc": 10, "preset": "tiny"},
+        {"ipc": 1, "preset": "smoke"},
+        {"dataset": "cifar10", "ipc": 50},
+        {"dataset": "cifar10", "ipc": 50, "window_start": None},
+        {"dataset": "cifar10", "ipc": 50, "window_start": "none"},
+        {"dataset": "cifar10", "fraction": 0.1},
+        {"ipc": 2, "like": "cifar10.ipc50"},
+        {"ipc": 10, "data.augment": "none"},
+        {"ipc": 10, "eval.epochs": 3},
+        {"ipc": 10, "eval.full": True, "lr_img": 1e-5, "scales": [1, 2], "compile": False, "seed": 2**62},
+    ],
+    ids=str,
+)
+def test_a_printed_recipe_reads_back_to_the_same(toy, settings, tmp_path):
+    recipe = asked(toy, **settings)
+    for text in (recipe.to_toml(), recipe.to_toml(origins=True)):
+        again = resolve(tomllib.loads(text))
+        assert again.flat() == recipe.flat()
+        assert again.hash == recipe.hash
+        assert (again.method, again.data, again.student, again.eval) == (
+            recipe.method,
+            recipe.data,
+            recipe.student,
+            recipe.eval,
+        )
+        assert (again.expect, again.changed) == (recipe.expect, recipe.changed)
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    assert resolve({"recipe": str(tmp_path / "recipe.toml")}).hash == recipe.hash
+    assert resolve({"recipe": str(tmp_path)}).hash == recipe.hash
+    omitted = {key for key in ("ipc", "fraction", "preset", "like", "init") if value(recipe, key) is None}
+    words = [f"{key}={told}" for key, told in recipe.flat().items() if key not in omitted]
+    assert resolve(parse_overrides(words)).hash == recipe.hash  # the values as Python prints them
+    assert json.loads(json.dumps(recipe.to_dict())) == recipe.to_dict()
+
+
+def test_the_command_line_wins_over_a_recipe_file(toy, tmp_path):
+    (tmp_path / "mine.toml").write_text(asked(toy, ipc=10, iterations=3).to_toml(), encoding="utf-8")
+    recipe = resolve({"recipe": str(tmp_path / "mine.toml"), "lr_img": 7})
+    assert (value(recipe, "iterations"), value(recipe, "lr_img")) == (3, 7)
+    assert recipe.origin["iterations"] == str(tmp_path / "mine.toml")
+
+
+def test_all_problems_are_named_at_once(toy):
+    lines = complaints(
+        method=toy,
+        ipc="ten",
+        seed=-1,
+        deterministic="yes",
+        iterationz=3,
+        lr_img=-1,
+        start_from="reel",
+        experts={"epoch": 1, "count": 0},
+        device="tpu",
+        **{"eval.student": 4, "student.arch": "convnett", "data.augment": "color_crp", "eval.protocol": "quickk"},
+    )
+    expected = [
+        "ipc='ten'",
+        "seed=-1",
+        "deterministic='yes'",
+        "'iterationz'; did you mean 'iterations'",
+        "lr_img=-1",
+        "start_from='reel'",
+        "'experts.epoch'; did you mean 'experts.epochs'?",
+        "experts.count=0",
+        "device='tpu'",
+        "'eval.student'; did you mean 'eval.students'",
+        "'convnett'; did you mean 'convnet'?",
+        "did you mean 'crop'",
+        "'quickk'; did you mean 'quick'?",
+    ]
+    assert len(lines) == len(expected)
+    for words in expected:
+        assert sum(words in line for line in lines) == 1, words
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"dataset": "cifar11"}, "did you mean 'cifar10'"),
+        ({"dataset": "folder:/no/such/place"}, "no such folder"),
+        ({"preset": "smok"}, "did you mean 'smoke'?"),
+        ({"like": "cifar10.ipc51"}, "did you mean 'cifar10.ipc50'"),
+        ({"like": "cifar10"}, "write DATASET.ipcN"),
+        ({"ipc": 1, "fraction": 0.5}, "exclude one another"),
+        ({"fraction": 1.5}, "expected a number > 0 and <= 1"),
+        ({"init": "/no/such/file"}, "init=/no/such/file: no such file"),
+        ({"recipe": "/no/such/file"}, "recipe=/no/such/file: no such file"),
+        ({"expert": {"count": 1}}, "did you mean 'experts'?"),
+        ({"width": 3}, "did you mean 'student.width'?"),
+        ({"count": 3}, "did you mean 'experts.count'?"),
+        ({"device": "cuda:99"}, "device=cuda:99"),
+        ({"eval.steps": 5, "eval.epochs": 6}, "give one of steps and epochs"),
+        ({"window_start": 11, "iterations": 10}, "window_start=11 lies after iterations=10"),
+        ({"track": "tensorboard"}, "expected 'wandb' or 'none' or null"),
+        ({"force": "perhaps"}, "expected true or false"),
+    ],
+    ids=str,
+)
+def test_one_problem_one_line(toy, settings, words):
+    lines = complaints(method=toy, **settings)
+    assert len(lines) == 1
+    assert words in lines[0]
+
+
+def test_without_a_method():
+    assert complaints()[0].startswith("say which method: method=NAME; known: datm")
+    lines = complaints(method="datmm", ipc=0, iterations=3, **{"data.holdut": 1})
+    assert len(lines) == 3  # iterations may well be a field of the method that was meant
+    assert any("did you mean 'datm'" in line for line in lines)
+
+
+def test_a_preset_of_another_cell_names_that_cell(tmp_path):
+    (tmp_path / "toy.py").write_text(METHOD, encoding="utf-8")
+    (tmp_path / "toy.toml").write_text("[cifar10.ipc1.quick]\niterations = 1\n", encoding="utf-8")
+    lines = complaints(method=str(tmp_path / "toy.py"), preset="quick")
+    assert lines == ["preset=quick is not for fashion-mini.ipc10; it is for cifar10.ipc1"]
+
+
+def test_a_missing_cell_is_said_with_the_nearest_one(toy):
+    (notice,) = asked(toy, dataset="fashion-mini", ipc=30).notices
+    assert "like=fashion-mini.ipc10" in notice
+    (notice,) = asked(toy, dataset="cifar100", ipc=30).notices  # no cell of that data set: the nearest size of another
+    assert "like=cifar10.ipc50" in notice or "like=fashion-mini.ipc10" in notice
+    assert asked(toy, dataset="fashion-mini", ipc=30).expect is None
+    assert asked(toy, dataset="fashion-mini", ipc=10).notices == ()
+    assert "dataset=cifar10" in asked(toy).notices[0]  # the default data set is said
+
+
+def test_like_takes_the_table_of_another_cell(toy):
+    recipe = asked(toy, ipc=3, like="cifar10.ipc50")
+    assert (recipe.data.preprocess, recipe.eval.protocol, recipe.precision) == ("zca", "mtt", "bf16")
+    assert recipe.name == "toy/fashion-mini/ipc3"
+    assert recipe.expect is None
+    assert "unverified" in recipe.notices[-1]
+
+
+def test_naming_a_protocol_starts_evaluation_afresh(toy):
+    assert asked(toy, ipc=10).eval.steps == 200
+    assert asked(toy, ipc=10, **{"eval.protocol": "mtt"}).eval == PROTOCOLS["mtt"]
+    assert asked(toy, ipc=10, preset="smoke").eval == PROTOCOLS["smoke"]
+    both = asked(toy, ipc=10, preset="smoke", **{"eval.students": 3})
+    assert (both.eval.steps, both.eval.students) == (PROTOCOLS["smoke"].steps, 3)
+
+
+def test_steps_and_epochs_replace_one_another(toy):
+    assert (asked(toy, **{"eval.epochs": 3}).eval.steps, asked(toy, **{"eval.epochs": 3}).eval.epochs) == (None, 3)
+    again = asked(toy, dataset="cifar10", ipc=50, **{"eval.steps": 3})
+    assert (again.eval.steps, again.eval.epochs) == (3, None)
+
+
+def test_the_band_holds_only_for_the_recipe_as_it_stands(toy):
+    assert asked(toy, ipc=10).expect == {"accuracy": [78.0, 83.0], "verified": True, "source": "ours", "cost": "3 min"}
+    harmless = {"seed": 3, "eval.full": True, "eval.students": 9, "iterations": 100, "lr_img": "3e2"}
+    assert asked(toy, ipc=10, **harmless).expect is not None
+    changed = asked(toy, ipc=10, iterations=99, **{"student.width": 16})
+    assert changed.expect is None
+    assert set(changed.changed) == {"iterations", "student.width"}
+    assert asked(toy, ipc=10, precision="bf16").changed == ("precision",)
+    assert asked(toy, ipc=10, preset="tiny").expect is None
+
+
+def test_hash_covers_what_determines_the_result_and_nothing_else(toy, tmp_path):
+    base = asked(toy, ipc=10)
+    for same in ({"out": "/tmp/x", "force": True, "track": "none"}, {"experts": {"count": 4}}, {"lr_img": 300.0}):
+        assert asked(toy, ipc=10, **same).hash == base.hash
+    init = tmp_path / "set.safetensors"
+    init.write_bytes(b"one")
+    others: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"ipc": 11},
+        {"iterations": 101},
+        {"experts.seed": 1},
+        {"data.holdout": 0.2},
+        {"student.width": 33},
+        {"eval.students": 6},
+        {"precision": "bf16"},
+        {"deterministic": True},
+        {"compile": False},
+        {"dataset": "mnist"},
+        {"init": str(init)},
+    ]
+    hashes = {asked(toy, **{"ipc": 10, **other}).hash for other in others}
+    assert len(hashes | {base.hash}) == len(others) + 1
+    init.write_bytes(b"two")
+    assert asked(toy, ipc=10, init=str(init)).hash not in hashes
+    Path(toy).write_text(METHOD + "\n# another idea\n", encoding="utf-8")
+    assert asked(toy, ipc=10).hash != base.hash  # a method in the making is its text
+
+
+def test_synthesis_does_not_depend_on_evaluation(toy):
+    base = asked(toy, ipc=10)
+    evaluation = asked(toy, ipc=10, **{"eval.students": 6, "eval.probes": 9})
+    assert evaluation.stage_key("synthesise") == base.stage_key("synthesise")
+    assert evaluation.stage_key("evaluate") != base.stage_key("evaluate")
+    assert asked(toy, ipc=10, lr_img=1).stage_key("synthesise") != base.stage_key("synthesise")
+
+
+def test_run_options():
+    assert run_options({"out": "x", "force": "true", "ipc": 3}).force is True
+    assert run_options({}).out is None
+    with pytest.raises(UsageError, match="track"):
+        run_options({"track": "x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[fashion-mini]\niterations = 3\n", "'fashion-mini.iterations' is not a table"),
+        ("fashion-mini = 3\n", "'fashion-mini' is not a table"),
+        ("[fashion-mini.ipc10]\nseed = 3\n", "[fashion-mini.ipc10]: unknown key 'seed'"),
+        ("[fashion-mini.ipc10]\nlr_img = 0\n", "[fashion-mini.ipc10]: lr_img=0 is out of range"),
+        ("[fashion-mini.ipc10]\nexpect = { accuracy = [9, 3], verified = true }\n", "expect must be"),
+        ("[fashion-mini.ipc10\n", "not TOML"),
+    ],
+)
+def test_mistakes_in_a_recipe_file_name_the_table(tmp_path, text, words):
+    (tmp_path / "toy.py").write_text(METHOD, encoding="utf-8")
+    (tmp_path / "toy.toml").write_text(text, encoding="utf-8")
+    lines = complaints(method=str(tmp_path / "toy.py"), ipc=10)
+    assert len(lines) == 1
+    assert "toy.toml" in lines[0]
+    assert words in lines[0]
+
+
+def test_a_field_named_like_a_key_of_every_run_is_refused(tmp_path):
+    text = METHOD.replace("scales: tuple[float, ...] = (1.0, 0.5)", "seed: int = 0").replace("Toy", "Clash")
+    (tmp_path / "clash.py").write_text(text.replace('"toy"', '"clash"'), encoding="utf-8")
+    assert "seed" in complaints(method=str(tmp_path / "clash.py"))[0]
+
+
+def test_cells(toy):
+    names = [cell.name for cell in cells(toy)]
+    assert names == ["fashion-mini.ipc10", "fashion-mini.ipc10.tiny", "cifar10.ipc50", "cifar10.fraction0.1"]
+
+
+def test_evaluation_settings_start_from_the_set(toy):
+    recipe = asked(toy, ipc=10)
+    own = {"dataset": "fashion-mini", "data": recipe.data, "student": NetworkSpec(width=8), "protocol": recipe.eval}
+    assert resolve_evaluation({}, **own).eval == recipe.eval
+    told = resolve_evaluation(
+        {"eval": {"students": 2}, "student.arch": "resnet18", "device": "cpu", "force": True}, **own
+    )
+    assert (told.eval.students, told.eval.steps, told.student.arch, told.force) == (2, 200, "resnet18", True)
+    assert resolve_evaluation({"eval.protocol": "smoke"}, **own).eval == PROTOCOLS["smoke"]
+    with pytest.raises(UsageError) as caught:
+        resolve_evaluation({"ipc": 3, "eval.studnts": 1, "dataset": "cifr10", "eval.batch": 0}, **own)
+    assert len(str(caught.value).splitlines()) == 4

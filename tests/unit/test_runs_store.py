@@ -1,0 +1,214 @@
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from dd.errors import UsageError
+from dd.io import sha256_file
+from dd.runs import Store
+
+SPEC = {"dataset": "toy", "lr": 0.1, "shape": (2, 3), "seed": 0}
+
+
+class Maker:
+    """Makes tensors, and counts how often it was asked to."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return {"w": torch.arange(6.0).reshape(2, 3), "i": torch.tensor(7)}, {"accuracy": 0.5}
+
+
+def test_what_is_made_is_kept_and_found(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="dd.runs")
+    make = Maker()
+    first = Store(tmp_path).tensors("experts", SPEC, make, "expert 3 of toy")
+    again = Store(tmp_path).tensors("experts", dict(reversed(SPEC.items())), make, "expert 3 of toy")
+    assert make.calls == 1
+    assert (first.made, again.made) == (True, False)
+    assert again.tensors is not None
+    assert torch.equal(again.tensors["w"], torch.arange(6.0).reshape(2, 3))
+    assert again.tensors["i"].shape == ()
+    assert (again.info, again.seconds, again.key) == ({"accuracy": 0.5}, first.seconds, first.key)
+    assert [r.getMessage().split(" in ")[0] for r in caplog.records] == ["made expert 3 of toy", "kept expert 3 of toy"]
+
+
+def test_the_manifest_says_what_it_is(tmp_path):
+    artefact = Store(tmp_path).tensors("experts", SPEC, Maker())
+    manifest = json.loads(Store(tmp_path).path("experts", SPEC).read_text())
+    assert manifest["spec"] == {**SPEC, "shape": [2, 3]}
+    assert manifest["sha256"] == sha256_file(artefact.path)
+    assert manifest["bytes"] == artefact.path.stat().st_size
+    assert artefact.path == tmp_path / "experts" / f"{artefact.key}.safetensors"
+
+
+@pytest.mark.parametrize("value", [None, 0, 1 / 3, "text", [1, [2.5, None]], {"b": 1, "a": {"x": True}}])
+def test_plain_values(tmp_path, value):
+    made = Store(tmp_path).value("full", SPEC, lambda: value)
+    kept = Store(tmp_path).value("full", SPEC, lambda: pytest.fail("made again"))
+    assert made.value == kept.value == value
+    assert (made.made, kept.made, kept.tensors) == (True, False, None)
+    assert Store(tmp_path).has("full", SPEC)
+
+
+def test_another_spec_or_kind_is_another_artefact(tmp_path):
+    store, make = Store(tmp_path), Maker()
+    keys = {store.tensors("experts", {**SPEC, "seed": seed}, make).key for seed in range(3)}
+    assert len(keys) == 3
+    store.tensors("teachers", {**SPEC, "seed": 0}, make)
+    assert make.calls == 4
+
+
+def test_has_and_peek_make_nothing(tmp_path):
+    store = Store(tmp_path / "not" / "there")
+    assert not store.has("experts", SPEC)
+    assert store.peek("experts", SPEC) is None
+    assert os.listdir(tmp_path) == []
+    store.tensors("experts", SPEC, Maker())
+    assert store.has("experts", SPEC)
+    found = store.peek("experts", SPEC)
+    assert found is not None
+    assert not found.made
+
+
+def test_force_makes_it_anew_while_the_old_one_is_in_use(tmp_path):
+    store = Store(tmp_path)
+    old = store.tensors("experts", SPEC, Maker())
+    new = store.tensors("experts", SPEC, lambda: ({"w": torch.zeros(1000)}, {}), force=True)
+    assert new.made
+    assert old.tensors is not None
+    assert old.tensors["w"].sum() == 15
+    assert store.tensors("experts", SPEC, Maker()).tensors["w"].shape == (1000,)  # pyright: ignore
+
+
+def flip_a_byte(payload, manifest):
+    raw = bytearray(payload.read_bytes())
+    raw[-2] ^= 1
+    payload.write_bytes(raw)
+
+
+def truncate(payload, manifest):
+    payload.write_bytes(payload.read_bytes()[:-5])
+
+
+def delete(payload, manifest):
+    payload.unlink()
+
+
+def empty_manifest(payload, manifest):
+    manifest.write_text("")
+
+
+def odd_manifest(payload, manifest):
+    manifest.write_text("[]")
+
+
+def other_spec(payload, manifest):
+    manifest.write_text(manifest.read_text().replace("toy", "cifar10"))
+
+
+DAMAGE = [flip_a_byte, truncate, delete, empty_manifest, odd_manifest, other_spec]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_artefact_is_noticed_named_and_made_anew(tmp_path, caplog, damage):
+    path = Store(tmp_path).tensors("experts", SPEC, Maker()).path
+    manifest = Store(tmp_path).path("experts", SPEC)
+    damage(path, manifest)
+    assert Store(tmp_path).peek("experts", SPEC) is None
+    make = Maker()
+    again = Store(tmp_path).tensors("experts", SPEC, make, "expert 3 of toy")
+    assert make.calls == 1
+    assert again.tensors is not None
+    assert torch.equal(again.tensors["w"], torch.arange(6.0).reshape(2, 3))
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "expert 3 of toy" in warning
+    assert str(manifest) in warning
+    assert Store(tmp_path).peek("experts", SPEC) is not None
+
+
+def test_a_damaged_value_is_made_anew(tmp_path):
+    Store(tmp_path).value("full", SPEC, lambda: 1)
+    manifest = Store(tmp_path).path("full", SPEC)
+    manifest.write_text(manifest.read_text().replace('"value": 1', '"value": 2'))
+    assert Store(tmp_path).value("full", SPEC, lambda: 1).value == 1
+
+
+def test_a_maker_that_fails_leaves_nothing_behind(tmp_path):
+    def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Store(tmp_path).tensors("experts", SPEC, fail)
+    assert not Store(tmp_path).has("experts", SPEC)
+    assert Store(tmp_path).tensors("experts", SPEC, Maker()).made
+
+
+def test_a_store_that_cannot_be_written_to_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"cannot write to .*DD_HOME"):
+        Store(tmp_path / "file").tensors("experts", SPEC, Maker())
+
+
+def test_the_root_is_dd_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("DD_HOME", str(tmp_path / "home"))
+    assert Store().root == tmp_path / "home"
+
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+import torch
+from dd.io import atomic_path
+from dd.runs import Store
+
+root, mode = Path(sys.argv[1]), sys.argv[2]
+
+def make():
+    with open(root / "calls", "a") as calls:
+        calls.write("x")
+    if mode == "hang":
+        with atomic_path(root / "experts" / (Path(store.path("experts", {"seed": 1})).stem + ".safetensors")) as half:
+            half.write_bytes(b"half")
+            print("making", flush=True)
+            time.sleep(60)
+    time.sleep(0.3)
+    return {"w": torch.arange(3.0)}, {}
+
+store = Store(root)
+found = store.tensors("experts", {"seed": 1}, make)
+print(found.made, found.tensors["w"].tolist(), flush=True)
+"""
+
+
+def start(root, mode):
+    return subprocess.Popen([sys.executable, "-c", WORKER, root, mode], stdout=subprocess.PIPE, text=True)
+
+
+def test_processes_that_need_the_same_artefact_make_it_once(tmp_path):
+    workers = [start(tmp_path, "make") for _ in range(3)]
+    said = sorted(worker.communicate(timeout=120)[0] for worker in workers)
+    assert said == ["False [0.0, 1.0, 2.0]\n"] * 2 + ["True [0.0, 1.0, 2.0]\n"]
+    assert (tmp_path / "calls").read_text() == "x"
+
+
+def test_a_maker_that_is_killed_leaves_neither_half_an_artefact_nor_a_lock(tmp_path):
+    with start(tmp_path, "hang") as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        worker.kill()
+    store = Store(tmp_path)
+    assert not store.has("experts", {"seed": 1})
+    assert store.peek("experts", {"seed": 1}) is None
+    began = time.monotonic()
+    assert store.tensors("experts", {"seed": 1}, Maker()).made
+    assert time.monotonic() - began < 10
+    key = store.path("experts", {"seed": 1}).stem
+    assert sorted(os.listdir(tmp_path / "experts")) == [f"{key}.json", f"{key}.lock", f"{key}.safetensors"]

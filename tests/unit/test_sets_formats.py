@@ -1,0 +1,203 @@
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from dd.errors import UsageError
+from dd.io import sha256_file
+from dd.sets import DistilledSet, load, save
+
+SPACE = {"kind": "standard", "mean": [0.1], "std": [0.3]}
+AWKWARD = [0.0, -0.0, 1e-45, 3.4e38, 1 / 3]
+
+
+def a_set(**changes) -> DistilledSet:
+    fields = {
+        "images": torch.linspace(-1, 1, 4 * 3 * 2 * 2).reshape(4, 3, 2, 2),
+        "labels": torch.tensor([0, 0, 1, 1]),
+        "classes": ("cat", "dog"),
+        "source": "toy",
+        "space": SPACE,
+    }
+    return DistilledSet(**{**fields, **changes})
+
+
+@st.composite
+def sets(draw) -> DistilledSet:
+    image_kind = draw(st.sampled_from(["pixels", "tiles", "indices", "schedule"]))
+    label_kind = draw(st.sampled_from(["hard", "probabilities", "logits", "representations", "views"]))
+    n, k, c, h, w, e = (draw(st.integers(1, 4)) for _ in range(6))
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    if image_kind in ("pixels", "tiles"):
+        images = torch.randn(n, c, h, w, generator=rng)
+        images.view(-1)[0] = draw(st.sampled_from(AWKWARD))
+        lead = (n,)
+    else:
+        lead = (n,) if image_kind == "indices" else (e, n)
+        images = torch.randint(50_000, lead, generator=rng)
+    if label_kind in ("hard", "views"):
+        labels = torch.randint(k if label_kind == "hard" else 10**6, lead, generator=rng)
+    else:
+        labels = torch.rand(*lead, 7 if label_kind == "representations" else k, generator=rng) + 1e-3
+    return DistilledSet(
+        images=images,
+        labels=labels,
+        classes=tuple(draw(st.lists(st.text(max_size=5), min_size=k, max_size=k, unique=True))),
+        source="toy",
+        space=SPACE,
+        image_kind=image_kind,
+        label_kind=label_kind,
+        decode_factor=2 if image_kind == "tiles" else 1,
+        lr=draw(st.none() | st.floats(allow_nan=False, allow_infinity=False)),
+        student=draw(st.none() | st.just({"arch": "convnet", "depth": 3})),
+        views={"store": "labels.safetensors", "sha256": "0" * 64} if label_kind == "views" else None,
+        provenance={"seed": draw(st.integers()), "note": draw(st.text(max_size=5))},
+    )
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+
+
+@given(sets())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_every_kind_round_trips_bit_for_bit(tmp_path, distilled):
+    path = tmp_path / "set.safetensors"
+    save(distilled, path)
+    first = sha256_file(path)
+    loaded = load(path)
+    assert same(loaded.images, distilled.images)
+    assert same(loaded.labels, distilled.labels)
+    assert loaded.facts() == distilled.facts()
+    assert loaded.classes == distilled.classes
+    assert loaded.digest() == distilled.digest()
+    save(loaded, path)
+    assert sha256_file(path) == first
+    assert os.listdir(tmp_path) == ["set.safetensors"]
+
+
+def test_a_header_as_long_as_a_pickle_looks_is_no_pickle(tmp_path):
+    # the first two bytes are the low ones of the header's length: 640 reads as a pickle's mark, 19280 as a zip's
+    path = tmp_path / "set.safetensors"
+    starts = set()
+    for length in [*range(120), *range(18_400, 18_800, 8)]:
+        save(a_set(provenance={"note": "x" * length}), path)
+        starts.add(path.read_bytes()[:2])
+        load(path)
+    assert starts >= {b"\x80\x02", b"PK"}
+
+
+def test_a_loaded_set_does_not_change_with_its_file(tmp_path):
+    path = tmp_path / "set.safetensors"
+    save(a_set(), path)
+    loaded = load(path)
+    with path.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\xff\xff\xff\xff")
+    assert same(loaded.images, a_set().images)
+
+
+def test_a_set_on_strange_strides_is_saved_as_it_reads(tmp_path):
+    images = torch.randn(2, 2, 3, 4).permute(3, 2, 0, 1)
+    save(a_set(images=images), tmp_path / "a.safetensors")
+    assert torch.equal(load(tmp_path / "a.safetensors").images, images)
+
+
+def test_nothing_is_written_when_the_set_is_not_whole(tmp_path):
+    with pytest.raises(UsageError, match="'images'"):
+        save(a_set(images=torch.tensor(1.0)), tmp_path / "a.safetensors")
+    assert os.listdir(tmp_path) == []
+
+
+def rewrite(path: Path, **metadata: str | None) -> None:
+    """Save a good set, with some of its metadata changed or (None) left out."""
+    distilled = a_set()
+    full = {"format": "dd-distilled-set", "version": "1", "manifest": json.dumps(distilled.facts()), **metadata}
+    tensors = {"images": distilled.images, "labels": distilled.labels}
+    save_file(tensors, path, {name: text for name, text in full.items() if text is not None})
+
+
+def manifest(**changes) -> str:
+    facts = {**a_set().facts(), **changes}
+    return json.dumps({name: value for name, value in facts.items() if value is not ...})
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"format": None}, "not a distilled set .*'format'"),
+        ({"format": "other"}, "not a distilled set .*'format'"),
+        ({"version": "2"}, "written by a newer dd .*2.*; upgrade"),
+        ({"version": None}, "field 'version'"),
+        ({"version": "one"}, "field 'version' is 'one'"),
+        ({"version": "0"}, "field 'version' is '0'"),
+        ({"manifest": None}, "no field 'manifest'"),
+        ({"manifest": "{"}, "manifest: Invalid JSON"),
+        ({"manifest": "[]"}, "manifest"),
+        ({"manifest": manifest(source=...)}, "source: Field required"),
+        ({"manifest": manifest(surprise=1)}, "surprise: Extra"),
+        ({"manifest": manifest(classes="cat")}, "classes: "),
+        ({"manifest": manifest(lr="0.1")}, "lr: "),
+        ({"manifest": manifest(decode_factor=2.5)}, "decode_factor: "),
+        ({"manifest": manifest(image_kind="paintings")}, "image_kind: "),
+        ({"manifest": manifest(source=..., lr="fast")}, "source: .*; lr: |lr: .*; source: "),
+        ({"manifest": manifest(classes=["cat"])}, "'labels'.*label 1"),
+    ],
+)
+def test_a_wrong_header_is_one_line_with_file_and_field(tmp_path, metadata, message):
+    path = tmp_path / "odd.safetensors"
+    rewrite(path, **metadata)
+    with pytest.raises(UsageError, match=message) as error:
+        load(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_tensors_are_named(tmp_path):
+    full = {"format": "dd-distilled-set", "version": "1", "manifest": manifest()}
+    save_file({"images": a_set().images}, tmp_path / "a.safetensors", full)
+    with pytest.raises(UsageError, match="no tensor 'labels'"):
+        load(tmp_path / "a.safetensors")
+
+
+def test_a_file_truncated_anywhere_is_refused(tmp_path):
+    path = tmp_path / "set.safetensors"
+    save(a_set(), path)
+    whole = path.read_bytes()
+    for length in {0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1}:
+        path.write_bytes(whole[:length])
+        with pytest.raises(UsageError, match="truncated") as error:
+            load(path)
+        assert str(path) in str(error.value)
+
+
+def test_pickles_texts_folders_and_nothing_are_refused_in_one_line(tmp_path):
+    torch.save(a_set().images, tmp_path / "new.pt")
+    torch.save(a_set().images, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "text.csv").write_text("it,loss\n1,2\n")
+    for name, message in {
+        "new.pt": "pickle or zip .*only safetensors",
+        "old.pt": "pickle or zip .*only safetensors",
+        "text.csv": "no safetensors file",
+        "nothing": "cannot read .*No such file",
+        ".": "is a folder",
+    }.items():
+        with pytest.raises(UsageError, match=message) as error:
+            load(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_the_manifest_is_readable_by_anyone(tmp_path):
+    save(a_set(lr=1 / 3, provenance={"loss": math.pi}), tmp_path / "a.safetensors")
+    raw = (tmp_path / "a.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    facts = json.loads(header["__metadata__"]["manifest"])
+    assert facts["lr"] == 1 / 3
+    assert facts["classes"] == ["cat", "dog"]
+    assert facts["provenance"] == {"loss": math.pi}
