@@ -15,6 +15,13 @@ from dd.runs import Store
 GREY = ((128 / 255,), (16 / 255,))  # model space = (byte - 128) / 16
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch):
+    """Whatever terminal runs the tests, `dd` sees none and no wish about colours or widths."""
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "DD_HOME", "DD_RUNS", "DD_DATA"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def make_blobs(classes=4, size=8, per_class=32, holdout=4, test=8, seed=0, strategy="none", spread=2.0, noise=0.5):
     """Grey images, each a smooth prototype of its class plus noise, as `RealData`."""
     rng = generator(seed, "blobs")

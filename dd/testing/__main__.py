@@ -1,16 +1,19 @@
 """`python -m dd.testing [--method NAME]... [pytest options]`."""
 
 import sys
+from importlib.metadata import entry_points
 
 import pytest
 
 
-def main(args: list[str] | None = None) -> int:
+def main() -> int:
     """Run the conformance suite; returns pytest's exit code."""
-    from dd.testing import plugin
+    plugins = []
+    if not any(point.value == "dd.testing.plugin" for point in entry_points(group="pytest11")):
+        from dd.testing import plugin  # not installed, or installed before the plugin existed
 
-    own = [] if plugin.is_loaded() else ["-p", plugin.__name__]
-    return pytest.main([*own, "--pyargs", "dd.testing", *(sys.argv[1:] if args is None else args)])
+        plugins = [plugin]
+    return pytest.main(["--pyargs", "dd.testing", *sys.argv[1:]], plugins=plugins)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a method must be, one small function per requirement; each takes the class and a `Lab`, and raises where it fails.
+"""What a method must be: one small function per requirement, which takes the class and a `Lab` and raises if it fails.
 
 The requirements are the engine's: a run is resumed, repeated, hashed, printed and read back without asking the method.
 """
@@ -46,7 +46,7 @@ def registered(cls: type[Method], lab: Lab) -> None:
 def constructible(cls: type[Method], lab: Lab) -> None:
     """`Method()` works: every field has a default."""
     _require(dataclasses.is_dataclass(cls), f"{cls.__name__} is no dataclass; decorate it with @dataclass(frozen=True)")
-    missing = [f.name for f in dataclasses.fields(cls) if not _has_default(f)]
+    missing = [f.name for f in _fields(cls) if not _has_default(f)]
     _require(not missing, f"fields without a default: {', '.join(missing)}")
     cls()
 
@@ -75,7 +75,7 @@ def documented_fields(cls: type[Method], lab: Lab) -> None:
     for settings in _settings_of(cls()):
         kinds = inspect.getmro(type(settings))
         text = "\n".join(inspect.getdoc(kind) or "" for kind in kinds if dataclasses.is_dataclass(kind))
-        for f in dataclasses.fields(settings):
+        for f in _fields(settings):
             said = re.search(rf"^\s*{f.name}\s*:", text, re.MULTILINE)
             _require(bool(said) or f.name == "iterations", f"field {f.name!r} is not described in the docstring")
 
@@ -83,7 +83,7 @@ def documented_fields(cls: type[Method], lab: Lab) -> None:
 def iterations_are_its_own(cls: type[Method], lab: Lab) -> None:
     """A method without a `loss` has no outer loop, and no setting that asks for one."""
     if cls.loss is Method.loss:
-        names = [f.name for f in dataclasses.fields(cls)]
+        names = [f.name for f in _fields(cls)]
         _require(cls().iterations == 0, "it has iterations but no loss")
         _require("iterations" not in names, "`iterations` is a setting, but there is no loss to be called")
 
@@ -170,16 +170,26 @@ def gradients_arrive(cls: type[Method], lab: Lab) -> None:
     names = {id(p): name for name, p in syn.named_parameters()}
     _require(bool(moved), "it has iterations but no optimiser")
     _require(all(id(p) in names for p in moved), "an optimiser moves a tensor that checkpoints do not carry")
+    reason = ""
     for it in range(_PATIENCE):
         outcome = method.loss(syn, task, prepared, it)
         if isinstance(outcome, Skip):
+            reason = outcome.reason
             continue
         _total(outcome).backward()
         for p in moved:
             reached = p.grad is not None and bool(p.grad.isfinite().all()) and bool(p.grad.any())
             _require(reached, f"no finite gradient reaches {names[id(p)]!r}, which has an optimiser")
         return
-    raise NotConforming(f"the first {_PATIENCE} iterations of a tiny task are all skipped ({outcome.reason})")
+    raise NotConforming(f"the first {_PATIENCE} iterations of a tiny task are all skipped ({reason})")
+
+
+def variables_move(cls: type[Method], lab: Lab) -> None:
+    """The outer loop changes the set."""
+    seen = lab.seen(cls)
+    if seen.method.iterations:
+        same = seen.start.digest() == seen.result.digest()
+        _require(not same, f"the set is the same after {seen.method.iterations} iterations as before")
 
 
 def finish_only_reads(cls: type[Method], lab: Lab) -> None:
@@ -215,6 +225,7 @@ CHECKS: tuple[Check, ...] = (
     no_warnings,
     plan_is_true,
     gradients_arrive,
+    variables_move,
     finish_only_reads,
 )
 
@@ -238,7 +249,9 @@ def check(cls: type[Method], lab: Lab | None = None) -> None:
         try:
             one(cls, lab)
         except Exception as error:
-            failed.append(f"{one.__name__}: {'' if isinstance(error, NotConforming) else type(error).__name__ + ': '}{error}")
+            failed.append(
+                f"{one.__name__}: {'' if isinstance(error, NotConforming) else type(error).__name__ + ': '}{error}"
+            )
     if failed:
         raise NotConforming("\n".join((f"{cls.name or cls.__name__} fails {len(failed)} checks", *failed)))
 
@@ -257,6 +270,10 @@ def _require_equal(one: DistilledSet, other: DistilledSet, otherwise: str) -> No
     raise NotConforming(f"{otherwise}: in {', '.join(odd)}")
 
 
+def _fields(settings: Any) -> "tuple[dataclasses.Field[Any], ...]":
+    return dataclasses.fields(settings)
+
+
 def _has_default(f: "dataclasses.Field[Any]") -> bool:
     return f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
 
@@ -264,7 +281,7 @@ def _has_default(f: "dataclasses.Field[Any]") -> bool:
 def _settings_of(instance: Any) -> Iterator[Any]:
     """A settings dataclass and those nested in it."""
     yield instance
-    for f in dataclasses.fields(instance):
+    for f in _fields(instance):
         value = getattr(instance, f.name)
         if dataclasses.is_dataclass(value):
             yield from _settings_of(value)

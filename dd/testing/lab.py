@@ -16,12 +16,12 @@ from dd.engine.method import Method, Synthetic, Task
 from dd.engine.synthesise import Watch, synthesise
 from dd.errors import Interrupted
 from dd.io import digest
-from dd.pipeline import make_task
+from dd.pipeline.task import make_task
 from dd.recipes import Recipe, recipe_file, resolve
 from dd.recipes.schema import Leaf, build, leaves
 from dd.runs import Store
-from dd.runs.store import Artefact, Payload
 from dd.runs.stop import Stop
+from dd.runs.store import Artefact, Payload
 from dd.sets import DistilledSet
 from dd.testing.surroundings import disturbed, hooked, snapshot
 
@@ -135,7 +135,7 @@ class Lab:
         self._seen: dict[tuple[type[Method], int, int], Seen] = {}
 
     def recipe(self, cls: type[Method]) -> Recipe:
-        """The method's `preset=smoke` where it has one, else its defaults; then as little of everything as it allows."""
+        """The method's `preset=smoke` where it has one, else its defaults; as little of everything as it allows."""
         if cls not in self._recipes:
             asked = {"method": cls.name, **_TASK}
             if "smoke" in recipe_file(cls.name).presets:
@@ -146,8 +146,9 @@ class Lab:
     def task(self, cls: type[Method], seed: int = 0) -> WatchedTask:
         """A fresh task for a method."""
         task = make_task(dataclasses.replace(self.recipe(cls), seed=seed))
-        given = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
-        return WatchedTask(**given | {"store": WatchedStore(self.folder / "store")})
+        given: dict[str, Any] = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
+        given["store"] = WatchedStore(self.folder / "store")
+        return WatchedTask(**given)
 
     def seen(self, cls: type[Method], seed: int = 0, time: int = 1) -> Seen:
         """A whole run under a seed; another `time` is another run of the same."""

@@ -19,10 +19,3 @@ def pytest_addoption(parser: "pytest.Parser") -> None:
         help="method for the conformance suite: a registered name or path/to/file.py; may be repeated; "
         "without it, all registered methods",
     )
-
-
-def is_loaded() -> bool:
-    """Whether pytest loads this module by itself, through the installed package's entry point."""
-    from importlib.metadata import entry_points
-
-    return any(point.value == __name__ for point in entry_points(group="pytest11"))

@@ -17,7 +17,7 @@ from dd.data.augment import augment
 from dd.engine.method import Task
 from dd.engine.synthesise import Watch, synthesise
 from dd.evaluation.evaluate import Evaluator, control_arm
-from dd.pipeline import make_task
+from dd.pipeline.task import make_task
 from dd.recipes import Recipe, resolve
 from dd.rng import generator
 from dd.training.experts import expert_fit, trajectories

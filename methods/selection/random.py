@@ -12,8 +12,6 @@ from dd.engine.registry import register
 class Random(Method):
     """Random real images with hard labels."""
 
-    iterations: int = 0
-
     def start(self, task: Task, prepared: Any) -> Synthetic:
         """One draw without replacement per class."""
         return Synthetic(task.data.train.images(task.real_indices("start")), task.targets)

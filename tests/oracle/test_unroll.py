@@ -1,6 +1,7 @@
 """The differentiable inner loop against finite differences, closed forms and other packagings of the same derivative.
 
-The toy student is conv(1→4, 3×3, pad 1), softplus, average pooling and a linear layer on 6×6 images, P = 151, in float64.
+The toy student is conv(1→4, 3×3, pad 1), softplus, average pooling and a linear layer on 6×6 images, with P = 151
+parameters in float64.
 """
 
 import importlib
@@ -383,7 +384,7 @@ def test_an_unused_variable_has_no_influence(backprop):
 @pytest.mark.parametrize("at", [(0,), (5,), (3, 2), (2, 2), (-1,)])
 def test_iterates_that_do_not_exist_are_refused(backprop, at):
     problem = Problem(4)
-    with pytest.raises(ValueError, match="within 1..4"):
+    with pytest.raises(ValueError, match=r"within 1\.\.4"):
         backprop(problem.loss, problem.start, problem.lr, [problem.images, problem.labels], steps=4, at=at)
 
 

@@ -55,7 +55,7 @@ def call(program: Path, *args: str, path: list[Path | str], stdin: bytes = b"") 
         (["/env/bin/dd", "method=datm"], io.StringIO(), False),
         (["/env/bin/dd", "counts=3"], io.StringIO(), False),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else type(value).__name__,
 )
 def test_whose_call_it_is(argv, stdin, foreign):
     assert is_foreign(argv, stdin) is foreign

@@ -79,8 +79,10 @@ lr_img = 5
 
 
 @pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))  # methods of these tests stay in them
+def own_methods():
+    yield
+    for name in [name for name, cls in registry._registered.items() if cls.__module__.startswith("dd_method_")]:
+        del registry._registered[name]  # the methods of these tests stay in them
 
 
 @pytest.fixture

@@ -1,0 +1,179 @@
+"""Pictures of a run: synthetic beside real images, and the log as curves.
+
+Drawn through matplotlib's object interface, so nothing global is touched and no display is needed.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from dd.io import atomic_path
+from dd.runs.track import read_log
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = tuple[str, Tensor, Tensor]
+
+_MAX = 10  # classes shown, and images shown per class
+_SIDE = 48  # pixels of a shown image, at least
+_GAP = 2  # pixels between images
+_DPI = 100
+
+
+def stretched(images: Tensor) -> Tensor:
+    """Images for viewing, with all contrast there is: clipped to the mean ± 2.5 std of all, then min-max per image.
+
+    Source: the viewing code of the trajectory-matching papers (MTT and after).
+
+    Args:
+        images: float (n, c, h, w), de-normalised, not clipped.
+
+    Returns:
+        float (n, c, h, w) in [0, 1]; an image of one value becomes 0.
+    """
+    mean, std = images.mean(), images.std(correction=0)
+    images = images.clamp(mean - 2.5 * std, mean + 2.5 * std)
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    return (images - low) / (high - low).clamp_min(1e-12)
+
+
+def contact_sheet(path: Path, rows: Sequence[Row], classes: Sequence[str]) -> None:
+    """Draw images side by side: one group of columns per class, in it one column per title.
+
+    At most the first ten classes, and ten images of each, in the order they come in.
+
+    Args:
+        path: the PNG file to write.
+        rows: (title, images, labels) of each kind of images, synthetic first; images float (n, c, h, w) in [0, 1]
+            (values outside are clipped), labels (n,) or (n, k), of which the largest counts.
+        classes: names in label order.
+    """
+    kinds = [(title, images.detach().cpu().float(), _hard(labels)) for title, images, labels in rows]
+    shown = range(min(len(classes), _MAX))
+    columns = [[images[labels == c][:_MAX] for _, images, labels in kinds] for c in shown]
+    most = max((len(images) for group in columns for images in group), default=0)
+    shape = kinds[0][1].shape[2:]
+    zoom = max(1, math.ceil(_SIDE / max(shape)))
+    height, width = (side * zoom + _GAP for side in shape)
+    step = len(kinds) * width + 4 * _GAP
+    canvas = np.full((max(most, 1) * height, len(shown) * step, 3), 255, dtype=np.uint8)
+    for c, group in enumerate(columns):
+        for k, images in enumerate(group):
+            for i, image in enumerate(images):
+                tile = _rgb(image).repeat(zoom, axis=0).repeat(zoom, axis=1)
+                top, left = i * height, c * step + k * width
+                canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    _save_sheet(path, canvas, [title for title, _, _ in kinds], [classes[c] for c in shown], width)
+
+
+def progress_plot(path: Path, csv_path: Path) -> None:
+    """Draw a run's log.csv: objective with skipped iterations marked, learned lr, probe accuracy; what is there of it.
+
+    Args:
+        path: the PNG file to write.
+        csv_path: a log with columns `it`, and any of `loss`, `skipped` (1 where the iteration was), `lr`, `probe`.
+    """
+    rows = read_log(csv_path)[1]
+    curves = [
+        (label, style, points)
+        for name, label, style in (
+            ("loss", "objective", {"linewidth": 0.8}),
+            ("lr", "student lr (learned)", {"linewidth": 1.2}),
+            ("probe", "probe accuracy\n(held-out images)", {"marker": "o", "markersize": 3}),
+        )
+        if (points := _points(rows, name))
+    ]
+    figure = _figure(7.0, 0.8 + 2.2 * max(len(curves), 1))
+    axes = figure.subplots(max(len(curves), 1), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, (label, style, points) in zip(axes, curves, strict=False):
+        its, values = zip(*points, strict=True)
+        ax.plot(its, values, **style)
+        ax.set_ylabel(label)
+        ax.grid(alpha=0.3)
+        if label == "objective":
+            if min(values) > 0 and max(values) > 100 * min(values):
+                ax.set_yscale("log")
+            _mark_skipped(ax, [it for it, value in _points(rows, "skipped") if value])
+    if not curves:
+        axes[0].text(0.5, 0.5, "nothing was logged", ha="center", va="center", transform=axes[0].transAxes)
+    axes[-1].set_xlabel("outer iteration")
+    _write(path, figure)
+
+
+def _points(rows: Sequence[dict[str, str]], name: str) -> list[tuple[int, float]]:
+    """The finite values of a column, with their iterations."""
+    points = []
+    for row in rows:
+        try:
+            value = float(row.get(name, ""))
+        except ValueError:
+            continue
+        if math.isfinite(value):
+            points.append((int(row["it"]), value))
+    return points
+
+
+def _mark_skipped(ax: "Axes", its: Sequence[int]) -> None:
+    if its:
+        marks = ax.get_xaxis_transform()  # y in axes units: along the lower edge
+        ax.plot(its, [0.02] * len(its), "|", color="tab:red", transform=marks, label=f"{len(its)} skipped")
+        ax.legend(loc="upper right", fontsize="small")
+
+
+def _save_sheet(path: Path, canvas: np.ndarray, titles: Sequence[str], names: Sequence[str], width: int) -> None:
+    head = 44  # pixels above the images, for two lines of text
+    high, wide = canvas.shape[0] + head, canvas.shape[1]
+    figure = _figure(wide / _DPI, high / _DPI, layout=None)
+    ax = figure.add_axes((0, 0, 1, canvas.shape[0] / high))
+    ax.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, wide, canvas.shape[0], 0))
+    ax.set_axis_off()
+    step = wide / max(len(names), 1)
+    group = len(titles) * width
+    for c, name in enumerate(names):
+        _text(ax, c * step + group / 2, -26, name, room=group, size=9)
+        for k, title in enumerate(titles):
+            _text(ax, c * step + (k + 0.5) * width, -8, title, room=width, size=7)
+    _write(path, figure)
+
+
+def _text(ax: "Axes", x: float, y: float, text: str, room: float, size: float) -> None:
+    # a letter is about 0.6 of its size wide; smaller letters first, then fewer
+    fits = room / (0.6 * _DPI / 72)
+    size = max(5.0, min(size, fits / max(len(text), 1)))
+    most = max(int(fits / size), 2)
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    # the font that ships with matplotlib has no letters beyond these, and would warn
+    text = "".join(c if c == "…" or (c.isprintable() and ord(c) < 0x500) else "?" for c in text)
+    ax.text(x, y, text, fontsize=size, ha="center", va="bottom", parse_math=False, family="DejaVu Sans", clip_on=False)
+
+
+def _figure(width: float, height: float, layout: Any = "constrained") -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _write(path: Path, figure: "Figure") -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI, facecolor="white")
+
+
+def _hard(labels: Tensor) -> Tensor:
+    labels = labels.detach().cpu()
+    return labels.argmax(1) if labels.dim() == 2 else labels
+
+
+def _rgb(image: Tensor) -> np.ndarray:
+    """(c, h, w) in [0, 1] -> (h, w, 3) in 0..255; other than three channels are shown as the grey of their mean."""
+    if image.shape[0] != 3:
+        image = image.mean(0, keepdim=True).expand(3, -1, -1)
+    return image.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()

@@ -1,0 +1,158 @@
+"""Progress on stderr: a bar on a terminal, else a plain line every ten seconds.  Nothing ever goes to stdout."""
+
+import contextlib
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Protocol, SupportsFloat
+
+_REDRAW = 0.25  # seconds between two drawings of the bar
+_PLAIN = 10.0  # seconds between two plain lines
+_WINDOW = 60.0  # seconds over which the speed is averaged
+
+
+class Bar(Protocol):
+    """What `bar` gives."""
+
+    def update(self, it: int, **scalars: SupportsFloat) -> None:
+        """Say that `it` of the total are done; scalars are read only when they are shown, so tensors cost nothing."""
+        ...
+
+
+@contextlib.contextmanager
+def bar(what: str, total: int, start: int = 0) -> Iterator[Bar]:
+    """Show progress while the block runs, and a last line when it ends.
+
+    Args:
+        what: what is going on, one word: "synthesise".
+        total: how many there are.
+        start: how many were done before, by an interrupted run.
+    """
+    shown: _Plain | _Rich = _Rich(what, total, start) if _is_terminal() else _Plain(what, total, start)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+class _Pace:
+    """How fast it goes, over the last minute, and how long it will take."""
+
+    def __init__(self, total: int, start: int) -> None:
+        self.total, self.done, self.first = total, start, start
+        self.began = time.monotonic()
+        self._marks = deque([(self.began, start)])
+
+    def step(self, it: int, now: float) -> None:
+        self.done = it
+        # one mark a second is enough
+        if now - self._marks[-1][0] >= 1.0:
+            self._marks.append((now, it))
+        while len(self._marks) > 1 and now - self._marks[1][0] > _WINDOW:
+            self._marks.popleft()
+
+    def speed(self, now: float) -> float:
+        then, it = self._marks[0]
+        return (self.done - it) / max(now - then, 1e-9)
+
+    def text(self, scalars: dict[str, SupportsFloat], now: float) -> str:
+        """Such as "loss 0.731  4.1 it/s  0:44 left"; once all is done, the time it took and the average speed."""
+        parts = [f"{name} {_short(value)}" for name, value in scalars.items()]
+        took = now - self.began
+        if self.done >= self.total:
+            speed = (self.done - self.first) / max(took, 1e-9)
+            return "  ".join([*parts, f"{_speed(speed)}  in {_clock(took)}"])
+        speed = self.speed(now)
+        if speed > 0:
+            parts.append(f"{_speed(speed)}  {_clock((self.total - self.done) / speed)} left")
+        return "  ".join(parts)
+
+
+class _Plain:
+    """Lines such as `synthesise 120/300  loss 0.731  4.1 it/s  0:44 left`."""
+
+    def __init__(self, what: str, total: int, start: int) -> None:
+        self._what = what
+        self._pace = _Pace(total, start)
+        self._scalars: dict[str, SupportsFloat] = {}
+        self._last = time.monotonic()
+        self._said = start
+
+    def update(self, it: int, **scalars: SupportsFloat) -> None:
+        now = time.monotonic()
+        self._pace.step(it, now)
+        self._scalars = scalars
+        if now - self._last >= _PLAIN:
+            self._say(now)
+
+    def close(self) -> None:
+        if self._said != self._pace.done:
+            self._say(time.monotonic())
+
+    def _say(self, now: float) -> None:
+        pace = self._pace
+        text = f"{self._what} {pace.done}/{pace.total}  {pace.text(self._scalars, now)}"
+        sys.stderr.write(text.rstrip() + "\n")
+        sys.stderr.flush()
+        self._last, self._said = now, pace.done
+
+
+class _Rich:
+    """A live bar; drawn by `update`, so that no thread takes time from the computation."""
+
+    def __init__(self, what: str, total: int, start: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._pace = _Pace(total, start)
+        self._scalars: dict[str, SupportsFloat] = {}
+        self._last = 0.0
+        columns: tuple[Any, ...] = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        # stdout is the results': rich must neither write to it nor take it over
+        self._progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False, redirect_stdout=False)
+        self._task = self._progress.add_task(what, total=total, completed=start, note="")
+        self._progress.start()
+
+    def update(self, it: int, **scalars: SupportsFloat) -> None:
+        now = time.monotonic()
+        self._pace.step(it, now)
+        self._scalars = scalars
+        if now - self._last >= _REDRAW:
+            self._draw(now)
+
+    def close(self) -> None:
+        self._draw(time.monotonic())
+        self._progress.stop()
+
+    def _draw(self, now: float) -> None:
+        note = self._pace.text(self._scalars, now)
+        self._progress.update(self._task, completed=self._pace.done, note=note, refresh=True)
+        self._last = now
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _short(value: SupportsFloat) -> str:
+    if isinstance(value, int):
+        return str(value)
+    number = float(value)
+    return f"{number:.0f}" if 1000 <= abs(number) < 1e6 else f"{number:.3g}"
+
+
+def _speed(speed: float) -> str:
+    return f"{speed:.1f} it/s" if speed >= 1 else f"{1 / max(speed, 1e-9):.1f} s/it"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,202 @@
+"""Artefacts that runs share, addressed by their content: experts, teachers, statistics, reference scores.
+
+An artefact's key is the hash of a spec that holds everything that determines it.  Layout, below the root:
+
+    <kind>/<key>.safetensors   the payload: tensors (absent for plain values)
+    <kind>/<key>.json          the manifest: spec, info or value, SHA-256 and size of the payload, seconds it took
+    <kind>/<key>.lock          held while it is made, so that two processes never make one twice
+
+The manifest is written last: what has no manifest does not exist.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dd.io import digest, home, load_tensors, locked, save_tensors, sha256_file, writable, write_json
+
+log = logging.getLogger(__name__)
+
+Payload = tuple[Mapping[str, Tensor], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Artefact:
+    """Something kept in the store.
+
+    Attributes:
+        key: hash of its spec.
+        path: the file that holds it (payload, or the manifest of a plain value).
+        seconds: what making it cost.
+        made: True when this very call made it, False when it was found.
+        tensors: its tensors, memory-mapped on the CPU; None for a plain value.
+        info: JSON-able facts kept beside the tensors.
+        value: the plain value; None for tensors.
+    """
+
+    key: str
+    path: Path
+    seconds: float
+    made: bool
+    tensors: Mapping[str, Tensor] | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+    value: Any = None
+
+
+class _Damaged(Exception):
+    """The files of an artefact do not hold together; the text says how."""
+
+
+class Store:
+    """The cache of artefacts: returns what is there, makes what is not, notices damage and makes it anew."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        """Open the store below `root`; without one, in `$DD_HOME` or the user's cache folder."""
+        self.root = Path(root) if root is not None else home()
+        self._verified: set[tuple[Path, str]] = set()
+
+    def tensors(
+        self,
+        kind: str,
+        spec: Mapping[str, Any],
+        make: Callable[[], Payload],
+        what: str = "",
+        *,
+        force: bool = False,
+    ) -> Artefact:
+        """The tensors that `spec` determines.
+
+        Args:
+            kind: the sort of artefact, a folder's name, for example "experts".
+            spec: JSON-able; everything that determines the result.
+            make: computes (tensors by name, JSON-able facts); called only when they are not in the store.
+            what: named in the log, for example "expert 3 of cifar10".
+            force: make it even if it is there.
+
+        Raises:
+            UsageError: the store cannot be written to.
+            RunError: the disk is full.
+        """
+
+        def write() -> dict[str, Any]:
+            tensors, info = make()
+            payload = self._payload(kind, digest(spec))
+            save_tensors(payload, tensors)
+            sha256 = sha256_file(payload)
+            self._verified.add((payload, sha256))
+            return {"info": dict(info), "sha256": sha256, "bytes": payload.stat().st_size}
+
+        return self._get_or_make(kind, spec, write, what, force)
+
+    def value(
+        self, kind: str, spec: Mapping[str, Any], make: Callable[[], Any], what: str = "", *, force: bool = False
+    ) -> Artefact:
+        """The plain JSON value that `spec` determines; arguments and errors as for `tensors`."""
+
+        def write() -> dict[str, Any]:
+            value = make()
+            return {"value": value, "sha256": digest(value, length=64)}
+
+        return self._get_or_make(kind, spec, write, what, force)
+
+    def has(self, kind: str, spec: Mapping[str, Any]) -> bool:
+        """Whether it is there, by its files; cheap, so nothing is hashed."""
+        manifest_path = self.path(kind, spec)
+        if not manifest_path.is_file():
+            return False
+        try:
+            manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+            payload = self._payload(kind, digest(spec))
+            return "bytes" not in manifest or payload.stat().st_size == manifest["bytes"]
+        except (OSError, ValueError, TypeError):
+            return False
+
+    def path(self, kind: str, spec: Mapping[str, Any]) -> Path:
+        """The manifest's path, whether or not it is there."""
+        return self.root / kind / f"{digest(spec)}.json"
+
+    def peek(self, kind: str, spec: Mapping[str, Any]) -> Artefact | None:
+        """It, if it is there and whole; nothing is made, nothing is logged."""
+        try:
+            return self._load(kind, spec)
+        except _Damaged:
+            return None
+
+    def _get_or_make(
+        self, kind: str, spec: Mapping[str, Any], write: Callable[[], dict[str, Any]], what: str, force: bool
+    ) -> Artefact:
+        what = what or f"{kind} {digest(spec)}"
+        found = None if force else self.peek(kind, spec)
+        if found is None:
+            folder = writable(self.root / kind, "set DD_HOME to a folder that can be written to")
+            with locked(folder / f"{digest(spec)}.lock", what):
+                # another process may have made it while we waited
+                found = None if force else self._load_or_discard(kind, spec, what)
+                if found is None:
+                    return self._make(kind, spec, write, what)
+        log.info("kept %s", what)
+        return found
+
+    def _load_or_discard(self, kind: str, spec: Mapping[str, Any], what: str) -> Artefact | None:
+        try:
+            return self._load(kind, spec)
+        except _Damaged as damage:
+            log.warning("%s is damaged (%s: %s); making it anew", what, self.path(kind, spec), damage)
+            return None
+
+    def _make(self, kind: str, spec: Mapping[str, Any], write: Callable[[], dict[str, Any]], what: str) -> Artefact:
+        manifest_path = self.path(kind, spec)
+        manifest_path.unlink(missing_ok=True)
+        # what a killed process left half-written; we hold the lock, so nobody is writing now
+        for stale in manifest_path.parent.glob(f".{manifest_path.stem}.*"):
+            stale.unlink(missing_ok=True)
+        start = time.perf_counter()
+        written = write()
+        seconds = time.perf_counter() - start
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_json(manifest_path, {"spec": spec, **written, "seconds": round(seconds, 3), "created": created})
+        log.info("made %s in %.1f s", what, seconds)
+        made = self._load(kind, spec, made=True)
+        assert made is not None, "just written"
+        return made
+
+    def _load(self, kind: str, spec: Mapping[str, Any], made: bool = False) -> Artefact | None:
+        """Read and verify; None when it is not there, `_Damaged` when it does not hold together."""
+        from safetensors import SafetensorError
+
+        manifest_path = self.path(kind, spec)
+        try:
+            manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+            if digest(manifest["spec"]) != digest(spec):
+                raise _Damaged("its spec is another one")
+            common = {"key": digest(spec), "seconds": manifest["seconds"], "made": made}
+            if "value" in manifest:
+                if digest(manifest["value"], length=64) != manifest["sha256"]:
+                    raise _Damaged("its hash is wrong")
+                return Artefact(path=manifest_path, value=manifest["value"], **common)
+            payload = self._payload(kind, digest(spec))
+            self._verify(payload, manifest["sha256"])
+            return Artefact(path=payload, tensors=load_tensors(payload), info=manifest["info"], **common)
+        except FileNotFoundError as error:
+            if manifest_path.is_file():
+                raise _Damaged("its payload is missing") from error
+            return None
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise _Damaged(f"{type(error).__name__}: {error}") from error
+
+    def _verify(self, payload: Path, sha256: str) -> None:
+        # once per process: hashing gigabytes of experts at every use would cost more than the disk error it might find
+        if (payload, sha256) in self._verified:
+            return
+        if sha256_file(payload) != sha256:
+            raise _Damaged("the hash of its payload is wrong")
+        self._verified.add((payload, sha256))
+
+    def _payload(self, kind: str, key: str) -> Path:
+        return self.root / kind / f"{key}.safetensors"

@@ -1,0 +1,129 @@
+"""Scalars of a run: always a CSV file, and Weights & Biases when asked."""
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, SupportsFloat
+
+from dd.errors import unknown
+from dd.io import write_text
+from dd.runs.folder import RunFolder
+
+Scalar = SupportsFloat | str | None
+TRACKERS = ("wandb", "none")
+
+
+class Track:
+    """Appends rows of named scalars to the run's log.csv, whole rows only, so that a kill at any time leaves it valid.
+
+    The first column is `it`, the outer iteration; a name that appears later becomes a further column.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        resume_at: int = 0,
+        track: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Open the log.
+
+        Args:
+            folder: the run's folder.
+            resume_at: the iteration that comes next; rows of it and of later ones are dropped, since they come again.
+            track: "wandb" to log there too, "none" not to; None: only inside a W&B sweep agent.
+            config: the resolved recipe, shown by W&B.
+            name: of the run, shown by W&B.
+
+        Raises:
+            UsageError: `track` names no tracker.
+            RunError: W&B cannot start.
+        """
+        if track is not None and track not in TRACKERS:
+            raise unknown("tracker", track, TRACKERS)
+        self._wandb = None
+        if track == "wandb" or (track is None and os.environ.get("WANDB_SWEEP_ID")):
+            from dd.runs._wandb import WandbRun
+
+            self._wandb = WandbRun(folder.path, resume=resume_at > 0, config=dict(config or {}), name=name)
+        self._path = folder.log_csv
+        self._columns, rows = read_log(self._path)
+        self._columns = self._columns or ["it"]
+        self._rewrite([row for row in rows if int(row["it"]) < resume_at])
+
+    def log(self, it: int, **scalars: Scalar) -> None:
+        """Append one row; tensors and arrays of one number will do, None leaves a cell empty.
+
+        Args:
+            it: the outer iteration.
+            scalars: values by column name.
+        """
+        row = {"it": int(it), **{name: _number(value) for name, value in scalars.items()}}
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._columns += new
+            self._rewrite(read_log(self._path)[1])
+        self._file.write(_line([row.get(name) for name in self._columns]))
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log(row)
+
+    def close(self, failed: bool = False) -> None:
+        """Close the file, and mark the W&B run as finished or failed."""
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.close(failed)
+            self._wandb = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(failed=error is not None)
+
+    def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+        lines = [_line(self._columns), *(_line([row.get(name) for name in self._columns]) for row in rows)]
+        write_text(self._path, "".join(lines))
+        self._file = self._path.open("a", encoding="utf-8", newline="")
+
+
+def read_log(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a log.csv; a torn last line and rows that do not hold are left out.
+
+    Returns:
+        Column names and one mapping per row, empty cells included as ""; both empty where there is no log.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return [], []
+    whole = text[: text.rfind("\n") + 1].replace("\0", "")
+    table = list(csv.reader(io.StringIO(whole)))
+    if not table or table[0][:1] != ["it"]:
+        return [], []
+    columns = table[0]
+    good = (cells for cells in table[1:] if len(cells) == len(columns) and cells[0].isdecimal())
+    return columns, [dict(zip(columns, cells, strict=True)) for cells in good]
+
+
+def _line(cells: Sequence[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(["" if cell is None else cell for cell in cells])
+    return text.getvalue()
+
+
+def _number(value: Scalar) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    return float(value)
