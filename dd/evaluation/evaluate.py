@@ -50,15 +50,11 @@ class Evaluator:
     Args:
         task: gives data, student, seed, device and store.
         protocol: how students are trained.
-        on_student: called with a line of progress after every student.
         force: train students again even where the store has them.
     """
 
-    def __init__(
-        self, task: Task, protocol: Protocol, *, on_student: Callable[[str], None] | None = None, force: bool = False
-    ) -> None:
+    def __init__(self, task: Task, protocol: Protocol, *, force: bool = False) -> None:
         self.task, self.protocol, self.force = task, protocol, force
-        self._say = on_student or (lambda _: None)
         self._trainer: Trainer | None = None
 
     def score(self, arm: Arm, lr: float, students: int, note: str = "") -> Score:
@@ -118,9 +114,8 @@ class Evaluator:
             "device": task.device.type,
         }
         what = f"student {j + 1} on {arm.name} (lr {lr:.4g})"
-        row = task.store.value(KIND, spec, partial(self._train, arm, lr, j), what, force=self.force).value
-        self._say(f"{what}: {row['test']:.2f} %")
-        return row
+        train = partial(self._train, arm, lr, j)
+        return task.store.value(KIND, spec, train, what, force=self.force, describe=_test_accuracy).value
 
     def _train(self, arm: Arm, lr: float, j: int) -> dict[str, Any]:
         data, began = self.task.data, time.perf_counter()
@@ -225,6 +220,10 @@ def _full(evaluator: Evaluator) -> tuple[Score | None, str]:
         budget = protocol.full_budget
         return None, f"{passes:,} image passes are above eval.full_budget={budget:,}; ask for it with eval.full=true"
     return evaluator.score(full_arm(data, protocol.batch), protocol.lr, protocol.full_students, "the protocol's lr"), ""
+
+
+def _test_accuracy(row: dict[str, Any]) -> str:
+    return f": {row['test']:.2f} %"
 
 
 def _passes(images: Tensor, targets: Tensor, batch: int, rng: torch.Generator):  # noqa: ANN202

@@ -1,6 +1,5 @@
 """Scoring a set that exists."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,8 +19,6 @@ from dd.runs.cost import measured
 from dd.runs.stop import Stop
 from dd.sets import DistilledSet, load
 
-log = logging.getLogger(__name__)
-
 
 def evaluate(distilled: DistilledSet | str | Path, **settings: Any) -> Report:
     """Score a set, or the file of one, as `dd eval` does."""
@@ -38,7 +35,7 @@ def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any]) ->
     task = task_for(data, targets, settings)
     stop = Stop("students that were finished are kept; the same command goes on")
     with stop.watching(), numerics(settings), measured(task.device) as cost:
-        evaluator = Evaluator(task, settings.eval, on_student=log.info, force=settings.force)
+        evaluator = Evaluator(task, settings.eval, force=settings.force)
         report = evaluate_set(distilled, None, evaluator)
     costs = {"evaluate": asdict(cost)}
     return replace(

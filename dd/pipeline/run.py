@@ -186,7 +186,7 @@ class _Run:
         return replace(distilled, protocol=asdict(self.recipe.eval))
 
     def _evaluate(self, distilled: DistilledSet, start: DistilledSet) -> Report:
-        evaluator = Evaluator(self.task, self.recipe.eval, on_student=log.info, force=self.force)
+        evaluator = Evaluator(self.task, self.recipe.eval, force=self.force)
         return evaluate_set(distilled, start, evaluator)
 
     def _draw(self, distilled: DistilledSet) -> None:

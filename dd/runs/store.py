@@ -95,15 +95,25 @@ class Store:
         return self._get_or_make(kind, spec, write, what, force)
 
     def value(
-        self, kind: str, spec: Mapping[str, Any], make: Callable[[], Any], what: str = "", *, force: bool = False
+        self,
+        kind: str,
+        spec: Mapping[str, Any],
+        make: Callable[[], Any],
+        what: str = "",
+        *,
+        force: bool = False,
+        describe: Callable[[Any], str] = lambda _: "",
     ) -> Artefact:
-        """The plain JSON value that `spec` determines; arguments and errors as for `tensors`."""
+        """The plain JSON value that `spec` determines; arguments and errors as for `tensors`.
+
+        `describe` gives what the log adds about the value.
+        """
 
         def write() -> dict[str, Any]:
             value = make()
             return {"value": value, "sha256": digest(value, length=64)}
 
-        return self._get_or_make(kind, spec, write, what, force)
+        return self._get_or_make(kind, spec, write, what, force, lambda artefact: describe(artefact.value))
 
     def has(self, kind: str, spec: Mapping[str, Any]) -> bool:
         """Whether it is there, by its files; cheap, so nothing is hashed."""
@@ -129,7 +139,13 @@ class Store:
             return None
 
     def _get_or_make(
-        self, kind: str, spec: Mapping[str, Any], write: Callable[[], dict[str, Any]], what: str, force: bool
+        self,
+        kind: str,
+        spec: Mapping[str, Any],
+        write: Callable[[], dict[str, Any]],
+        what: str,
+        force: bool,
+        describe: Callable[[Artefact], str] = lambda _: "",
     ) -> Artefact:
         what = what or f"{kind} {digest(spec)}"
         found = None if force else self.peek(kind, spec)
@@ -139,8 +155,10 @@ class Store:
                 # another process may have made it while we waited
                 found = None if force else self._load_or_discard(kind, spec, what)
                 if found is None:
-                    return self._make(kind, spec, write, what)
-        log.info("kept %s", what)
+                    made = self._make(kind, spec, write)
+                    log.info("made %s in %.1f s%s", what, made.seconds, describe(made))
+                    return made
+        log.info("kept %s%s", what, describe(found))
         return found
 
     def _load_or_discard(self, kind: str, spec: Mapping[str, Any], what: str) -> Artefact | None:
@@ -150,7 +168,7 @@ class Store:
             log.warning("%s is damaged (%s: %s); making it anew", what, self.path(kind, spec), damage)
             return None
 
-    def _make(self, kind: str, spec: Mapping[str, Any], write: Callable[[], dict[str, Any]], what: str) -> Artefact:
+    def _make(self, kind: str, spec: Mapping[str, Any], write: Callable[[], dict[str, Any]]) -> Artefact:
         manifest_path = self.path(kind, spec)
         manifest_path.unlink(missing_ok=True)
         # what a killed process left half-written; we hold the lock, so nobody is writing now
@@ -161,7 +179,6 @@ class Store:
         seconds = time.perf_counter() - start
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_json(manifest_path, {"spec": spec, **written, "seconds": round(seconds, 3), "created": created})
-        log.info("made %s in %.1f s", what, seconds)
         made = self._load(kind, spec, made=True)
         assert made is not None, "just written"
         return made

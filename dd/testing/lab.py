@@ -3,7 +3,7 @@
 import dataclasses
 import signal
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from dd.recipes import Recipe, recipe_file, resolve
 from dd.recipes.schema import Leaf, build, leaves
 from dd.runs import Store
 from dd.runs.stop import Stop
-from dd.runs.store import Artefact, Payload
+from dd.runs.store import Artefact
 from dd.sets import DistilledSet
 from dd.testing.surroundings import disturbed, hooked, snapshot
 
@@ -51,25 +51,10 @@ class WatchedStore(Store):
         super().__init__(root)
         self.asked: set[tuple[str, str]] = set()
 
-    def tensors(
-        self,
-        kind: str,
-        spec: Mapping[str, Any],
-        make: Callable[[], Payload],
-        what: str = "",
-        *,
-        force: bool = False,
-    ) -> Artefact:
-        """See `Store`."""
+    def peek(self, kind: str, spec: Mapping[str, Any]) -> Artefact | None:
+        """See `Store`; everything that is asked for is looked up first."""
         self.asked.add((kind, digest(spec)))
-        return super().tensors(kind, spec, make, what, force=force)
-
-    def value(
-        self, kind: str, spec: Mapping[str, Any], make: Callable[[], Any], what: str = "", *, force: bool = False
-    ) -> Artefact:
-        """See `Store`."""
-        self.asked.add((kind, digest(spec)))
-        return super().value(kind, spec, make, what, force=force)
+        return super().peek(kind, spec)
 
 
 @dataclass(frozen=True)

@@ -154,13 +154,10 @@ def memory(gate: Gate, scale: Scale, backprop: str, steps: int) -> None:
 def evaluation(gate: Gate, scale: Scale) -> None:
     """Our evaluator's students on random real images, ten per class."""
     recipe, task = _recipe_and_task(scale)
-
-    def finished(line: str) -> None:
-        gate.pause(accuracy=float(line.split()[-2]))
-
-    evaluator = Evaluator(task, recipe.eval, on_student=finished)
+    evaluator, control = Evaluator(task, recipe.eval), control_arm(task)
     gate.ready()
-    evaluator.score(control_arm(task), recipe.eval.lr, MANY)
+    for students in count(1):
+        gate.pause(accuracy=evaluator.score(control, recipe.eval.lr, students).values[-1])
 
 
 def evaluation_plain(gate: Gate, scale: Scale) -> None:
