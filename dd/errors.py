@@ -12,8 +12,11 @@ class RunError(Exception):
     """The run failed through no fault of the command line (a NaN, a damaged file).  Exit code 1."""
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """The run was stopped by a signal after its state had been saved.
+
+    Like `KeyboardInterrupt` no `Exception`: it comes up wherever the program stands, and torch's compiler, for one,
+    takes exceptions for a reason to go on without compiling.
 
     Attributes:
         exit_code: 130 after Ctrl-C, 75 ("saved, start me again") after SIGTERM.

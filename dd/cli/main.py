@@ -99,6 +99,11 @@ def _unexpected(error: Exception, as_json: bool) -> int:
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
         first = str(error).partition("\n")[0]
         return _end(f"out of memory: {first}; backprop=stepwise or a smaller batch needs less", 1, as_json)
+    if isinstance(error, OSError):
+        from dd.io.atomic import no_room
+
+        if words := no_room(error):
+            return _end(f"{words} on the disk; make room, then run the same command", 1, as_json)
     if not as_json:
         traceback.print_exception(error)
     report = "this is a fault in dd: please report it, with these lines and the output of `dd doctor`"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 GROUP = "dd.methods"
 M = TypeVar("M", bound="type[Method]")
 _registered: dict[str, "type[Method]"] = {}
+_LOADED_FROM = "_dd_loaded_from"  # in the module of a method's file: its path and bytes
 
 
 @dataclass(frozen=True)
@@ -132,16 +133,20 @@ def _from_file(text: str) -> "type[Method]":
     path = Path(path_text if path_text.endswith(".py") else path_text + ".py").expanduser().resolve()
     if not path.is_file():
         raise UsageError(f"no method file {str(path)!r}; give the path of a Python file that registers one")
-    module_name = "dd_method_" + path.stem
+    module_name, content = "dd_method_" + path.stem, path.read_bytes()
     loaded = sys.modules.get(module_name)
-    if loaded is None or Path(loaded.__file__ or "").resolve() != path:
+    # a session may go on while the file is edited, or run another one of its name
+    if loaded is None or vars(loaded).get(_LOADED_FROM) != (path, content):
+        for name in [name for name, cls in _registered.items() if cls.__module__ == module_name]:
+            del _registered[name]
         spec = importlib.util.spec_from_file_location(module_name, path)
         assert spec is not None
-        assert spec.loader is not None
         loaded = importlib.util.module_from_spec(spec)
+        setattr(loaded, _LOADED_FROM, (path, content))
         sys.modules[module_name] = loaded
         try:
-            spec.loader.exec_module(loaded)
+            # not the loader's work: its cache takes a file of the same second and length for the old one
+            exec(compile(content, path, "exec"), vars(loaded))
         except Exception as error:
             del sys.modules[module_name]
             if isinstance(error, UsageError):

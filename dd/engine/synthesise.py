@@ -81,9 +81,7 @@ def synthesise(
 
     with watch.stop.deferred():
         for it in range(first, method.iterations):
-            if watch.stop.requested:
-                save(it)
-                raise watch.stop.error()
+            _heed(watch.stop, save, it)
             scalars = watch.probed(syn, it)
             outcome = method.loss(syn, task, prepared, it)
             skips = skips + 1 if isinstance(outcome, Skip) else 0
@@ -91,7 +89,9 @@ def synthesise(
                 scalars |= _update(outcome, syn, optimisers, it)
                 _limit(skips, outcome)
             except RunError:
-                save(it)
+                skips -= isinstance(outcome, Skip)  # this iteration comes again
+                if _is_finite(syn):
+                    save(it)
                 raise
             method.project(syn, task)
             if syn.lr is not None:
@@ -101,7 +101,19 @@ def synthesise(
                 save(it + 1)
         if last := watch.probed(syn, method.iterations):
             watch.log(method.iterations, last)
+        _heed(watch.stop, save, method.iterations)
     return syn
+
+
+def _heed(stop: Stop, save: Callable[[int], None], it: int) -> None:
+    """Save and raise where a signal came."""
+    if stop.requested:
+        save(it)
+        raise stop.error()
+
+
+def _is_finite(syn: Synthetic) -> bool:
+    return all(bool(variable.isfinite().all()) for variable in syn.parameters())
 
 
 def _update(outcome: Objective, syn: Synthetic, optimisers: Sequence[Optimizer], it: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from dd.errors import RunError
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_NO_ROOM = {errno.ENOSPC: "no space left", errno.EDQUOT: "disk quota exceeded", errno.EFBIG: "file too large"}
 
 
 @contextlib.contextmanager
@@ -19,7 +20,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
 
     Raises:
-        RunError: the disk is full; nothing of the new file is left behind.
+        RunError: there is no room for it; nothing of the new file is left behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,9 +35,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if _is_full(error):
+        if words := no_room(error):
             raise RunError(
-                f"no space left while writing {path}; nothing was half-written: free some, then run the same command"
+                f"{words} while writing {path}; nothing was half-written: make room, then run the same command"
             ) from error
         raise
 
@@ -52,13 +53,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def no_room(error: BaseException) -> str:
+    """What the error says, when it is that there is no room for what was to be written; else nothing."""
+    number = getattr(error, "errno", None)
+    if type(error).__name__ == "SafetensorError":  # I/O errors too, with the number in the text
+        found = re.search(r"(?:os error |code: )(\d+)", str(error))
+        number = int(found[1]) if found else None
+    return _NO_ROOM.get(number or 0, "")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _is_full(error: BaseException) -> bool:
-    # safetensors reports I/O errors as an exception of its own, with the number in its text
-    number = getattr(error, "errno", None)
-    return number in _NO_SPACE or "No space left" in str(error) or "StorageFull" in str(error)

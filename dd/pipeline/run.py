@@ -74,18 +74,20 @@ def run_recipe(
     folder = locate(recipe, out)
     if folder.is_finished() and not force:
         return Outcome(_read_report(folder), folder, fresh=False)
-    stop = Stop("everything finished is kept; the same command goes on")
-    with stop.watching(), folder.lock():
-        if folder.is_finished() and not force:
-            return Outcome(_read_report(folder), folder, fresh=False)
-        if force:
-            folder.clear()
-        task = make_task(recipe)
-        folder.write_recipe(recipe.to_toml())
-        with numerics(recipe):
-            report = _Run(recipe, task, folder, stop, command or _command(), force, track).report()
-        write_json(folder.report, report.to_dict())
-        folder.checkpoint.unlink(missing_ok=True)
+    command = command or _command()
+    stop = Stop(f"everything finished is kept; {_way_on(command, force)}")
+    with stop.watching():
+        task = make_task(recipe)  # may refuse, so it comes before anything is written or cleared
+        with folder.lock():
+            if folder.is_finished() and not force:
+                return Outcome(_read_report(folder), folder, fresh=False)
+            if force:
+                folder.clear()
+            folder.write_recipe(recipe.to_toml())
+            with numerics(recipe):
+                report = _Run(recipe, task, folder, stop, command, force, track).report()
+            write_json(folder.report, report.to_dict())
+            folder.checkpoint.unlink(missing_ok=True)
     return Outcome(report, folder, fresh=True)
 
 
@@ -258,6 +260,11 @@ def _read_report(folder: RunFolder) -> Report:
         return Report.from_dict(json.loads(folder.report.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder.report} cannot be read ({error}); force=true makes it anew") from error
+
+
+def _way_on(command: str, force: bool) -> str:
+    # with force the same command would begin anew
+    return "the same command without force=true goes on" if force else f"the same command goes on: {command}"
 
 
 def _command() -> str:

@@ -3,6 +3,7 @@
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 # about five that share the compiled code, so it pays from a few seconds of work per network on: 1e11 operations of its
 # forward passes.  A function of shapes alone, so that a network's bits do not depend on how many others are asked for.
 WORTH_FLOPS = 1e11
+_MANY = 1 << 20
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -26,8 +28,11 @@ def can_compile(device: torch.device) -> bool:
 
 def worth_compiling(network: nn.Module, images: Tensor, steps: int) -> bool:
     """Whether `steps` steps on batches like `images` (b, c, h, w) are enough work to pay for compiling."""
+    was_training = network.training
+    network.eval()  # batch norm would remember this pass, and cannot train on one image of one pixel
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images[:1])
+    network.train(was_training)
     return counter.get_total_flops() * len(images) * steps >= WORTH_FLOPS
 
 
@@ -68,8 +73,15 @@ class BatchLoss:
             # the short last batch of a pass is not worth a second compilation
             if fast is self or tuple(images.shape) != shape:
                 return self(images, targets)
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _without_limit():
                 warnings.simplefilter("ignore")
                 return fast(images, targets)
 
         return either
+
+
+def _without_limit() -> AbstractContextManager[None]:
+    """Torch silently stops compiling after 8 shapes in a process; bits must not depend on what came before."""
+    from torch._dynamo import config  # takes seconds to import, and is there once anything is compiled
+
+    return config.patch(recompile_limit=_MANY, accumulated_recompile_limit=_MANY)

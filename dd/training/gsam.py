@@ -44,7 +44,7 @@ def gsam_gradient(network: nn.Module, loss: Callable[[], Tensor], rho: float, al
         sharp = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
         inner = torch.stack([(g * s).sum() for g, s in zip(grads, sharp, strict=True)]).sum()
         square = torch.stack([s.square().sum() for s in sharp]).sum()
-        along = inner / (square + _TINY)
+        along = inner / square.clamp_min(torch.finfo(square.dtype).tiny)  # where g1 is zero, so is <g0, g1>
         for p, old, g, s in zip(params, before, grads, sharp, strict=True):
             p.copy_(old)
             p.grad = s - alpha * (g - along * s)

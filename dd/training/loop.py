@@ -102,6 +102,8 @@ class Trainer:
         while step < fit.steps:
             draws = generator(*path, "augment", done)
             for images, targets in batches(generator(*path, "order", done)):
+                if step == fit.steps:
+                    break
                 if step in fit.decay_at:
                     lr *= fit.decay
                     optimiser = _sgd(network, fit, lr)
@@ -112,11 +114,10 @@ class Trainer:
                     gsam_gradient(network, partial(loss_of, images, targets), *fit.sam)
                 optimiser.step()
                 step += 1
-                if step == fit.steps:
-                    break
-            done += 1
-            if after_pass:
-                after_pass(done, network)
+            else:
+                done += 1
+                if after_pass:
+                    after_pass(done, network)
 
 
 def _sgd(network: nn.Module, fit: Fit, lr: float) -> torch.optim.SGD:

@@ -1,0 +1,44 @@
+"""`init=SET`: a run that starts from a set that exists."""
+
+import pytest
+import torch
+
+from dd import load
+
+
+@pytest.fixture
+def given(place, small, pictures):
+    """A set of other images than a run would start from."""
+    settings = [word for word in small if word.startswith(("device=", "compile=", "student.", "eval.", "ipc="))]
+    ended = place.dd("run", "method=random", "seed=7", *settings, pictures, "--json")
+    return ended.report["files"]["set"]
+
+
+def test_it_starts_there(place, small, given):
+    plain = place.dd("run", *small, "--json").report
+    ended = place.dd("run", *small, f"init={given}", "--json")
+    assert ended.code == 0, ended.err
+    report = ended.report
+    assert report["recipe_hash"] != plain["recipe_hash"]
+    start, end, usual = load(report["files"]["start"]), load(report["files"]["set"]), load(plain["files"]["start"])
+    assert torch.equal(start.images, load(given).images)
+    assert not torch.equal(start.images, usual.images)
+    assert not torch.equal(end.images, start.images)
+    assert "kept expert 2 of 2" in ended.err
+
+
+def test_soft_labels_and_lr_go_along(place, long, small, given):
+    quick = [word for word in small if word.startswith(("experts.", "iterations=", "start_max=", "steps="))]
+    first = place.dd("run", *long, *quick, "--json").report["files"]["set"]
+    ended = place.dd("run", *long, *quick, f"init={first}", "seed=1", "--json")
+    assert ended.code == 0, ended.err
+    one, start = load(first), load(ended.report["files"]["start"])
+    assert torch.equal(start.images, one.images)
+    assert torch.equal(start.labels, one.labels)
+    assert start.lr == one.lr
+
+
+def test_another_size_is_refused(place, small, given):
+    ended = place.dd("run", *small, "ipc=2", f"init={given}")
+    assert ended.code == 2
+    assert "init: the set has pixels of shape (5, " in ended.err.splitlines()[-1]
