@@ -53,7 +53,7 @@ def test_a_plan_before_and_after(place, small):
 
 
 def test_json_alone_on_stdout(place, small):
-    ended = place.process("run", *small, "--json")
+    ended = place.dd("run", *small, "--json")
     assert ended.code == 0
     assert json.loads(ended.out)["accuracy"]["n"] == 2
     for words in ("made expert 2 of 2", "synthesise 4/4", "made student 2 on the distilled set"):

@@ -103,6 +103,7 @@ def test_an_installed_package_is_listed_and_runs(place, tiny, installed, monkeyp
     ended = place.process("run", "method=blur", *tiny, "lr_img=50", "--json", PYTHONPATH=str(installed))
     assert ended.code == 0, ended.err
     report = ended.report
+    assert "\x1b" not in ended.out + ended.err
     assert report["name"].startswith("blur/")
     start, end = (load(report["files"][name]) for name in ("start", "set"))
     assert end.images.square().mean() < start.images.square().mean()  # means are smoother than images

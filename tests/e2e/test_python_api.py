@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import dd
+from dd.errors import UsageError
 
 SETTINGS = {
     "ipc": 1,
@@ -62,7 +63,7 @@ def test_it_is_the_same_run_as_the_command_lines(finished):
 
 
 def test_errors_are_exceptions(place):
-    with place.entered(), pytest.raises(dd.errors.UsageError, match="'lr_img'"):  # pyright: ignore
+    with place.entered(), pytest.raises(UsageError, match="'lr_img'"):
         dd.run("mtt", lr_imgg=3.0)
     assert place.files() == set()
 
@@ -76,8 +77,9 @@ def test_outside_the_main_thread(place):
     assert found[0].fresh
 
 
-def test_nothing_optional_is_imported(place):
-    command = [sys.executable, "-c", FRESH, json.dumps(SETTINGS)]
+def test_nothing_optional_is_imported(place, pictures):
+    settings = SETTINGS | {"dataset": pictures.removeprefix("dataset=")}
+    command = [sys.executable, "-c", FRESH, json.dumps(settings)]
     done = subprocess.run(command, env=place.environment, cwd=place.path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == ["torch"]
