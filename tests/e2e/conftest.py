@@ -172,12 +172,6 @@ def place(tmp_path):
     return Place(tmp_path / "place")
 
 
-@pytest.fixture
-def elsewhere(tmp_path):
-    """Another one."""
-    return Place(tmp_path / "elsewhere")
-
-
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
     """The setting for a data set of small pictures, five classes of 40 + 20, in folders."""
