@@ -14,8 +14,14 @@ import dd
 from dd.cli.common import STRICT, examples
 from dd.errors import Interrupted, RunError, UsageError
 
-VERBS = ("run", "eval", "show", "methods", "recipes", "data", "doctor")
-_HINTS = {"list": ("methods", "recipes", "data"), "evaluate": ("eval",), "distill": ("run",), "train": ("run",)}
+VERBS = ("run", "eval", "show", "methods", "recipes", "data", "experts", "doctor")
+_HINTS = {
+    "list": ("methods", "recipes", "data"),
+    "buffer": ("experts",),
+    "evaluate": ("eval",),
+    "distill": ("run",),
+    "train": ("run",),
+}
 
 
 class Verbs(click.Group):

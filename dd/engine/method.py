@@ -103,6 +103,18 @@ class Synthetic(nn.Module):
             None if lr is None else nn.Parameter(torch.tensor(float(lr), device=images.device, dtype=images.dtype))
         )
 
+    @torch.no_grad()
+    def take(self, images: Tensor, labels: Tensor | None = None, lr: float | None = None) -> None:
+        """Begin from given values (`init=SET`): images, and logits and lr where there are such variables here.
+
+        A method whose variables follow from others overrides this to bring them along.
+        """
+        self.images.copy_(images)
+        if self.labels is not None and labels is not None:
+            self.labels.copy_(labels)
+        if self.lr is not None and lr is not None:
+            self.lr.fill_(lr)
+
 
 @dataclass(frozen=True)
 class Skip:
@@ -124,15 +136,21 @@ Objective: TypeAlias = Tensor | Mapping[str, Tensor] | Skip
 class Method:
     """A published method.  A frozen dataclass: its fields are its hyper-parameters, and nothing else.
 
-    The engine calls `prepare`, `start`, `optimisers`, then `loss` and `project` once an iteration, then `finish`.  A
-    method
-    with no outer loop (selection, crops) has `iterations = 0`.  `__post_init__` may only raise `ValueError`, for fields
-    that contradict one another.
+    The engine calls `settle`, `prepare`, `start`, `optimisers`, then `loss` and `project` once an iteration, then
+    `finish`.  A method with no outer loop (selection, crops) has `iterations = 0`.  `__post_init__` may only raise
+    `ValueError`, for fields that contradict one another.
     """
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     iterations: int = 0
+
+    def settle(self, task: Task) -> "Method":
+        """This method with everything decided that depends on shapes or on the size of the machine ("auto").
+
+        Called once a run, before anything else; the decision stands in the resolved recipe and is kept on resume.
+        """
+        return self
 
     def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
         """Artefacts `prepare` will ask the store for, as (kind, spec, words); for plans, without making any."""

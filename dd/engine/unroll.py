@@ -2,9 +2,10 @@
 
     velocity_{t+1} = momentum * velocity_t + grad_t,    theta_{t+1} = theta_t - lr * velocity_{t+1}
 
-`FullGraph` and `Stepwise` return the same iterates and the same gradients; they differ in memory and time.  The loss is
-a pure function of `(theta, step, *variables)`: whatever it draws (batch, augmentation) must depend on `step` alone,
-because `Stepwise` calls it a second time on the way back.
+`FullGraph` and `Stepwise` return the same iterates and the same gradients; they differ in memory and time.
+`FrozenAdjoint` returns the same iterates and TESLA's gradients, which are others.  The loss is a pure function of
+`(theta, step, *variables)`: whatever it draws (batch, augmentation) must depend on `step` alone, because all but
+`FullGraph` call it a second time on the way back.
 """
 
 from collections.abc import Callable, Sequence
@@ -104,8 +105,34 @@ class Stepwise:
         at: Sequence[int] = (),
     ) -> list[Tensor]:
         """See `Backprop`."""
-        loop = _Loop(loss, steps, momentum, _wanted(at, steps))
-        return list(_Stepwise.apply(loop, theta, lr, *variables))  # pyright: ignore[reportArgumentType]
+        loop = _Loop(loss, steps, momentum, _wanted(at, steps), exact=True)
+        return list(_Recursion.apply(loop, theta, lr, *variables))  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class FrozenAdjoint:
+    """TESLA's way back (Cui et al., ICML 2023, arXiv:2211.10586): **not** the gradient of what was computed.
+
+    The recursion of `Stepwise` without its curvature term h: the adjoint stays what it is at the end, as if each step's
+    gradient depended on its own images alone and not on where earlier steps led.  Exact for one step, and for a loss
+    that is linear in theta; otherwise a factor (I - lr H) is missing for every later step.  What `theta` gets is that
+    adjoint.
+    """
+
+    def __call__(
+        self,
+        loss: InnerLoss,
+        theta: Tensor,
+        lr: Tensor,
+        variables: Sequence[Tensor],
+        *,
+        steps: int,
+        momentum: float = 0.0,
+        at: Sequence[int] = (),
+    ) -> list[Tensor]:
+        """See `Backprop`."""
+        loop = _Loop(loss, steps, momentum, _wanted(at, steps), exact=False)
+        return list(_Recursion.apply(loop, theta, lr, *variables))  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
@@ -114,9 +141,10 @@ class _Loop:
     steps: int
     momentum: float
     wanted: tuple[int, ...]
+    exact: bool
 
 
-class _Stepwise(torch.autograd.Function):
+class _Recursion(torch.autograd.Function):
     @staticmethod
     def forward(ctx, loop: _Loop, theta: Tensor, lr: Tensor, *variables: Tensor):  # noqa: ANN001, ANN205
         iterates, velocities, velocity = [theta.detach()], [], None
@@ -155,24 +183,28 @@ class _Stepwise(torch.autograd.Function):
             for total, product in zip(totals, products, strict=True):
                 if total is not None and product is not None:
                     total += product
-            adjoint = adjoint + curvature
+            if curvature is not None:
+                adjoint = adjoint + curvature
             nu = loop.momentum * nu
         return None, adjoint, d_lr, *totals
 
 
 def _products(
     loop: _Loop, step: int, theta: Tensor, variables: Sequence[Tensor], needs: Sequence[bool], direction: Tensor
-) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """The step's gradient; the derivatives of <direction, gradient> by theta, and by each variable that needs one."""
+) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+    """The step's gradient; the derivatives of <direction, gradient> by theta, and by each variable that needs one.
+
+    That by theta is None where it is zero, or where the adjoint is frozen.
+    """
     theta = theta.detach().requires_grad_()
     leaves = [v.detach().requires_grad_(need) for v, need in zip(variables, needs, strict=True)]
     with torch.enable_grad():
         (grad,) = torch.autograd.grad(loop.loss(theta, step, *leaves), theta, create_graph=True)
-        wrt = [theta, *(leaf for leaf in leaves if leaf.requires_grad)]
-        found = iter(torch.autograd.grad(torch.dot(direction, grad), wrt, allow_unused=True))
-    curvature = next(found)
+        wrt = [*([theta] if loop.exact else ()), *(leaf for leaf in leaves if leaf.requires_grad)]
+        found = iter(torch.autograd.grad(torch.dot(direction, grad), wrt, allow_unused=True) if wrt else ())
+    curvature = next(found) if loop.exact else None
     products = [next(found) if need else None for need in needs]
-    return grad.detach(), torch.zeros_like(theta) if curvature is None else curvature, products
+    return grad.detach(), curvature, products
 
 
 def _wanted(at: Sequence[int], steps: int) -> tuple[int, ...]:

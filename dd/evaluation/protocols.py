@@ -35,6 +35,7 @@ class Protocol:
         weight_decay: of SGD.
         decay_at: fraction of the training after which lr is multiplied by `decay` and the momentum dropped.
         decay: that factor.
+        momentum_after: momentum from there on; None for the same.
         augment: DSA, one operation per batch, with the strategy of the data set.
         pilots: students per candidate lr with which the lr of control and start is chosen on the held-out images.
         full: train on all real images too; None: where `full_budget` allows.
@@ -55,6 +56,7 @@ class Protocol:
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     decay_at: Annotated[float, Field(gt=0, le=1)] = 0.5
     decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    momentum_after: Annotated[float, Field(ge=0, lt=1)] | None = None
     augment: bool = True
     pilots: Annotated[int, Field(ge=1)] = 2
     full: bool | None = None
@@ -94,6 +96,7 @@ class Protocol:
             weight_decay=self.weight_decay,
             decay_at=(drop,) if self.decay < 1 and drop < steps else (),
             decay=self.decay,
+            momentum_after=self.momentum_after,
             strategy=strategy if self.augment else "none",
         )
 
@@ -115,6 +118,11 @@ PROTOCOLS: dict[str, Protocol] = {
     "mtt": Protocol(protocol="mtt", steps=None, epochs=1000, probe_steps=500),
     # DATM: the same at batch 128 (official configurations)
     "datm": Protocol(protocol="datm", steps=None, epochs=1000, batch=128, probe_steps=500),
+    # AST: weight decay 1e-3, lr halved and momentum .8 from the middle on (Shen et al. 2023, scripts; there the
+    # best of every 20th epoch on the test set is the result, here the last)
+    "ast": Protocol(
+        protocol="ast", steps=None, epochs=1000, weight_decay=1e-3, decay=0.5, momentum_after=0.8, probe_steps=500
+    ),
     # to see that everything works
     "smoke": Protocol(
         protocol="smoke", students=2, steps=150, batch=128, pilots=1, full_budget=40_000, probes=2, probe_steps=50

@@ -2,6 +2,7 @@
 
 from dd.networks.features import captured
 from dd.networks.functional import Functional
+from dd.networks.saved import saved_bytes
 from dd.networks.spec import NetworkSpec, build, resolve
 
-__all__ = ["Functional", "NetworkSpec", "build", "captured", "resolve"]
+__all__ = ["Functional", "NetworkSpec", "build", "captured", "resolve", "saved_bytes"]

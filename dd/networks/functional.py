@@ -54,6 +54,15 @@ class Functional:
             state[name] = buffer.to(flat) if buffer.is_floating_point() else buffer.to(flat.device)
         return functional_call(self.module, state, (images,))
 
+    @torch.no_grad()
+    def predict(self, flat: Tensor, images: Tensor, chunk: int = 512) -> Tensor:
+        """Logits (n, classes) in evaluation mode, without a graph, `chunk` images at a time; the mode is restored."""
+        was_training = self.module.training
+        self.module.eval()
+        logits = torch.cat([self(flat, part) for part in images.split(chunk)])
+        self.module.train(was_training)
+        return logits
+
     def load(self, module: nn.Module, flat: Tensor) -> None:
         """Copy a vector (P,) into the parameters of a network of this architecture."""
         named = dict(module.named_parameters())

@@ -26,6 +26,7 @@ def locate(recipe: Recipe, out: str | None = None) -> RunFolder:
 def plan(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
     """What a run would do, without doing it: stages, and which artefacts exist."""
     folder, task = locate(recipe, out), make_task(recipe)
+    recipe = settled(recipe, task, folder)
     needs = recipe.method.needs(task)
     have = [task.store.has(kind, spec) for kind, spec, _ in needs]
     made = task.store.has(SETS, set_key(recipe, task))
@@ -45,6 +46,11 @@ def plan(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
             {"stage": "evaluate", "protocol": recipe.eval.protocol, "students": students},
         ],
     }
+
+
+def settled(recipe: Recipe, task: Task, folder: RunFolder) -> Recipe:
+    """The recipe with nothing left to decide; what an earlier start of the same run decided stands."""
+    return recipe.settled(recipe.method.settle(task), folder.settings())
 
 
 def set_key(recipe: Recipe, task: Task) -> dict[str, Any]:

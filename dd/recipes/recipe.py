@@ -3,11 +3,11 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from dd.io import digest
-from dd.recipes.schema import leaves
+from dd.recipes.schema import build, flatten, groups, leaves
 from dd.recipes.tables import Cell
 
 if TYPE_CHECKING:
@@ -84,6 +84,19 @@ class Recipe:
     def expect(self) -> Mapping[str, Any] | None:
         """The band this run is expected to reach; None where there is no cell, or where settings were changed."""
         return None if self.cell is None or self.changed else self.cell.expect
+
+    def settled(self, method: "Method", kept: Mapping[str, Any]) -> "Recipe":
+        """This recipe with what its method left open decided.
+
+        Args:
+            method: the method after `Method.settle`.
+            kept: settings of an earlier start of the same run, as its recipe file has them; its decisions stand.
+        """
+        asked = leaves(self.method)
+        decided = {key for key, leaf in leaves(method).items() if leaf.default != asked[key].default}
+        earlier = flatten(kept, groups(asked))
+        stand = {key: earlier[key] for key in decided & earlier.keys() if earlier[key] not in ("null", "auto")}
+        return replace(self, method=build(method, stand))
 
     def flat(self) -> dict[str, Any]:
         """Every setting by dotted key, in reading order; values are JSON-able."""

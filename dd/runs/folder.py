@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dd.io import locked, writable, write_text
 
@@ -90,6 +92,13 @@ class RunFolder:
         """
         writable(self.path, _WAY_OUT)
         write_text(self.recipe_toml, text)
+
+    def settings(self) -> dict[str, Any]:
+        """Bare keys of the recipe that was written here; none where there is none."""
+        try:
+            return tomllib.loads(self.recipe_toml.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
 
     def is_finished(self) -> bool:
         """Whether the report is there and can be read."""

@@ -9,11 +9,13 @@ An artefact's key is the hash of a spec that holds everything that determines it
 The manifest is written last: what has no manifest does not exist.
 """
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from torch import Tensor
 from dd.io import digest, home, load_tensors, locked, save_tensors, sha256_file, writable, write_json
 
 log = logging.getLogger(__name__)
+
+_WAY_OUT = "set DD_HOME to a folder that can be written to"
 
 Payload = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 
@@ -59,7 +63,7 @@ class Store:
     def __init__(self, root: Path | None = None) -> None:
         """Open the store below `root`; without one, in `$DD_HOME` or the user's cache folder."""
         self.root = Path(root) if root is not None else home()
-        self._verified: set[tuple[Path, str]] = set()
+        self._verified: dict[Path, str] = {}  # payload -> its hash, once it was checked
 
     def tensors(
         self,
@@ -83,16 +87,40 @@ class Store:
             UsageError: the store cannot be written to.
             RunError: the disk is full.
         """
+        return self._get_or_make(kind, spec, lambda: self._write(kind, spec, make()), what, force)
 
-        def write() -> dict[str, Any]:
-            tensors, info = make()
-            payload = self._payload(kind, digest(spec))
-            save_tensors(payload, tensors)
-            sha256 = sha256_file(payload)
-            self._verified.add((payload, sha256))
-            return {"info": dict(info), "sha256": sha256, "bytes": payload.stat().st_size}
+    def tensors_of_many(
+        self,
+        kind: str,
+        specs: Sequence[Mapping[str, Any]],
+        make: Callable[[Sequence[int]], Sequence[Payload]],
+        names: Sequence[str],
+    ) -> list[Artefact]:
+        """As `tensors` for several specs; those that are not in the store are made together.
 
-        return self._get_or_make(kind, spec, write, what, force)
+        Args:
+            kind: the sort of artefact.
+            specs: what is asked for, all different.
+            make: computes the payloads of the specs at the given positions, in that order.
+            names: one name for the log per spec.
+        """
+        found = [self.peek(kind, spec) for spec in specs]
+        with contextlib.ExitStack() as locks:
+            # in one order for all processes, so that no two wait for each other
+            for i in sorted((i for i in range(len(specs)) if found[i] is None), key=lambda i: digest(specs[i])):
+                locks.enter_context(self._lock(kind, specs[i], names[i]))
+                found[i] = self._load_or_discard(kind, specs[i], names[i])
+            for what, artefact in zip(names, found, strict=True):
+                if artefact is not None:
+                    log.info("kept %s", what)
+            missing = [i for i in range(len(specs)) if found[i] is None]
+            start = time.perf_counter()
+            payloads = make(missing) if missing else ()
+            share = (time.perf_counter() - start) / max(len(missing), 1)
+            for i, payload in zip(missing, payloads, strict=True):
+                found[i] = made = self._make(kind, specs[i], partial(self._write, kind, specs[i], payload), share)
+                log.info("made %s in %.1f s", names[i], made.seconds)
+        return [artefact for artefact in found if artefact is not None]
 
     def value(
         self,
@@ -138,6 +166,46 @@ class Store:
         except _Damaged:
             return None
 
+    def note(self, kind: str, spec: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Write plain facts about `spec` where they are not what is there: no lock, no log, the last writer wins."""
+        folder, path = writable(self.root / kind, _WAY_OUT), self.path(kind, spec)
+        noted = json.loads(json.dumps({"spec": spec, **facts}))
+        try:
+            if json.loads(path.read_text(encoding="utf-8")) == noted:
+                return
+        except (OSError, ValueError):
+            pass
+        write_json(folder / path.name, noted)
+
+    def manifests(self, kind: str) -> Iterator[dict[str, Any]]:
+        """The manifest of everything of one kind that is there, in no order; unreadable ones are left out."""
+        for path in (self.root / kind).glob("*.json"):
+            try:
+                manifest = json.loads(path.read_text(encoding="utf-8"))
+                payload = self._payload(kind, path.stem)
+                whole = "bytes" not in manifest or payload.is_file()
+                if whole and digest(manifest["spec"]) == path.stem:
+                    yield manifest
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+
+    def damage(self, kind: str, spec: Mapping[str, Any]) -> str | None:
+        """What is wrong with the files of something that should be there; None where they hold together."""
+        self._verified.pop(self._payload(kind, digest(spec)), None)
+        try:
+            return None if self._load(kind, spec) else "it is not there"
+        except _Damaged as damage:
+            return str(damage)
+
+    def remove(self, kind: str, spec: Mapping[str, Any]) -> int:
+        """Delete it, waiting for whoever makes it; returns bytes freed.  Nothing is deleted that is not there."""
+        with self._lock(kind, spec, f"{kind} {digest(spec)}"):
+            files = [self.path(kind, spec), self._payload(kind, digest(spec))]  # the manifest first
+            freed = sum(file.stat().st_size for file in files if file.is_file())
+            for file in files:
+                file.unlink(missing_ok=True)
+        return freed
+
     def _get_or_make(
         self,
         kind: str,
@@ -150,8 +218,7 @@ class Store:
         what = what or f"{kind} {digest(spec)}"
         found = None if force else self.peek(kind, spec)
         if found is None:
-            folder = writable(self.root / kind, "set DD_HOME to a folder that can be written to")
-            with locked(folder / f"{digest(spec)}.lock", what):
+            with self._lock(kind, spec, what):
                 # another process may have made it while we waited
                 found = None if force else self._load_or_discard(kind, spec, what)
                 if found is None:
@@ -161,6 +228,18 @@ class Store:
         log.info("kept %s%s", what, describe(found))
         return found
 
+    def _lock(self, kind: str, spec: Mapping[str, Any], what: str) -> contextlib.AbstractContextManager[None]:
+        folder = writable(self.root / kind, _WAY_OUT)
+        return locked(folder / f"{digest(spec)}.lock", what)
+
+    def _write(self, kind: str, spec: Mapping[str, Any], made: Payload) -> dict[str, Any]:
+        tensors, info = made
+        payload = self._payload(kind, digest(spec))
+        save_tensors(payload, tensors)
+        sha256 = sha256_file(payload)
+        self._verified[payload] = sha256
+        return {"info": dict(info), "sha256": sha256, "bytes": payload.stat().st_size}
+
     def _load_or_discard(self, kind: str, spec: Mapping[str, Any], what: str) -> Artefact | None:
         try:
             return self._load(kind, spec)
@@ -168,7 +247,9 @@ class Store:
             log.warning("%s is damaged (%s: %s); making it anew", what, self.path(kind, spec), damage)
             return None
 
-    def _make(self, kind: str, spec: Mapping[str, Any], write: Callable[[], dict[str, Any]]) -> Artefact:
+    def _make(
+        self, kind: str, spec: Mapping[str, Any], write: Callable[[], dict[str, Any]], spent: float = 0.0
+    ) -> Artefact:
         manifest_path = self.path(kind, spec)
         manifest_path.unlink(missing_ok=True)
         # what a killed process left half-written; we hold the lock, so nobody is writing now
@@ -176,7 +257,7 @@ class Store:
             stale.unlink(missing_ok=True)
         start = time.perf_counter()
         written = write()
-        seconds = time.perf_counter() - start
+        seconds = spent + time.perf_counter() - start
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_json(manifest_path, {"spec": spec, **written, "seconds": round(seconds, 3), "created": created})
         made = self._load(kind, spec, made=True)
@@ -209,11 +290,11 @@ class Store:
 
     def _verify(self, payload: Path, sha256: str) -> None:
         # once per process: hashing gigabytes of experts at every use would cost more than the disk error it might find
-        if (payload, sha256) in self._verified:
+        if self._verified.get(payload) == sha256:
             return
         if sha256_file(payload) != sha256:
             raise _Damaged("the hash of its payload is wrong")
-        self._verified.add((payload, sha256))
+        self._verified[payload] = sha256
 
     def _payload(self, kind: str, key: str) -> Path:
         return self.root / kind / f"{key}.safetensors"

@@ -1,5 +1,6 @@
 """The loss of one batch, eager or compiled: the same function either way."""
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable
@@ -69,6 +70,7 @@ class BatchLoss:
             if shape is None:
                 shape = tuple(images.shape)
                 if worth_compiling(self.network, images, steps):
+                    _hush()
                     fast = self._compiled = self._compiled or torch.compile(self.__call__, dynamic=False)
             # the short last batch of a pass is not worth a second compilation
             if fast is self or tuple(images.shape) != shape:
@@ -78,6 +80,11 @@ class BatchLoss:
                 return fast(images, targets)
 
         return either
+
+
+def _hush() -> None:
+    """Torch warns of a CUDA toolkit without a GPU when it compiles for the CPU, which is nothing to worry about."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def _without_limit() -> AbstractContextManager[None]:

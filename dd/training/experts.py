@@ -1,21 +1,27 @@
 """Experts: networks trained on the real images, kept as trajectories of their parameters, one artefact each."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from dd.engine.method import Task
 from dd.errors import RunError
-from dd.networks import Functional
-from dd.training.loop import Fit, Trainer, accuracy
+from dd.io import digest
+from dd.networks import Functional, saved_bytes
+from dd.runs.store import Artefact
+from dd.training.loop import Fit, Path, Trainer
+from dd.training.stacked import StackedTrainer
 
 KIND = "experts"
-VERSION = 1  # of the training procedure: part of every key, raised when its results change
+POOLS = "pools"
+VERSION = 2  # of the training procedure: part of every key, raised when its results change
+STACK_SHARE = 0.25  # of the device's total memory that the activations of experts trained at once may take
+MAX_STACK = 10  # experts at once; more gain little once the chip is busy
 
 
 @dataclass(frozen=True)
@@ -25,15 +31,21 @@ class ExpertSettings:
     Attributes:
         count: number of experts; a larger pool keeps the experts of a smaller one.
         epochs: passes over the real training images; a snapshot is kept after each, and one before the first.
-        lr: constant learning rate.
-        momentum: of SGD; the papers use none, because a plain trajectory is easier to imitate.
+        lr: learning rate.
+        momentum: of SGD; most papers use none, because a plain trajectory is easier to imitate.
         weight_decay: of SGD.
         batch: real images per step.
         augment: DSA, one operation per batch, with the data set's strategy.
-        kind: "sgd", or "ftd" for flat experts by GSAM with adaptive perturbation.
+        kind: "sgd"; "ftd" for flat experts by GSAM with adaptive perturbation; "ast" for smooth ones.
         rho: radius of the perturbation (kind ftd).
         alpha: weight of the orthogonal component (kind ftd).
+        clip: first epochs, over which a factor of the loss rises from 1/2 towards 1; 0 for none (kind ast).
+        penalty: weight of the gradient penalty, see `dd.training.penalty`; 0 for none (kind ast).
+        decay: factor of lr from the epoch after half of them + 1 on, where momentum begins anew (kind ast).
         seed: root seed of the pool, apart from the run's, so that runs with other seeds share it.
+        store: type of the stored snapshots; bfloat16 halves the disk and keeps three digits.
+        stack: experts trained at once with stacked parameters; None for 1 on a CPU, and on a GPU for what a quarter of
+            its memory holds, 10 at most.
     """
 
     count: Annotated[int, Field(ge=1)] = 100
@@ -43,10 +55,18 @@ class ExpertSettings:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     batch: Annotated[int, Field(ge=1)] = 256
     augment: bool = True
-    kind: Literal["sgd", "ftd"] = "sgd"
+    kind: Literal["sgd", "ftd", "ast"] = "sgd"
     rho: Annotated[float, Field(gt=0)] = 0.01
     alpha: Annotated[float, Field(ge=0)] = 0.3
+    clip: Annotated[int, Field(ge=0)] = 10
+    penalty: Annotated[float, Field(ge=0)] = 2.0
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.6
     seed: Annotated[int, Field(ge=0)] = 0
+    store: Literal["float32", "bfloat16"] = "float32"
+    stack: Annotated[int, Field(ge=1)] | None = None
+
+
+_OF_KIND = {"ftd": ("rho", "alpha"), "ast": ("clip", "penalty", "decay")}
 
 
 @dataclass(frozen=True)
@@ -54,7 +74,7 @@ class Trajectories:
     """A pool of experts.
 
     Attributes:
-        snapshots: per expert, (epochs + 1, P) float32 on the CPU, memory-mapped; row 0 is the initialisation.
+        snapshots: per expert, (epochs + 1, P) on the CPU, memory-mapped, as stored; row 0 is the initialisation.
         holdout: per expert, accuracy on the held-out images in percent after the last epoch, None without a hold-out.
         seconds: what training them took, summed over experts, whether now or earlier.
     """
@@ -67,25 +87,28 @@ class Trajectories:
         return len(self.snapshots)
 
     def snapshot(self, expert: int, epoch: int, device: torch.device) -> Tensor:
-        """(P,) parameters of one expert after `epoch` epochs; a copy that the caller may change."""
-        return self.snapshots[expert][epoch].to(device, copy=True)
+        """(P,) float32 parameters of one expert after `epoch` epochs; a copy that the caller may change."""
+        return self.snapshots[expert][epoch].to(device, torch.float32, copy=True)
 
     def last(self, expert: int, device: torch.device) -> Tensor:
         """(P,) final parameters of one expert."""
-        return self.snapshots[expert][-1].to(device, copy=True)
+        return self.snapshot(expert, -1, device)
 
 
 def expert_spec(task: Task, settings: ExpertSettings, member: int) -> dict[str, Any]:
     """Everything that determines one expert: the key of its artefact."""
-    plain = {k: v for k, v in asdict(settings).items() if k != "count"}
-    if settings.kind != "ftd":
-        del plain["rho"], plain["alpha"]
+    irrelevant = {
+        "count",
+        "stack",
+        *(name for kind, names in _OF_KIND.items() if kind != settings.kind for name in names),
+    }
     return {
         "version": VERSION,
         "data": task.data.fingerprint,
         "augment": task.data.augment if settings.augment else "none",
         "network": asdict(task.student),
-        "settings": plain,
+        "settings": {name: value for name, value in asdict(settings).items() if name not in irrelevant},
+        "stacked": stack_size(task, settings) > 1,
         "compile": task.compile,
         "precision": task.precision,
         "device": task.device.type,
@@ -98,21 +121,55 @@ def expert_needs(task: Task, settings: ExpertSettings) -> list[tuple[str, dict[s
     return [(KIND, expert_spec(task, settings, m), _words(task, settings, m)) for m in range(settings.count)]
 
 
+def stack_size(task: Task, settings: ExpertSettings) -> int:
+    """How many experts are trained at once, from the settings, the shapes and the device's total memory."""
+    if settings.stack is not None:
+        return settings.stack
+    if task.device.type == "cpu":
+        return 1
+    network = task.network("skeleton")
+    images = torch.zeros(2, task.data.channels, task.data.size, task.data.size, device=task.device)
+    with saved_bytes() as seen:
+        network(images)
+    one = sum(seen.values()) * settings.batch // 2 * (2 if settings.kind == "ast" else 1)
+    return max(1, min(MAX_STACK, int(STACK_SHARE * task.total_memory()) // one))
+
+
 def trajectories(task: Task, settings: ExpertSettings) -> Trajectories:
     """The pool that `settings` asks for, trained where it does not exist yet.
 
-    Every expert is an artefact of its own: a pool can be extended, and an interrupted one goes on with the next expert.
+    Every expert is an artefact of its own, a shard of the pool: a pool can be extended, and an interrupted one goes on
+    with the next expert.  One manifest lists the shards of a pool.
 
     Raises:
         RunError: an expert diverged.
     """
-    template = task.functional()
-    pool = _Pool(task, settings, template, Trainer(task.build, task.compile, task.precision))
-    found = [task.store.tensors(*pool.request(member)) for member in range(settings.count)]
+    pool = _Pool(task, settings, task.functional())
+    members, at_once = range(settings.count), stack_size(task, settings)
+    found: list[Artefact] = []
+    for first in members[::at_once]:
+        found += task.store.tensors_of_many(
+            KIND,
+            [expert_spec(task, settings, m) for m in members[first : first + at_once]],
+            partial(pool.make, members[first : first + at_once]),
+            [_words(task, settings, m) for m in members[first : first + at_once]],
+        )
     for artefact in found:
-        template.require(artefact.info["header"], str(artefact.path))
+        pool.template.require(artefact.info["header"], str(artefact.path))
+    _list(task, settings, found)
     snapshots = tuple(a.tensors["snapshots"] for a in found if a.tensors is not None)
     return Trajectories(snapshots, tuple(a.info["holdout"] for a in found), sum(a.seconds for a in found))
+
+
+def _list(task: Task, settings: ExpertSettings, found: Sequence[Artefact]) -> None:
+    """Write the pool's manifest: every shard of it that is known to be there."""
+    spec = {name: value for name, value in expert_spec(task, settings, 0).items() if name != "member"}
+    beyond = settings.count
+    while task.store.has(KIND, expert_spec(task, settings, beyond)):
+        beyond += 1  # a larger request had made more
+    keys = [a.key for a in found]
+    keys += [digest(expert_spec(task, settings, member)) for member in range(settings.count, beyond)]
+    task.store.note(POOLS, spec, {"shards": [f"{KIND}/{key}.safetensors" for key in keys]})
 
 
 @dataclass(frozen=True)
@@ -120,54 +177,84 @@ class _Pool:
     task: Task
     settings: ExpertSettings
     template: Functional
-    trainer: Trainer
 
-    def request(self, member: int) -> tuple[str, dict[str, Any], Any, str]:
-        """What to ask the store for: kind, spec, maker, words."""
-        words = _words(self.task, self.settings, member)
-        return KIND, expert_spec(self.task, self.settings, member), partial(self.make, member), words
+    @cached_property
+    def trainer(self) -> Trainer:
+        return Trainer(self.task.build, self.task.compile, self.task.precision)
 
-    def make(self, member: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Train one expert: (tensors, info) for the store."""
-        data, settings = self.task.data, self.settings
-        snapshots: list[Tensor] = []
+    def make(self, members: Sequence[int], missing: Sequence[int]) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
+        """Train those of `members` whose positions are given: (tensors, info) of each for the store."""
+        made = []
+        for number, kept in self._trained([members[position] for position in missing]):
+            if not kept.isfinite().all():
+                lr = self.settings.lr
+                raise RunError(f"expert {number} diverged: its parameters are not finite; lower experts.lr={lr}")
+            info = {
+                "header": self.template.header(),
+                "holdout": self._holdout(kept[-1]),
+                "data": self.task.data.name,
+            }
+            made.append(({"snapshots": kept.to(getattr(torch, self.settings.store))}, info))
+        return made
 
-        def keep(_: int, network: nn.Module) -> None:
-            # flatten copies: a view would alias the live parameters on a CPU
-            snapshots.append(self.template.flatten(network).cpu())
+    def _trained(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Every expert asked for with its snapshots (epochs + 1, P) on the CPU."""
+        task, settings = self.task, self.settings
+        paths: list[Path] = [(settings.seed, "expert", number) for number in numbers]
+        batches = partial(task.data.train.batches, settings.batch)
+        fit = expert_fit(settings, len(task.data.train), task.data.augment)
+        # snapshots are copies: views would alias the live parameters on a CPU
+        if stack_size(task, settings) > 1:
+            stacks: list[Tensor] = []
+            trainer = StackedTrainer(task.build, task.precision)
+            trainer.train(paths, batches, fit, lambda _, thetas: stacks.append(thetas.to("cpu", copy=True)))
+            yield from zip(numbers, torch.stack(stacks, 1), strict=True)
+            return
+        rows: list[Tensor] = []
+        networks = self.trainer.train(paths, batches, fit, lambda _, net: rows.append(self.template.flatten(net).cpu()))
+        for number, _ in zip(numbers, networks, strict=True):
+            yield number, torch.stack(rows)
+            rows.clear()
 
-        batches = partial(data.train.batches, settings.batch)
-        fit = expert_fit(settings, len(data.train), data.augment)
-        network = next(self.trainer.train([(settings.seed, "expert", member)], batches, fit, keep))
-        kept = torch.stack(snapshots)
-        if not kept.isfinite().all():
-            raise RunError(f"expert {member} diverged: its parameters are not finite; lower experts.lr={settings.lr}")
-        holdout = accuracy(network, data.holdout.batches(512)) if len(data.holdout) else None
-        return {"snapshots": kept}, {"header": self.template.header(), "holdout": holdout}
+    def _holdout(self, theta: Tensor) -> float | None:
+        data = self.task.data
+        if not len(data.holdout):
+            return None
+        theta = theta.to(self.task.device)
+        right = [
+            (self.template.predict(theta, images).argmax(1) == targets) for images, targets in data.holdout.batches(512)
+        ]
+        return 100.0 * torch.cat(right).double().mean().item()
 
 
 def expert_fit(settings: ExpertSettings, images: int, strategy: str) -> Fit:
     """The training of one expert on `images` images as a `Fit`."""
-    return Fit(
-        steps=settings.epochs * -(-images // settings.batch),
+    per_pass = -(-images // settings.batch)
+    fit = Fit(
+        steps=settings.epochs * per_pass,
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         strategy=strategy if settings.augment else "none",
-        sam=(settings.rho, settings.alpha) if settings.kind == "ftd" else None,
     )
+    if settings.kind == "ftd":
+        return replace(fit, sam=(settings.rho, settings.alpha))
+    if settings.kind == "ast":
+        return replace(
+            fit,
+            decay_at=((settings.epochs // 2 + 2) * per_pass,) if settings.decay < 1 else (),
+            decay=settings.decay,
+            factors=tuple(0.5 + 0.5 * epoch / settings.clip for epoch in range(settings.clip)),
+            penalty=settings.penalty,
+        )
+    return fit
 
 
 def expert_logits(task: Task, pool: Trajectories, index: Tensor, members: Sequence[int] | None = None) -> Tensor:
     """Logits (experts, n, classes) of every expert's last snapshot on training images, as they are, in eval mode."""
-    template = task.functional()
-    template.module.eval()
-    rows = []
-    for expert in members if members is not None else range(len(pool)):
-        flat = pool.last(expert, task.device)
-        with torch.no_grad():
-            rows.append(torch.cat([template(flat, task.data.train.images(chunk)) for chunk in index.split(512)]))
-    return torch.stack(rows)
+    template, images = task.functional(), task.data.train.images(index)
+    experts = members if members is not None else range(len(pool))
+    return torch.stack([template.predict(pool.last(expert, task.device), images) for expert in experts])
 
 
 def _words(task: Task, settings: ExpertSettings, member: int) -> str:

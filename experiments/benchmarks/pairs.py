@@ -110,7 +110,7 @@ class Runs:
 
     Attributes:
         warm_up: seconds of its first repeat, which no ratio holds.
-        seconds: of every later repeat.
+        seconds: of every later repeat, for one piece of work where a repeat has several.
         reports: all repeats as reported, the first included.
         last: its last words.
         facts: threads and versions.
@@ -142,7 +142,7 @@ def in_turns(bench: Bench, wanted: Mapping[str, tuple[str, Mapping[str, Any]]]) 
         for label, side in sides.items():
             runs[label].facts, runs[label].last = side.facts, side.finish()
     for run in runs.values():
-        run.warm_up, *run.seconds = (report["seconds"] for report in run.reports)
+        run.warm_up, *run.seconds = (report["seconds"] / report.get("pieces", 1) for report in run.reports)
     return runs
 
 

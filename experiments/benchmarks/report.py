@@ -67,6 +67,13 @@ class Memory:
     stored: int | None = None
     seconds: float | None = None
 
+    @property
+    def needed(self) -> int | None:
+        """Bytes that the iterations took beyond the start, without the stored iterates."""
+        if self.peak is None or self.start is None or self.stored is None:
+            return None
+        return self.peak - self.start - self.stored
+
     def cells(self) -> list[str]:
         """As a line of the table."""
         if self.peak is None or self.start is None:
@@ -85,6 +92,7 @@ class Findings:
     growth: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=dict)
+    pieces: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -93,6 +101,7 @@ class Findings:
             "ratios": [row.to_dict() for row in self.ratios],
             "memory": [vars(row) for row in self.memory],
             "growth": self.growth,
+            "pieces": self.pieces,
             "notes": self.notes,
         }
 
@@ -144,6 +153,23 @@ def text(found: Findings) -> str:
     if found.notes:
         blocks.append("\n".join(found.notes))
     return "\n\n".join(blocks)
+
+
+def draw(pieces: dict[str, dict[str, float]], path: Path) -> None:
+    """Write a picture of the seconds in `pieces` (engine -> piece -> seconds): one bar per engine."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.7 + 0.55 * len(pieces)), layout="constrained")
+    axes = figure.add_subplot()
+    left = [0.0] * len(pieces)
+    for piece in next(iter(pieces.values())):
+        widths = [1000 * spent[piece] for spent in pieces.values()]
+        axes.barh(list(pieces), widths, left=left, label=piece)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds of an outer iteration")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.3), ncols=4, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120)
 
 
 def _mb(amount: int) -> str:

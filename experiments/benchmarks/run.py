@@ -1,6 +1,6 @@
 """How fast and how large we are, against what one would write without us.
 
-    .venv/bin/python experiments/benchmarks/run.py [training|iteration|memory|evaluation] [--json FILE]
+    .venv/bin/python experiments/benchmarks/run.py [training|experts|iteration|where|memory|evaluation] [--json FILE]
 
 Every comparison is made of paired repeats: each side is a process of its own, the sides work in turns, and a ratio is
 taken within a pair.  The first repeat of each side, compilation included, is reported apart.  Nothing else should run
@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pairs import Bench, Died, Runs, Side, in_turns, ratios
-from report import Findings, Memory, Ratio, machine, text, verdict
+from report import Findings, Memory, Ratio, draw, machine, text, verdict
 from scale import CEILINGS, PARTS, QUICK, Scale
 
 SAME = 1e-3  # relative difference of two objectives up to which two sides did the same work
@@ -49,6 +49,18 @@ def training(bench: Bench, found: Findings) -> None:
     found.machine |= ours.facts
 
 
+def experts(bench: Bench, found: Findings) -> None:
+    fewer = replace(bench, scale=replace(bench.scale, repeats=min(bench.scale.repeats, 5)))
+    runs = in_turns(fewer, {"our pool": ("experts", {}), "plain loop": ("experts_plain", {})})
+    ours, plain = runs.values()
+    found.ratios.append(_ratio("experts", "one of a pool / plain loop", ours, plain, CEILINGS["experts"]))
+    found.notes.append(
+        f"experts: a repeat is a pool of {bench.scale.pool} experts of one epoch, scored and stored; the plain loop "
+        "trains single networks and keeps their parameters in memory; seconds are per expert"
+    )
+    found.machine |= ours.facts
+
+
 def iteration(bench: Bench, found: Findings) -> None:
     _make_experts(bench)
     runs = in_turns(
@@ -56,13 +68,15 @@ def iteration(bench: Bench, found: Findings) -> None:
         {
             "FullGraph": ("iteration", {"backprop": "full"}),
             "Stepwise": ("iteration", {"backprop": "stepwise"}),
+            "FrozenAdjoint": ("iteration", {"backprop": "frozen"}),
             "the paper, written down": ("iteration_plain", {}),
         },
     )
-    full, stepwise, paper = runs.values()
+    full, stepwise, frozen, paper = runs.values()
     found.ratios += [
         _ratio("iteration", "MTT iteration, FullGraph / paper", full, paper, CEILINGS["full"]),
         _ratio("iteration", "MTT iteration, Stepwise / paper", stepwise, paper, CEILINGS["stepwise"]),
+        _ratio("iteration", "MTT iteration, FrozenAdjoint (TESLA, not exact) / paper", frozen, paper),
     ]
     apart = max(_apart(run, paper) for run in (full, stepwise))
     same = "the same work" if apart <= SAME else "NOT THE SAME WORK"
@@ -73,20 +87,41 @@ def iteration(bench: Bench, found: Findings) -> None:
     found.machine |= full.facts
 
 
+def where(bench: Bench, found: Findings) -> None:
+    _make_experts(bench)
+    engines = {"FullGraph": "full", "Stepwise": "stepwise", "FrozenAdjoint (not exact)": "frozen"}
+    runs = in_turns(bench, {label: ("where", {"backprop": name}) for label, name in engines.items()})
+    spent = {
+        label: {
+            piece: statistics.median(report["spent"][piece] for report in run.reports[1:])
+            for piece in run.reports[0]["spent"]
+        }
+        for label, run in runs.items()
+    }
+    for label, pieces in spent.items():
+        total = sum(pieces.values())
+        parts = ", ".join(f"{piece} {seconds / total:.1%}" for piece, seconds in pieces.items())
+        found.notes.append(f"where: an outer iteration with {label}, {total * 1000:.0f} ms: {parts}")
+    found.pieces = spent
+    found.machine |= next(iter(runs.values())).facts
+
+
 def memory(bench: Bench, found: Findings) -> None:
     _make_experts(bench)
     few, *_, many = bench.scale.memory_steps
     for engine in ("full", "stepwise"):
         rows = {steps: _peak(bench, engine, steps, found) for steps in bench.scale.memory_steps}
         found.memory += rows.values()
-        peaks = [row.peak - row.stored for row in (rows[few], rows[many]) if row.peak and row.stored]
-        if len(peaks) == 2:
-            found.growth[engine] = peaks[1] / peaks[0]
+        # what the process holds before the first iteration would hide growth, so it is taken off
+        needed = [rows[steps].needed for steps in (few, many)]
+        if needed[0] and needed[1]:
+            found.growth[engine] = needed[1] / needed[0]
     for engine, growth in found.growth.items():
         ceiling, kept = verdict(growth, CEILINGS["memory"] if engine == "stepwise" else None)
         promised = f" (ceiling {ceiling}: {kept})" if ceiling else ""
         found.notes.append(
-            f"memory: {engine} at {many} steps / at {few}, peaks without the stored iterates: {growth:.2f}{promised}"
+            f"memory: {engine} at {many} steps / at {few}, above the start and without the stored iterates: "
+            f"{growth:.2f}{promised}"
         )
 
 
@@ -108,7 +143,9 @@ def evaluation(bench: Bench, found: Findings) -> None:
 
 RUN: dict[str, Callable[[Bench, Findings], None]] = {
     "training": training,
+    "experts": experts,
     "iteration": iteration,
+    "where": where,
     "memory": memory,
     "evaluation": evaluation,
 }
@@ -130,6 +167,8 @@ def main() -> None:
             RUN[part](bench, found)
     found.notes.append(f"whole: {(time.perf_counter() - began) / 60:.1f} minutes")
     sys.stdout.write(text(found) + "\n")
+    if args.picture and found.pieces:
+        draw(found.pieces, args.picture)
     if args.json:
         args.json.write_text(json.dumps(found.to_dict(), indent=1) + "\n")
 
@@ -138,6 +177,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("part", nargs="?", choices=["", *PARTS], default="", help="one part; without it, all of them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="draw where the time of an iteration goes")
     parser.add_argument("--repeats", type=int, metavar="N", help=f"paired repeats, {Scale.repeats} without it")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of every side; PyTorch's choice without it")
     parser.add_argument("--quick", action="store_true", help="a minute in all, to see that everything runs")

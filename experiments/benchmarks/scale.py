@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-PARTS = ("training", "iteration", "memory", "evaluation")
+PARTS = ("training", "experts", "iteration", "where", "memory", "evaluation")
 
 # at most: of the other side's time, or of the memory of ten inner steps
-CEILINGS = {"training": 0.85, "full": 1.05, "stepwise": 1.6, "memory": 1.3}
+CEILINGS = {"training": 0.85, "experts": 1.05, "full": 1.05, "stepwise": 1.6, "memory": 1.3}
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Scale:
         repeats: paired repeats of every comparison.
         holdout: share of the training images that is left out.
         expert_epochs: passes of the network whose training is timed; decides whether it is worth compiling.
+        pool: experts of one timed repeat, of one epoch each.
         pass_steps: steps of one timed repeat of the training loop; None for a whole pass over the images.
         inner_steps: student steps of an MTT iteration.
         iterations: MTT iterations of one timed repeat.
@@ -26,6 +27,7 @@ class Scale:
     repeats: int = 7
     holdout: float = 0.1
     expert_epochs: int = 8
+    pool: int = 20
     pass_steps: int | None = None
     inner_steps: int = 10
     iterations: int = 4
@@ -38,6 +40,7 @@ QUICK = Scale(
     repeats=2,
     holdout=0.9,
     expert_epochs=40,
+    pool=2,
     pass_steps=4,
     inner_steps=2,
     iterations=1,

@@ -1,10 +1,11 @@
 """The sides that are compared.  Each sets itself up, says so, and then works from pause to pause without an end."""
 
+import importlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import count, islice
+from itertools import count, islice, pairwise
 from typing import Any
 
 import plain
@@ -25,6 +26,8 @@ from dd.training.loop import Trainer, accuracy
 
 WIDTH = 32
 MANY = 1_000_000
+PLAIN_EXPERTS = 3  # of one repeat
+PIECES = ("segment and batches", "student's steps", "way back", "update of the images")
 
 
 def recipe_of(scale: Scale, backprop: str = "full", steps: int | None = None, iterations: int = MANY) -> Recipe:
@@ -98,6 +101,31 @@ def training_plain(gate: Gate, scale: Scale) -> None:
             gate.pause(finish)
 
 
+def experts(gate: Gate, scale: Scale) -> None:
+    """A pool as a run asks for it: trained, scored on held-out images, written and hashed."""
+    recipe, task = _recipe_and_task(scale)
+    gate.ready()
+    for repeat in count():
+        trajectories(task, replace(_experts(recipe), count=scale.pool, seed=repeat))
+        gate.pause(pieces=scale.pool)
+
+
+def experts_plain(gate: Gate, scale: Scale) -> None:
+    """A hand-written loop for one network, which keeps the parameters before and after."""
+    recipe, task = _recipe_and_task(scale)
+    settings, data, normalise = _experts(recipe), task.data, _normalise(task)
+    batches = plain.loader(_bytes(task), data.train.labels, settings.batch)
+    gate.ready()
+    while True:
+        for _ in range(PLAIN_EXPERTS):
+            network = plain.convnet(WIDTH, task.classes)
+            kept = [[p.detach().clone() for p in network.parameters()]]
+            sgd = torch.optim.SGD(network.parameters(), lr=settings.lr)
+            plain.train_pass(network, batches, normalise, sgd, None)
+            kept.append([p.detach().clone() for p in network.parameters()])
+        gate.pause(pieces=PLAIN_EXPERTS)
+
+
 def make_experts(gate: Gate, scale: Scale) -> None:
     """Puts the expert into the store, so that the sides which need it find it there."""
     recipe, task = _recipe_and_task(scale)
@@ -120,6 +148,38 @@ def iteration(gate: Gate, scale: Scale, backprop: str) -> None:
     syn = recipe.method.start(task, prepared)
     gate.ready()
     synthesise(recipe.method, task, prepared, syn, watch=Watch(log=log))
+
+
+def where(gate: Gate, scale: Scale, backprop: str) -> None:
+    """The pieces of an outer iteration, each in seconds."""
+    recipe, task = _recipe_and_task(scale, backprop)
+    method: Any = recipe.method
+    prepared = method.prepare(task)
+    syn = method.start(task, prepared)
+    optimisers = method.optimisers(syn)
+    matching = importlib.import_module("dd.methods.trajectory._matching")
+    gate.ready()
+    for first in count(step=scale.iterations):
+        spent = dict.fromkeys(PIECES, 0.0)
+        for it in range(first, first + scale.iterations):
+            clock = [time.perf_counter()]
+            matching.draw_segment(task, prepared.pool, it, *method.window(it), method.span)
+            matching.synthetic_batches(len(syn.images), method.batch, method.steps, task.generator("inner batches", it))
+            clock.append(time.perf_counter())
+            value = method.loss(syn, task, prepared, it)["distance"]
+            clock.append(time.perf_counter())
+            for optimiser in optimisers:
+                optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            clock.append(time.perf_counter())
+            for optimiser in optimisers:
+                optimiser.step()
+            clock.append(time.perf_counter())
+            draws, forward, backward, update = (b - a for a, b in pairwise(clock))
+            # the loss makes its own draws, which were timed just before
+            for piece, seconds in zip(PIECES, (draws, forward - draws, backward, update), strict=True):
+                spent[piece] += seconds / scale.iterations
+        gate.pause(spent=spent)
 
 
 def iteration_plain(gate: Gate, scale: Scale) -> None:

@@ -5,15 +5,16 @@ Notation of the papers in brackets: steps [N], span [M], start_min [T-], start_m
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dd.data.augment import Draw, apply, draw
-from dd.engine.method import Task
-from dd.engine.unroll import Backprop, FullGraph, Stepwise
+from dd.engine.method import Synthetic, Task
+from dd.engine.unroll import Backprop, FrozenAdjoint, FullGraph, Stepwise
 from dd.errors import RunError
-from dd.networks import Functional
+from dd.networks import Functional, saved_bytes
 from dd.rng import generator
 from dd.training import Trajectories
 
@@ -100,22 +101,30 @@ class StudentLoss:
         batches: indices of the images of every step.
         draws: the augmentation of every step.
         hard: (n,) int64 classes, or None where the labels are logits and come as the second variable.
+        scale: factor of the loss.
     """
 
     def __init__(
-        self, network: Functional, batches: Sequence[Tensor], draws: Sequence[Draw], hard: Tensor | None
+        self,
+        network: Functional,
+        batches: Sequence[Tensor],
+        draws: Sequence[Draw],
+        hard: Tensor | None,
+        scale: float = 1.0,
     ) -> None:
-        self.network, self.batches, self.draws, self.hard = network, batches, draws, hard
+        self.network, self.batches, self.draws, self.hard, self.scale = network, batches, draws, hard, scale
 
     def __call__(self, theta: Tensor, step: int, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Mean cross entropy of step `step`."""
+        """`scale` times the mean cross entropy of step `step`."""
         index = self.batches[step]
         whole = len(index) == len(images)
         logits = self.network(theta, apply(self.draws[step], images if whole else images[index]))
         if labels is None:
             assert self.hard is not None
-            return torch.nn.functional.cross_entropy(logits, self.hard if whole else self.hard[index])
-        return soft_cross_entropy(logits, labels if whole else labels[index])
+            loss = torch.nn.functional.cross_entropy(logits, self.hard if whole else self.hard[index])
+        else:
+            loss = soft_cross_entropy(logits, labels if whole else labels[index])
+        return loss if self.scale == 1.0 else self.scale * loss
 
 
 def soft_cross_entropy(logits: Tensor, label_logits: Tensor) -> Tensor:
@@ -124,42 +133,43 @@ def soft_cross_entropy(logits: Tensor, label_logits: Tensor) -> Tensor:
 
 
 def student_loss(
-    task: Task, network: Functional, it: int, batches: Sequence[Tensor], strategy: str, hard: Tensor | None
+    task: Task,
+    network: Functional,
+    it: int,
+    batches: Sequence[Tensor],
+    strategy: str,
+    hard: Tensor | None,
+    scale: float = 1.0,
 ) -> StudentLoss:
     """The loss of outer iteration `it` with its own draws."""
     shape = (task.data.channels, task.data.size, task.data.size)
     rng = task.generator("inner augmentation", it)
     draws = [draw(strategy, len(index), shape, rng) for index in batches]
-    return StudentLoss(network, [index.to(task.device) for index in batches], draws, hard)
+    return StudentLoss(network, [index.to(task.device) for index in batches], draws, hard, scale)
 
 
-def choose_backprop(name: str, task: Task, steps: int, batch: int) -> Backprop:
-    """`FullGraph` where its graph fits into a quarter of the device's total memory, else `Stepwise`.
+def backprop_by_name(name: str) -> Backprop:
+    """The way back that a settled `backprop` names."""
+    return {"full": FullGraph(), "stepwise": Stepwise(), "frozen": FrozenAdjoint()}[name]
+
+
+def choose_backprop(task: Task, steps: int, batch: int) -> Literal["full", "stepwise"]:
+    """The full graph where it fits into a quarter of the device's total memory, else one step at a time.
 
     The choice depends on shapes and on the size of the machine, never on what is free.
     """
-    if name == "full":
-        return FullGraph()
-    if name == "stepwise":
-        return Stepwise()
     needed = steps * graph_bytes(task, batch)
-    return FullGraph() if needed <= FULL_GRAPH_SHARE * task.total_memory() else Stepwise()
+    return "full" if needed <= FULL_GRAPH_SHARE * task.total_memory() else "stepwise"
 
 
 def graph_bytes(task: Task, batch: int) -> int:
     """Bytes that one inner step with `batch` images keeps for the way back, measured on two images."""
     network = task.functional()
-    seen: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
     theta = network.flatten(network.module).requires_grad_()
     lr = torch.zeros((), device=task.device, requires_grad=True)
     images = torch.zeros(2, task.data.channels, task.data.size, task.data.size, device=task.device, requires_grad=True)
     hard = torch.zeros(2, dtype=torch.long, device=task.device)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with saved_bytes() as seen:
         loss = torch.nn.functional.cross_entropy(network(theta, images), hard)
         (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
         _ = theta - lr * gradient  # the update keeps the gradient
@@ -167,15 +177,17 @@ def graph_bytes(task: Task, batch: int) -> int:
     return flat + max(sum(seen.values()) - flat, 0) * batch // 2
 
 
-def require_positive(lr: Tensor, it: int) -> None:
-    """Raise where the learned lr left the positive numbers, since no student can be trained with it.
+def learned_lr(syn: Synthetic, it: int) -> Tensor:
+    """The student's learned lr, which no student can be trained with where it left the positive numbers.
 
     Raises:
         RunError: it did.
     """
-    value = float(lr.detach())
+    assert syn.lr is not None
+    value = float(syn.lr.detach())
     if value <= 0:
         raise RunError(
             f"the student's learned lr became {value:.3g} before iteration {it}: lower lr_lr, or lr_img with it, "
             "or start_max"
         )
+    return syn.lr

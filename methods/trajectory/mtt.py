@@ -1,7 +1,7 @@
 """MTT: dataset distillation by matching training trajectories (Cazenavette et al., CVPR 2022, arXiv:2203.11932)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,12 +13,14 @@ from dd.engine.method import Method, Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.engine.unroll import Backprop
 from dd.networks import Functional
-from dd.training import ExpertSettings, Trajectories, expert_needs, trajectories
+from dd.training import ExpertSettings, Trajectories, expert_needs, stack_size, trajectories
 
 from ._matching import (
+    StudentLoss,
+    backprop_by_name,
     choose_backprop,
     draw_segment,
-    require_positive,
+    learned_lr,
     student_loss,
     synthetic_batches,
     trajectory_distance,
@@ -55,7 +57,7 @@ class MTT(Method):
         batch: synthetic images per inner step [b]; None for all.
         start_from: random real images of each class, or noise N(0, 1) in model space.
         augment: DSA inside the inner loop, with the data set's strategy.
-        backprop: "full", "stepwise", or "auto" (from shapes and the device's total memory).
+        backprop: "full", "stepwise", "auto" (by shapes and the device's total memory), or TESLA's "frozen" (not exact).
         experts: the pool of experts.
     """
 
@@ -74,7 +76,7 @@ class MTT(Method):
     batch: Annotated[int, Field(ge=1)] | None = None
     start_from: Literal["real", "noise"] = "real"
     augment: bool = True
-    backprop: Literal["auto", "full", "stepwise"] = "auto"
+    backprop: Literal["auto", "full", "stepwise", "frozen"] = "auto"
     experts: ExpertSettings = field(default_factory=ExpertSettings)
 
     def __post_init__(self) -> None:
@@ -86,15 +88,23 @@ class MTT(Method):
                 f"experts.epochs={self.experts.epochs}: lower start_max or span, or raise experts.epochs"
             )
 
+    def settle(self, task: Task) -> "MTT":
+        """How to go backwards and how many experts to train at once, from the shapes and the device's total memory."""
+        n, backprop = len(task.targets), self.backprop
+        if backprop == "auto":
+            backprop = choose_backprop(task, self.steps, min(self.batch or n, n))
+        experts = replace(self.experts, stack=stack_size(task, self.experts))
+        return replace(self, backprop=backprop, experts=experts)
+
     def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
         """One artefact per expert."""
         return expert_needs(task, self.experts)
 
     def prepare(self, task: Task) -> Prepared:
         """Train or fetch the experts."""
-        n = len(task.targets)
-        backprop = choose_backprop(self.backprop, task, self.steps, min(self.batch or n, n))
-        return Prepared(trajectories(task, self.experts), task.functional(), backprop)
+        return Prepared(
+            trajectories(task, self.experts), task.functional(), backprop_by_name(self.settle(task).backprop)
+        )
 
     def start(self, task: Task, prepared: Prepared) -> Synthetic:
         """Real images or noise, with hard labels."""
@@ -121,12 +131,33 @@ class MTT(Method):
 
     def loss(self, syn: Synthetic, task: Task, prepared: Prepared, it: int) -> Objective:
         """Normalised distance between where the student ends and where the expert is `span` epochs after the start."""
-        assert syn.lr is not None
-        require_positive(syn.lr, it)
         segment = draw_segment(task, prepared.pool, it, *self.window(it), self.span)
+        loss, variables = self.student(syn, task, prepared, it)
+        (end,) = prepared.backprop(loss, segment.start, learned_lr(syn, it), variables, steps=self.steps)
+        return {"distance": trajectory_distance(end, segment.start, segment.target)}
+
+    def student(
+        self,
+        syn: Synthetic,
+        task: Task,
+        prepared: Prepared,
+        it: int,
+        labels: Tensor | None = None,
+        scale: float = 1.0,
+    ) -> tuple[StudentLoss, list[Tensor]]:
+        """The loss of the student of iteration `it` with that iteration's draws, and the variables it is a function of.
+
+        Args:
+            syn: the variables.
+            task: what to distil.
+            prepared: what `prepare` returned.
+            it: the iteration, which names all draws.
+            labels: (n, k) logits; without them the set's own, and without those its classes.
+            scale: factor of the loss.
+        """
         batches = synthetic_batches(len(syn.images), self.batch, self.steps, task.generator("inner batches", it))
         strategy = task.data.augment if self.augment else "none"
-        inner = student_loss(task, prepared.network, it, batches, strategy, syn.targets if syn.labels is None else None)
-        variables = [syn.images] if syn.labels is None else [syn.images, syn.labels]
-        (end,) = prepared.backprop(inner, segment.start, syn.lr, variables, steps=self.steps)
-        return {"distance": trajectory_distance(end, segment.start, segment.target)}
+        soft = syn.labels if labels is None else labels
+        hard = syn.targets if soft is None else None
+        loss = student_loss(task, prepared.network, it, batches, strategy, hard, scale)
+        return loss, [syn.images] if soft is None else [syn.images, soft]

@@ -212,7 +212,10 @@ CHANGES = {
     "augment": False,
     "kind": "ftd",
     "seed": 1,
+    "store": "bfloat16",
+    "stack": 2,
 }
+OF_KIND = {"ftd": {"rho": 0.5, "alpha": 0.9}, "ast": {"clip": 1, "penalty": 0.5, "decay": 0.3}}
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -224,15 +227,31 @@ def test_every_setting_is_part_of_the_key_and_of_the_result(task, name):
 
 
 def test_settings_without_a_part_in_the_result_have_none_in_the_key(task):
-    assert set(CHANGES) | {"count", "rho", "alpha"} == set(asdict(SETTINGS))
+    own = {name for names in OF_KIND.values() for name in names}
+    assert set(CHANGES) | {"count"} | own == set(asdict(SETTINGS))
+    for kind in ("sgd", *OF_KIND):
+        settings = replace(SETTINGS, kind=kind)
+        spec = expert_spec(task, settings, 0)
+        assert expert_spec(task, replace(settings, count=9), 0) == spec
+        for other, changes in OF_KIND.items():
+            for name, value in changes.items():
+                same = expert_spec(task, replace(settings, **{name: value}), 0) == spec
+                assert same == (kind != other), (kind, name)
     spec = expert_spec(task, SETTINGS, 0)
-    for changed in (replace(SETTINGS, count=9), replace(SETTINGS, rho=0.5), replace(SETTINGS, alpha=0.9)):
-        assert expert_spec(task, changed, 0) == spec
-    flat = replace(SETTINGS, kind="ftd")
-    for changed in (replace(flat, rho=0.5), replace(flat, alpha=0.9)):
-        assert expert_spec(task, changed, 0) != expert_spec(task, flat, 0)
     assert expert_spec(task, SETTINGS, 1) != spec
+    # how many are trained at once does not matter, only whether there are several
+    assert expert_spec(task, replace(SETTINGS, stack=1), 0) == spec
+    stacked = [expert_spec(task, replace(SETTINGS, stack=count), 0) for count in (2, 3)]
+    assert stacked[0] == stacked[1] != spec
     json.dumps(spec)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in OF_KIND.items() for name in names])
+def test_every_setting_of_a_kind_changes_its_experts(task, kind, name):
+    settings = replace(SETTINGS, kind=kind, count=1, epochs=5)  # lr falls before the last one
+    changed = replace(settings, **{name: OF_KIND[kind][name]})
+    one, other = (trajectories(task, s).snapshots[0] for s in (settings, changed))
+    assert not torch.equal(one, other)
 
 
 def test_data_network_and_numerics_are_part_of_the_key(task, make_task, blobs):
@@ -245,7 +264,7 @@ def test_data_network_and_numerics_are_part_of_the_key(task, make_task, blobs):
         replace(task, precision="bf16"),
         replace(task, device=torch.device("cuda")),
     ]
-    assert all(expert_spec(other, SETTINGS, 0) != spec for other in others)
+    assert all(expert_spec(other, replace(SETTINGS, stack=1), 0) != spec for other in others)
     assert expert_spec(replace(task, seed=5, targets=torch.arange(4)), SETTINGS, 0) == spec
     # without augmentation the strategy of the data is of no account
     quiet = replace(SETTINGS, augment=False)
@@ -279,7 +298,7 @@ def test_a_damaged_expert_is_noticed_and_made_again_alike(task, caplog):
 def test_an_expert_of_another_network_is_refused(task):
     ((kind, spec, _), _) = expert_needs(task, SETTINGS)
     wide = Functional(replace(task, student=NetworkSpec(depth=1, width=5)).network("other"))
-    info = {"header": wide.header(), "holdout": None}
+    info = {"header": wide.header(), "holdout": None, "data": "blobs"}
     task.store.tensors(kind, spec, lambda: ({"snapshots": torch.zeros(4, wide.size)}, info))
     with pytest.raises(UsageError, match=r"\.safetensors do not fit this network: layer 0"):
         trajectories(task, SETTINGS)

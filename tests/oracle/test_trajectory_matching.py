@@ -327,8 +327,7 @@ CASES = [
 def test_outer_iterations_by_hand(blobs, make_task, cls, extra, backprop):
     task = make_task(blobs(strategy=DSA))
     method = cls(iterations=6, steps=4, start_max=4, lr_img=10.0, lr_lr=1e-6, lr_init=0.05, experts=EXPERTS, **extra)
-    chosen = matching.choose_backprop(backprop, task, method.steps, 8)
-    prepared = prepared_for(method, backprop=chosen)
+    prepared = prepared_for(method, backprop=matching.backprop_by_name(backprop))
     soft = torch.randn(8, 4, generator=generator(6)) if cls is DATM else None
 
     def fresh():
@@ -582,7 +581,12 @@ def test_backprop_follows_shapes_and_the_machine(make_task, monkeypatch):
     task = make_task()
     step = matching.graph_bytes(task, 8)
     monkeypatch.setattr(type(task), "total_memory", lambda self: 40 * step)
-    assert matching.choose_backprop("auto", task, 10, 8) == FullGraph()
-    assert matching.choose_backprop("auto", task, 11, 8) == Stepwise()
-    assert matching.choose_backprop("full", task, 1000, 8) == FullGraph()
-    assert matching.choose_backprop("stepwise", task, 1, 8) == Stepwise()
+    assert matching.choose_backprop(task, 10, 8) == "full"
+    assert matching.choose_backprop(task, 11, 8) == "stepwise"
+    auto = MTT(steps=11, start_max=2, experts=EXPERTS)
+    assert auto.settle(task).backprop == "stepwise"
+    assert auto.settle(task).experts.stack == 1
+    assert replace(auto, steps=10).settle(task).backprop == "full"
+    assert replace(auto, steps=10, batch=4).settle(task).backprop == "full"
+    assert replace(auto, backprop="full", steps=1000).settle(task).backprop == "full"
+    assert replace(auto, backprop="stepwise", steps=1).settle(task).backprop == "stepwise"

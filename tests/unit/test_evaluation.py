@@ -155,6 +155,7 @@ COUNTS = {
     "weight_decay": 1e-3,
     "decay_at": 0.6,
     "decay": 0.2,
+    "momentum_after": 0.5,
     "augment": False,
 }
 DOES_NOT = {

@@ -12,7 +12,7 @@ from dd.recipes import resolve
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "recipes"
 FILES = {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.toml"))}
-TRAJECTORY = ("mtt", "datm")
+TRAJECTORY = ("mtt", "datm", "ftd", "tesla", "ast")
 GROUPS = ("student", "eval", "data", "experts", "expect")
 
 
@@ -50,6 +50,8 @@ def settings(method: str, dataset: str, ipc: int, preset: str | None) -> dict[st
     presets = [file.get("presets", {}).get(preset, {}), cell.get(preset, {})] if preset else []
     merged: dict[str, Any] = {}
     for layer in (file.get("defaults", {}), {k: v for k, v in cell.items() if k not in own_presets(cell)}, *presets):
+        if "protocol" in layer.get("eval", {}) or "eval.protocol" in layer:
+            merged = {key: value for key, value in merged.items() if not key.startswith("eval.")}
         merged |= dotted(layer)
     return {key: value for key, value in merged.items() if not key.startswith("expect.")}
 
@@ -60,6 +62,8 @@ def named(run: tuple[str, str, int, str | None]) -> str:
 
 def built(method: str, dataset: str, ipc: int, preset: str | None = None) -> Any:
     words = {"method": method, "dataset": dataset, "ipc": ipc}
+    if dataset.startswith("image"):  # for whoever has the images
+        words |= {"dataset": "fashion-mini", "like": f"{dataset}.ipc{ipc}"}
     return resolve(words | ({"preset": preset} if preset else {}))
 
 
@@ -72,7 +76,7 @@ def value(recipe: Any, key: str) -> Any:
 
 
 def test_the_files_are_found():
-    assert {"mtt", "datm", "random"} <= set(FILES)
+    assert {"random", *TRAJECTORY} <= set(FILES)
     assert len(list(cells())) > 30
     for method in ("mtt", "datm", "random"):
         own = {(dataset, ipc) for m, dataset, ipc, _ in cells() if m == method}
@@ -120,18 +124,22 @@ def expectations() -> Iterator[Any]:
 
 @pytest.mark.parametrize("expect", list(expectations()))
 def test_what_to_expect_and_who_says_so(expect):
+    assert expect["source"]
+    assert expect["cost"]
+    if "accuracy" not in expect:
+        assert expect["verified"] is False
+        assert expect["source"].endswith("; no number was readable")
+        return
     low, high = expect["accuracy"]
     assert 0 < low < high < 100
     assert high - low <= 13  # a band that admits anything says nothing
     assert isinstance(expect["verified"], bool)
-    assert expect["source"]
-    assert expect["cost"]
     quoted = re.search(r"(\d+\.\d) ± \d+\.\d", expect["source"])
     assert quoted is not None
     assert low <= float(quoted[1]) <= high
 
 
-@pytest.mark.parametrize("method", ["mtt", "datm", "random"])
+@pytest.mark.parametrize("method", sorted(FILES))
 def test_every_file_names_its_paper(method):
     assert re.search(r"arXiv:\d{4}\.\d{5}", (FOLDER / f"{method}.toml").read_text(encoding="utf-8"))
 
@@ -166,11 +174,43 @@ tiny-imagenet 10 20 2 40 200 10000 1e-4 .01  standard
 tiny-imagenet 50 20 2 40 300 10000 1e-4 .01  standard
 """
 MTT_KEYS = "steps span start_max batch lr_img lr_lr lr_init whitening"
+# the same, then alpha of the experts and the decay of the average
+FTD = """
+cifar10       1  50 2 2  -    100   1e-7 .01  zca .3 .9999
+cifar10       10 30 2 20 -    100   1e-5 .001 zca .3 .9995
+cifar10       50 30 2 40 -    1000  1e-5 .01  zca 1  .999
+cifar100      1  40 3 20 -    1000  1e-5 .01  zca 1  .9995
+cifar100      10 20 2 40 -    1000  1e-5 .01  zca 1  .9995
+cifar100      50 80 2 40 1000 1000  1e-5 .01  zca 1  .999
+tiny-imagenet 1  30 2 10 -    10000 1e-4 .01  zca 1  .999
+tiny-imagenet 10 20 2 40 500  10000 1e-4 .01  zca 1  .999
+imagenette    1  20 2 10 64   10000 1e-4 .01  standard 1 .999
+imageyellow   10 20 2 10 64   10000 1e-4 .01  standard 1 .999
+"""
+FTD_KEYS = f"{MTT_KEYS} experts.alpha ema"
+# lr_img is half of what is printed: the released code loses a factor 2
+TESLA = """
+cifar10       1  50 2 5  -   500 1e-7 .01 standard
+cifar100      50 80 2 40 125 500 1e-5 .01 zca
+"""
+# ..., inner momentum, start_from, balance, middle, perturb
+AST = """
+cifar10       10 30 2 20 -   100   1e-6 .01 zca      .9 real    1 sum 1
+cifar100      1  40 3 15 -   100   1e-5 .01 standard .9 cluster 0 sum 1
+cifar100      10 20 2 30 128 1000  1e-5 .01 standard .9 cluster 0 sum 1
+cifar100      50 80 2 40 700 1000  1e-5 .01 standard .9 cluster 0 off 0
+tiny-imagenet 1  10 2 10 -   10000 1e-4 .01 standard .9 real    0 sum 1
+"""
+AST_KEYS = f"{MTT_KEYS} momentum start_from balance middle perturb"
 
-
-ROWS = [("datm", DATM_KEYS, row) for row in DATM.split("\n") if row] + [
-    ("mtt", MTT_KEYS, row) for row in MTT.split("\n") if row
-]
+TABLES = {
+    "datm": (DATM_KEYS, DATM),
+    "mtt": (MTT_KEYS, MTT),
+    "ftd": (FTD_KEYS, FTD),
+    "tesla": (MTT_KEYS, TESLA),
+    "ast": (AST_KEYS, AST),
+}
+ROWS = [(method, keys, row) for method, (keys, text) in TABLES.items() for row in text.split("\n") if row]
 
 
 @pytest.mark.parametrize(("method", "keys", "row"), ROWS, ids=["-".join([m, *row.split()[:2]]) for m, _, row in ROWS])
@@ -180,12 +220,21 @@ def test_published_settings(method, keys, row):
     for key, text in zip(keys.split(), columns, strict=True):
         if key == "whitening":
             assert recipe.data.preprocess == text
-        elif key == "start_from":
-            assert recipe.method.start_from == text
+        elif key in ("start_from", "middle"):
+            assert getattr(recipe.method, key) == text
         elif text != "-":
-            assert getattr(recipe.method, key) == float(text), key
+            assert value(recipe, key) == float(text), key
         elif key in ("batch", "window_start"):
             assert getattr(recipe.method, key) is None, key
+
+
+EXPERTS = {
+    "mtt": ("sgd", 50, 5000, 0.01, 0),
+    "datm": ("ftd", 100, 10_000, 0.01, 0),
+    "ftd": ("ftd", 50, 5000, 0.01, 0),
+    "tesla": ("sgd", 50, 10_000, 0.01, 0),
+    "ast": ("ast", 50, 5000, 0.003, 0.9),
+}
 
 
 def test_published_cells_use_the_papers_experts():
@@ -193,8 +242,8 @@ def test_published_cells_use_the_papers_experts():
         if method not in TRAJECTORY or dataset == "fashion-mini":
             continue
         recipe = built(method, dataset, ipc)
-        experts, kind = recipe.method.experts, {"mtt": ("sgd", 50, 5000), "datm": ("ftd", 100, 10_000)}[method]
-        assert (experts.kind, experts.epochs, recipe.method.iterations) == kind
-        assert (experts.count, experts.batch, experts.lr, experts.augment) == (100, 256, 0.01, True)
+        experts, kind = recipe.method.experts, EXPERTS[method]
+        assert (experts.kind, experts.epochs, recipe.method.iterations, experts.lr, experts.momentum) == kind
+        assert (experts.count, experts.batch, experts.augment) == (100, 256, True)
         assert recipe.data.holdout == 0.1
         assert recipe.student.width in (None, 128)

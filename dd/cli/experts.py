@@ -1,0 +1,198 @@
+"""`dd experts`: pools of experts, made before a run or looked after."""
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dd.cli.common import (
+    LENIENT,
+    STRICT,
+    console,
+    emit,
+    examples,
+    json_option,
+    log_to_stderr,
+    plain_table,
+    print_table,
+    readable_size,
+    remark,
+    settings,
+)
+from dd.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from dd.training.pools import Pool, Price
+
+
+@click.group(
+    "experts",
+    context_settings=STRICT,
+    epilog=examples("dd experts", "dd experts make method=datm ipc=10", "dd experts prune 3f2a"),
+    short_help="Make, list, verify or delete experts.",
+    invoke_without_command=True,
+)
+@json_option
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> None:
+    """List the pools of experts that are stored.
+
+    A pool is what runs with the same data, network and experts.* settings share, whatever their method.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from dd.runs import Store
+    from dd.training.pools import pools
+
+    store = Store()
+    found = [_facts(pool) for pool in pools(store)]
+    if as_json:
+        emit({"store": str(store.root), "pools": found})
+        return
+    if not found:
+        remark(f"no experts in {store.root}; dd experts make method=datm ipc=10 makes some")
+        return
+    table = plain_table("pool", "data", "experts", "kind", "epochs", "network", "held-out %", "size", "took")
+    columns = ("key", "data", "experts", "kind", "epochs", "network", "held_out", "size", "took")
+    for pool in found:
+        table.add_row(*(pool[column] for column in columns))
+    print_table(console(), table)
+    remark(f"in {store.root}")
+
+
+@command.command(
+    "make",
+    context_settings=LENIENT,
+    epilog=examples(
+        "dd experts make method=datm ipc=10", "dd experts make method=mtt dataset=cifar10 ipc=10 --dry-run"
+    ),
+)
+@settings
+@click.option("--dry-run", is_flag=True, help="Say what it would cost; train nothing but the few steps to find out.")
+@json_option
+def make(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Train the experts of a run, with the settings of `dd run`; says first what they cost."""
+    from dd.pipeline.experts import request_experts
+    from dd.recipes import parse_overrides, resolve
+
+    recipe = resolve(parse_overrides(settings))
+    for line in recipe.notices:
+        remark(line)
+    request = request_experts(recipe)
+    cost = request.price()
+    remark(_words(cost))
+    log_to_stderr()
+    answer: dict[str, Any] = {
+        "experts": cost.count,
+        "missing": cost.missing,
+        "seconds": cost.seconds,
+        "bytes": cost.bytes,
+    }
+    if not dry_run:
+        pool = request.make(shlex.join(["dd", "experts", "make", *settings]))
+        answer["holdout"] = list(pool.holdout)
+    if as_json:
+        emit(answer)
+
+
+@command.command("verify", context_settings=STRICT, epilog=examples("dd experts verify", "dd experts verify 3f2a"))
+@click.argument("keys", nargs=-1, metavar="[POOL]...")
+@json_option
+def verify(keys: tuple[str, ...], as_json: bool) -> None:
+    """Read every stored expert and compare it with its hash; damaged ones are named, and made anew by the next run."""
+    from dd.runs import Store
+    from dd.training.pools import damages
+
+    store, good, bad = Store(), 0, []
+    for pool in _chosen(keys):
+        for shard, damage in damages(store, pool):
+            good += damage is None
+            if damage is not None:
+                path = str(store.path("experts", shard.spec))
+                bad.append({"pool": pool.key, "member": shard.member, "damage": damage, "path": path})
+    if as_json:
+        emit({"sound": good, "damaged": bad})
+    for one in bad:
+        remark(f"expert {one['member'] + 1} of pool {one['pool']}: {one['damage']} ({one['path']})")
+    if bad:
+        raise RunError(f"{len(bad)} of {good + len(bad)} experts are damaged; the next run makes them anew")
+    if not as_json:
+        click.echo(f"{good} experts, all sound")
+
+
+@command.command("prune", context_settings=STRICT, epilog=examples("dd experts prune 3f2a", "dd experts prune --all"))
+@click.argument("keys", nargs=-1, metavar="[POOL]...")
+@click.option("--all", "everything", is_flag=True, help="Every pool.")
+@click.option("--dry-run", is_flag=True, help="Say what would be freed; delete nothing.")
+@json_option
+def prune(keys: tuple[str, ...], everything: bool, dry_run: bool, as_json: bool) -> None:
+    """Delete pools by the beginning of their key, as `dd experts` shows it."""
+    from dd.runs import Store
+    from dd.training.pools import remove
+
+    if bool(keys) == everything:
+        raise UsageError("name the pools to delete, as `dd experts` lists them, or give --all")
+    store, freed = Store(), 0
+    for pool in _chosen(keys):
+        gone = pool.bytes if dry_run else remove(store, pool)
+        freed += gone
+        remark(f"{'would delete' if dry_run else 'deleted'} pool {pool.key}: {len(pool.shards)} experts")
+    if as_json:
+        emit({"freed": freed, "dry_run": dry_run})
+    else:
+        click.echo(f"{readable_size(freed)} {'would be' if dry_run else ''} freed".replace("  ", " "))
+
+
+def _chosen(keys: tuple[str, ...]) -> list["Pool"]:
+    """The pools that the given beginnings of keys name, each exactly one; all of them where none is given."""
+    from dd.runs import Store
+    from dd.training.pools import pools
+
+    there = pools(Store())
+    if not keys:
+        return there
+    chosen: dict[str, Pool] = {}
+    for key in keys:
+        fitting = [pool for pool in there if pool.key.startswith(key)]
+        if len(fitting) != 1:
+            known = " ".join(pool.key for pool in there) or "none"
+            what = "is no pool" if not fitting else f"fits {len(fitting)} pools"
+            raise UsageError(f"{key!r} {what}; stored: {known}")
+        chosen[fitting[0].key] = fitting[0]
+    return list(chosen.values())
+
+
+def _facts(pool: "Pool") -> dict[str, Any]:
+    trained, network = pool.spec["settings"], pool.spec["network"]
+    scores = [shard.info["holdout"] for shard in pool.shards if shard.info["holdout"] is not None]
+    seconds = sum(shard.seconds for shard in pool.shards)
+    return {
+        "key": pool.key,
+        "data": pool.shards[0].info["data"],
+        "experts": str(len(pool.shards)),
+        "kind": trained["kind"],
+        "epochs": str(trained["epochs"]),
+        "network": f"{network['arch']} width {network['width']}",
+        "held_out": f"{min(scores):.1f} to {max(scores):.1f}" if scores else "",
+        "size": readable_size(pool.bytes),
+        "bytes": pool.bytes,
+        "took": _duration(seconds),
+        "seconds": seconds,
+        "settings": trained,
+    }
+
+
+def _words(cost: "Price") -> str:
+    if not cost.missing:
+        return f"all {cost.count} experts are there"
+    return (
+        f"{cost.missing} of {cost.count} experts to train: about {_duration(cost.seconds or 0)} on this machine "
+        f"(from a few uncompiled steps), {readable_size(cost.bytes)} on disk"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"

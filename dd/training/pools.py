@@ -1,0 +1,119 @@
+"""Pools of experts as a user sees them: what is stored, whether it is sound, what a request would cost."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from dd.engine.method import Task
+from dd.io import digest
+from dd.runs.store import Store
+from dd.training.experts import KIND, POOLS, ExpertSettings, expert_fit, expert_spec, stack_size
+from dd.training.loop import Path, Trainer
+from dd.training.stacked import StackedTrainer
+
+_WARM_UP, _TIMED = 2, 10  # steps
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One stored expert: its number, its spec, size in bytes, seconds it took, the facts stored with it."""
+
+    member: int
+    spec: dict[str, Any]
+    bytes: int
+    seconds: float
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Stored experts that differ in their number alone.
+
+    Attributes:
+        key: hash of what they share; its beginning names the pool on the command line.
+        spec: what they share.
+        shards: the experts, by number.
+    """
+
+    key: str
+    spec: dict[str, Any]
+    shards: tuple[Shard, ...]
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        return sum(shard.bytes for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a request for experts would cost.
+
+    Attributes:
+        count: experts asked for.
+        missing: of these, how many are not there yet.
+        seconds: about what training them takes here; None where none is missing.
+        bytes: what they take on disk.
+    """
+
+    count: int
+    missing: int
+    seconds: float | None
+    bytes: int
+
+
+def pools(store: Store) -> list[Pool]:
+    """Every pool of which something is stored."""
+    shared: dict[str, tuple[dict[str, Any], list[Shard]]] = {}
+    for manifest in store.manifests(KIND):
+        spec = dict(manifest["spec"])
+        common = {name: value for name, value in spec.items() if name != "member"}
+        _, shards = shared.setdefault(digest(common), (common, []))
+        shards.append(Shard(spec["member"], spec, manifest["bytes"], manifest["seconds"], manifest["info"]))
+    return [
+        Pool(key, common, tuple(sorted(shards, key=lambda shard: shard.member)))
+        for key, (common, shards) in shared.items()
+    ]
+
+
+def damages(store: Store, pool: Pool) -> Iterator[tuple[Shard, str | None]]:
+    """Every expert of a pool with what is wrong with its files, None where nothing is; reads all of them."""
+    for shard in pool.shards:
+        yield shard, store.damage(KIND, shard.spec)
+
+
+def remove(store: Store, pool: Pool) -> int:
+    """Delete a pool's experts and its manifest; returns bytes freed."""
+    store.remove(POOLS, pool.spec)
+    return sum(store.remove(KIND, shard.spec) for shard in pool.shards)
+
+
+def price(task: Task, settings: ExpertSettings) -> Price:
+    """What `trajectories` would cost, from a few steps of training, uncompiled, and from the shapes."""
+    missing = sum(not task.store.has(KIND, expert_spec(task, settings, m)) for m in range(settings.count))
+    snapshot = task.functional().size * getattr(torch, settings.store).itemsize
+    size = missing * (settings.epochs + 1) * snapshot
+    return Price(settings.count, missing, missing * _seconds_per_expert(task, settings) if missing else None, size)
+
+
+def _seconds_per_expert(task: Task, settings: ExpertSettings) -> float:
+    fit, together = expert_fit(settings, len(task.data.train), task.data.augment), stack_size(task, settings)
+    paths: list[Path] = [(settings.seed, "price", i) for i in range(together)]
+    batches = partial(task.data.train.batches, settings.batch)
+
+    def seconds(steps: int) -> float:
+        began, short = time.perf_counter(), replace(fit, steps=steps)
+        if together > 1:
+            StackedTrainer(task.build, task.precision).train(paths, batches, short)
+        else:
+            next(Trainer(task.build, precision=task.precision).train(paths, batches, short))
+        if task.device.type == "cuda":
+            torch.cuda.synchronize(task.device)
+        return time.perf_counter() - began
+
+    seconds(_WARM_UP)
+    return max(seconds(_WARM_UP + _TIMED) - seconds(_WARM_UP), 0.0) / _TIMED * fit.steps / together
