@@ -1,5 +1,6 @@
 """`dd run`: from a recipe to a report."""
 
+import logging
 import shlex
 
 import click
@@ -32,17 +33,22 @@ def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
 
     overrides = parse_overrides(settings)
     recipe, options = resolve(overrides), run_options(overrides)
-    for line in (*recipe.notices, *show_recipe.summary(recipe)):
+    from dd.engine import parallel
+
+    first = parallel.is_first()  # of those that torchrun started, one speaks
+    for line in (*recipe.notices, *show_recipe.summary(recipe)) if first else ():
         remark(line)
     from dd.pipeline import plan, run_recipe
 
-    log_to_stderr()
+    log_to_stderr(logging.INFO if first else logging.WARNING)
     if dry_run:
         planned = plan(recipe, out=options.out)
         emit(planned) if as_json else show_recipe.show_plan(planned, console())
         return
     words = shlex.join(["dd", "run", *settings])
     outcome = run_recipe(recipe, out=options.out, force=options.force, track=options.track, command=words)
+    if outcome is None:
+        return
     if not outcome.fresh:
         remark("finished before: reported, not redone; force=true redoes it")
     files = show_report.files_of(outcome.folder.path)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _ARMS = {
     "accuracy": "the distilled set",
     "control": "random real images, as many",
+    "decoded": "random mosaics, decoded",
     "start": "the set at iteration 0",
     "full": "all real images",
 }
@@ -40,6 +41,8 @@ def show_report(report: "Report", out: "Console", files: Mapping[str, str]) -> N
     table = plain_table("trained on", "test accuracy %", "students", "lr", "the set is ahead by")
     for arm, words in _ARMS.items():
         score: Score | None = getattr(report, arm)
+        if score is None and arm == "decoded":
+            continue
         if score is None:
             table.add_row(words, "-", "", "", report.missing.get(arm, ""))
         else:
@@ -61,7 +64,7 @@ def _ahead(report: "Report", arm: str) -> str:
     if arm == "full":
         assert report.full is not None
         return f"{100 * report.accuracy.mean / report.full.mean:.1f} % of it reached"
-    points = {"control": report.gap, "start": report.gain}.get(arm)
+    points = {"control": report.gap, "start": report.gain, "decoded": report.decoded_gap}.get(arm)
     if points is None:
         return ""
     words = f"{points:+.2f} points"

@@ -111,6 +111,25 @@ def siamese(draw: Draw, n: int) -> Draw:
     return Draw(draw.op, {name: value[:1].expand(n, *value.shape[1:]) for name, value in draw.params.items()})
 
 
+def draw_sequence(strategy: str, n: int, shape: Shape, generator: Generator) -> list[Draw]:
+    """The draws of IDC's augmentation (Kim et al., ICML 2022), to be applied one after another.
+
+    Unlike DSA's one operation, flip, color and cutout are always applied where the strategy names them, in this order,
+    with one of its crop, scale and rotate, chosen uniformly, before the cutout.
+
+    Args:
+        strategy: see `parse`.
+        n: number of images in the batch.
+        shape: (channels, height, width) of an image.
+        generator: a CPU generator.
+    """
+    names = parse(strategy)
+    moving = [name for name in names if name in ("crop", "scale", "rotate")]
+    chosen = [moving[int(torch.randint(len(moving), (), generator=generator))]] if moving else []
+    order = [name for name in ("flip", "color", *chosen, "cutout") if name in names]
+    return [Draw(name, _OPS[name][0](n, shape, generator)) for name in order]
+
+
 def augment(strategy: str, images: Tensor, generator: Generator) -> Tensor:
     """Draw and apply in one call, for a loop that never looks back.
 

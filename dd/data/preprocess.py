@@ -40,6 +40,10 @@ class Preprocess(ABC):
         """uint8 (n, c, h, w) -> float32 (n, c, h, w) in model space, on the same device; never clamped."""
 
     @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Pixels where 0 is black and 1 white (n, c, h, w) -> model space; differentiable, the inverse of `invert`."""
+
+    @abstractmethod
     def invert(self, images: Tensor) -> Tensor:
         """Model space (n, c, h, w) -> pixels where 0 is black and 1 white, not clamped; differentiable."""
 
@@ -77,6 +81,10 @@ class Standard(Preprocess):
         """See `Preprocess`."""
         _require_bytes(images)
         return images.to(torch.float32).mul_(self._scale).sub_(self._shift)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """See `Preprocess`."""
+        return (images - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
 
     def invert(self, images: Tensor) -> Tensor:
         """See `Preprocess`."""
@@ -116,6 +124,10 @@ class Zca(Preprocess):
         _require_bytes(images)
         rows = images.flatten(1).to(torch.float32).mul_(1 / 255).sub_(self.mean)
         return (rows @ self.matrix).view(images.shape)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """See `Preprocess`."""
+        return ((images.flatten(1) - self.mean) @ self.matrix).view(images.shape)
 
     def invert(self, images: Tensor) -> Tensor:
         """See `Preprocess`."""

@@ -79,6 +79,13 @@ class Task:
             chosen[slots] = pool[torch.randperm(len(pool), generator=rng)[: len(slots)]]
         return chosen
 
+    def first_images(self, start_from: Literal["real", "noise"] = "real") -> Tensor:
+        """(n, c, h, w) images to begin with, in model space: random real ones of each class, or noise N(0, 1)."""
+        if start_from == "noise":
+            shape = (len(self.targets), self.data.channels, self.data.size, self.data.size)
+            return torch.randn(shape, generator=self.generator("start")).to(self.device)
+        return self.data.train.images(self.real_indices("start"))
+
 
 class Synthetic(nn.Module):
     """The outer variables.  What is a `Parameter` here is what an optimiser may move.
@@ -136,8 +143,8 @@ Objective: TypeAlias = Tensor | Mapping[str, Tensor] | Skip
 class Method:
     """A published method.  A frozen dataclass: its fields are its hyper-parameters, and nothing else.
 
-    The engine calls `settle`, `prepare`, `start`, `optimisers`, then `loss` and `project` once an iteration, then
-    `finish`.  A method with no outer loop (selection, crops) has `iterations = 0`.  `__post_init__` may only raise
+    The engine calls `settle`, `prepare`, `start`, `optimisers`, then `loss`, `rate` and `project` once an iteration,
+    then `finish`.  A method with no outer loop (selection, crops) has `iterations = 0`.  `__post_init__` may only raise
     `ValueError`, for fields that contradict one another.
     """
 
@@ -167,6 +174,10 @@ class Method:
     def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
         """One optimiser per group of variables; all are stepped once an iteration."""
         return ()
+
+    def rate(self, it: int) -> float:
+        """Factor of all learning rates in iteration `it`, for a schedule."""
+        return 1.0
 
     def loss(self, syn: Synthetic, task: Task, prepared: Any, it: int) -> Objective:
         """The objective of iteration `it`, to be minimised."""

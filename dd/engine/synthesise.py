@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dd.engine import parallel
 from dd.engine.checkpoint import Checkpoint
 from dd.engine.method import Method, Objective, Skip, Synthetic, Task
 from dd.errors import RunError
@@ -69,6 +70,7 @@ def synthesise(
         Interrupted: a signal came; the state is saved.
     """
     optimisers = list(method.optimisers(syn))
+    rates = _rates(optimisers)
     loaded = checkpoint.load(syn, optimisers) if checkpoint else None
     first, facts = loaded or (0, {"skips": 0})
     if loaded:
@@ -76,7 +78,7 @@ def synthesise(
     skips = facts["skips"]
 
     def save(it: int) -> None:
-        if checkpoint:
+        if checkpoint and parallel.is_first():
             checkpoint.save(it, syn, optimisers, {"skips": skips})
 
     with watch.stop.deferred():
@@ -84,6 +86,7 @@ def synthesise(
             _heed(watch.stop, save, it)
             scalars = watch.probed(syn, it)
             outcome = method.loss(syn, task, prepared, it)
+            _set_rates(optimisers, rates, method.rate(it))
             skips = skips + 1 if isinstance(outcome, Skip) else 0
             try:
                 scalars |= _update(outcome, syn, optimisers, it)
@@ -105,9 +108,20 @@ def synthesise(
     return syn
 
 
+def _rates(optimisers: Sequence[Optimizer]) -> list[list[float]]:
+    return [[group["lr"] for group in optimiser.param_groups] for optimiser in optimisers]
+
+
+def _set_rates(optimisers: Sequence[Optimizer], rates: list[list[float]], factor: float) -> None:
+    """Every learning rate as the method gave it, times `factor`."""
+    for optimiser, own in zip(optimisers, rates, strict=True):
+        for group, lr in zip(optimiser.param_groups, own, strict=True):
+            group["lr"] = lr * factor
+
+
 def _heed(stop: Stop, save: Callable[[int], None], it: int) -> None:
     """Save and raise where a signal came."""
-    if stop.requested:
+    if parallel.any_of(bool(stop.requested)):  # they stop at the same iteration, or would wait for one another
         save(it)
         raise stop.error()
 

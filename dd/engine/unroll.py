@@ -10,7 +10,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -79,8 +79,27 @@ class FullGraph:
         return kept
 
 
+class _OneStepInMemory:
+    _exact: ClassVar[bool]
+
+    def __call__(
+        self,
+        loss: InnerLoss,
+        theta: Tensor,
+        lr: Tensor,
+        variables: Sequence[Tensor],
+        *,
+        steps: int,
+        momentum: float = 0.0,
+        at: Sequence[int] = (),
+    ) -> list[Tensor]:
+        """See `Backprop`."""
+        loop = _Loop(loss, steps, momentum, _wanted(at, steps), self._exact)
+        return list(_Recursion.apply(loop, theta, lr, *variables))  # pyright: ignore[reportArgumentType]
+
+
 @dataclass(frozen=True)
-class Stepwise:
+class Stepwise(_OneStepInMemory):
     """Exact reverse recursion with one step's graph in memory: each step is computed again on the way back.
 
     With lambda the adjoint of theta and nu that of the velocity, going backwards from t = steps - 1:
@@ -93,24 +112,11 @@ class Stepwise:
     which is what full back-propagation computes, in another order.  Memory: steps x P floats and one double-backward.
     """
 
-    def __call__(
-        self,
-        loss: InnerLoss,
-        theta: Tensor,
-        lr: Tensor,
-        variables: Sequence[Tensor],
-        *,
-        steps: int,
-        momentum: float = 0.0,
-        at: Sequence[int] = (),
-    ) -> list[Tensor]:
-        """See `Backprop`."""
-        loop = _Loop(loss, steps, momentum, _wanted(at, steps), exact=True)
-        return list(_Recursion.apply(loop, theta, lr, *variables))  # pyright: ignore[reportArgumentType]
+    _exact = True
 
 
 @dataclass(frozen=True)
-class FrozenAdjoint:
+class FrozenAdjoint(_OneStepInMemory):
     """TESLA's way back (Cui et al., ICML 2023, arXiv:2211.10586): **not** the gradient of what was computed.
 
     The recursion of `Stepwise` without its curvature term h: the adjoint stays what it is at the end, as if each step's
@@ -119,20 +125,7 @@ class FrozenAdjoint:
     adjoint.
     """
 
-    def __call__(
-        self,
-        loss: InnerLoss,
-        theta: Tensor,
-        lr: Tensor,
-        variables: Sequence[Tensor],
-        *,
-        steps: int,
-        momentum: float = 0.0,
-        at: Sequence[int] = (),
-    ) -> list[Tensor]:
-        """See `Backprop`."""
-        loop = _Loop(loss, steps, momentum, _wanted(at, steps), exact=False)
-        return list(_Recursion.apply(loop, theta, lr, *variables))  # pyright: ignore[reportArgumentType]
+    _exact = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report, Score
 from dd.sets import DistilledSet
+from dd.sets.tiles import decode, decoded_labels, mosaic
 from dd.training.loop import Batches, Trainer, accuracy
 
 KIND = "students"
@@ -133,16 +134,18 @@ class Evaluator:
 
 
 def set_arm(name: str, distilled: DistilledSet, device: torch.device) -> Arm:
-    """The images of a set, as pixels."""
+    """The images of a set, as pixels; tiles are decoded."""
     distilled.check()
     # what it is meant for does not count: a student's key says how it is trained in fact
     digest = replace(distilled, protocol=None, student=None).digest()
 
+    factor = distilled.decode_factor
+
     def load(_: int) -> tuple[Tensor, Tensor]:
         targets = distilled.labels if distilled.label_kind == "hard" else distilled.targets()
-        return distilled.images.to(device), targets.to(device)
+        return decode(distilled.images.to(device), factor), decoded_labels(targets, factor).to(device)
 
-    return Arm(name, lambda _: digest, load, distilled.n)
+    return Arm(name, lambda _: digest, load, distilled.n * factor**2)
 
 
 def control_arm(task: Task) -> Arm:
@@ -154,6 +157,22 @@ def control_arm(task: Task) -> Arm:
         return task.data.train.images(index), task.data.train.labels[index.to(task.device)]
 
     return Arm("random real images", lambda j: {"random": counts, "draw": j}, load, len(task.targets))
+
+
+def decoded_arm(task: Task, factor: int) -> Arm:
+    """Mosaics of random real images, as many as the set has images, decoded as they are; drawn anew per student."""
+    counts = torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()
+
+    def load(j: int) -> tuple[Tensor, Tensor]:
+        more = replace(task, targets=task.targets.repeat_interleave(factor**2))
+        index = more.real_indices("decoded control", j)
+        images = mosaic(task.data.train.images(index), factor)
+        return decode(images, factor), decoded_labels(task.targets, factor)
+
+    def key(j: int) -> dict[str, Any]:
+        return {"mosaics": counts, "factor": factor, "draw": j}
+
+    return Arm("decoded random real images", key, load, len(task.targets) * factor**2)
 
 
 def full_arm(data: RealData, batch: int) -> Arm:
@@ -182,7 +201,7 @@ def evaluate(
     own = "learned by the method" if distilled.lr is not None else "the protocol's lr"
     accuracy_ = evaluator.score(set_arm("the distilled set", distilled, task.device), lr, protocol.students, own)
     candidates = [protocol.lr] if distilled.lr is None else [protocol.lr, lr]
-    control = begin = full = None
+    control = begin = full = decoded = None
     if controls:
         control = evaluator.better_lr(control_arm(task), candidates, protocol.students)
         if start is None:
@@ -190,6 +209,8 @@ def evaluate(
         else:
             arm = set_arm("the set at iteration 0", start, task.device)
             begin = evaluator.better_lr(arm, candidates, protocol.students)
+        if distilled.decode_factor > 1:
+            decoded = evaluator.better_lr(decoded_arm(task, distilled.decode_factor), candidates, protocol.students)
         full, why = _full(evaluator)
         if why:
             missing["full"] = why
@@ -201,6 +222,7 @@ def evaluate(
         control=control,
         start=begin,
         full=full,
+        decoded=decoded,
         missing=missing,
         protocol=asdict(protocol),
         fingerprint=protocol.fingerprint(student, task.data.augment),

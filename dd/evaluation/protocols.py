@@ -118,6 +118,11 @@ PROTOCOLS: dict[str, Protocol] = {
     "mtt": Protocol(protocol="mtt", steps=None, epochs=1000, probe_steps=500),
     # DATM: the same at batch 128 (official configurations)
     "datm": Protocol(protocol="datm", steps=None, epochs=1000, batch=128, probe_steps=500),
+    # DC without augmentation: 300 epochs (Zhao et al. 2021, official evaluation); "mtt" was first DSA's and DM's
+    "dc": Protocol(protocol="dc", steps=None, epochs=300, augment=False, probe_steps=300),
+    # DataDAM: 1800 epochs at batch 64 (Sajedi et al. 2023, official code; there the best checkpoint on the test set is
+    # the result, here the last)
+    "datadam": Protocol(protocol="datadam", steps=None, epochs=1800, batch=64, probe_steps=500),
     # AST: weight decay 1e-3, lr halved and momentum .8 from the middle on (Shen et al. 2023, scripts; there the
     # best of every 20th epoch on the test set is the result, here the last)
     "ast": Protocol(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 FORMAT = 1
+SCORES = ("accuracy", "control", "start", "full", "decoded")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Report:
             default lr, chosen on held-out images.
         start: fresh students on the set at iteration 0, with the labels it had there; same choice of lr.
         full: fresh students on all real training images, or None.
+        decoded: fresh students on decoded mosaics of random real images, as many stored pixels; for sets of tiles only.
         missing: for each of the above that is None, why.
         protocol: the protocol's fields; `fingerprint` its hash together with network and augmentation.
         student: the network's fields.
@@ -91,6 +93,7 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     recipe_hash: str = ""
     command: str = ""
+    decoded: Score | None = None
 
     @property
     def gap(self) -> float | None:
@@ -103,6 +106,11 @@ class Report:
         return None if self.start is None else self.accuracy.mean - self.start.mean
 
     @property
+    def decoded_gap(self) -> float | None:
+        """Points by which the set is ahead of the decoded control."""
+        return None if self.decoded is None else self.accuracy.mean - self.decoded.mean
+
+    @property
     def pooled_std(self) -> float | None:
         """sqrt((s1^2 + s2^2) / 2) of the set's students and the control's draws."""
         if self.control is None or self.accuracy.std is None or self.control.std is None:
@@ -112,15 +120,16 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         value = {"format": FORMAT} | asdict(self)
-        for name in ("accuracy", "control", "start", "full"):
+        for name in SCORES:
             score = getattr(self, name)
             value[name] = None if score is None else score.to_dict()
-        return value | {"gap": self.gap, "gain": self.gain, "pooled_std": self.pooled_std}
+        derived = {"gap": self.gap, "gain": self.gain, "decoded_gap": self.decoded_gap, "pooled_std": self.pooled_std}
+        return value | derived
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Report":
         """Inverse of `to_dict`."""
         known = {k: v for k, v in value.items() if k in cls.__dataclass_fields__}
-        for name in ("accuracy", "control", "start", "full"):
-            known[name] = None if value[name] is None else Score.from_dict(value[name])
+        for name in SCORES:
+            known[name] = None if value.get(name) is None else Score.from_dict(value[name])
         return cls(**known)

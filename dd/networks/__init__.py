@@ -1,8 +1,8 @@
 """Networks by name, as plain modules or as functions of one flat parameter vector."""
 
-from dd.networks.features import captured
+from dd.networks.features import captured, embed
 from dd.networks.functional import Functional
 from dd.networks.saved import saved_bytes
 from dd.networks.spec import NetworkSpec, build, resolve
 
-__all__ = ["Functional", "NetworkSpec", "build", "captured", "resolve", "saved_bytes"]
+__all__ = ["Functional", "NetworkSpec", "build", "captured", "embed", "resolve", "saved_bytes"]

@@ -2,8 +2,37 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
+
+from dd.errors import UsageError
+
+
+def embed(net: nn.Module, images: Tensor) -> Tensor:
+    """(n, d) features of images (n, c, h, w): what the last linear layer of the network is given.
+
+    Raises:
+        UsageError: the network has no linear layer.
+    """
+    own: Any = getattr(net, "embed", None)
+    if own is not None:
+        return own(images)
+    linear = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        raise UsageError(f"{type(net).__name__} has no linear layer whose input could be its features")
+    seen: list[Tensor] = []
+    with contextlib.closing(_Hook(linear[-1], seen)):
+        net(images)
+    return seen[0].flatten(1)
+
+
+class _Hook:
+    def __init__(self, layer: nn.Module, seen: list[Tensor]) -> None:
+        self._handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+    def close(self) -> None:
+        self._handle.remove()
 
 
 @contextlib.contextmanager

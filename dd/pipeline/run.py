@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dd.engine import parallel
 from dd.engine.checkpoint import Checkpoint
 from dd.engine.method import Synthetic, Task
 from dd.engine.synthesise import Watch, synthesise
@@ -63,22 +64,31 @@ def run(
         RunError: the run failed; what was good is kept.
     """
     command = "dd.run(" + ", ".join([repr(method), *(f"{k}={v!r}" for k, v in settings.items())]) + ")"
-    return run_recipe(resolve({"method": method, **settings}), out=out, force=force, track=track, command=command)
+    outcome = run_recipe(resolve({"method": method, **settings}), out=out, force=force, track=track, command=command)
+    if outcome is None:
+        raise SystemExit(0)  # a further process under torchrun, whose part is done
+    return outcome
 
 
 def run_recipe(
     recipe: Recipe, *, out: str | None = None, force: bool = False, track: str | None = None, command: str = ""
-) -> Outcome:
-    """Walk the line from real images to a report, skipping what is done and going on where it was interrupted."""
+) -> Outcome | None:
+    """Walk the line from real images to a report, skipping what is done and going on where it was interrupted.
+
+    Under torchrun the processes share the synthesis; the first one does everything else, the others return None.
+    """
     folder = locate(recipe, out)
     if folder.is_finished() and not force:
-        return Outcome(_read_report(folder), folder, fresh=False)
+        return Outcome(_read_report(folder), folder, fresh=False) if parallel.is_first() else None
     command = command or _command()
     stop = Stop(f"everything finished is kept; {_way_on(command, force)}")
-    with stop.watching():
+    with stop.watching(), parallel.processes(recipe.device) as device:
+        recipe = replace(recipe, device=device)
         task = make_task(recipe)  # may refuse, so it comes before anything is written or cleared
+        if not parallel.is_first():
+            return _accompany(_Run(settled(recipe, task, folder), task, folder, stop, command, force, track))
         with folder.lock():
-            if folder.is_finished() and not force:
+            if parallel.agreed(folder.is_finished() and not force):
                 return Outcome(_read_report(folder), folder, fresh=False)
             if force:
                 folder.clear()
@@ -89,6 +99,18 @@ def run_recipe(
             write_json(folder.report, report.to_dict())
             folder.checkpoint.unlink(missing_ok=True)
     return Outcome(report, folder, fresh=True)
+
+
+def _accompany(run: "_Run") -> None:
+    """A further process's part of a run: its share of the synthesis, and nothing else."""
+    if parallel.agreed(None):  # finished before
+        return
+    with numerics(run.recipe):
+        prepared = run.recipe.method.prepare(run.task)
+        if parallel.agreed(None):  # the first process is going to synthesise
+            syn, checkpoint = run.variables(prepared)
+            watch = Watch(stop=run.stop)
+            synthesise(run.recipe.method, run.task, prepared, syn, checkpoint, watch)
 
 
 @dataclass(frozen=True)
@@ -112,6 +134,8 @@ class _Run:
         artefact = task.store.tensors(
             SETS, set_key(recipe, task), partial(self._synthesise, prepared), f"set {recipe.name}", force=self.force
         )
+        if not artefact.made:
+            parallel.agreed(False)  # to those who wait in `_accompany`
         cost["synthesise"] = artefact.info["cost"]
         assert artefact.tensors is not None
         distilled, start = (self._unpack(name, artefact.tensors, artefact.info) for name in ("set", "start"))
@@ -133,11 +157,9 @@ class _Run:
 
     def _synthesise(self, prepared: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         recipe, task, method = self.recipe, self.task, self.recipe.method
-        syn = method.start(task, prepared)
-        if recipe.init is not None:
-            _take(load(Path(recipe.init)), syn, task)
+        parallel.agreed(True)
+        syn, checkpoint = self.variables(prepared)
         begin = self._described(method.finish(syn, task, prepared), 0)
-        checkpoint = Checkpoint(self.folder.checkpoint, digest(set_key(recipe, task)))
         first = checkpoint.iteration()
         evaluator = Evaluator(task, recipe.eval)
         track = Track(self.folder, resume_at=first, track=self.track, config=recipe.flat(), name=recipe.name)
@@ -161,6 +183,14 @@ class _Run:
         tensors |= {"start.images": begin.images, "start.labels": begin.labels}
         text = self.folder.log_csv.read_text(encoding="utf-8")
         return tensors, {"set": end.facts(), "start": begin.facts(), "cost": asdict(cost), "log": text}
+
+    def variables(self, prepared: Any) -> tuple[Synthetic, Checkpoint]:
+        """The variables at iteration 0, and where their state is kept."""
+        recipe, task = self.recipe, self.task
+        syn = recipe.method.start(task, prepared)
+        if recipe.init is not None:
+            _take(load(Path(recipe.init)), syn, task)
+        return syn, Checkpoint(self.folder.checkpoint, digest(set_key(recipe, task)))
 
     def _described(self, distilled: DistilledSet, iterations: int) -> DistilledSet:
         recipe = self.recipe

@@ -1,6 +1,8 @@
 """How fast and how large we are, against what one would write without us.
 
-    .venv/bin/python experiments/benchmarks/run.py [training|experts|iteration|where|memory|evaluation] [--json FILE]
+    .venv/bin/python experiments/benchmarks/run.py [PART] [--json FILE]
+
+PART is training, experts, iteration, where, memory, evaluation or distribution; without it, all but the last.
 
 Every comparison is made of paired repeats: each side is a process of its own, the sides work in turns, and a ratio is
 taken within a pair.  The first repeat of each side, compilation included, is reported apart.  Nothing else should run
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from pairs import Bench, Died, Runs, Side, in_turns, ratios
 from report import Findings, Memory, Ratio, draw, machine, text, verdict
-from scale import CEILINGS, PARTS, QUICK, Scale
+from scale import CEILINGS, DISTRIBUTION, PARTS, QUICK, Scale
 
 SAME = 1e-3  # relative difference of two objectives up to which two sides did the same work
 
@@ -125,6 +127,27 @@ def memory(bench: Bench, found: Findings) -> None:
         )
 
 
+def distribution(bench: Bench, found: Findings) -> None:
+    fewer = replace(bench, scale=replace(bench.scale, repeats=min(bench.scale.repeats, 5)))
+    for method, shapes in DISTRIBUTION.items():
+        for classes, ipc in shapes[: 1 if bench.scale.student_steps < 10 else None]:
+            options = {"method": method, "classes": classes, "ipc": ipc}
+            runs = in_turns(
+                fewer, {f"our {method}": ("classwise.ours", options), "loop": ("classwise.class_by_class", options)}
+            )
+            ours, plain = runs.values()
+            ceiling = CEILINGS["few images" if ipc == 1 and method != "dsa" else "distribution"]
+            what = f"{method}, {classes} classes x {ipc} / class by class"
+            found.ratios.append(_ratio("distribution", what, ours, plain, ceiling))
+            peaks = [run.reports[-1]["peak"] for run in (ours, plain)]
+            apart = abs(ours.reports[0]["loss"] - plain.reports[0]["loss"]) / plain.reports[0]["loss"]
+            found.notes.append(
+                f"distribution: {what}: peak memory {peaks[0] / 1e6:.0f} / {peaks[1] / 1e6:.0f} MB; first objectives "
+                f"{apart:.0e} apart ({'the same work' if apart <= SAME else 'NOT THE SAME WORK'})"
+            )
+            found.machine |= ours.facts
+
+
 def evaluation(bench: Bench, found: Findings) -> None:
     runs = in_turns(bench, {"our evaluator": ("evaluation", {}), "plain loop": ("evaluation_plain", {})})
     ours, plain = runs.values()
@@ -148,6 +171,7 @@ RUN: dict[str, Callable[[Bench, Findings], None]] = {
     "where": where,
     "memory": memory,
     "evaluation": evaluation,
+    "distribution": distribution,
 }
 
 
@@ -175,7 +199,9 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run.py", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("part", nargs="?", choices=["", *PARTS], default="", help="one part; without it, all of them")
+    parser.add_argument(
+        "part", nargs="?", choices=["", *RUN], default="", help="one part; without it, all but distribution"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw where the time of an iteration goes")
     parser.add_argument("--repeats", type=int, metavar="N", help=f"paired repeats, {Scale.repeats} without it")

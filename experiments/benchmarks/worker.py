@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,12 +57,12 @@ def resident(which: str) -> int | None:
 
 
 def main() -> NoReturn:
-    import sides
     from scale import Scale
 
     name, request = sys.argv[1], json.loads(sys.argv[2])
+    module, _, function = name.rpartition(".")
     gate = Gate()
-    getattr(sides, name)(gate, Scale(**request["scale"]), **request["options"])
+    getattr(import_module(module or "sides"), function)(gate, Scale(**request["scale"]), **request["options"])
     raise SystemExit(f"{name} has no more work: ask for fewer repeats")
 
 

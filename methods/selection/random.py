@@ -14,4 +14,4 @@ class Random(Method):
 
     def start(self, task: Task, prepared: Any) -> Synthetic:
         """One draw without replacement per class."""
-        return Synthetic(task.data.train.images(task.real_indices("start")), task.targets)
+        return Synthetic(task.first_images(), task.targets)

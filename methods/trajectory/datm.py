@@ -80,7 +80,7 @@ class DATM(MTT):
         """Real images with the experts' mean logits as labels; noise gets smoothed one-hot logits."""
         if self.start_from == "noise":
             hard = torch.nn.functional.one_hot(task.targets, task.classes).float()
-            return Synthetic(self.first_images(task), task.targets, hard * math.log(10 * task.classes), self.lr_init)
+            return Synthetic(task.first_images("noise"), task.targets, hard * math.log(10 * task.classes), self.lr_init)
         index = task.real_indices("start")
         if self.start_from == "correct":
             index = correct_indices(task, prepared)

@@ -56,7 +56,7 @@ class FTD(MTT):
 
     def start(self, task: Task, prepared: Prepared) -> Synthetic:
         """MTT's start; the average begins there."""
-        return Averaged(self.first_images(task), task.targets, self.lr_init)
+        return Averaged(task.first_images(self.start_from), task.targets, self.lr_init)
 
     def project(self, syn: Synthetic, task: Task) -> None:
         """Move the average."""

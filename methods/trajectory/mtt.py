@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.optim import SGD, Optimizer
@@ -108,14 +107,7 @@ class MTT(Method):
 
     def start(self, task: Task, prepared: Prepared) -> Synthetic:
         """Real images or noise, with hard labels."""
-        return Synthetic(self.first_images(task), task.targets, lr=self.lr_init)
-
-    def first_images(self, task: Task) -> Tensor:
-        """(n, c, h, w) images in model space."""
-        if self.start_from == "noise":
-            shape = (len(task.targets), task.data.channels, task.data.size, task.data.size)
-            return torch.randn(shape, generator=task.generator("start")).to(task.device)
-        return task.data.train.images(task.real_indices("start"))
+        return Synthetic(task.first_images(self.start_from), task.targets, lr=self.lr_init)
 
     def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
         """Momentum SGD on pixels and on the student's lr."""

@@ -1,6 +1,9 @@
 """`dd experts`: made before a run, looked after, and shared with it."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -80,3 +83,34 @@ def test_the_way_back_is_decided_once_and_stands_in_the_recipe(place, small):
     assert "stack = 1" in written
     planned = json.loads(place.dd("run", *small, "--dry-run", "--json").out)
     assert planned["stages"][1]["exists"]  # the set is found under the same decisions
+
+
+def test_two_runs_that_start_together_make_a_pool_once(place, small, pool):
+    more = [*pool, "experts.count=4", "experts.epochs=6"]
+    (place.path / "one").mkdir()
+    (place.path / "two").mkdir()
+    runs = [Running(place, name, ["experts", "make", *more]) for name in ("one", "two")]
+    ended = [run.end() for run in runs]
+    assert [code for code, _ in ended] == [0, 0], ended
+    made = [re.findall(r"made expert (\d)", err) for _, err in ended]
+    assert sorted(made[0] + made[1]) == ["1", "2", "3", "4"]
+    kept = [re.findall(r"kept expert (\d)", err) for _, err in ended]
+    assert sorted(made[0] + kept[0]) == sorted(made[1] + kept[1]) == ["1", "2", "3", "4"]
+
+
+class Running:
+    """A call of `dd` in a process of its own, beside others at the same place."""
+
+    def __init__(self, place, name, args):
+        self.err = place.path / name / "err"
+        with self.err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "dd", *args], env=place.environment, cwd=place.path, stdout=err, stderr=err
+            )
+
+    def end(self):
+        try:
+            code = self.process.wait(240)
+        finally:
+            self.process.kill()
+        return code, self.err.read_text(encoding="utf-8")

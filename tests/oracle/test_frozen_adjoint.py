@@ -104,7 +104,7 @@ def test_a_loss_that_is_linear_in_theta_is_exact():
 def test_it_is_not_the_exact_gradient(lr):
     problem = Problem(20, lr)
     images = [problem.gradients(backprop)[1][0].flatten() for backprop in (FrozenAdjoint(), FullGraph())]
-    assert float((images[0] - images[1]).norm() / images[1].norm()) > 0.02
+    assert float((images[0] - images[1]).norm() / images[1].norm()) > 0.5
     assert F.cosine_similarity(*images, dim=0) > 0  # a descent direction it still is
 
 

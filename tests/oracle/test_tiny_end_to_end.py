@@ -46,8 +46,9 @@ def accuracy_by_hand(task, small, lr, seed):
     return float((network(images).argmax(1) == task.data.test.labels).double().mean())
 
 
+@pytest.mark.parametrize("backprop", ["full", "frozen"])
 @pytest.mark.parametrize("iterations", [120, pytest.param(300, marks=pytest.mark.slow)])
-def test_noise_becomes_a_set_that_trains_a_network(blobs, make_task, store, iterations):
+def test_noise_becomes_a_set_that_trains_a_network(blobs, make_task, store, iterations, backprop):
     # the published end-to-end check of the family: IPC 1 from noise, N = 10, M = 2, start epochs 0, 1, 2
     data = blobs(per_class=256, test=64, seed=5, spread=2.0, noise=0.5)
     task = make_task(data, ipc=1, store=store, student=NetworkSpec(depth=2, width=8))
@@ -60,6 +61,7 @@ def test_noise_becomes_a_set_that_trains_a_network(blobs, make_task, store, iter
         lr_lr=1e-4,
         lr_init=0.05,
         start_from="noise",
+        backprop=backprop,
         experts=ExpertSettings(count=4, epochs=8, lr=0.05, batch=64),
     )
     _, start, end, rows = distilled(method, task)
@@ -82,13 +84,20 @@ CASES = {
         {"lr_label": 5.0, "threshold": 1.2, "window_start": 2, "window_its": 20},
         ExpertSettings(count=3, epochs=6, lr=0.05, batch=64, kind="ftd"),
     ),
+    "ftd": (get("ftd"), {"ema": 0.8}, ExpertSettings(count=3, epochs=6, lr=0.05, batch=64, kind="ftd")),
+    "tesla": (get("tesla"), {}, ExpertSettings(count=3, epochs=6, lr=0.05, batch=64)),
+    "ast": (
+        get("ast"),
+        {"lr_lr": 1e-5, "lr_init": 0.01, "start_from": "real", "middle": "off"},
+        ExpertSettings(count=3, epochs=6, lr=0.02, momentum=0.9, batch=64, kind="ast", clip=2, penalty=0.1),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_set_beats_its_start_and_as_many_random_images(blobs, make_task, store, name):
     cls, extra, experts = CASES[name]
-    method, gains, gaps = cls(**SHARED, **extra, experts=experts), [], []
+    method, gains, gaps = cls(**SHARED | extra, experts=experts), [], []
     for seed in range(3):
         task = make_task(blobs(**HARD), ipc=1, seed=seed, store=store, student=NetworkSpec(depth=1, width=8))
         _, start, end, rows = distilled(method, task)

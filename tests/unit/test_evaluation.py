@@ -14,12 +14,13 @@ from dd.engine.method import Synthetic
 from dd.engine.registry import get
 from dd.errors import UsageError
 from dd.evaluation import PROTOCOLS, Protocol, Report, Score
-from dd.evaluation.evaluate import Arm, Evaluator, control_arm, evaluate, full_arm, set_arm
+from dd.evaluation.evaluate import Arm, Evaluator, control_arm, decoded_arm, evaluate, full_arm, set_arm
 from dd.evaluation.protocols import default_protocol
 from dd.networks import NetworkSpec
 from dd.rng import generator
 from dd.runs import Store
 from dd.sets import DistilledSet
+from dd.sets.tiles import decode
 from dd.training import ExpertSettings
 from dd.training.loop import accuracy
 
@@ -572,3 +573,36 @@ def test_a_set_made_of_variables_is_scored_as_it_was_then(task):
     with torch.no_grad():
         syn.images.add_(1)
     assert not arm.load(0)[0].any()
+
+
+# --- sets of tiles ---------------------------------------------------------------------------------------------------
+
+
+def test_tiles_are_decoded_for_students_and_have_a_control_that_is_too(task):
+    plain = make_set(task)
+    tiles = replace(plain, image_kind="tiles", decode_factor=2)
+    arm = set_arm("tiles", tiles, task.device)
+    images, targets = arm.load(0)
+    assert len(images) == len(targets) == arm.n == 4 * plain.n
+    assert torch.equal(images, decode(tiles.images, 2))
+    assert torch.equal(targets, plain.labels.repeat(4))
+
+    control = decoded_arm(task, 2)
+    (one, labels), (other, _) = control.load(0), control.load(1)
+    assert len(one) == len(labels) == control.n == 4 * len(task.targets)
+    assert torch.equal(labels, task.targets.repeat(4))
+    assert not torch.equal(one, other)
+    again = decoded_arm(task, 2)
+    assert torch.equal(again.load(0)[0], one)
+    # every tile is a real image of its class, made smaller and enlarged again
+    small = F.interpolate(task.data.train.images(task.data.train.of_class(0)), size=(4, 4), mode="nearest")
+    large = F.interpolate(small, size=(8, 8), mode="bilinear", align_corners=False)
+    for image in one[labels == 0]:
+        assert (image - large).flatten(1).norm(dim=1).min() < 1e-4
+
+    report = evaluate(tiles, plain, Evaluator(task, Protocol(steps=4, students=2, full=False)))
+    assert report.decoded is not None
+    assert report.decoded.n == 2
+    assert report.decoded_gap == pytest.approx(report.accuracy.mean - report.decoded.mean)
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    assert evaluate(plain, None, Evaluator(task, Protocol(steps=4, students=2, full=False))).decoded is None

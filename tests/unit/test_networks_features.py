@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from dd.networks import Functional, NetworkSpec, build, captured
+from dd.errors import UsageError
+from dd.networks import Functional, NetworkSpec, build, captured, embed
 from dd.rng import generator
 
 
@@ -51,3 +52,12 @@ def test_functional_networks_are_seen_as_well(net):
     assert len(outputs) == 2
     assert gradient.abs().sum() > 0
     assert no_hooks(net)
+
+
+def test_features_of_a_network_without_a_way_to_ask_for_them():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 36, 3))
+    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(embed(net, images), net[:3](images))
+    assert not any(layer._forward_pre_hooks for layer in net.modules())
+    with pytest.raises(UsageError, match="Conv2d has no linear layer"):
+        embed(nn.Conv2d(1, 2, 3), images)

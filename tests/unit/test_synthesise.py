@@ -433,3 +433,43 @@ def test_a_signal_after_an_error_is_not_held_back(rig):
             synthesise(method, rig.task, None, method.start(rig.task, None), None, Watch(stop=stop))
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Scheduled(Toy):
+    """Learning rates fall; what they were is kept.
+
+    Attributes:
+        rates: of the images' optimiser, iteration by iteration.
+        made: its optimisers.
+    """
+
+    rates: list[float] = field(default_factory=list)
+    made: list[Any] = field(default_factory=list)
+
+    def rate(self, it):
+        return 1 / (1 + it)
+
+    def optimisers(self, syn):
+        self.made.append(super().optimisers(syn))
+        return self.made[-1]
+
+    def project(self, syn, task):
+        super().project(syn, task)
+        self.rates.append(self.made[-1][0].param_groups[0]["lr"])
+
+
+def test_rates_follow_the_methods_schedule(rig):
+    method = Scheduled()
+    scheduled = rig.run(method, checkpoint=False)
+    assert method.rates == [0.5 / (1 + it) for it in range(23)]
+    assert not equal(scheduled, rig.run(Toy(), checkpoint=False))
+
+
+def test_an_interruption_does_not_compound_the_schedule(rig):
+    expected = rig.run(Scheduled(), checkpoint=False)
+    with pytest.raises(Interrupted):
+        rig.run(Scheduled(), stop_after=4)
+    method = Scheduled()
+    assert equal(rig.run(method), expected)
+    assert method.rates == [0.5 / (1 + it) for it in range(5, 23)]

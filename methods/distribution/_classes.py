@@ -1,0 +1,219 @@
+"""What the distribution-matching methods share: images class by class, siamese augmentation, class means, chunks.
+
+Classes are independent of one another, so each has generators of its own, and neither how many share a forward pass
+nor which others there are changes what a class is given.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from dd.data.augment import Draw, apply, draw, siamese
+from dd.engine import parallel
+from dd.engine.method import Method, Synthetic, Task
+from dd.networks import saved_bytes
+
+FORWARD_SHARE = 0.125  # of the device's total memory that the activations of one chunk of classes may take
+
+Terms = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some classes of an iteration, augmented and ready for a network.
+
+    Attributes:
+        classes: their labels, in the order of the images.
+        real: (sum of real_sizes, c, h, w), without a graph.
+        real_sizes: real images of each class.
+        synthetic: (sum of sizes, c, h, w), differentiable.
+        sizes: synthetic images of each class.
+    """
+
+    classes: Sequence[int]
+    real: Tensor
+    real_sizes: Sequence[int]
+    synthetic: Tensor
+    sizes: Sequence[int]
+
+
+def group(syn: Synthetic, task: Task, it: int, classes: Sequence[int], batch_real: int, strategy: str) -> Group:
+    """Real and synthetic images of some classes in iteration `it`, each class under one siamese draw.
+
+    Args:
+        syn: the variables.
+        task: what to distil.
+        it: names all draws.
+        classes: which.
+        batch_real: real images per class, drawn without replacement; all of a smaller class.
+        strategy: DSA strategy.
+    """
+    shape = (task.data.channels, task.data.size, task.data.size)
+    draws = [draw(strategy, 1, shape, task.generator("siamese", it, c)) for c in classes]
+    slots = [(syn.targets == c).nonzero().flatten() for c in classes]
+    images, real_sizes = real_images(task, it, classes, batch_real)
+    sizes = [len(s) for s in slots]
+    real = augment_by_class(draws, images, real_sizes)
+    synthetic = augment_by_class(draws, syn.images[torch.cat(slots)], sizes)
+    return Group(classes, real, real_sizes, synthetic, sizes)
+
+
+def real_images(task: Task, it: int, classes: Sequence[int], count: int) -> tuple[Tensor, list[int]]:
+    """`count` real images of each class, without replacement, class after class, and how many of each there are.
+
+    A smaller class gives all that it has.
+    """
+    pools = [task.data.train.of_class(c) for c in classes]
+    drawn = [
+        torch.randperm(len(p), generator=task.generator("real", it, c)) for p, c in zip(pools, classes, strict=True)
+    ]
+    index = [pool[order[:count]] for pool, order in zip(pools, drawn, strict=True)]
+    return task.data.train.images(torch.cat(index)), [len(i) for i in index]
+
+
+def augment_by_class(draws: Sequence[Draw], images: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Augment every class with its own draw, shared by all its images; classes with the same operation go together.
+
+    Args:
+        draws: one per class; the parameters of its first image count.
+        images: (sum of sizes, c, h, w), class after class.
+        sizes: images of each class.
+    """
+    if all(d.op == "none" for d in draws):
+        return images
+    starts = torch.tensor([0, *sizes]).cumsum(0)
+    done, order = [], []
+    for op in sorted({d.op for d in draws}):
+        members = [i for i, d in enumerate(draws) if d.op == op]
+        index = torch.cat([torch.arange(int(starts[i]), int(starts[i + 1])) for i in members])
+        whole = [siamese(draws[i], sizes[i]) for i in members]
+        params = {name: torch.cat([d.params[name] for d in whole]) for name in whole[0].params}
+        done.append(apply(Draw(op, params), images[index.to(images.device)]))
+        order.append(index)
+    if len(done) == 1:
+        return done[0]
+    return torch.cat(done)[torch.cat(order).argsort().to(images.device)]
+
+
+def class_means(features: Tensor, sizes: Sequence[int]) -> Tensor:
+    """(classes, d) means of (sum of sizes, d) features, class after class."""
+    if len(set(sizes)) == 1:
+        return features.view(len(sizes), sizes[0], -1).mean(1)
+    counts = torch.tensor(sizes, device=features.device)
+    owner = torch.arange(len(sizes), device=features.device).repeat_interleave(counts)
+    sums = features.new_zeros(len(sizes), features.shape[1]).index_add(0, owner, features)
+    return sums / counts[:, None]
+
+
+def accumulated(losses: Sequence[Callable[[], Terms]], variable: Tensor, names: Sequence[str]) -> Terms:
+    """The sum of several losses in the memory of one: each is differentiated before the next is begun.
+
+    With several processes the sum runs over the losses of all of them.
+
+    Args:
+        losses: functions that return named terms; none where this process has no classes.
+        variable: what they are differentiated by, the only thing a gradient is kept for.
+        names: of the terms.
+
+    Returns:
+        Terms whose sum has the value and, by `variable`, the gradient of the sum.
+    """
+    if len(losses) == 1 and not parallel.is_parallel():
+        return losses[0]()
+    values = dict.fromkeys(names, variable.new_zeros(()))
+    gradient = torch.zeros_like(variable)
+    for loss in losses:
+        terms = loss()
+        gradient += torch.autograd.grad(torch.stack(list(terms.values())).sum(), variable)[0]
+        values = {name: values[name] + terms[name].detach() for name in names}
+    parallel.summed(gradient)
+    values = dict(zip(names, parallel.summed(torch.stack(list(values.values()))), strict=True))
+    carrier = (variable * gradient).sum()  # linear: its gradient is `gradient`
+    first = names[0]
+    return values | {first: values[first] + carrier - carrier.detach()}
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether what one image gives depends on the others in its batch."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
+
+
+@dataclass(frozen=True)
+class ClassMatching(Method):
+    """Images of every class are moved until a network makes of them what it makes of real ones.
+
+    Attributes:
+        iterations: updates of the images.
+        lr_img: SGD learning rate of the pixels.
+        momentum_img: its momentum.
+        batch_real: real images per class and iteration.
+        start_from: random real images of each class, or noise N(0, 1) in model space.
+        augment: siamese DSA, one draw per class and iteration, with the data set's strategy.
+        chunk: classes in one forward pass; None for what an eighth of the device's total memory holds.  It changes
+            memory and time, not results.
+        batchnorm: with batch norm the classes of a forward pass see one another: "class" gives each a pass of its own,
+            "all" puts all of them into one, as the authors' code does.
+    """
+
+    iterations: Annotated[int, Field(ge=0)] = 20_000
+    lr_img: Annotated[float, Field(gt=0)] = 1.0
+    momentum_img: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch_real: Annotated[int, Field(ge=1)] = 256
+    start_from: Literal["real", "noise"] = "real"
+    augment: bool = True
+    chunk: Annotated[int, Field(ge=1)] | None = None
+    batchnorm: Literal["class", "all"] = field(default="class")
+
+    def settle(self, task: Task) -> "ClassMatching":
+        """How many classes go into one forward pass, from shapes and the device's total memory."""
+        if self.chunk is not None:
+            return self
+        network = task.network("skeleton")
+        images = torch.zeros(2, task.data.channels, task.data.size, task.data.size, device=task.device)
+        with saved_bytes() as seen:
+            network(images.requires_grad_())
+        per_class = self.batch_real + -(-len(task.targets) // task.classes)
+        one = sum(seen.values()) * per_class // 2
+        fitting = int(FORWARD_SHARE * task.total_memory()) // one
+        return replace(self, chunk=max(1, min(task.classes, fitting)))
+
+    def start(self, task: Task, prepared: Any) -> Synthetic:
+        """Real images or noise, with hard labels."""
+        return Synthetic(task.first_images(self.start_from), task.targets)
+
+    def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
+        """Momentum SGD on the pixels; its state is pixel by pixel, so classes do not meet in it."""
+        return [SGD([syn.images], lr=self.lr_img, momentum=self.momentum_img)]
+
+    def groups(self, task: Task, network: nn.Module) -> list[list[int]]:
+        """This process's classes of every forward pass."""
+        classes, each = list(range(task.classes)), self.settle(task).chunk or 1
+        if not has_batch_norm(network):
+            classes = parallel.share(classes)
+        elif self.batchnorm == "class":
+            classes, each = parallel.share(classes), 1
+        else:  # they cannot be shared out
+            classes, each = classes if parallel.is_first() else [], task.classes
+        return [classes[first : first + each] for first in range(0, len(classes), each)]
+
+    def matched(
+        self,
+        syn: Synthetic,
+        task: Task,
+        it: int,
+        network: nn.Module,
+        discrepancy: Callable[[Group], Terms],
+        names: Sequence[str],
+    ) -> Terms:
+        """The terms `names` of the discrepancy of all classes in iteration `it`, summed, chunk by chunk."""
+        strategy = task.data.augment if self.augment else "none"
+
+        def of(classes: Sequence[int]) -> Callable[[], Terms]:
+            return lambda: discrepancy(group(syn, task, it, classes, self.batch_real, strategy))
+
+        return accumulated([of(classes) for classes in self.groups(task, network)], syn.images, names)

@@ -1,0 +1,136 @@
+"""DC: dataset condensation with gradient matching (Zhao et al., ICLR 2021, arXiv:2006.05929)."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from dd.data.augment import augment
+from dd.engine import parallel
+from dd.engine.method import Objective, Synthetic, Task
+from dd.engine.registry import register
+from dd.networks import Functional
+
+from ._classes import ClassMatching, Terms, accumulated, group
+
+
+def gradient_distance(ours: Iterable[Tensor], real: Iterable[Tensor]) -> Tensor:
+    """Sum over layers and their outputs of 1 - <A_o, B_o> / (||A_o|| ||B_o|| + 1e-6); vectors are skipped.
+
+    Args:
+        ours: gradients of the parameters, layer by layer; the first axis of each counts the outputs.
+        real: the same of real images.
+    """
+    distance = []
+    for a, b in zip(ours, real, strict=True):
+        if a.dim() < 2:
+            continue  # biases and norms
+        # norm layers with a scale per position are matrices over channels
+        a, b = (g.reshape(g.shape[0], -1) for g in (a, b))
+        cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
+        distance.append((1 - cosine).sum())
+    return torch.stack(distance).sum()
+
+
+class Condensed(Synthetic):
+    """Variables with the network that they are matched on.
+
+    Attributes:
+        theta: (P,) its parameters; meaningless where the next iteration begins a new one.
+        done: () int64, iterations done.
+    """
+
+    theta: Tensor
+    done: Tensor
+
+    def __init__(self, images: Tensor, targets: Tensor, size: int) -> None:
+        super().__init__(images, targets)
+        self.register_buffer("theta", images.new_zeros(size))
+        self.register_buffer("done", torch.zeros((), dtype=torch.int64))
+
+
+@register("dc")
+@dataclass(frozen=True)
+class DC(ClassMatching):
+    """Gradient matching: synthetic images should pull a network's weights the way real ones do.
+
+    A new network is taken every `outer` iterations; in between it is trained for `inner` passes on the synthetic set.
+
+    Attributes beyond those shared with DM:
+        iterations: updates of the images: the paper's networks times `outer`.
+        outer: updates per network.
+        inner: passes over the synthetic images between two updates.
+        lr_net: SGD learning rate of the network.
+        batch_net: synthetic images per step of the network.
+    """
+
+    paper = "https://arxiv.org/abs/2006.05929"
+
+    iterations: Annotated[int, Field(ge=0)] = 1000
+    lr_img: Annotated[float, Field(gt=0)] = 0.1
+    start_from: Literal["real", "noise"] = "noise"
+    augment: bool = False
+    outer: Annotated[int, Field(ge=1)] = 1
+    inner: Annotated[int, Field(ge=1)] = 1
+    lr_net: Annotated[float, Field(gt=0)] = 0.01
+    batch_net: Annotated[int, Field(ge=1)] = 256
+
+    def prepare(self, task: Task) -> Functional:
+        """The student as a function of its parameters."""
+        return task.functional()
+
+    def start(self, task: Task, prepared: Functional) -> Synthetic:
+        """Real images or noise, with hard labels."""
+        return Condensed(task.first_images(self.start_from), task.targets, prepared.size)
+
+    def loss(self, syn: Synthetic, task: Task, prepared: Functional, it: int) -> Objective:
+        """The distance of the gradients by real and by synthetic images, class by class."""
+        assert isinstance(syn, Condensed)
+        if it % self.outer == 0:
+            syn.theta.copy_(prepared.flatten(task.network("matching", it // self.outer)))
+        strategy = task.data.augment if self.augment else "none"
+        weights = [part.detach().requires_grad_() for part in prepared.unflatten(syn.theta).values()]
+
+        def of(c: int) -> Callable[[], Terms]:
+            def distance() -> Terms:
+                batch = group(syn, task, it, [c], self.batch_real, strategy)
+                real = _gradients(prepared, weights, batch.real, c)
+                ours = _gradients(prepared, weights, batch.synthetic, c, create_graph=True)
+                return {"distance": gradient_distance(ours, real)}
+
+            return distance
+
+        return accumulated([of(c) for c in parallel.share(range(task.classes))], syn.images, ("distance",))
+
+    def project(self, syn: Synthetic, task: Task) -> None:
+        """Train the network on the images, unless a new one is due."""
+        assert isinstance(syn, Condensed)
+        it = int(syn.done)
+        syn.done += 1
+        if (it + 1) % self.outer == 0:
+            return
+        network, theta = task.functional(), syn.theta.clone()
+        images, rng = syn.images.detach(), task.generator("inner", it)
+        for _ in range(self.inner):
+            for index in torch.randperm(len(images), generator=rng).split(self.batch_net):
+                batch = images[index.to(images.device)]
+                if self.augment:
+                    batch = augment(task.data.augment, batch, rng)
+                leaf = theta.requires_grad_()
+                loss = F.cross_entropy(network(leaf, batch), syn.targets[index.to(images.device)])
+                theta = (leaf - self.lr_net * torch.autograd.grad(loss, leaf)[0]).detach()
+        syn.theta.copy_(theta)
+
+
+def _gradients(
+    network: Functional, weights: Sequence[Tensor], images: Tensor, c: int, create_graph: bool = False
+) -> Sequence[Any]:
+    """Gradients of the mean cross entropy of images of class `c` by every weight."""
+    theta = torch.cat([weight.reshape(-1) for weight in weights])
+    targets = torch.full((len(images),), c, device=images.device)
+    loss = F.cross_entropy(network(theta, images), targets)
+    return torch.autograd.grad(loss, weights, create_graph=create_graph)

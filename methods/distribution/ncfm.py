@@ -1,0 +1,253 @@
+"""NCFM: distillation with neural characteristic function matching (Wang et al., CVPR 2025, arXiv:2502.20653)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Annotated, Any, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from dd.data.augment import draw_sequence
+from dd.engine import parallel
+from dd.engine.method import Objective, Synthetic, Task
+from dd.engine.registry import register
+from dd.networks import Functional, embed
+from dd.sets import DistilledSet
+from dd.sets.tiles import decode, mosaic
+from dd.training import ExpertSettings, Trajectories, expert_needs, stack_size, trajectories
+
+from ._classes import ClassMatching, Terms, accumulated, augment_by_class, class_means, real_images
+from ._ncfd import Sampler, characteristic, discrepancy
+
+_PER_COMPONENT = 16  # frequencies that share a scale (the paper's section 5.1: T / 16 components)
+
+
+Features: TypeAlias = tuple[Tensor, Tensor, tuple[list[int], list[int]]]
+"""Unit features of real and of synthetic images, class after class, and how many of each a class has."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Pretrained networks, and two modules to run them in: blended, and as they were trained."""
+
+    experts: Trajectories
+    template: Functional
+    network: nn.Module
+    trained: nn.Module
+
+
+class Mosaics(Synthetic):
+    """Images in [0, 1] that are decoded, and the sampler that plays against them.
+
+    Attributes:
+        features: D of the network that is matched on.
+        sampler: None for Gaussian frequencies.
+        velocity: the sampler's momentum, flat.
+    """
+
+    velocity: Tensor
+
+    def __init__(self, images: Tensor, task: Task, features: int, sampler: Sampler | None) -> None:
+        super().__init__(images, task.targets)
+        self.features, self.sampler = features, sampler
+        size = sum(p.numel() for p in sampler.parameters()) if sampler else 0
+        self.register_buffer("velocity", images.new_zeros(size))
+        self._invert = task.data.preprocess.invert
+
+    def take(self, images: Tensor, labels: Tensor | None = None, lr: float | None = None) -> None:
+        """Sets are in model space."""
+        super().take(self._invert(images.to(self.images.device)).clamp(0, 1), labels, lr)
+
+
+@register("ncfm")
+@dataclass(frozen=True)
+class NCFM(ClassMatching):
+    """Characteristic functions of features, matched where a sampling network finds them furthest apart.
+
+    Every iteration blends one network of a pretrained pool between its first and its last weights, and minimises over
+    images, with frequencies that maximise over a sampling network,
+
+        scale * sum over classes of NCFD(f(A(real)), f(A(decoded)); t) + weight * CE of the trained one on A(decoded).
+
+    Features are of unit norm, each sample's.  Images are mosaics of factor x factor tiles.  The released code never
+    trains the sampling network: `sampler=gaussian` is what it does.  It also steps its optimiser once per class and
+    always shows the first 1,024 images of a class; here a step is one iteration's, and real images are drawn anew.
+    The pool is trained with DSA, where the authors use another augmentation with CutMix.
+
+    Attributes beyond those shared with DM:
+        lr_img: AdamW learning rate of the pixels in [0, 1].
+        weight_decay: AdamW's.
+        schedule: "cosine" to zero over the iterations, or "constant".
+        factor: tiles per side of a stored image.
+        frequencies: T, a multiple of 16.
+        sampler: "learned" by minimax, or "gaussian", t ~ N(0, I).
+        lr_sampler: SGD learning rate of the sampling network.
+        momentum_sampler: its momentum.
+        amplitude: weight of the amplitudes [alpha].
+        phase: weight of the phases; the paper's 1 - alpha.
+        scale: of the discrepancy.
+        calibration: weight of the trained network's cross entropy.
+        strategy: IDC's augmentation of both sides, one draw per class; None for none.
+        experts: the pool; only first and last weights are used.
+    """
+
+    paper = "https://arxiv.org/abs/2502.20653"
+
+    lr_img: Annotated[float, Field(gt=0)] = 1e-3
+    batch_real: Annotated[int, Field(ge=1)] = 1024
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    factor: Annotated[int, Field(ge=1)] = 2
+    frequencies: Annotated[int, Field(ge=32, multiple_of=_PER_COMPONENT)] = 1024
+    sampler: Literal["learned", "gaussian"] = "learned"
+    lr_sampler: Annotated[float, Field(gt=0)] = 1e-3
+    momentum_sampler: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    amplitude: Annotated[float, Field(ge=0)] = 0.5
+    phase: Annotated[float, Field(ge=0)] = 0.5
+    scale: Annotated[float, Field(gt=0)] = 300.0
+    calibration: Annotated[float, Field(ge=0)] = 1.0
+    strategy: str | None = "color_crop_cutout"
+    experts: ExpertSettings = field(
+        default_factory=lambda: ExpertSettings(count=20, epochs=60, momentum=0.9, weight_decay=5e-4, batch=128)
+    )
+
+    def settle(self, task: Task) -> "NCFM":
+        """Chunks as DM's, and how many experts to train at once."""
+        settled = super().settle(task)
+        assert isinstance(settled, NCFM)
+        return replace(settled, experts=replace(self.experts, stack=stack_size(task, self.experts)))
+
+    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
+        """One artefact per network of the pool."""
+        return expert_needs(task, self.experts)
+
+    def prepare(self, task: Task) -> Pool:
+        """Train or fetch the pool."""
+        blended, trained = (task.network("skeleton").requires_grad_(False) for _ in range(2))
+        return Pool(trajectories(task, self.experts), task.functional(), blended, trained)
+
+    def start(self, task: Task, prepared: Pool) -> Synthetic:
+        """Mosaics of real images, each made smaller; a sampler whose weights are drawn from the run's seed."""
+        more = replace(task, targets=task.targets.repeat_interleave(self.factor**2))
+        images = mosaic(task.data.train.raw(more.real_indices("start")).float() / 255, self.factor)
+        features, sampler = embed(prepared.network, task.data.train.images(torch.tensor([0]))).shape[1], None
+        if self.sampler == "learned":
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=task.generator("sampler"))))
+                sampler = Sampler(features, self.frequencies // _PER_COMPONENT, _PER_COMPONENT).to(task.device)
+        return Mosaics(images, task, features, sampler)
+
+    def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
+        """AdamW on the pixels; its state is pixel by pixel."""
+        return [AdamW([syn.images], lr=self.lr_img, weight_decay=self.weight_decay, foreach=False)]
+
+    def rate(self, it: int) -> float:
+        """Cosine from 1 to 0."""
+        return (1 + math.cos(math.pi * it / self.iterations)) / 2 if self.schedule == "cosine" else 1.0
+
+    def loss(self, syn: Synthetic, task: Task, prepared: Pool, it: int) -> Objective:
+        """The scaled discrepancy and the calibration, summed over classes."""
+        assert isinstance(syn, Mosaics)
+        rng = task.generator("network", it)
+        member = int(torch.randint(len(prepared.experts), (), generator=rng))
+        blend = float(torch.rand((), generator=rng))
+        first, last = (prepared.experts.snapshot(member, epoch, task.device) for epoch in (0, -1))
+        blended = blend * first + (1 - blend) * last
+        groups = self.groups(task, prepared.network)
+        # the classes that the sampler's step sees, first to have their turn
+        leading = groups.pop(it % len(groups)) if groups else []
+        prepared.template.load(prepared.network, blended)
+        held = self._features(syn, task, prepared, it, leading) if leading else None
+        frequencies = self._frequencies(syn, task, prepared, it, held)
+
+        def of(classes: Sequence[int]) -> Terms:
+            if classes is leading and held is not None:
+                real, ours, sizes = held
+            else:
+                prepared.template.load(prepared.network, blended)
+                real, ours, sizes = self._features(syn, task, prepared, it, classes)
+            phi = characteristic(ours, frequencies, sizes[1]), characteristic(real, frequencies, sizes[0])
+            terms = {"discrepancy": self.scale * discrepancy(*phi, self.amplitude, self.phase).sum()}
+            if self.calibration:
+                # in a module of its own: the features' graph still needs the blended weights
+                prepared.template.load(prepared.trained, last)
+                terms["calibration"] = self.calibration * self._calibrate(syn, task, prepared, it, classes)
+            return terms
+
+        names = ("discrepancy", "calibration") if self.calibration else ("discrepancy",)
+        return accumulated([partial(of, c) for c in (leading, *groups) if c], syn.images, names)
+
+    def _features(self, syn: Mosaics, task: Task, prepared: Pool, it: int, classes: Sequence[int]) -> Features:
+        """Unit features of real (no graph) and of decoded images of some classes, and how many of each."""
+        images, sizes = self._decoded(syn, task, classes)
+        with torch.no_grad():
+            chosen, real_sizes = real_images(task, it, classes, self.batch_real)
+            real = F.normalize(embed(prepared.network, self._augmented(task, it, classes, chosen, real_sizes)), dim=1)
+        ours = F.normalize(embed(prepared.network, self._augmented(task, it, classes, images, sizes)), dim=1)
+        return real, ours, (real_sizes, sizes)
+
+    def _decoded(self, syn: Mosaics, task: Task, classes: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Decoded images of some classes in model space, class after class, and how many of each."""
+        slots = [(syn.targets == c).nonzero().flatten() for c in classes]
+        images = torch.cat([decode(syn.images[s], self.factor) for s in slots])
+        return task.data.preprocess.encode(images), [len(s) * self.factor**2 for s in slots]
+
+    def _augmented(self, task: Task, it: int, classes: Sequence[int], images: Tensor, sizes: list[int]) -> Tensor:
+        """Images under the iteration's draws, one sequence of operations per class."""
+        if self.strategy is None:
+            return images
+        shape = (task.data.channels, task.data.size, task.data.size)
+        draws = [draw_sequence(self.strategy, 1, shape, task.generator("siamese", it, c)) for c in classes]
+        for layer in zip(*draws, strict=True):
+            images = augment_by_class(layer, images, sizes)
+        return images
+
+    def _calibrate(self, syn: Mosaics, task: Task, prepared: Pool, it: int, classes: Sequence[int]) -> Tensor:
+        """Cross entropy of the network on decoded images, a mean per class, summed over classes."""
+        images, sizes = self._decoded(syn, task, classes)
+        logits = prepared.trained(self._augmented(task, it, classes, images, sizes))
+        owner = torch.tensor(list(classes), device=logits.device).repeat_interleave(
+            torch.tensor(sizes, device=logits.device)
+        )
+        each = F.cross_entropy(logits, owner, reduction="none")
+        return class_means(each[:, None], sizes).sum()
+
+    def _frequencies(self, syn: Mosaics, task: Task, prepared: Pool, it: int, held: Features | None) -> Tensor:
+        """(T, D) frequencies of the iteration, after the sampler's own step on the features that are held.
+
+        With several processes it is one step on the features that all of them hold.
+        """
+        rng = task.generator("frequencies", it)
+        if syn.sampler is None:
+            return torch.randn(self.frequencies, syn.features, generator=rng).to(task.device)
+        noise, normals = syn.sampler.draw(rng)
+        parameters = list(syn.sampler.parameters())
+        gradient = torch.zeros_like(syn.velocity)
+        if held is not None:
+            real, ours, sizes = held
+            t = syn.sampler(noise, normals)
+            phi = characteristic(ours.detach(), t, sizes[1]), characteristic(real, t, sizes[0])
+            found = discrepancy(*phi, self.amplitude, self.phase).sum()
+            gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(found, parameters)])
+        syn.velocity.mul_(self.momentum_sampler).add_(parallel.summed(gradient))
+        with torch.no_grad():
+            for parameter, step in zip(parameters, syn.velocity.split([p.numel() for p in parameters]), strict=True):
+                parameter.add_(self.lr_sampler * step.view_as(parameter))  # uphill
+            return syn.sampler(noise, normals)
+
+    def project(self, syn: Synthetic, task: Task) -> None:
+        """Pixels stay in [0, 1]."""
+        with torch.no_grad():
+            syn.images.clamp_(0, 1)
+
+    def finish(self, syn: Synthetic, task: Task, prepared: Pool) -> DistilledSet:
+        """Mosaics in model space, that say how they are decoded."""
+        made = super().finish(syn, task, prepared)
+        images = task.data.preprocess.encode(syn.images.detach())
+        tiles = {"image_kind": "tiles", "decode_factor": self.factor} if self.factor > 1 else {}
+        return replace(made, images=images, **tiles)

@@ -1,0 +1,75 @@
+"""`torchrun -m dd run ...`: several processes, one run; and on again with another number of them."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from dd import load
+
+PATIENCE = 240
+
+
+@pytest.fixture
+def words(small):
+    """Settings of a short distribution-matching run."""
+    shared = [
+        word for word in small if word.startswith(("ipc=", "device=", "compile=", "student.", "eval.", "dataset="))
+    ]
+    return ["run", "method=dm", *shared, "iterations=6", "batch_real=8", "--json"]
+
+
+def command(processes, words):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*torchrun, "-m", "dd", *words]
+
+
+def torchrun(place, processes, words):
+    quiet = place.environment | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command(processes, words), env=quiet, cwd=place.path, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_two_processes_do_one_run(place, words, tmp_path):
+    alone = place.dd(*words).report
+    other = type(place)(tmp_path / "other")
+    done = torchrun(other, 2, words)
+    report = json.loads(done.stdout)  # one report, by one process
+    assert done.stderr.count("made set dm") == 1
+    one, two = load(alone["files"]["set"]), load(report["files"]["set"])
+    assert (one.images - two.images).abs().max() < 1e-3
+    assert not torch.equal(two.images, load(report["files"]["start"]).images)
+    again = torchrun(other, 2, words)
+    assert "finished before" in again.stderr
+    assert json.loads(again.stdout)["accuracy"] == report["accuracy"]
+
+
+def test_a_killed_run_goes_on_with_another_number_of_processes(place, words):
+    mark = f"out={place.runs}"  # by which its processes are known, wherever torchrun puts them
+    longer = [*words, "iterations=400", mark]
+    with (place.path / "err").open("w") as err:
+        running = subprocess.Popen(
+            command(2, longer),
+            env=place.environment | {"OMP_NUM_THREADS": "1"},
+            cwd=place.path,
+            stdout=err,
+            stderr=err,
+        )
+        deadline = time.monotonic() + PATIENCE
+        while place.logged() < 15:
+            assert time.monotonic() < deadline
+            assert running.poll() is None, (place.path / "err").read_text()
+            time.sleep(0.01)
+        subprocess.run(["pkill", "-KILL", "-f", mark], check=True)
+        running.wait(PATIENCE)
+    done = place.dd(*longer)
+    assert done.code == 0, done.err
+    first = int(re.findall(r"synthesis goes on at iteration (\d+) of 400", done.err)[0])
+    assert first >= 10
