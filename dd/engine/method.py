@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dd.data import RealData
+from dd.errors import UsageError
 from dd.networks import Functional, NetworkSpec, build
 from dd.rng import generator
 from dd.runs.store import Store
@@ -70,12 +71,19 @@ class Task:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def real_indices(self, *path: str | int) -> Tensor:
-        """(n,) indices of random, distinct real training images, one for every target."""
+        """(n,) indices of random, distinct real training images, one for every target.
+
+        Raises:
+            UsageError: a class has fewer images than are asked for.
+        """
         rng = self.generator(*path)
         chosen = torch.empty(len(self.targets), dtype=torch.long)
         for c in range(self.classes):
             slots = (self.targets.cpu() == c).nonzero().flatten()
             pool = self.data.train.of_class(c)
+            if len(pool) < len(slots):
+                name = self.data.classes[c]
+                raise UsageError(f"{len(slots)} real images of class {name!r} asked for, it has {len(pool)}: lower ipc")
             chosen[slots] = pool[torch.randperm(len(pool), generator=rng)[: len(slots)]]
         return chosen
 
