@@ -90,7 +90,7 @@ def method_of(name: str) -> Any:
 def ours(gate: Gate, scale: Scale, method: str, classes: int, ipc: int) -> None:
     """Our outer loop."""
     task = task_of(classes, ipc)
-    made = method_of(method)
+    made = method_of(method).settle(task)
     prepared = made.prepare(task)
     syn = made.start(task, prepared)
     done: list[float] = []

@@ -1,6 +1,6 @@
 """DC: dataset condensation with gradient matching (Zhao et al., ICLR 2021, arXiv:2006.05929)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -93,7 +93,7 @@ class DC(ClassMatching):
         if it % self.outer == 0:
             syn.theta.copy_(prepared.flatten(task.network("matching", it // self.outer)))
         strategy = task.data.augment if self.augment else "none"
-        weights = [part.detach().requires_grad_() for part in prepared.unflatten(syn.theta).values()]
+        weights = {name: part.detach().requires_grad_() for name, part in prepared.unflatten(syn.theta).items()}
 
         def of(c: int) -> Callable[[], Terms]:
             def distance() -> Terms:
@@ -127,10 +127,9 @@ class DC(ClassMatching):
 
 
 def _gradients(
-    network: Functional, weights: Sequence[Tensor], images: Tensor, c: int, create_graph: bool = False
+    network: Functional, weights: Mapping[str, Tensor], images: Tensor, c: int, create_graph: bool = False
 ) -> Sequence[Any]:
     """Gradients of the mean cross entropy of images of class `c` by every weight."""
-    theta = torch.cat([weight.reshape(-1) for weight in weights])
     targets = torch.full((len(images),), c, device=images.device)
-    loss = F.cross_entropy(network(theta, images), targets)
-    return torch.autograd.grad(loss, weights, create_graph=create_graph)
+    loss = F.cross_entropy(network.of_parts(weights, images), targets)
+    return torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)
