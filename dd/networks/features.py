@@ -22,17 +22,12 @@ def embed(net: nn.Module, images: Tensor) -> Tensor:
     if not linear:
         raise UsageError(f"{type(net).__name__} has no linear layer whose input could be its features")
     seen: list[Tensor] = []
-    with contextlib.closing(_Hook(linear[-1], seen)):
+    handle = linear[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
         net(images)
+    finally:
+        handle.remove()
     return seen[0].flatten(1)
-
-
-class _Hook:
-    def __init__(self, layer: nn.Module, seen: list[Tensor]) -> None:
-        self._handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-
-    def close(self) -> None:
-        self._handle.remove()
 
 
 @contextlib.contextmanager

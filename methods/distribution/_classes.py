@@ -5,7 +5,7 @@ nor which others there are changes what a class is given.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -149,27 +149,57 @@ class ClassMatching(Method):
 
     Attributes:
         iterations: updates of the images.
-        lr_img: SGD learning rate of the pixels.
-        momentum_img: its momentum.
+        lr_img: learning rate of the pixels.
         batch_real: real images per class and iteration.
+    """
+
+    iterations: Annotated[int, Field(ge=0)] = 20_000
+    lr_img: Annotated[float, Field(gt=0)] = 1.0
+    batch_real: Annotated[int, Field(ge=1)] = 256
+
+
+@dataclass(frozen=True)
+class Siamese(ClassMatching):
+    """Pixels in model space, moved by momentum SGD under siamese augmentation.
+
+    Attributes:
+        momentum_img: momentum of the pixels' SGD.
         start_from: random real images of each class, or noise N(0, 1) in model space.
         augment: siamese DSA, one draw per class and iteration, with the data set's strategy.
+    """
+
+    momentum_img: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    start_from: Literal["real", "noise"] = "real"
+    augment: bool = True
+
+    def start(self, task: Task, prepared: Any) -> Synthetic:
+        """Real images or noise, with hard labels."""
+        return Synthetic(task.first_images(self.start_from), task.targets)
+
+    def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
+        """Momentum SGD on the pixels; its state is pixel by pixel, so classes do not meet in it."""
+        return [SGD([syn.images], lr=self.lr_img, momentum=self.momentum_img)]
+
+    def group(self, syn: Synthetic, task: Task, it: int, classes: Sequence[int]) -> Group:
+        """Some classes' images in iteration `it`."""
+        return group(syn, task, it, classes, self.batch_real, task.data.augment if self.augment else "none")
+
+
+@dataclass(frozen=True)
+class Chunked(ClassMatching):
+    """Several classes in one forward pass, where a network lets them.
+
+    Attributes:
         chunk: classes in one forward pass; None for what an eighth of the device's total memory holds.  It changes
             memory and time, not results.
         batchnorm: with batch norm the classes of a forward pass see one another: "class" gives each a pass of its own,
             "all" puts all of them into one, as the authors' code does.
     """
 
-    iterations: Annotated[int, Field(ge=0)] = 20_000
-    lr_img: Annotated[float, Field(gt=0)] = 1.0
-    momentum_img: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    batch_real: Annotated[int, Field(ge=1)] = 256
-    start_from: Literal["real", "noise"] = "real"
-    augment: bool = True
     chunk: Annotated[int, Field(ge=1)] | None = None
-    batchnorm: Literal["class", "all"] = field(default="class")
+    batchnorm: Literal["class", "all"] = "class"
 
-    def settle(self, task: Task) -> "ClassMatching":
+    def settle(self, task: Task) -> "Chunked":
         """How many classes go into one forward pass, from shapes and the device's total memory."""
         if self.chunk is not None:
             return self
@@ -182,14 +212,6 @@ class ClassMatching(Method):
         fitting = int(FORWARD_SHARE * task.total_memory()) // one
         return replace(self, chunk=max(1, min(task.classes, fitting)))
 
-    def start(self, task: Task, prepared: Any) -> Synthetic:
-        """Real images or noise, with hard labels."""
-        return Synthetic(task.first_images(self.start_from), task.targets)
-
-    def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
-        """Momentum SGD on the pixels; its state is pixel by pixel, so classes do not meet in it."""
-        return [SGD([syn.images], lr=self.lr_img, momentum=self.momentum_img)]
-
     def groups(self, task: Task, network: nn.Module) -> list[list[int]]:
         """This process's classes of every forward pass."""
         classes, each = list(range(task.classes)), self.settle(task).chunk or 1
@@ -201,6 +223,11 @@ class ClassMatching(Method):
             classes, each = classes if parallel.is_first() else [], task.classes
         return [classes[first : first + each] for first in range(0, len(classes), each)]
 
+
+@dataclass(frozen=True)
+class FeatureMatching(Siamese, Chunked):
+    """Features of real and of synthetic images, chunk by chunk: what DM and DataDAM share."""
+
     def matched(
         self,
         syn: Synthetic,
@@ -211,9 +238,8 @@ class ClassMatching(Method):
         names: Sequence[str],
     ) -> Terms:
         """The terms `names` of the discrepancy of all classes in iteration `it`, summed, chunk by chunk."""
-        strategy = task.data.augment if self.augment else "none"
 
         def of(classes: Sequence[int]) -> Callable[[], Terms]:
-            return lambda: discrepancy(group(syn, task, it, classes, self.batch_real, strategy))
+            return lambda: discrepancy(self.group(syn, task, it, classes))
 
         return accumulated([of(classes) for classes in self.groups(task, network)], syn.images, names)

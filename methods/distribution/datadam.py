@@ -12,7 +12,7 @@ from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import captured, embed
 
-from ._classes import ClassMatching, Group, Terms, class_means
+from ._classes import FeatureMatching, Group, Terms, class_means
 
 
 def attention(maps: Tensor, power: float) -> Tensor:
@@ -23,7 +23,7 @@ def attention(maps: Tensor, power: float) -> Tensor:
 
 @register("datadam")
 @dataclass(frozen=True)
-class DataDAM(ClassMatching):
+class DataDAM(FeatureMatching):
     """Attention matching: where a random network looks in the classes, and their mean features.
 
     L = 100 sum over classes and layers of || mean attention of real - of synthetic images ||^2

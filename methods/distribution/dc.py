@@ -15,7 +15,7 @@ from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import Functional
 
-from ._classes import ClassMatching, Terms, accumulated, group
+from ._classes import Siamese, Terms, accumulated
 
 
 def gradient_distance(ours: Iterable[Tensor], real: Iterable[Tensor]) -> Tensor:
@@ -55,7 +55,7 @@ class Condensed(Synthetic):
 
 @register("dc")
 @dataclass(frozen=True)
-class DC(ClassMatching):
+class DC(Siamese):
     """Gradient matching: synthetic images should pull a network's weights the way real ones do.
 
     A new network is taken every `outer` iterations; in between it is trained for `inner` passes on the synthetic set.
@@ -92,12 +92,11 @@ class DC(ClassMatching):
         assert isinstance(syn, Condensed)
         if it % self.outer == 0:
             syn.theta.copy_(prepared.flatten(task.network("matching", it // self.outer)))
-        strategy = task.data.augment if self.augment else "none"
         weights = {name: part.detach().requires_grad_() for name, part in prepared.unflatten(syn.theta).items()}
 
         def of(c: int) -> Callable[[], Terms]:
             def distance() -> Terms:
-                batch = group(syn, task, it, [c], self.batch_real, strategy)
+                batch = self.group(syn, task, it, [c])
                 real = _gradients(prepared, weights, batch.real, c)
                 ours = _gradients(prepared, weights, batch.synthetic, c, create_graph=True)
                 return {"distance": gradient_distance(ours, real)}

@@ -9,12 +9,12 @@ from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import embed
 
-from ._classes import ClassMatching, Group, Terms, class_means
+from ._classes import FeatureMatching, Group, Terms, class_means
 
 
 @register("dm")
 @dataclass(frozen=True)
-class DM(ClassMatching):
+class DM(FeatureMatching):
     """Distribution matching: the classes' mean features under a fresh random network, those of real images.
 
     L = sum over classes of || mean f(A(real)) - mean f(A(synthetic)) ||^2, with a new network every iteration.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +21,29 @@ from dd.sets import DistilledSet
 from dd.sets.tiles import decode, mosaic
 from dd.training import ExpertSettings, Trajectories, expert_needs, stack_size, trajectories
 
-from ._classes import ClassMatching, Terms, accumulated, augment_by_class, class_means, real_images
+from ._classes import Chunked, Terms, accumulated, augment_by_class, class_means, real_images
 from ._ncfd import Sampler, characteristic, discrepancy
 
 _PER_COMPONENT = 16  # frequencies that share a scale (the paper's section 5.1: T / 16 components)
 
 
-Features: TypeAlias = tuple[Tensor, Tensor, tuple[list[int], list[int]]]
-"""Unit features of real and of synthetic images, class after class, and how many of each a class has."""
+@dataclass(frozen=True)
+class Features:
+    """What some classes look like in an iteration.
+
+    Attributes:
+        real: (sum of real_sizes, D) unit features of real images.
+        ours: (sum of sizes, D) unit features of decoded images, differentiable.
+        images: those decoded images, augmented, in model space.
+        real_sizes: real images of each class.
+        sizes: decoded images of each class.
+    """
+
+    real: Tensor
+    ours: Tensor
+    images: Tensor
+    real_sizes: list[int]
+    sizes: list[int]
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ class Mosaics(Synthetic):
 
 @register("ncfm")
 @dataclass(frozen=True)
-class NCFM(ClassMatching):
+class NCFM(Chunked):
     """Characteristic functions of features, matched where a sampling network finds them furthest apart.
 
     Every iteration blends one network of a pretrained pool between its first and its last weights, and minimises over
@@ -161,61 +176,49 @@ class NCFM(ClassMatching):
         groups = self.groups(task, prepared.network)
         # the classes that the sampler's step sees, first to have their turn
         leading = groups.pop(it % len(groups)) if groups else []
+        # in two modules: each one's graph needs its weights until it is differentiated
         prepared.template.load(prepared.network, blended)
+        prepared.template.load(prepared.trained, last)
         held = self._features(syn, task, prepared, it, leading) if leading else None
         frequencies = self._frequencies(syn, task, prepared, it, held)
 
         def of(classes: Sequence[int]) -> Terms:
-            if classes is leading and held is not None:
-                real, ours, sizes = held
-            else:
-                prepared.template.load(prepared.network, blended)
-                real, ours, sizes = self._features(syn, task, prepared, it, classes)
-            phi = characteristic(ours, frequencies, sizes[1]), characteristic(real, frequencies, sizes[0])
-            terms = {"discrepancy": self.scale * discrepancy(*phi, self.amplitude, self.phase).sum()}
+            mine = held if classes is leading and held else self._features(syn, task, prepared, it, classes)
+            terms = {"discrepancy": self.scale * self._discrepancy(mine, mine.ours, frequencies)}
             if self.calibration:
-                # in a module of its own: the features' graph still needs the blended weights
-                prepared.template.load(prepared.trained, last)
-                terms["calibration"] = self.calibration * self._calibrate(syn, task, prepared, it, classes)
+                terms["calibration"] = self.calibration * self._calibrate(prepared, mine, classes)
             return terms
 
         names = ("discrepancy", "calibration") if self.calibration else ("discrepancy",)
         return accumulated([partial(of, c) for c in (leading, *groups) if c], syn.images, names)
 
     def _features(self, syn: Mosaics, task: Task, prepared: Pool, it: int, classes: Sequence[int]) -> Features:
-        """Unit features of real (no graph) and of decoded images of some classes, and how many of each."""
-        images, sizes = self._decoded(syn, task, classes)
-        with torch.no_grad():
-            chosen, real_sizes = real_images(task, it, classes, self.batch_real)
-            real = F.normalize(embed(prepared.network, self._augmented(task, it, classes, chosen, real_sizes)), dim=1)
-        ours = F.normalize(embed(prepared.network, self._augmented(task, it, classes, images, sizes)), dim=1)
-        return real, ours, (real_sizes, sizes)
-
-    def _decoded(self, syn: Mosaics, task: Task, classes: Sequence[int]) -> tuple[Tensor, list[int]]:
-        """Decoded images of some classes in model space, class after class, and how many of each."""
+        """Features of real (no graph) and of decoded images of some classes, under one sequence of draws per class."""
         slots = [(syn.targets == c).nonzero().flatten() for c in classes]
-        images = torch.cat([decode(syn.images[s], self.factor) for s in slots])
-        return task.data.preprocess.encode(images), [len(s) * self.factor**2 for s in slots]
-
-    def _augmented(self, task: Task, it: int, classes: Sequence[int], images: Tensor, sizes: list[int]) -> Tensor:
-        """Images under the iteration's draws, one sequence of operations per class."""
-        if self.strategy is None:
-            return images
+        decoded = torch.cat([decode(syn.images[s], self.factor) for s in slots])
+        images, sizes = task.data.preprocess.encode(decoded), [len(s) * self.factor**2 for s in slots]
+        chosen, real_sizes = real_images(task, it, classes, self.batch_real)
         shape = (task.data.channels, task.data.size, task.data.size)
-        draws = [draw_sequence(self.strategy, 1, shape, task.generator("siamese", it, c)) for c in classes]
+        strategy = self.strategy or "none"
+        draws = [draw_sequence(strategy, 1, shape, task.generator("siamese", it, c)) for c in classes]
         for layer in zip(*draws, strict=True):
-            images = augment_by_class(layer, images, sizes)
-        return images
+            images, chosen = augment_by_class(layer, images, sizes), augment_by_class(layer, chosen, real_sizes)
+        with torch.no_grad():
+            real = F.normalize(embed(prepared.network, chosen), dim=1)
+        return Features(real, F.normalize(embed(prepared.network, images), dim=1), images, real_sizes, sizes)
 
-    def _calibrate(self, syn: Mosaics, task: Task, prepared: Pool, it: int, classes: Sequence[int]) -> Tensor:
-        """Cross entropy of the network on decoded images, a mean per class, summed over classes."""
-        images, sizes = self._decoded(syn, task, classes)
-        logits = prepared.trained(self._augmented(task, it, classes, images, sizes))
-        owner = torch.tensor(list(classes), device=logits.device).repeat_interleave(
-            torch.tensor(sizes, device=logits.device)
-        )
+    def _calibrate(self, prepared: Pool, held: Features, classes: Sequence[int]) -> Tensor:
+        """Cross entropy of the trained network on decoded images, a mean per class, summed over classes."""
+        logits = prepared.trained(held.images)
+        counts = torch.tensor(held.sizes, device=logits.device)
+        owner = torch.tensor(list(classes), device=logits.device).repeat_interleave(counts)
         each = F.cross_entropy(logits, owner, reduction="none")
-        return class_means(each[:, None], sizes).sum()
+        return class_means(each[:, None], held.sizes).sum()
+
+    def _discrepancy(self, held: Features, ours: Tensor, frequencies: Tensor) -> Tensor:
+        """Summed over the classes that are held."""
+        phi = characteristic(ours, frequencies, held.sizes), characteristic(held.real, frequencies, held.real_sizes)
+        return discrepancy(*phi, self.amplitude, self.phase).sum()
 
     def _frequencies(self, syn: Mosaics, task: Task, prepared: Pool, it: int, held: Features | None) -> Tensor:
         """(T, D) frequencies of the iteration, after the sampler's own step on the features that are held.
@@ -229,10 +232,7 @@ class NCFM(ClassMatching):
         parameters = list(syn.sampler.parameters())
         gradient = torch.zeros_like(syn.velocity)
         if held is not None:
-            real, ours, sizes = held
-            t = syn.sampler(noise, normals)
-            phi = characteristic(ours.detach(), t, sizes[1]), characteristic(real, t, sizes[0])
-            found = discrepancy(*phi, self.amplitude, self.phase).sum()
+            found = self._discrepancy(held, held.ours.detach(), syn.sampler(noise, normals))
             gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(found, parameters)])
         syn.velocity.mul_(self.momentum_sampler).add_(parallel.summed(gradient))
         with torch.no_grad():
