@@ -5,22 +5,25 @@ data set are shared by all methods.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dd.data import RealData
+from dd.data.augment import Shape
+from dd.data.views import ViewPolicy, draw_view
 from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report, Score
 from dd.sets import DistilledSet
 from dd.sets.tiles import decode, decoded_labels, mosaic
-from dd.training.loop import Batches, Trainer, accuracy
+from dd.training.loop import Batches, Trainer, accuracy, passes
 
 KIND = "students"
 VERSION = 1  # of the training of students: part of every key, raised when results change
@@ -120,8 +123,11 @@ class Evaluator:
 
     def _train(self, arm: Arm, lr: float, j: int) -> dict[str, Any]:
         data, began = self.task.data, time.perf_counter()
-        batches = arm.batches or partial(_passes, *arm.load(j), self.protocol.batch)
-        fit = self.protocol.fit(arm.n, lr, data.augment)
+        protocol = self.protocol
+        batches = arm.batches or partial(_passes, *arm.load(j), protocol.batch)
+        if protocol.views is not None:
+            batches = viewed(batches, protocol.views, data.shape, data.augment, len(data.classes))
+        fit = protocol.fit(arm.n, lr, data.augment)
         network = next(self._shared_trainer().train([(self.task.seed, "student", j)], batches, fit))
         holdout = accuracy(network, data.holdout.batches(512)) if len(data.holdout) else None
         test = accuracy(network, data.test.batches(512))
@@ -181,7 +187,7 @@ def full_arm(data: RealData, batch: int) -> Arm:
     def load(_: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("read in batches")
 
-    return Arm("all real images", lambda _: "full", load, len(data.train), partial(data.train.batches, batch))
+    return Arm("all real images", lambda _: "full", load, len(data.train), passes(data.train, batch))
 
 
 def evaluate(
@@ -249,7 +255,22 @@ def _test_accuracy(row: dict[str, Any]) -> str:
     return f": {row['test']:.2f} %"
 
 
-def _passes(images: Tensor, targets: Tensor, batch: int, rng: torch.Generator):  # noqa: ANN202
+def viewed(batches: Batches, policy: ViewPolicy, shape: Shape, strategy: str, classes: int) -> Batches:
+    """Views of the batches' images; labels are mixed as their images are, and become probabilities for that."""
+
+    def passes(rng: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in batches(rng, number):
+            view = draw_view(policy, len(images), shape, rng, strategy)
+            if policy.mix != "none":
+                targets = view.mixed(targets if targets.dim() > 1 else F.one_hot(targets, classes).float())
+            yield view(images), targets
+
+    return passes
+
+
+def _passes(
+    images: Tensor, targets: Tensor, batch: int, rng: torch.Generator, _: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(images), generator=rng).to(images.device)
     for index in order.split(batch):
         yield images[index], targets[index]

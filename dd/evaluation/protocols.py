@@ -1,11 +1,13 @@
 """How students are trained and scored: one frozen record, with a fingerprint that numbers must share to be compared."""
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from dd.data.views import ViewPolicy
 from dd.io import digest
+from dd.training.criteria import CrossEntropy
 from dd.training.loop import Fit
 
 _NO_PART_OF_THE_NUMBER = (
@@ -18,6 +20,19 @@ _NO_PART_OF_THE_NUMBER = (
     "probes",
     "probe_steps",
 )
+# part of a number's fingerprint only where they are set: numbers from before there were such fields keep theirs
+_LATER = (
+    "optimiser",
+    "cosine",
+    "keep_state",
+    "spare_vectors",
+    "inclusive",
+    "views",
+    "temperature",
+    "temperature_squared",
+    "micro",
+)
+_Share = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -27,16 +42,28 @@ class Protocol:
     Attributes:
         protocol: the name it started from.
         students: fresh networks per number; also the number of control draws.
-        steps: SGD steps of a student; None where `epochs` counts.
+        steps: steps of a student; None where `epochs` counts.
         epochs: passes over the set; None where `steps` counts.
         batch: images per step; a smaller set is used whole at every step.
         lr: learning rate where the set has not learned one.
         momentum: of SGD.
-        weight_decay: of SGD.
-        decay_at: fraction of the training after which lr is multiplied by `decay` and the momentum dropped.
-        decay: that factor.
+        weight_decay: L2 penalty of SGD, or AdamW's own.
+        decay_at: fraction of the training, or several, after which lr is multiplied by `decay`, and the momentum
+            dropped unless `keep_state`.
+        decay: that factor; 1 for a constant rate.
         momentum_after: momentum from there on; None for the same.
         augment: DSA, one operation per batch, with the strategy of the data set.
+        optimiser: "sgd" or "adamw".
+        cosine: lr falls as a half cosine over `cosine` times the training; 1 ends at zero, 2 at half of `lr`; None:
+            not.
+        keep_state: lr falls in steps without the optimiser being made anew.
+        spare_vectors: no weight decay on biases and norm layers.
+        inclusive: epochs are counted 0 to E inclusive, and lr falls after index E // 2 + 1, as in the evaluation code
+            of the matching family.
+        views: how images are cropped, mirrored, mixed; None for not at all.
+        temperature: of student and teacher, where labels are a teacher's.
+        temperature_squared: the loss times its square, which matters to SGD alone.
+        micro: images that go through the student together, adding up to a step; None for all.
         pilots: students per candidate lr with which the lr of control and start is chosen on the held-out images.
         full: train on all real images too; None: where `full_budget` allows.
         full_students: networks of that reference.
@@ -54,10 +81,19 @@ class Protocol:
     lr: Annotated[float, Field(gt=0)] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    decay_at: Annotated[float, Field(gt=0, le=1)] = 0.5
+    decay_at: _Share | tuple[_Share, ...] = 0.5
     decay: Annotated[float, Field(gt=0, le=1)] = 0.1
     momentum_after: Annotated[float, Field(ge=0, lt=1)] | None = None
     augment: bool = True
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    cosine: Annotated[float, Field(ge=1)] | None = None
+    keep_state: bool = False
+    spare_vectors: bool = False
+    inclusive: bool = True
+    views: ViewPolicy | None = None
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature_squared: bool = False
+    micro: Annotated[int, Field(ge=1)] | None = None
     pilots: Annotated[int, Field(ge=1)] = 2
     full: bool | None = None
     full_students: Annotated[int, Field(ge=1)] = 2
@@ -70,12 +106,15 @@ class Protocol:
             raise ValueError(f"give one of steps and epochs, not steps={self.steps} with epochs={self.epochs}")
 
     def total_steps(self, n: int) -> int:
-        """SGD steps of a student on a set of n images."""
+        """Steps of a student on a set of n images."""
         if self.steps is not None:
             return self.steps
+        return self.total_passes() * self.passes_to_steps(n)
+
+    def total_passes(self) -> int:
+        """Passes over the set, where epochs count."""
         assert self.epochs is not None
-        # the trajectory-matching family counts epochs 0..E inclusive
-        return (self.epochs + 1) * self.passes_to_steps(n)
+        return self.epochs + self.inclusive
 
     def passes_to_steps(self, n: int) -> int:
         """Steps in one pass over n images."""
@@ -84,25 +123,37 @@ class Protocol:
     def fit(self, n: int, lr: float, strategy: str) -> Fit:
         """The training of one student on n images."""
         steps = self.total_steps(n)
-        if self.epochs is not None:
-            # lr falls after epoch index E // 2 + 1, as in the family's evaluation code
-            drop = (int(self.epochs * self.decay_at) + 2) * self.passes_to_steps(n)
-        else:
-            drop = int(steps * self.decay_at)
         return Fit(
             steps=steps,
             lr=lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
-            decay_at=(drop,) if self.decay < 1 and drop < steps else (),
+            decay_at=tuple(drop for drop in self._drops(n, steps) if drop < steps) if self.decay < 1 else (),
             decay=self.decay,
             momentum_after=self.momentum_after,
+            keep_state=self.keep_state,
+            optimiser=self.optimiser,
+            cosine=self.cosine,
+            spare_vectors=self.spare_vectors,
+            criterion=CrossEntropy(self.temperature, self.temperature_squared),
+            micro=self.micro,
             strategy=strategy if self.augment else "none",
         )
 
+    def _drops(self, n: int, steps: int) -> list[int]:
+        shares = self.decay_at if isinstance(self.decay_at, tuple) else (self.decay_at,)
+        if self.epochs is None:
+            return [int(steps * share) for share in shares]
+        return [(int(self.epochs * share) + 2 * self.inclusive) * self.passes_to_steps(n) for share in shares]
+
     def training(self) -> dict[str, Any]:
         """The fields that decide a student's accuracy."""
-        return {k: v for k, v in asdict(self).items() if k not in _NO_PART_OF_THE_NUMBER}
+        default = {f.name: f.default for f in fields(self)}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _NO_PART_OF_THE_NUMBER and not (name in _LATER and value == default[name])
+        }
 
     def fingerprint(self, student: dict[str, Any], strategy: str) -> str:
         """Hash of all that two numbers must share to be compared, but the data: training, network, augmentation."""
@@ -123,6 +174,24 @@ PROTOCOLS: dict[str, Protocol] = {
     # DataDAM: 1800 epochs at batch 64 (Sajedi et al. 2023, official code; there the best checkpoint on the test set is
     # the result, here the last)
     "datadam": Protocol(protocol="datadam", steps=None, epochs=1800, batch=64, probe_steps=500),
+    # NCFM: AdamW, lr halved at every fifth, IDC's augmentation of every image, CutMix for half the batches (Wang et al.
+    # 2025, official code; there the best of every 100th epoch on the test set is the result, here the last)
+    "ncfm": Protocol(
+        protocol="ncfm",
+        steps=None,
+        epochs=2000,
+        batch=128,
+        lr=1e-3,
+        weight_decay=0.01,
+        decay_at=(0.2, 0.4, 0.6, 0.8),
+        decay=0.5,
+        augment=False,
+        optimiser="adamw",
+        keep_state=True,
+        inclusive=False,
+        views=ViewPolicy(strategy="data", mix="cutmix", mix_share=0.5),
+        probe_steps=500,
+    ),
     # AST: weight decay 1e-3, lr halved and momentum .8 from the middle on (Shen et al. 2023, scripts; there the
     # best of every 20th epoch on the test set is the result, here the last)
     "ast": Protocol(

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from dd.training.criteria import PLAIN, Criterion
 
 # Compiling takes about 6 s on two cores and then saves a quarter to a third of every step.  Networks come in groups of
 # about five that share the compiled code, so it pays from a few seconds of work per network on: 1e11 operations of its
@@ -38,7 +39,7 @@ def worth_compiling(network: nn.Module, images: Tensor, steps: int) -> bool:
 
 
 class BatchLoss:
-    """Mean cross entropy of a batch under the present parameters of one module.
+    """The criterion of a batch under the present parameters of one module.
 
     Args:
         network: the module.
@@ -49,21 +50,25 @@ class BatchLoss:
     def __init__(self, network: nn.Module, compile: bool, precision: str = "fp32") -> None:
         self.network = network
         self._bf16 = precision == "bf16"
-        self._compiled: Loss | None = None
+        self._compiled: dict[Criterion, Loss] = {}
         self._allowed = compile and can_compile(next(network.parameters()).device)
 
-    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Scalar loss for images (b, c, h, w) and targets (b,) int64 or (b, k) probabilities."""
+    def __call__(self, images: Tensor, targets: Tensor, criterion: Criterion = PLAIN) -> Tensor:
+        """Scalar loss for images (b, c, h, w) and the targets that the criterion takes."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16):
             logits = self.network(images)
-        return F.cross_entropy(logits.float() if self._bf16 else logits, targets)
+        return criterion(logits.float() if self._bf16 else logits, targets)
 
-    def of(self, steps: int) -> Loss:
+    def of(self, steps: int, criterion: Criterion = PLAIN) -> Loss:
         """The fastest equivalent for a network trained for `steps` steps on batches like the first one it sees."""
+
+        def plain(images: Tensor, targets: Tensor) -> Tensor:
+            return self(images, targets, criterion)
+
         if not self._allowed:
-            return self
+            return plain
         shape: tuple[int, ...] | None = None
-        fast: Loss = self
+        fast: Loss = plain
 
         def either(images: Tensor, targets: Tensor) -> Tensor:
             nonlocal shape, fast
@@ -71,10 +76,12 @@ class BatchLoss:
                 shape = tuple(images.shape)
                 if worth_compiling(self.network, images, steps):
                     _hush()
-                    fast = self._compiled = self._compiled or torch.compile(self.__call__, dynamic=False)
+                    if criterion not in self._compiled:
+                        self._compiled[criterion] = torch.compile(plain, dynamic=False)
+                    fast = self._compiled[criterion]
             # the short last batch of a pass is not worth a second compilation
-            if fast is self or tuple(images.shape) != shape:
-                return self(images, targets)
+            if fast is plain or tuple(images.shape) != shape:
+                return plain(images, targets)
             with warnings.catch_warnings(), _without_limit():
                 warnings.simplefilter("ignore")
                 return fast(images, targets)

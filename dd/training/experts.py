@@ -14,7 +14,7 @@ from dd.errors import RunError
 from dd.io import digest
 from dd.networks import Functional, saved_bytes
 from dd.runs.store import Artefact
-from dd.training.loop import Fit, Path, Trainer
+from dd.training.loop import Fit, Path, Trainer, passes
 from dd.training.stacked import StackedTrainer
 
 KIND = "experts"
@@ -201,7 +201,7 @@ class _Pool:
         """Every expert asked for with its snapshots (epochs + 1, P) on the CPU."""
         task, settings = self.task, self.settings
         paths: list[Path] = [(settings.seed, "expert", number) for number in numbers]
-        batches = partial(task.data.train.batches, settings.batch)
+        batches = passes(task.data.train, settings.batch)
         fit = expert_fit(settings, len(task.data.train), task.data.augment)
         # snapshots are copies: views would alias the live parameters on a CPU
         if stack_size(task, settings) > 1:

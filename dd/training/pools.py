@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from dd.engine.method import Task
 from dd.io import digest
 from dd.runs.store import Store
 from dd.training.experts import KIND, POOLS, ExpertSettings, expert_fit, expert_spec, stack_size
-from dd.training.loop import Path, Trainer
+from dd.training.loop import Path, Trainer, passes
 from dd.training.stacked import StackedTrainer
 
 _WARM_UP, _TIMED = 2, 10  # steps
@@ -103,7 +102,7 @@ def price(task: Task, settings: ExpertSettings) -> Price:
 def _seconds_per_expert(task: Task, settings: ExpertSettings) -> float:
     fit, together = expert_fit(settings, len(task.data.train), task.data.augment), stack_size(task, settings)
     paths: list[Path] = [(settings.seed, "price", i) for i in range(together)]
-    batches = partial(task.data.train.batches, settings.batch)
+    batches = passes(task.data.train, settings.batch)
 
     def seconds(steps: int) -> float:
         began, short = time.perf_counter(), replace(fit, steps=steps)

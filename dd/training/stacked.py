@@ -17,7 +17,7 @@ from dd.data.augment import augment
 from dd.networks import Functional
 from dd.rng import generator
 from dd.training.gsam import perturbation, surrogate
-from dd.training.loop import Batches, Fit, Path, sgd
+from dd.training.loop import Batches, Fit, Path, at_step, make_optimiser
 from dd.training.penalty import gradient_penalty
 
 AfterStackedPass = Callable[[int, Tensor], None]
@@ -49,17 +49,16 @@ class StackedTrainer:
         thetas = torch.stack(fresh).requires_grad_()
         gradients = vmap(partial(self._gradient, fit=fit), in_dims=(0, 0, 0, 0, None), randomness="error")
         done = step = 0
-        optimiser = sgd([thetas], fit, step)
+        optimiser = make_optimiser([thetas], fit, step)
         if after_pass:
             after_pass(0, thetas.detach())
         while step < fit.steps:
             draws = [generator(*path, "augment", done) for path in paths]
-            passes = [batches(generator(*path, "order", done)) for path in paths]
+            passes = [batches(generator(*path, "order", done), done) for path in paths]
             for together in zip(*passes, strict=True):
                 if step == fit.steps:
                     break
-                if step in fit.decay_at:
-                    optimiser = sgd([thetas], fit, step)
+                optimiser = at_step(optimiser, [thetas], fit, step)
                 images = torch.stack([images for images, _ in together])
                 targets = torch.stack([targets for _, targets in together])
                 seen = torch.stack([augment(fit.strategy, own, rng) for own, rng in zip(images, draws, strict=True)])

@@ -66,7 +66,7 @@ def training(gate: Gate, scale: Scale, compile: bool) -> None:
     fit = expert_fit(settings, len(task.data.train), "none")
     trainer = Trainer(task.build, task.compile and compile, task.precision)
 
-    def batches(rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(rng: torch.Generator, _: int) -> Iterator[tuple[Tensor, Tensor]]:
         return islice(task.data.train.batches(settings.batch, rng), scale.pass_steps)
 
     def after_pass(done: int, network: nn.Module) -> None:

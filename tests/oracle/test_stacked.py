@@ -23,7 +23,7 @@ def make(rng, dtype):
     return build(NetworkSpec(depth=2, width=4), channels=1, size=8, classes=4, generator=rng).to(dtype)
 
 
-def batches(split, dtype, rng):
+def batches(split, dtype, rng, _):
     for images, targets in split.batches(24, rng):
         yield images.to(dtype), targets
 

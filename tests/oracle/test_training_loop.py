@@ -39,7 +39,7 @@ class Data:
             self.labels = torch.randn(n, CLASSES, generator=rng, dtype=torch.float64).mul(2).softmax(1).to(dtype)
         self.batch, self.seeds = batch, []
 
-    def passes(self, rng):
+    def passes(self, rng, _):
         self.seeds.append(rng.initial_seed())
         for index in torch.randperm(len(self.images), generator=rng).split(self.batch):
             yield self.images[index], self.labels[index]
@@ -391,8 +391,10 @@ def test_nothing_is_compiled_that_is_not_worth_it_or_not_allowed(traced, monkeyp
     assert traced() == 0
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     assert not compiled.can_compile(torch.device("cpu"))
-    loss = BatchLoss(builder()(generator(0)), compile=True)
-    assert loss.of(10**9) is loss
+    monkeypatch.setattr(compiled, "WORTH_FLOPS", 0)
+    loss, data = BatchLoss(builder()(generator(0)), compile=True), Data()
+    assert loss.of(10**9)(data.images, data.labels) == loss(data.images, data.labels)
+    assert traced() == 0
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.data.augment import augment
+from dd.data.augment import apply, augment, draw_sequence
+from dd.data.views import ViewPolicy
 from dd.engine.method import Synthetic
 from dd.engine.registry import get
 from dd.errors import UsageError
@@ -158,6 +159,15 @@ COUNTS = {
     "decay": 0.2,
     "momentum_after": 0.5,
     "augment": False,
+    "optimiser": "adamw",
+    "cosine": 1.0,
+    "keep_state": True,
+    "spare_vectors": True,
+    "inclusive": False,
+    "views": ViewPolicy(),
+    "temperature": 2.0,
+    "temperature_squared": True,
+    "micro": 8,
 }
 DOES_NOT = {
     "protocol": "mine",
@@ -181,6 +191,13 @@ def test_the_fingerprint_changes_with_every_field_that_counts_and_with_no_other(
     for name, value in DOES_NOT.items():
         assert getattr(protocol, name) != value
         assert replace(protocol, **{name: value}).fingerprint(student, DSA) == prints[0]
+
+
+def test_a_field_that_came_later_leaves_old_fingerprints_alone():
+    # recorded before there were optimisers, views and temperatures
+    student = asdict(NetworkSpec(depth=3, width=32))
+    assert PROTOCOLS["quick"].fingerprint(student, DSA) == "0e5c893d62fb63a8"
+    assert PROTOCOLS["mtt"].fingerprint(student, DSA) == "7f58e0b0ff33a0ea"
 
 
 def test_the_fingerprint_knows_network_and_augmentation():
@@ -221,6 +238,48 @@ def test_steps_of_a_protocol(n, batch, passes):
 
 
 # --- students --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_a_student_of_ncfms_protocol_by_hand(task, soft):
+    """AdamW, every image augmented and half the batches cut and mixed, labels by the area that is left."""
+    small = make_set(task, soft=soft)
+    protocol = replace(PROTOCOLS["ncfm"], epochs=None, steps=10, batch=3, lr=0.01, students=1, full=False)
+    score = Evaluator(task, protocol).score(set_arm("it", small, task.device), 0.01, 1)
+    y = small.labels.softmax(1) if soft else F.one_hot(small.labels, 4).float()
+    network = task.build(generator(0, "student", 0, "weights"))
+    optimiser, step, mixed = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.01), 0, 0
+    for done in range(4):
+        order = generator(0, "student", 0, "order", done)
+        for index in torch.randperm(8, generator=order).split(3):
+            if step == 10:
+                break
+            images, targets = small.images[index], y[index]
+            for one in draw_sequence("color_crop_flip_scale_rotate", len(index), (1, 8, 8), order):
+                images = apply(one, images)
+            if float(torch.rand((), generator=order)) < 0.5:
+                mixed += 1
+                partner = torch.randperm(len(index), generator=order)
+                share = float(torch.rand((), generator=order))
+                (r, top), (c, left) = ((int(8 * math.sqrt(1 - share)), int(8 * x)) for x in _two(order))
+                inside = torch.zeros(8, 8, dtype=torch.bool)
+                inside[max(0, top - r // 2) : top + r // 2, max(0, left - c // 2) : left + c // 2] = True
+                images = torch.where(inside, images[partner], images)
+                own = 1 - float(inside.sum()) / 64
+                targets = own * targets + (1 - own) * targets[partner]
+            for group in optimiser.param_groups:
+                group["lr"] = 0.01 * 0.5 ** (step // 2)
+            optimiser.zero_grad()
+            F.cross_entropy(network(images), targets).backward()
+            optimiser.step()
+            step += 1
+    assert 0 < mixed < 10
+    assert score.values[0] == pytest.approx(accuracy(network, task.data.test.batches(512)), abs=1e-9)
+    assert score.holdout[0] == pytest.approx(accuracy(network, task.data.holdout.batches(512)), abs=1e-9)
+
+
+def _two(rng):
+    return torch.rand(2, generator=rng).tolist()
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
@@ -495,7 +554,7 @@ def test_the_full_reference_trains_on_all_training_images_at_the_protocols_rate(
     assert report.full.values[1] == accuracy(network, task.data.test.batches(512))
     arm = full_arm(task.data, 50)
     assert arm.n == 128
-    assert [len(x) for x, _ in arm.batches(generator(0))] == [50, 50, 28]
+    assert [len(x) for x, _ in arm.batches(generator(0), 0)] == [50, 50, 28]
     with pytest.raises(NotImplementedError):
         arm.load(0)
 
