@@ -15,6 +15,7 @@ from dd.engine.checkpoint import Checkpoint
 from dd.engine.method import Method, Objective, Skip, Synthetic, Task
 from dd.errors import RunError
 from dd.runs.stop import Stop
+from dd.training.allocator import keep_large_buffers
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def synthesise(
             is saved.
         Interrupted: a signal came; the state is saved.
     """
+    keep_large_buffers()
     optimisers = list(method.optimisers(syn))
     rates = _rates(optimisers)
     loaded = checkpoint.load(syn, optimisers) if checkpoint else None

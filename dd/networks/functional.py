@@ -49,13 +49,9 @@ class Functional:
 
     def __call__(self, flat: Tensor, images: Tensor) -> Tensor:
         """Logits (n, classes) of the network with parameters `flat` (P,) for images (n, c, h, w) of the same type."""
-        return self.of_parts(self.unflatten(flat), images)
-
-    def of_parts(self, parts: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """Logits (n, classes) of the network with the given parameters by name."""
-        state, like = dict(parts), next(iter(parts.values()))
+        state = self.unflatten(flat)
         for name, buffer in self.module.named_buffers():  # constants of the architecture follow the parameters
-            state[name] = buffer.to(like) if buffer.is_floating_point() else buffer.to(like.device)
+            state[name] = buffer.to(flat) if buffer.is_floating_point() else buffer.to(flat.device)
         return functional_call(self.module, state, (images,))
 
     @torch.no_grad()

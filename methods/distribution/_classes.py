@@ -125,16 +125,33 @@ def accumulated(losses: Sequence[Callable[[], Terms]], variable: Tensor, names: 
     """
     if len(losses) == 1 and not parallel.is_parallel():
         return losses[0]()
+    values, gradient = _in_turn(losses, variable, names)
+    parallel.summed(gradient)
+    values = dict(zip(names, parallel.summed(torch.stack(list(values.values()))), strict=True))
+    return _carried(values, gradient, variable)
+
+
+def in_turn(losses: Sequence[Callable[[], Terms]], variable: Tensor, names: Sequence[str]) -> Terms:
+    """As `accumulated`, of this process's losses alone."""
+    return _carried(*_in_turn(losses, variable, names), variable)
+
+
+def _in_turn(
+    losses: Sequence[Callable[[], Terms]], variable: Tensor, names: Sequence[str]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The sums of the terms, without a graph, and the gradient of their total."""
     values = dict.fromkeys(names, variable.new_zeros(()))
     gradient = torch.zeros_like(variable)
     for loss in losses:
         terms = loss()
         gradient += torch.autograd.grad(torch.stack(list(terms.values())).sum(), variable)[0]
         values = {name: values[name] + terms[name].detach() for name in names}
-    parallel.summed(gradient)
-    values = dict(zip(names, parallel.summed(torch.stack(list(values.values()))), strict=True))
+    return values, gradient
+
+
+def _carried(values: dict[str, Tensor], gradient: Tensor, variable: Tensor) -> Terms:
     carrier = (variable * gradient).sum()  # linear: its gradient is `gradient`
-    first = names[0]
+    first = next(iter(values))
     return values | {first: values[first] + carrier - carrier.detach()}
 
 

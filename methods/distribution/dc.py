@@ -1,13 +1,14 @@
 """DC: dataset condensation with gradient matching (Zhao et al., ICLR 2021, arXiv:2006.05929)."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from dd.data.augment import augment
 from dd.engine import parallel
@@ -15,7 +16,9 @@ from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import Functional
 
-from ._classes import Siamese, Terms, accumulated
+from ._classes import Siamese, Terms, accumulated, in_turn
+
+_TOGETHER = 16  # classes that are augmented together; constant, so that memory does not grow with their number
 
 
 def gradient_distance(ours: Iterable[Tensor], real: Iterable[Tensor]) -> Tensor:
@@ -80,7 +83,7 @@ class DC(Siamese):
     batch_net: Annotated[int, Field(ge=1)] = 256
 
     def prepare(self, task: Task) -> Functional:
-        """The student as a function of its parameters."""
+        """The student; its module takes the weights of the iteration."""
         return task.functional()
 
     def start(self, task: Task, prepared: Functional) -> Synthetic:
@@ -92,18 +95,22 @@ class DC(Siamese):
         assert isinstance(syn, Condensed)
         if it % self.outer == 0:
             syn.theta.copy_(prepared.flatten(task.network("matching", it // self.outer)))
-        weights = {name: part.detach().requires_grad_() for name, part in prepared.unflatten(syn.theta).items()}
+        network = prepared.module.to(syn.theta.dtype)
+        prepared.load(network, syn.theta)
 
-        def of(c: int) -> Callable[[], Terms]:
-            def distance() -> Terms:
-                batch = self.group(syn, task, it, [c])
-                real = _gradients(prepared, weights, batch.real, c)
-                ours = _gradients(prepared, weights, batch.synthetic, c, create_graph=True)
-                return {"distance": gradient_distance(ours, real)}
+        def distance(c: int, real: Tensor, synthetic: Tensor) -> Terms:
+            target, ours = _gradients(network, real, c), _gradients(network, synthetic, c, create_graph=True)
+            return {"distance": gradient_distance(ours, target)}
 
-            return distance
+        def of(classes: Sequence[int]) -> Terms:
+            batch = self.group(syn, task, it, classes)
+            images = zip(classes, batch.real.split(batch.real_sizes), batch.synthetic.split(batch.sizes), strict=True)
+            # one class at a time, as its gradient by the weights is wanted; only augmentation is done together
+            return in_turn([partial(distance, *of_class) for of_class in images], batch.synthetic, ("distance",))
 
-        return accumulated([of(c) for c in parallel.share(range(task.classes))], syn.images, ("distance",))
+        classes = parallel.share(range(task.classes))
+        chunks = [classes[first : first + _TOGETHER] for first in range(0, len(classes), _TOGETHER)]
+        return accumulated([partial(of, chunk) for chunk in chunks], syn.images, ("distance",))
 
     def project(self, syn: Synthetic, task: Task) -> None:
         """Train the network on the images, unless a new one is due."""
@@ -112,23 +119,25 @@ class DC(Siamese):
         syn.done += 1
         if (it + 1) % self.outer == 0:
             return
-        network, theta = task.functional(), syn.theta.clone()
+        template = task.functional()
+        network, parameters = template.module.to(syn.theta.dtype), list(template.module.parameters())
+        template.load(network, syn.theta)
         images, rng = syn.images.detach(), task.generator("inner", it)
         for _ in range(self.inner):
             for index in torch.randperm(len(images), generator=rng).split(self.batch_net):
                 batch = images[index.to(images.device)]
                 if self.augment:
                     batch = augment(task.data.augment, batch, rng)
-                leaf = theta.requires_grad_()
-                loss = F.cross_entropy(network(leaf, batch), syn.targets[index.to(images.device)])
-                theta = (leaf - self.lr_net * torch.autograd.grad(loss, leaf)[0]).detach()
-        syn.theta.copy_(theta)
+                loss = F.cross_entropy(network(batch), syn.targets[index.to(images.device)])
+                steps = torch.autograd.grad(loss, parameters)
+                with torch.no_grad():
+                    for parameter, step in zip(parameters, steps, strict=True):
+                        parameter -= self.lr_net * step
+        syn.theta.copy_(template.flatten(network))
 
 
-def _gradients(
-    network: Functional, weights: Mapping[str, Tensor], images: Tensor, c: int, create_graph: bool = False
-) -> Sequence[Any]:
+def _gradients(network: nn.Module, images: Tensor, c: int, create_graph: bool = False) -> Sequence[Any]:
     """Gradients of the mean cross entropy of images of class `c` by every weight."""
     targets = torch.full((len(images),), c, device=images.device)
-    loss = F.cross_entropy(network.of_parts(weights, images), targets)
-    return torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)
+    loss = F.cross_entropy(network(images), targets)
+    return torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph)
