@@ -7,7 +7,7 @@ PART ?=
 # tests run in parallel, one thread each: two 2-thread jobs on 2 cores slow each other many times over
 WORKERS ?= auto
 
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow test-gpu lint format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ \t/'
@@ -27,6 +27,9 @@ test: $(INSTALLED)  ## all tests that need no GPU, no network, no data outside t
 
 test-slow: $(INSTALLED)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: $(INSTALLED)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -q -m gpu
 
 lint: $(INSTALLED)  ## ruff, pyright, codespell, and the direction of imports
 	$(BIN)/ruff check .

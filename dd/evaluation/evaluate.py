@@ -149,7 +149,7 @@ def set_arm(name: str, distilled: DistilledSet, device: torch.device) -> Arm:
 
     def load(_: int) -> tuple[Tensor, Tensor]:
         targets = distilled.labels if distilled.label_kind == "hard" else distilled.targets()
-        return decode(distilled.images.to(device), factor), decoded_labels(targets, factor).to(device)
+        return decode(distilled.images.to(device), factor), decoded_labels(targets, factor, distilled.n).to(device)
 
     return Arm(name, lambda _: digest, load, distilled.n * factor**2)
 
@@ -173,7 +173,7 @@ def decoded_arm(task: Task, factor: int) -> Arm:
         more = replace(task, targets=task.targets.repeat_interleave(factor**2))
         index = more.real_indices("decoded control", j)
         images = mosaic(task.data.train.images(index), factor)
-        return decode(images, factor), decoded_labels(task.targets, factor)
+        return decode(images, factor), decoded_labels(task.targets, factor, len(images))
 
     def key(j: int) -> dict[str, Any]:
         return {"mosaics": counts, "factor": factor, "draw": j}

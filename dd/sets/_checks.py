@@ -56,6 +56,8 @@ def labels(ds: "DistilledSet") -> None:
     """Dimensions, type and values of the labels, and that there is one per image."""
     y = ds.labels
     lead = tuple(ds.images.shape) if ds.image_kind == "schedule" else (ds.n,)
+    if ds.image_kind == "tiles" and len(y) == ds.n * ds.decode_factor**2:
+        lead = (len(y),)
     if ds.label_kind in ("hard", "views"):
         _typed(y, torch.int64, "labels")
         _require(tuple(y.shape) == lead, "labels", f"shape {tuple(y.shape)}, where the images ask for {lead}")

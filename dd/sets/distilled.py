@@ -25,7 +25,8 @@ TENSORS = ("images", "labels")
 class DistilledSet:
     """A distilled set: images, labels, and what is needed to use them as they are meant.
 
-    Labels lead with the dimensions that the images lead with, called *lead* here: (n,), and (e, n) for a schedule.
+    Labels lead with the dimensions that the images lead with, called *lead* here: (n,), and (e, n) for a schedule; of
+    tiles there may also be one per decoded image, in the order of `dd.sets.tiles.decode`.
 
     Attributes:
         images: by `image_kind`: *pixels* float32 (n, c, h, w); *tiles* float32 (n, c, h, w), each holding

@@ -56,8 +56,10 @@ def mosaic(images: Tensor, factor: int) -> Tensor:
     return torch.cat(rows, 2)
 
 
-def decoded_labels(labels: Tensor, factor: int) -> Tensor:
-    """Labels (n, ...) of what `decode` gives, (n * factor^2, ...)."""
+def decoded_labels(labels: Tensor, factor: int, n: int) -> Tensor:
+    """Labels (n * factor^2, ...) of what `decode` gives of n images, from one label per image or per decoded image."""
+    if len(labels) == n * factor**2:
+        return labels
     return labels.repeat(factor**2, *[1] * (labels.dim() - 1))
 
 

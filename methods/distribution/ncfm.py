@@ -18,7 +18,7 @@ from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import Functional, embed
 from dd.sets import DistilledSet
-from dd.sets.tiles import decode, mosaic
+from dd.sets.tiles import decode, decoded_labels, mosaic
 from dd.training import ExpertSettings, Trajectories, expert_needs, stack_size, trajectories
 
 from ._classes import Chunked, Terms, accumulated, augment_by_class, class_means, real_images
@@ -108,6 +108,9 @@ class NCFM(Chunked):
         scale: of the discrepancy.
         calibration: weight of the trained network's cross entropy.
         strategy: IDC's augmentation of both sides, one draw per class; None for none.
+        refine: every decoded image is labelled by the pool's first network, with the class itself where that network is
+            wrong.  (In the released code a wrong one gives nearly uniform labels: its one-hot vector is taken for
+            logits.)
         experts: the pool; only first and last weights are used.
     """
 
@@ -127,6 +130,7 @@ class NCFM(Chunked):
     scale: Annotated[float, Field(gt=0)] = 300.0
     calibration: Annotated[float, Field(ge=0)] = 1.0
     strategy: str | None = "color_crop_cutout"
+    refine: bool = False
     experts: ExpertSettings = field(
         default_factory=lambda: ExpertSettings(count=20, epochs=60, momentum=0.9, weight_decay=5e-4, batch=128)
     )
@@ -246,8 +250,24 @@ class NCFM(Chunked):
             syn.images.clamp_(0, 1)
 
     def finish(self, syn: Synthetic, task: Task, prepared: Pool) -> DistilledSet:
-        """Mosaics in model space, that say how they are decoded."""
+        """Mosaics in model space, that say how they are decoded, with a label of each or of each decoded image."""
         made = super().finish(syn, task, prepared)
         images = task.data.preprocess.encode(syn.images.detach())
-        tiles = {"image_kind": "tiles", "decode_factor": self.factor} if self.factor > 1 else {}
+        tiles: dict[str, Any] = {"image_kind": "tiles", "decode_factor": self.factor} if self.factor > 1 else {}
+        if self.refine:
+            decoded = decode(images, self.factor)
+            logits = prepared.template.predict(prepared.experts.last(0, task.device), decoded)
+            labels = refined(logits, decoded_labels(syn.targets, self.factor, len(images)))
+            tiles |= {"labels": labels, "label_kind": "probabilities"}
         return replace(made, images=images, **tiles)
+
+
+def refined(logits: Tensor, classes: Tensor) -> Tensor:
+    """(n, k) a teacher's probabilities, and the class itself where the teacher would choose another.
+
+    Args:
+        logits: (n, k), the teacher's.
+        classes: (n,) the true ones.
+    """
+    right = (logits.argmax(1) == classes)[:, None]
+    return torch.where(right, logits.softmax(1), F.one_hot(classes, logits.shape[1]).to(logits.dtype))

@@ -3,6 +3,7 @@
 import importlib
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from dd.data.augment import draw_sequence
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
+from dd.evaluation.evaluate import set_arm
 from dd.networks import NetworkSpec
 from dd.rng import generator
 from dd.sets.tiles import decode, decoded_labels, mosaic
@@ -294,7 +296,7 @@ def test_decoding_keeps_constants_counts_and_order():
     assert found.shape == (12, 1, 8, 8)
     expected = torch.tensor([0, 1, 2, 10, 11, 12, 20, 21, 22, 30, 31, 32.0])
     assert torch.equal(found, expected.view(12, 1, 1, 1).expand_as(found))
-    assert torch.equal(decoded_labels(torch.tensor([5, 6, 7]), 2), torch.tensor([5, 6, 7] * 4))
+    assert torch.equal(decoded_labels(torch.tensor([5, 6, 7]), 2, 3), torch.tensor([5, 6, 7] * 4))
     assert decode(images, 1) is images
 
 
@@ -335,6 +337,31 @@ def test_a_set_says_how_it_is_decoded(played):
         other.images.zero_()
     other.take(made.images)
     assert torch.allclose(other.images, syn.images, atol=1e-6)
+
+
+def test_refined_labels_are_the_teachers_where_it_is_right(played):
+    task, method, prepared = played
+    method = replace(method, refine=True)
+    syn = method.start(task, prepared)
+    made = method.finish(syn, task, prepared)
+    made.check()
+    assert (made.label_kind, made.n, len(made.labels)) == ("probabilities", 8, 32)
+    prepared.template.load(prepared.trained, prepared.experts.last(0, task.device))
+    right = 0
+    for tile in range(4):  # row by row of tiles, as they are decoded
+        rows, columns = slice(4 * (tile // 2), 4 * (tile // 2) + 4), slice(4 * (tile % 2), 4 * (tile % 2) + 4)
+        for i in range(8):
+            part = made.images[i : i + 1, :, rows, columns]
+            z = prepared.trained(F.interpolate(part, size=(8, 8), mode="bilinear"))[0]
+            share, own = (z.exp() / z.exp().sum()).tolist(), int(task.targets[i])
+            correct = share[own] == max(share)
+            right += correct
+            expected = share if correct else [float(c == own) for c in range(4)]
+            assert made.labels[8 * tile + i].tolist() == pytest.approx(expected, abs=1e-5)
+    assert 0 < right < 32
+    images, labels = set_arm("it", made, task.device).load(0)
+    assert len(images) == len(labels) == 32
+    torch.testing.assert_close(labels, made.labels)
 
 
 def test_the_sequence_has_flip_colour_and_cutout_always():
