@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from dd.training.compiled import BatchLoss, Loss
 from dd.training.criteria import PLAIN, Criterion
 from dd.training.gsam import gsam_gradient
 from dd.training.penalty import gradient_penalty
+
+WARM = 0.01  # share of lr that a warm-up begins with
 
 Batches = Callable[[torch.Generator, int], Iterator[tuple[Tensor, Tensor]]]
 """One shuffled pass, from a generator and its number: `(images (b, c, h, w), targets that the criterion takes)`."""
@@ -79,7 +81,7 @@ class Fit:
         """The learning rate of step `step`, counted from 0."""
         lr = self.lr * self.decay ** sum(at <= step for at in self.decay_at)
         if step < self.warmup:
-            return lr * (0.01 + 0.99 * step / self.warmup)
+            return lr * (WARM + (1 - WARM) * step / self.warmup)
         if self.cosine is None:
             return lr
         done = (step - self.warmup) / max(self.steps - self.warmup, 1)
@@ -92,6 +94,18 @@ class Fit:
 
 Path = tuple[int, *tuple[str | int, ...]]
 """A root seed and names: the path under which all random draws of one network stand."""
+
+
+class Keep(Protocol):
+    """Where the state of one network is kept between passes, so that a killed process goes on where it was."""
+
+    def load(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, int]:
+        """Restore what is kept, in place: (passes, steps) done by then, (0, 0) where nothing is."""
+        ...
+
+    def save(self, network: nn.Module, optimiser: torch.optim.Optimizer, done: int, step: int) -> None:
+        """Keep the state after `done` passes and `step` steps."""
+        ...
 
 
 class Trainer:
@@ -114,7 +128,12 @@ class Trainer:
         self._loss = BatchLoss(build(generator(0, "skeleton")), compile, precision)
 
     def train(
-        self, paths: Sequence[Path], batches: Batches, fit: Fit, after_pass: AfterPass | None = None
+        self,
+        paths: Sequence[Path],
+        batches: Batches,
+        fit: Fit,
+        after_pass: AfterPass | None = None,
+        keeps: Sequence[Keep] | None = None,
     ) -> Iterator[nn.Module]:
         """Train one network per path.
 
@@ -123,22 +142,26 @@ class Trainer:
             batches: the data, one shuffled pass at a time.
             fit: how to train.
             after_pass: called after every whole pass of every network.
+            keeps: one per path, where its state is kept after every whole pass and taken up again; the bits are those
+                of a training that was never interrupted.
 
         Yields:
             The trained network of each path; valid until the next is asked for.
         """
         network = self._loss.network
-        for path in paths:
+        for path, keep in zip(paths, keeps or [None] * len(paths), strict=True):
             network.load_state_dict(self._build(generator(*path, "weights")).state_dict())
-            self._train_one(path, batches, fit, after_pass)
+            self._train_one(path, batches, fit, after_pass, keep)
             yield network
 
-    def _train_one(self, path: Path, batches: Batches, fit: Fit, after_pass: AfterPass | None) -> None:
+    def _train_one(
+        self, path: Path, batches: Batches, fit: Fit, after_pass: AfterPass | None, keep: Keep | None
+    ) -> None:
         network, loss_of = self._loss.network, self._loss.of(fit.steps, fit.criterion)
         network.train()
-        done = step = 0
-        optimiser = make_optimiser(network.parameters(), fit, step)
-        if after_pass:
+        optimiser = make_optimiser(network.parameters(), fit, 0)
+        done, step = keep.load(network, optimiser) if keep else (0, 0)
+        if after_pass and not done:
             after_pass(0, network)
         while step < fit.steps:
             draws = generator(*path, "augment", done)
@@ -157,6 +180,8 @@ class Trainer:
                 step += 1
             else:
                 done += 1
+                if keep:
+                    keep.save(network, optimiser, done, step)
                 if after_pass:
                     after_pass(done, network)
 
