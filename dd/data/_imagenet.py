@@ -78,6 +78,6 @@ def read(entry: Entry, folder: Path, parquet: _parquet.Files | None) -> Encoded:
 
 def sorted_ids() -> tuple[str, ...]:
     """WordNet ids of ImageNet-1K in the order of its labels, which copies without them count by."""
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     return tuple(ImageNetInfo().label_names())

@@ -46,10 +46,10 @@ class _Groups:
         with slot.lock:
             if slot.column is None:
                 with pq.ParquetFile(path, memory_map=True) as file:
-                    slot.column = file.read_row_group(group, columns=[self._column])[self._column]
-                slot.size = slot.column.nbytes
+                    column = file.read_row_group(group, columns=[self._column])[self._column]
+                slot.column, slot.size = column, column.nbytes
                 self._forget()
-        return slot.column
+            return slot.column
 
     def _forget(self) -> None:
         with self._lock:

@@ -1,6 +1,6 @@
 """One part of a data set as methods see it, wherever its images are kept, and what opening a data set yields."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,7 +61,7 @@ class Opened:
     content: str
 
 
-def require_usable(name: str, classes: Sequence[str], train_labels: Tensor, test_labels: Tensor) -> None:
+def require_usable(name: str, classes: tuple[str, ...], train_labels: Tensor, test_labels: Tensor) -> None:
     """Raise a `UsageError` for data that are of no use for classification."""
     if len(classes) < 2:
         raise UsageError(f"{name} has a single class ({', '.join(classes)}); distillation needs at least two")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dd.data import _images
 from dd.data import preprocess as pre
-from dd.data._content import Arrays, Encoded, Items, Listing, Part, by_class, stratified
+from dd.data._content import Arrays, Encoded, Items, Part, by_class, stratified
 from dd.data._images import CHUNK, Broken, Header, Target
 from dd.data.preprocess import Preprocess
 from dd.data.settings import DataSettings
@@ -159,8 +159,13 @@ def wanted(located: Located, content: Arrays | Encoded, settings: DataSettings, 
     if settings.stream != "auto":
         return settings.stream
     listing = content.listing()
-    target = _target(located, settings, _probed(listing.train))
-    return target is not None and _bytes(listing, target) > DEVICE_SHARE * total_memory(device)
+    target = _known(located, settings)
+    if target is None and (headers := _probed(listing.train)):
+        target = _images.choose(headers, located.channels, settings.size)
+    if target is None:
+        return False  # nothing can be read, which is said where images are decoded
+    pixels = (len(listing.train) + len(listing.test)) * target.channels * target.side**2
+    return pixels > DEVICE_SHARE * total_memory(device)
 
 
 def open_streamed(
@@ -200,7 +205,9 @@ def open_streamed(
         content=digest(key, length=64),
     )
     notes = [*listing.notes, f"decoded to {target.side} x {target.side} pixels whenever they are used"]
-    return opened, about(located, listing.classes, notes, _images.jpegs(_probed(listing.train)))
+    lossless = located.entry is not None and located.entry.lossless
+    jpeg = _images.jpegs(_probed(listing.train)) if lossless else 0
+    return opened, about(located, listing.classes, notes, jpeg)
 
 
 def sample(count: int, limit: int, run: int, rng: torch.Generator) -> Tensor:
@@ -214,12 +221,11 @@ def sample(count: int, limit: int, run: int, rng: torch.Generator) -> Tensor:
 
 def _settled(located: Located, content: Encoded, settings: DataSettings) -> Target:
     """What images are brought to, from the headers of at most 10,000 training images where it is not known."""
-    listing = content.listing()
-    if located.channels and settings.size:
-        return Target(located.channels, settings.size)
+    if known := _known(located, settings):
+        return known
 
     def survey() -> dict[str, Any]:
-        items = listing.train.items
+        items = content.listing().train.items
         index = sample(len(items), FIT_IMAGES, items.run, generator(0, "survey"))
         good = [h for h in _images.headers(items, index.tolist()) if isinstance(h, Header)]
         if not good:
@@ -264,12 +270,8 @@ def _probed(part: Part) -> list[Header]:
     return [header for header in found if isinstance(header, Header)]
 
 
-def _target(located: Located, settings: DataSettings, headers: list[Header]) -> Target | None:
-    return _images.choose(headers, located.channels, settings.size) if headers else None
-
-
-def _bytes(listing: Listing, target: Target) -> int:
-    return (len(listing.train) + len(listing.test)) * target.channels * target.side**2
+def _known(located: Located, settings: DataSettings) -> Target | None:
+    return Target(located.channels, settings.size) if located.channels and settings.size else None
 
 
 _UNSCALED = pre.standard(torch.empty(0), ((0.5,), (0.5,)))
