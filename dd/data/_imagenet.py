@@ -28,7 +28,7 @@ _WHOLE = Entry(
     hub=("ILSVRC/imagenet-1k", "imagenet-1k"),
     page=_PAGE,
     varied=True,
-    test=("validation", "valid", "val"),  # labels of the test part are secret
+    test=("val", "validation", "valid"),  # labels of the test part are secret
     classes_expected=1000,
     lossless=False,
 )
@@ -70,7 +70,7 @@ def read(entry: Entry, folder: Path, parquet: _parquet.Files | None) -> Encoded:
     if parquet:
         known = entry.name != _LARGE.name
         return _parquet.read(parquet, sorted_ids() if known else None, only=entry.classes)
-    train, test = folder / "train", next((path for name in ("val", "test") if (path := folder / name).is_dir()), None)
+    train, test = folder / "train", next((p for name in _WHOLE.test if (p := folder / name).is_dir()), None)
     if entry.classes and (missing := [name for name in entry.classes if not (train / name).is_dir()]):
         raise UsageError(f"{train} lacks {len(missing)} classes of {entry.name}: {', '.join(missing[:5])}")
     return _folder.encoded(folder, train, test, only=entry.classes)
