@@ -43,7 +43,10 @@ def command(ctx: click.Context, as_json: bool) -> None:
         return
     table = plain_table("dataset", "", "where", "size", "licence")
     for source in sources:
-        where = source.where or ("" if ":" in source.name else "not here; downloaded when asked for")
+        absent = (
+            "not here; never downloaded, wants an account" if source.page else "not here; downloaded when asked for"
+        )
+        where = source.where or ("" if ":" in source.name else absent)
         table.add_row(source.name, source.description, where, readable_size(source.bytes), source.licence)
     print_table(console(), table)
 

@@ -1,7 +1,9 @@
 """Real images: sources by name, splits on the device, preprocessing, augmentation."""
 
 from dd.data.preprocess import Preprocess
-from dd.data.real import DataSettings, RealData, Split, open_data
+from dd.data.real import RealData, open_data
+from dd.data.settings import DataSettings
 from dd.data.sources import list_sources
+from dd.data.split import Split
 
 __all__ = ["DataSettings", "Preprocess", "RealData", "Split", "list_sources", "open_data"]

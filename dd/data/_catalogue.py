@@ -1,18 +1,17 @@
 """What is known beforehand about the data sets that go by a name: facts, places, downloads."""
 
-from dataclasses import dataclass
-
-Constants = tuple[tuple[float, ...], tuple[float, ...]]
-
-ALL_AUGMENTATIONS = "color_crop_cutout_flip_scale_rotate"
-DIGIT_AUGMENTATIONS = "color_crop_cutout_scale_rotate"  # a mirrored digit is no digit
-
-# Means and standard deviations per channel, in [0, 1] units, as this family of papers uses them.
-CIFAR10: Constants = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-IMAGENET: Constants = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MNIST: Constants = (0.1307,), (0.3081,)
-FASHION: Constants = (0.2861,), (0.3530,)
-SVHN: Constants = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+from dd.data import _imagenet
+from dd.data._entry import (
+    ALL_AUGMENTATIONS,
+    CIFAR10,
+    DIGIT_AUGMENTATIONS,
+    FASHION,
+    IMAGENET,
+    MNIST,
+    SVHN,
+    Entry,
+    Remote,
+)
 
 DIGITS = tuple("0123456789")
 FASHION_CLASSES = (
@@ -28,66 +27,6 @@ FASHION_CLASSES = (
     "Ankle boot",
 )
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-
-@dataclass(frozen=True)
-class Remote:
-    """One file of a download.
-
-    Attributes:
-        urls: addresses of the same file, tried in order.
-        path: where it goes below the download folder.
-        md5: the published checksum.
-        megabytes: its size, for people.
-        unpacks_to: top folder of the archive, when it is one.
-    """
-
-    urls: tuple[str, ...]
-    path: str
-    md5: str
-    megabytes: float
-    unpacks_to: str = ""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A data set that goes by a name.
-
-    Attributes:
-        name: its name here.
-        description: one line.
-        licence: "not stated" is a value.
-        channels: 1 or 3.
-        classes: published names in label order; None takes those that come with the data.
-        constants: published mean and standard deviation per channel, in [0, 1] units.
-        augment: DSA strategy that suits it.
-        native: format of the published files: "embedded", "idx", "cifar10", "cifar100", "svhn" or "tiny".
-        folders: where those files are, below a folder of data sets.
-        marker: a file (or pattern) that tells that they are there.
-        parquet: folders with the Hugging Face parquet layout, below a folder of data sets.
-        hub: names on the Hugging Face hub.
-        remotes: where to get it.
-        classes_expected: number of classes of the whole data set.
-        lossless: the published images are lossless, so that a JPEG copy is worth a note.
-        note: something a user should know about what we do with it.
-    """
-
-    name: str
-    description: str
-    licence: str
-    channels: int
-    classes: tuple[str, ...] | None
-    constants: Constants
-    augment: str
-    native: str
-    folders: tuple[str, ...] = ()
-    marker: str = ""
-    parquet: tuple[str, ...] = ()
-    hub: tuple[str, ...] = ()
-    remotes: tuple[Remote, ...] = ()
-    classes_expected: int = 10
-    lossless: bool = True
-    note: str = ""
 
 
 def _idx_remotes(bases: tuple[str, ...], folder: str, checksums: tuple[str, str, str, str]) -> tuple[Remote, ...]:
@@ -257,4 +196,4 @@ _ENTRIES = (
     ),
 )
 
-CATALOGUE = {entry.name: entry for entry in _ENTRIES}
+CATALOGUE = {entry.name: entry for entry in (*_ENTRIES, *_imagenet.ENTRIES)}

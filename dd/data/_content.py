@@ -1,12 +1,16 @@
 """What readers yield: arrays, or encoded images that still want decoding."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dd.io import digest
 from dd.rng import generator
 
 TEST_SHARE = 0.2  # of the images, where a user's own data have no test part
@@ -26,20 +30,66 @@ class Arrays:
     jpeg: int = 0
 
 
-@dataclass(frozen=True)
-class Part:
-    """Encoded images of one split: bytes of image files or paths to them, labels, and a name of each for messages."""
+class Items(Protocol):
+    """Where encoded images are, by position; millions of them take little memory, and threads may read at once."""
 
-    items: Sequence[bytes | Path]
-    labels: Sequence[int]
-    names: Sequence[str]
+    @property
+    def run(self) -> int:
+        """How many neighbours are read at about the cost of one."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def load(self, i: int) -> bytes | Path:
+        """The bytes of image `i`, or the path of its file."""
+        ...
+
+    def name(self, i: int) -> str:
+        """What to call it in messages."""
+        ...
+
+    def take(self, index: Sequence[int]) -> "Items":
+        """Those at these positions."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files by their paths below a folder."""
+
+    root: Path
+    paths: Sequence[str]
+    run: int = 1
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.paths)
 
-    def take(self, index: Sequence[int]) -> "Part":
+    def load(self, i: int) -> Path:
+        """See `Items`."""
+        return self.root / self.paths[i]
+
+    def name(self, i: int) -> str:
+        """See `Items`."""
+        return self.paths[i]
+
+    def take(self, index: Sequence[int]) -> "ImageFiles":
+        """See `Items`."""
+        return ImageFiles(self.root, [self.paths[i] for i in index])
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Encoded images of one split, and their labels: int64 (n,), on the CPU."""
+
+    items: Items
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "Part":
         """The images at these positions."""
-        return Part([self.items[i] for i in index], [self.labels[i] for i in index], [self.names[i] for i in index])
+        return Part(self.items.take(index.tolist()), self.labels[index])
 
 
 @dataclass(frozen=True)
@@ -54,15 +104,20 @@ class Listing:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Encoded images that are listed only when their decoded form is not in the cache.
+    """Encoded images that are listed only when they are wanted.
 
     Attributes:
         identity: JSON-able, changes whenever the files do (paths, sizes, times of change).
-        listing: reads the list of images.
+        listing: the list of images, read once.
     """
 
     identity: object
     listing: Callable[[], Listing]
+
+    @property
+    def key(self) -> str:
+        """Hash of the identity."""
+        return digest(self.identity, length=64)
 
 
 def stratified(labels: Tensor, share: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
@@ -79,8 +134,7 @@ def stratified(labels: Tensor, share: float, seed: int, purpose: str) -> tuple[T
     """
     taken = torch.zeros(len(labels), dtype=torch.bool)
     if share > 0 and len(labels):
-        for c in range(int(labels.max()) + 1):
-            members = torch.nonzero(labels == c).flatten()
+        for c, members in enumerate(by_class(labels, int(labels.max()) + 1)):
             count = min(max(1, round(share * len(members))), len(members) - 1)
             if count > 0:
                 order = torch.randperm(len(members), generator=generator(seed, purpose, c))
@@ -88,17 +142,29 @@ def stratified(labels: Tensor, share: float, seed: int, purpose: str) -> tuple[T
     return torch.nonzero(~taken).flatten(), torch.nonzero(taken).flatten()
 
 
+def by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
+    """Positions of the images of every class, ascending, for int64 labels (n,)."""
+    counts = torch.bincount(labels, minlength=classes)
+    return torch.argsort(labels, stable=True).split(counts.tolist())
+
+
 def with_test_part(part: Part, classes: tuple[str, ...], notes: tuple[str, ...] = ()) -> Listing:
     """A listing of images that have no test part: a fixed fifth of every class becomes it."""
-    kept, taken = stratified(torch.tensor(part.labels, dtype=torch.int64), TEST_SHARE, TEST_SEED, "test part")
+    kept, taken = stratified(part.labels, TEST_SHARE, TEST_SEED, "test part")
     note = f"no test part was found: {TEST_SHARE:.0%} of every class, drawn with a fixed seed, are the test images"
-    return Listing(part.take(kept.tolist()), part.take(taken.tolist()), classes, (*notes, note))
+    return Listing(part.take(kept), part.take(taken), classes, (*notes, note))
 
 
-def file_identity(paths: Sequence[Path], root: Path) -> list[list[str | int]]:
-    """Name, size and time of change of files, which together tell whether they changed."""
-    rows: list[list[str | int]] = []
+def file_identity(paths: Iterable[Path | str], root: Path) -> str:
+    """A hash of name, size and time of change of files, which together tell whether they changed.
+
+    Args:
+        paths: of the files, absolute or below `root`; millions may come.
+        root: what their names are relative to.
+    """
+    total = hashlib.sha256()
     for path in paths:
-        status = path.stat()
-        rows.append([path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns])
-    return rows
+        status = os.stat(os.path.join(root, path))
+        name = path if isinstance(path, str) else path.relative_to(root).as_posix()
+        total.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return total.hexdigest()

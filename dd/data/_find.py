@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dd.data import _parquet
-from dd.data._catalogue import EMBEDDED, Entry
+from dd.data._catalogue import EMBEDDED
+from dd.data._entry import Entry
 from dd.errors import UsageError
 from dd.io import home, writable
 from dd.io.download import download, unpack
@@ -54,6 +55,8 @@ def fetch(entry: Entry) -> Found:
         UsageError: no network, or what came has the wrong checksum; says where it was looked for and what helps.
         RunError: the disk is full.
     """
+    if entry.page:
+        raise missing(entry, "may not be downloaded")
     folder = writable(downloads(), "set DD_HOME to a folder that can be written to")
     try:
         for remote in entry.remotes:
@@ -74,9 +77,22 @@ def fetch(entry: Entry) -> Found:
 def missing(entry: Entry, why: str) -> UsageError:
     """The one line that says where a data set was looked for, and the ways out."""
     places = ", ".join(_shown(root) for root in roots())
+    if entry.page:
+        return _not_ours(entry, places)
     how = f"get it elsewhere and put it into $DD_DATA as {entry.parquet[0]}/…/train-*.parquet or {_first(entry)}"
     return UsageError(
         f"{entry.name} was not found (looked in {places}) and {why}: {how}; dataset={EMBEDDED} needs no download"
+    )
+
+
+def _not_ours(entry: Entry, places: str) -> UsageError:
+    whole, first = entry.within or entry.name, entry.folders[0]
+    here = f"{entry.name} is a part of {whole}, which" if entry.within else whole
+    own = f"; a copy of these classes alone: dataset=folder:PATH like={entry.name}.ipc10" if entry.within else ""
+    return UsageError(
+        f"{here} was not found (looked in {places}) and is never downloaded, as its licence wants an account: get it "
+        f"from {entry.page} and put it into $DD_DATA as {first}/train/WNID/… and {first}/val/WNID/…, or as "
+        f"{first}/…/train-*.parquet{own}; dataset={EMBEDDED} needs no download"
     )
 
 
@@ -110,12 +126,14 @@ def _below(root: Path, entry: Entry) -> Found | None:
     if not root.is_dir():
         return None
     # a download of ours that was cut off is not there: `fetch` goes on with the files that are missing
-    folders = entry.folders if root != downloads() or _complete(entry) else ()
+    folders = [root / name for name in entry.folders] if root != downloads() or _complete(entry) else []
+    if entry.page and root.name in entry.folders:
+        folders.insert(0, root)  # $DD_DATA names the data set itself
     for folder in folders:
-        if next((root / folder).glob(entry.marker), None):
-            return Found(root / folder)
+        if next(folder.glob(entry.marker), None):
+            return Found(folder)
     for folder in _parquet_folders(root, entry):
-        if files := _parquet.find(folder):
+        if files := _parquet.find(folder, entry.test):
             return Found(folder, files)
     return None
 

@@ -1,9 +1,14 @@
 """A user's own images in folders, one per class (torchvision's `ImageFolder` rules)."""
 
-from collections.abc import Sequence
+import os
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
-from dd.data._content import Encoded, Listing, Part, file_identity, with_test_part
+import torch
+from torch import Tensor
+
+from dd.data._content import Encoded, ImageFiles, Listing, Part, file_identity, with_test_part
 from dd.errors import UsageError, unknown
 
 TEST_NAMES = ("test", "val", "valid", "validation")
@@ -25,45 +30,70 @@ def read(root: Path) -> Encoded:
     return encoded(root, root, None)
 
 
-def encoded(root: Path, train: Path, test: Path | None, notes: tuple[str, ...] = ()) -> Encoded:
-    """The images below two class-folder trees; without a test tree, a fixed part of the training images is taken."""
-    classes, train_part = images_below(train, root)
-    test_part = _relabelled(test, root, classes) if test else None
-    paths = [Path(str(path)) for part in (train_part, test_part) if part for path in part.items]
+def encoded(
+    root: Path, train: Path, test: Path | None, notes: tuple[str, ...] = (), only: tuple[str, ...] | None = None
+) -> Encoded:
+    """The images below two class-folder trees; without a test tree, a fixed part of the training images is taken.
 
+    Args:
+        root: what images are named from.
+        train: holds a folder for each class.
+        test: holds folders of the same names, or None.
+        notes: what a user should know, added to what is found.
+        only: the classes to read, in label order; None: all of them, in alphabetical order.
+
+    Raises:
+        UsageError: there is no image, or the test part has a class of its own.
+    """
+    classes, files, labels = images_below(train, root, only)
+    paths, part = files.paths, Part(files, labels)
+    test_part: Part | None = None
+    if test:
+        test_files, test_labels = _relabelled(test, root, classes, only)
+        paths, test_part = chain(paths, test_files.paths), Part(test_files, test_labels)
+
+    @cache
     def listing() -> Listing:
-        if test_part is None:
-            return with_test_part(train_part, classes, notes)
-        return Listing(train_part, test_part, classes, notes)
+        return Listing(part, test_part, classes, notes) if test_part else with_test_part(part, classes, notes)
 
-    return Encoded({"files": file_identity(paths, root), "classes": classes, "split": test is not None}, listing)
+    identity = {"files": file_identity(paths, root), "classes": classes, "split": test is not None}
+    return Encoded(identity, listing)
 
 
-def images_below(folder: Path, root: Path) -> tuple[tuple[str, ...], Part]:
-    """Class names in alphabetical order, and all images of the class folders.
+def images_below(
+    folder: Path, root: Path, only: tuple[str, ...] | None = None
+) -> tuple[tuple[str, ...], ImageFiles, Tensor]:
+    """Class names in label order, all images of the class folders, which are not opened, and their labels (n,).
 
     Raises:
         UsageError: there is no class folder, or none holds an image.
     """
     from torchvision.datasets import ImageFolder
 
+    class Some(ImageFolder):
+        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+            names, numbers = super().find_classes(directory)
+            if only is None:
+                return names, numbers
+            return list(only), {name: number for number, name in enumerate(only) if name in numbers}
+
     try:
-        found = ImageFolder(str(folder), allow_empty=True)
+        found = Some(str(folder), allow_empty=True)
     except FileNotFoundError as error:
         raise UsageError(f"{folder} holds no class folders; it wants {folder.name}/CLASS/IMAGE.png") from error
     if not found.samples:
         raise UsageError(f"the {len(found.classes)} folders in {folder} hold no images (png, jpg, bmp, webp, …)")
-    return tuple(found.classes), part([Path(path) for path, _ in found.samples], [c for _, c in found.samples], root)
+    skip = len(str(root)) + 1
+    paths = [path[skip:].replace(os.sep, "/") for path, _ in found.samples]
+    return tuple(found.classes), ImageFiles(root, paths), torch.tensor(found.targets, dtype=torch.int64)
 
 
-def part(paths: Sequence[Path], labels: Sequence[int], root: Path) -> Part:
-    """Image files with their labels, named by their paths below `root`."""
-    return Part(paths, labels, [path.relative_to(root).as_posix() for path in paths])
-
-
-def _relabelled(folder: Path, root: Path, classes: tuple[str, ...]) -> Part:
-    names, found = images_below(folder, root)
+def _relabelled(
+    folder: Path, root: Path, classes: tuple[str, ...], only: tuple[str, ...] | None
+) -> tuple[ImageFiles, Tensor]:
+    names, files, labels = images_below(folder, root, only)
+    numbers = {name: number for number, name in enumerate(classes)}
     for name in names:
-        if name not in classes:
+        if name not in numbers:
             raise unknown(f"class in {folder}:", name, classes)
-    return Part(found.items, [classes.index(names[label]) for label in found.labels], found.names)
+    return files, torch.tensor([numbers[name] for name in names])[labels]

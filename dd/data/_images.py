@@ -1,4 +1,7 @@
-"""Image files in, one uint8 tensor out: headers first, to settle one size for all, then the pixels, in threads."""
+"""Image files in, uint8 pixels out: headers first, to settle one size for all, then the pixels, in threads.
+
+Pillow and its codecs release the interpreter's lock, so threads decode as processes would, without copies between them.
+"""
 
 import io
 import os
@@ -6,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dd.data._content import Arrays, Listing, Part
+from dd.data._content import Arrays, Items, Listing, Part
 from dd.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_CHUNK = 256  # images a thread takes at a time
+CHUNK = 16  # images a thread takes at a time
+_MOST_WORKERS = 16  # of one process, whose interpreter's lock more would wait for
 _SHOWN = 5  # broken files named in an error
 _GREY = {"1", "L"}
 _DEEP = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}  # more than 8 bits per channel
@@ -33,7 +38,7 @@ class Broken:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Header:
     """What is known of an image before its pixels are decoded; sizes in pixels."""
 
@@ -51,15 +56,16 @@ class Target:
     side: int
 
 
-def decode(listing: Listing, channels: int | None = None) -> tuple[Arrays, list[Broken]]:
+def decode(listing: Listing, channels: int | None = None, side: int | None = None) -> tuple[Arrays, list[Broken]]:
     """Decode both splits of a listing to one size.
 
-    Images of another size than the most common one have their shorter side resized to it and their centre cropped.
-    Broken images are left out and reported.
+    Images of another size have their shorter side resized to it and their centre cropped.  Broken images are left out
+    and reported.
 
     Args:
         listing: the encoded images.
         channels: 1 or 3; None: 1 when all images are grey, else 3.
+        side: height and width in pixels; None: those that most images have, of oblong ones the shorter.
 
     Returns:
         The images with notes on what was done to them, and the broken ones.
@@ -68,25 +74,39 @@ def decode(listing: Listing, channels: int | None = None) -> tuple[Arrays, list[
         UsageError: not a single image can be read.
     """
     parts = (listing.train, listing.test)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        headers = [_map(pool, _header, part) for part in parts]
-        good = [header for part in headers for header in part if isinstance(header, Header)]
-        if not good:
-            raise UsageError(f"none of the {len(listing.train) + len(listing.test)} images can be decoded")
-        target = choose(good, channels)
-        decoded = [_pixels(pool, part, header, target) for part, header in zip(parts, headers, strict=True)]
+    found, good = all_headers(listing)
+    target = choose(good, channels, side)
+    decoded = [pixels(part, row, target) for part, row in zip(parts, found, strict=True)]
     (train_images, train_labels, broken), (test_images, test_labels, more) = decoded
-    notes = (*listing.notes, *_notes(good, target))
-    jpeg = sum(header.format == "JPEG" for header in good)
-    arrays = Arrays(train_images, train_labels, test_images, test_labels, listing.classes, notes, jpeg)
+    notes = (*listing.notes, *notes_on(good, target))
+    arrays = Arrays(train_images, train_labels, test_images, test_labels, listing.classes, notes, jpegs(good))
     return arrays, broken + more
 
 
-def choose(headers: Sequence[Header], channels: int | None = None) -> Target:
+def all_headers(listing: Listing) -> tuple[list[list[Header | Broken]], list[Header]]:
+    """The header of every image, split by split, and the good ones of both.
+
+    Raises:
+        UsageError: not a single image can be read.
+    """
+    found = [headers(part.items, range(len(part))) for part in (listing.train, listing.test)]
+    good = [header for part in found for header in part if isinstance(header, Header)]
+    if not good:
+        raise UsageError(f"none of the {len(listing.train) + len(listing.test)} images can be decoded")
+    return found, good
+
+
+def headers(items: Items, index: Sequence[int]) -> list[Header | Broken]:
+    """Headers of the images at these positions, in their order."""
+    return each(items, index, lambda i: _header(items.load(i)))
+
+
+def choose(headers: Sequence[Header], channels: int | None = None, side: int | None = None) -> Target:
     """One target for all: the most common size (of equally common ones the smallest), its shorter side."""
     sizes = Counter((header.width, header.height) for header in headers)
     (width, height), _ = min(sizes.items(), key=lambda item: (-item[1], item[0]))
-    return Target(channels or (1 if all(header.grey for header in headers) else 3), min(width, height))
+    grey = all(header.grey for header in headers)
+    return Target(channels or (1 if grey else 3), side or min(width, height))
 
 
 def refuse(broken: Sequence[Broken], name: str) -> None:
@@ -98,7 +118,8 @@ def refuse(broken: Sequence[Broken], name: str) -> None:
         raise UsageError(f"{len(broken)} broken images in {name}: {shown}{rest}; {way_out}")
 
 
-def _notes(headers: Sequence[Header], target: Target) -> list[str]:
+def notes_on(headers: Sequence[Header], target: Target) -> list[str]:
+    """What bringing all images to `target` changes."""
     side, notes = target.side, []
     other = sum((header.width, header.height) != (side, side) for header in headers)
     if other:
@@ -111,25 +132,69 @@ def _notes(headers: Sequence[Header], target: Target) -> list[str]:
     return notes
 
 
-def _map(pool: ThreadPoolExecutor, one: Callable[..., Any], part: Part, *more: Sequence[Any]) -> list[Any]:
-    """`one(item, …)` for every image, in order, in chunks; what it raises becomes a `Broken`."""
-
-    def work(start: int) -> list[Any]:
-        span = slice(start, start + _CHUNK)
-        return [
-            _guarded(one, name, *row)
-            for name, *row in zip(part.names[span], part.items[span], *(m[span] for m in more), strict=True)
-        ]
-
-    return [result for chunk in pool.map(work, range(0, len(part), _CHUNK)) for result in chunk]
+def jpegs(headers: Sequence[Header]) -> int:
+    """How many of them are JPEG files."""
+    return sum(header.format == "JPEG" for header in headers)
 
 
-def _guarded(one: Callable[..., Any], name: str, *row: Any) -> Any:
+def each(items: Items, index: Sequence[int], one: Callable[[int], Any]) -> list[Any]:
+    """`one(position)` for these positions, in their order, in threads; what it raises becomes a `Broken`."""
+    chunks = [index[start : start + CHUNK] for start in range(0, len(index), CHUNK)]
+    results = pool().map(lambda chunk: [attempt(items, i, one) for i in chunk], chunks)
+    return [result for chunk in results for result in chunk]
+
+
+def attempt(items: Items, i: int, one: Callable[[int], Any]) -> Any:
+    """`one(i)`, or `Broken` where it raises."""
     try:
-        return one(*row)
+        return one(i)
     # a damaged file can make Pillow's decoders raise almost anything
     except Exception as error:
-        return Broken(name, str(error) or type(error).__name__)
+        return Broken(items.name(i), str(error) or type(error).__name__)
+
+
+@cache
+def pool(workers: int | None = None) -> ThreadPoolExecutor:
+    """The threads that decode; they live as long as the process."""
+    return ThreadPoolExecutor(threads(workers), thread_name_prefix="dd-decode")
+
+
+def threads(workers: int | None) -> int:
+    """How many threads decode: as many as are asked for, else one per core, but at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return workers or min(_MOST_WORKERS, cores)
+
+
+def fit(item: bytes | Path, target: Target) -> np.ndarray:
+    """The pixels of an image, uint8 (c, side, side): shorter side resized (bicubic), centre cropped.
+
+    The same bytes always give the same pixels.
+    """
+    from PIL import Image, ImageOps
+
+    with _open(item) as image:
+        image = image.convert("L" if target.channels == 1 else "RGB")
+    if image.size != (target.side, target.side):
+        image = ImageOps.fit(image, (target.side, target.side), method=Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return pixels[None] if target.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Decoded images, uint8 (n, c, h, w), brought to (n, c, side, side) as files would be."""
+    from PIL import Image, ImageOps
+
+    if images.shape[-2:] == (side, side):
+        return images
+    rows = np.empty((*images.shape[:2], side, side), dtype=np.uint8)
+
+    def one(i: int) -> None:
+        for channel, pixels in enumerate(images[i].numpy()):
+            fitted = ImageOps.fit(Image.fromarray(pixels), (side, side), method=Image.Resampling.BICUBIC)
+            rows[i, channel] = np.asarray(fitted)
+
+    list(pool().map(one, range(len(images))))
+    return torch.from_numpy(rows)
 
 
 def _open(item: bytes | Path) -> "Image":
@@ -138,45 +203,35 @@ def _open(item: bytes | Path) -> "Image":
     if not item:
         raise ValueError("no bytes")
     try:
-        return Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
+        image = Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
     except UnidentifiedImageError:
         raise ValueError("not an image") from None  # Pillow's own message holds a memory address
+    if image.mode in _DEEP:
+        image.close()
+        raise ValueError(f"more than 8 bits per channel (mode {image.mode})")
+    return image
 
 
 def _header(item: bytes | Path) -> Header:
     with _open(item) as image:
-        if image.mode in _DEEP:
-            raise ValueError(f"more than 8 bits per channel (mode {image.mode})")
         return Header(image.width, image.height, image.mode in _GREY, image.format or "")
 
 
-def _pixels(
-    pool: ThreadPoolExecutor, part: Part, headers: Sequence[Header | Broken], target: Target
-) -> tuple[Tensor, Tensor, list[Broken]]:
+def pixels(part: Part, headers: Sequence[Header | Broken], target: Target) -> tuple[Tensor, Tensor, list[Broken]]:
     images = torch.empty(len(part), target.channels, target.side, target.side, dtype=torch.uint8)
     rows = images.numpy()
 
-    def one(item: bytes | Path, header: Header | Broken, position: int) -> Broken | None:
+    def one(i: int) -> Broken | None:
+        header = headers[i]
         if isinstance(header, Broken):
             return header
-        with _open(item) as image:
-            rows[position] = _fit(image, target)
+        rows[i] = fit(part.items.load(i), target)
         return None
 
-    results = _map(pool, one, part, headers, range(len(part)))
+    results = each(part.items, range(len(part)), one)
     broken = [result for result in results if result is not None]
-    labels = torch.tensor(part.labels, dtype=torch.int64)
+    labels = part.labels
     if broken:
         good = torch.tensor([result is None for result in results])
         images, labels = images[good], labels[good]
     return images, labels, broken
-
-
-def _fit(image: "Image", target: Target) -> np.ndarray:
-    from PIL import Image, ImageOps
-
-    image = image.convert("L" if target.channels == 1 else "RGB")
-    if image.size != (target.side, target.side):
-        image = ImageOps.fit(image, (target.side, target.side), method=Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    return pixels[None] if target.channels == 1 else pixels.transpose(2, 0, 1)

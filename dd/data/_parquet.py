@@ -4,10 +4,14 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dd.data._content import Encoded, Listing, Part, file_identity, with_test_part
+from dd.data._rows import Rows
 from dd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,9 +32,15 @@ class Files:
     test: tuple[Path, ...] = ()
 
 
-def find(folder: Path) -> Files | None:
-    """The training and test files of a known data set, in its folder or up to two folders deeper; None without them."""
-    found = _grouped([*folder.glob("*.parquet"), *folder.glob("*/*.parquet"), *folder.glob("*/*/*.parquet")], folder)
+def find(folder: Path, test: tuple[str, ...] = ()) -> Files | None:
+    """The training and test files of a known data set, in its folder or up to two folders deeper; None without them.
+
+    Args:
+        folder: of the data set.
+        test: names of the test part, the preferred first; () takes the usual ones.
+    """
+    paths = [*folder.glob("*.parquet"), *folder.glob("*/*.parquet"), *folder.glob("*/*/*.parquet")]
+    found = _grouped(paths, folder, test or _TEST_ORDER)
     return next((files for _, files in sorted(found.items()) if files.test), None)
 
 
@@ -55,33 +65,49 @@ def at(path: Path) -> Files:
     return next(iter(found.values()))
 
 
-def read(files: Files, classes: tuple[str, ...] | None = None, notes: tuple[str, ...] = ()) -> Encoded:
+def read(
+    files: Files,
+    classes: tuple[str, ...] | None = None,
+    notes: tuple[str, ...] = (),
+    only: tuple[str, ...] | None = None,
+) -> Encoded:
     """The images of parquet files.
 
     Args:
         files: where they are.
-        classes: names in label order where they are known, used unless the files hold another number of them.
+        classes: names in label order where they are known, used unless the files hold another number of them, or the
+            same ones in an order of their own.
         notes: what a user should know, added to what is found.
+        only: the classes to take, in label order; None: all of them.
     """
 
+    @cache
     def listing() -> Listing:
         tables = [_Table.of(paths) for paths in (files.train, files.test) if paths]
         names = _class_names(tables, classes)
         parts = [table.part(names, files.root) for table in tables]
+        if only is not None:
+            parts = [_selected(part, names, only, table.where) for part, table in zip(parts, tables, strict=True)]
+            names = only
         return Listing(parts[0], parts[1], names, notes) if files.test else with_test_part(parts[0], names, notes)
 
-    identity = {"files": file_identity([*files.train, *files.test], files.root), "split": bool(files.test)}
-    return Encoded({**identity, "classes": classes}, listing)
+    paths = [*files.train, *files.test]
+    identity = {"files": file_identity(paths, files.root), "split": bool(files.test), "classes": classes}
+    return Encoded(identity if only is None else {**identity, "only": only}, listing)
 
 
 @dataclass(frozen=True)
 class _Table:
-    """The two columns of one split, and the label names in its metadata, if any."""
+    """The labels of one split, where its images are, and the label names in its metadata, if any."""
 
-    images: list[Any]
+    paths: Sequence[Path]
+    column: str
     labels: list[Any]
     names: tuple[str, ...] | None
-    where: str
+
+    @property
+    def where(self) -> str:
+        return str(self.paths[0])
 
     @classmethod
     def of(cls, paths: Sequence[Path]) -> "_Table":
@@ -92,10 +118,10 @@ class _Table:
         try:
             schema = pq.read_schema(paths[0])
             image, label = _columns(schema, where)
-            table = pa.concat_tables([pq.read_table(path, columns=[image, label]) for path in paths])
+            labels = [value for path in paths for value in pq.read_table(path, columns=[label])[label].to_pylist()]
         except (pa.ArrowException, OSError) as error:
             raise UsageError(f"{where} cannot be read as parquet: {str(error).splitlines()[0]}") from error
-        return cls(table[image].to_pylist(), table[label].to_pylist(), _metadata_names(schema, label), where)
+        return cls(paths, image, labels, _metadata_names(schema, label))
 
     def part(self, classes: tuple[str, ...], root: Path) -> Part:
         numbers = {name: number for number, name in enumerate(classes)}
@@ -105,13 +131,21 @@ class _Table:
                 raise UsageError(
                     f"{self.where}: row {row} has the label {self.labels[row]!r}, not one of {len(classes)} classes"
                 )
-        rows = [_item(value, root) for value in self.images]
-        stem = Path(self.where).name
-        names = [f"{stem} row {row}" + (f" ({name})" if name else "") for row, (_, name) in enumerate(rows)]
-        return Part([item for item, _ in rows], labels, names)
+        return Part(Rows.of(self.paths, self.column, root), torch.tensor(labels, dtype=torch.int64))
 
 
-def _grouped(paths: Sequence[Path], root: Path) -> dict[Path, Files]:
+def _selected(part: Part, names: tuple[str, ...], only: tuple[str, ...], where: str) -> Part:
+    """The images of some classes, labelled by their position among these."""
+    if missing := [name for name in only if name not in names]:
+        raise UsageError(f"{where} lacks {len(missing)} classes: {', '.join(missing[:5])}; it has {len(names)} others")
+    number = torch.full((len(names),), -1, dtype=torch.int64)
+    number[[names.index(name) for name in only]] = torch.arange(len(only))
+    labels = number[part.labels]
+    kept = torch.nonzero(labels >= 0).flatten()
+    return Part(part.items.take(kept.tolist()), labels[kept])
+
+
+def _grouped(paths: Sequence[Path], root: Path, test: tuple[str, ...] = _TEST_ORDER) -> dict[Path, Files]:
     """Files by configuration, for those whose name, or whose folder's, tells their split."""
     groups: dict[Path, dict[str, list[Path]]] = {}
     for path in sorted(paths):
@@ -120,7 +154,7 @@ def _grouped(paths: Sequence[Path], root: Path) -> dict[Path, Files]:
         elif match := _SPLIT.fullmatch(path.parent.name):
             groups.setdefault(path.parent.parent, {}).setdefault(match[1], []).append(path)
     return {
-        folder: Files(root, tuple(splits["train"]), tuple(next((splits[s] for s in _TEST_ORDER if s in splits), ())))
+        folder: Files(root, tuple(splits["train"]), tuple(next((splits[s] for s in test if s in splits), ())))
         for folder, splits in groups.items()
         if "train" in splits
     }
@@ -158,7 +192,7 @@ def _metadata_names(schema: "pa.Schema", label: str) -> tuple[str, ...] | None:
 
 def _class_names(tables: Sequence[_Table], known: tuple[str, ...] | None) -> tuple[str, ...]:
     found = next((table.names for table in tables if table.names), None)
-    if known and (found is None or len(found) == len(known)):
+    if known and (found is None or len(found) == len(known)) and set(found or ()) != set(known):
         return known  # the published spelling; copies write "T - shirt / top"
     if found:
         return found
@@ -166,11 +200,3 @@ def _class_names(tables: Sequence[_Table], known: tuple[str, ...] | None) -> tup
     if all(isinstance(label, str) for label in labels):
         return tuple(sorted(labels))
     return tuple(str(number) for number in range(max(labels) + 1))
-
-
-def _item(value: Any, root: Path) -> tuple[bytes | Path, str]:
-    """Bytes or path of one image, and its own name."""
-    if isinstance(value, dict):
-        name = value.get("path") or ""
-        return (value.get("bytes") or (root / name if name else b"")), name
-    return (value or b""), ""

@@ -1,18 +1,22 @@
 """What `dd data check` says about a data set: counts, sizes, statistics, broken files."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dd.data import _images
-from dd.data._content import Encoded
-from dd.data.preprocess import channel_statistics
-from dd.data.sources import finish, locate
+from dd.data._content import Arrays, Encoded, Listing, Part
+from dd.data._images import Broken, Header, Target
+from dd.data.preprocess import channel_counts, statistics_of
+from dd.data.sources import about, locate
+
+_AT_ONCE = 256  # images in memory
 
 
 def check(name: str, *, download: bool = True) -> dict[str, Any]:
-    """Read every image of a data set, past its cache, and describe what is there.
+    """Read every image of a data set, past its cache, and describe what is there; only a few are in memory at a time.
 
     Args:
         name: see `dd.data.sources`.
@@ -28,31 +32,67 @@ def check(name: str, *, download: bool = True) -> dict[str, Any]:
     """
     located = locate(name, download=download)
     content = located.read()
-    broken: list[_images.Broken] = []
-    if isinstance(content, Encoded):
-        arrays, broken = _images.decode(content.listing(), located.channels)
-    else:
-        arrays = content
-    raw = finish(located, arrays)
-    mean, std = channel_statistics(raw.train_images)
-    return {
-        "name": raw.name,
-        "where": raw.where,
-        "licence": raw.licence,
-        "notes": raw.notes,
-        "channels": raw.train_images.shape[1],
-        "size": raw.train_images.shape[-1],
-        "classes": len(raw.classes),
-        "train": _counts(raw.train_labels, raw.classes),
-        "test": _counts(raw.test_labels, raw.classes),
+    found = _of_files(content.listing(), located.channels) if isinstance(content, Encoded) else _of_arrays(content)
+    classes, jpeg, counts = (found.pop(key) for key in ("names", "jpeg", "counts"))
+    known = about(located, classes, found["notes"], jpeg)
+    mean, std = statistics_of(counts)
+    return found | {
+        "name": name,
+        "where": located.where,
+        "licence": known.licence,
+        "notes": known.notes,
+        "classes": len(classes),
         "mean": [round(value, 4) for value in mean],
         "std": [round(value, 4) for value in std],
-        "constants": [list(row) for row in raw.constants] if raw.constants else None,
-        "augment": raw.augment,
-        "broken": [{"file": item.file, "reason": item.reason} for item in broken],
+        "constants": [list(row) for row in known.constants] if known.constants else None,
+        "augment": known.augment,
     }
 
 
-def _counts(labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
+def _of_arrays(arrays: Arrays) -> dict[str, Any]:
+    return {
+        "notes": arrays.notes,
+        "channels": arrays.train_images.shape[1],
+        "size": arrays.train_images.shape[-1],
+        "names": arrays.classes,
+        "train": _per_class(arrays.train_labels, arrays.classes),
+        "test": _per_class(arrays.test_labels, arrays.classes),
+        "counts": channel_counts(arrays.train_images),
+        "broken": [],
+        "jpeg": arrays.jpeg,
+    }
+
+
+def _of_files(listing: Listing, channels: int | None) -> dict[str, Any]:
+    (train, test), good = _images.all_headers(listing)
+    target = _images.choose(good, channels)
+    train_labels, counts, broken = _read(listing.train, train, target)
+    test_labels, _, more = _read(listing.test, test, target)
+    return {
+        "notes": (*listing.notes, *_images.notes_on(good, target)),
+        "channels": target.channels,
+        "size": target.side,
+        "names": listing.classes,
+        "train": _per_class(train_labels, listing.classes),
+        "test": _per_class(test_labels, listing.classes),
+        "counts": counts,
+        "broken": [{"file": item.file, "reason": item.reason} for item in broken + more],
+        "jpeg": _images.jpegs(good),
+    }
+
+
+def _read(part: Part, headers: Sequence[Header | Broken], target: Target) -> tuple[Tensor, Tensor, list[Broken]]:
+    """Labels of the images that can be read, how often their values occur (c, 256), and those that cannot."""
+    labels, counts, broken = [], torch.zeros(target.channels, 256, dtype=torch.int64), []
+    for span in torch.arange(len(part)).split(_AT_ONCE):
+        some = part.take(span)
+        images, kept, bad = _images.pixels(some, [headers[i] for i in span.tolist()], target)
+        labels.append(kept)
+        counts += channel_counts(images)
+        broken += bad
+    return torch.cat(labels) if labels else part.labels, counts, broken
+
+
+def _per_class(labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
     return {"total": len(labels), "per_class": dict(zip(classes, counts, strict=True))}

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from dd.data._entry import Constants
 from dd.errors import UsageError
 from dd.io import sha256_tensors
 from dd.runs.store import Store
@@ -142,7 +143,7 @@ class Zca(Preprocess):
         return {"mean": self.mean, "matrix": self.matrix, "inverse": self.inverse}
 
 
-def standard(images: Tensor, constants: tuple[tuple[float, ...], tuple[float, ...]] | None = None) -> Standard:
+def standard(images: Tensor, constants: Constants | None = None) -> Standard:
     """Normalisation with published constants, or with the mean and deviation of uint8 images (n, c, h, w)."""
     mean, std = constants or channel_statistics(images)
     return Standard(torch.tensor(mean), torch.tensor(std))
@@ -192,15 +193,24 @@ def from_state(spec: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = N
     return Zca(tensors["mean"], tensors["matrix"], tensors["inverse"], float(spec["eps"]), str(spec["fitted_on"]))
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Tensor) -> Constants:
     """Mean and standard deviation (population) per channel of uint8 images (n, c, h, w), in [0, 1] units."""
+    return statistics_of(channel_counts(images))
+
+
+def channel_counts(images: Tensor) -> Tensor:
+    """How often each value occurs in each channel of uint8 images (n, c, h, w): int64 (c, 256); parts add up."""
+    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+
+
+def statistics_of(counts: Tensor) -> Constants:
+    """Mean and standard deviation (population) per channel, in [0, 1] units, of values counted (c, 256)."""
     means, deviations = [], []
-    for channel in images.unbind(1):
+    for channel in counts.tolist():
         # Python's integers make this exact
-        counts = torch.bincount(channel.flatten(), minlength=256).tolist()
-        n = sum(counts)
-        first = sum(value * count for value, count in enumerate(counts))
-        second = sum(value * value * count for value, count in enumerate(counts))
+        n = sum(channel)
+        first = sum(value * count for value, count in enumerate(channel))
+        second = sum(value * value * count for value, count in enumerate(channel))
         means.append(first / n / 255)
         deviations.append(math.sqrt(n * second - first * first) / n / 255 or 1.0)  # a constant channel stays as it is
     return tuple(means), tuple(deviations)

@@ -3,78 +3,23 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal, Protocol
 
 import torch
-from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from dd.data import preprocess as pre
-from dd.data._content import stratified
+from dd.data import streamed
+from dd.data._content import Encoded, by_class, stratified
 from dd.data.augment import parse
 from dd.data.preprocess import Preprocess
-from dd.data.sources import Raw, load_raw
+from dd.data.settings import DataSettings
+from dd.data.sources import Raw, locate, whole
+from dd.data.split import Opened, Split, require_usable
 from dd.errors import UsageError
 from dd.io import digest, sha256_tensors
 
 _TRANSFORM_ROWS = 4096  # images transformed at a time, when all are
 _KEEP_BYTES = 8 << 30  # transformed images are kept up to this size, which follows from shapes alone
-
-
-def _known_strategy(value: str | None) -> str | None:
-    try:
-        parse(value or "none")
-    except UsageError as error:
-        raise ValueError(str(error)) from error
-    return value
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """How real images are split and transformed.
-
-    Attributes:
-        holdout: share of every class of the training images that is set aside for probes; 0 reproduces the papers.
-        holdout_seed: the only source of chance of that split.
-        preprocess: "standard" (per channel) or "zca".
-        zca_eps: added to the eigenvalues of the covariance; 0.1 in the published work.
-        augment: DSA strategy; None takes the data set's own, "none" switches it off.
-    """
-
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    holdout_seed: Annotated[int, Field(ge=0)] = 0
-    preprocess: Literal["standard", "zca"] = "standard"
-    zca_eps: Annotated[float, Field(gt=0)] = 0.1
-    augment: Annotated[str | None, AfterValidator(_known_strategy)] = None
-
-
-class Split(Protocol):
-    """Images and labels of one part of a data set, wherever they are kept."""
-
-    @property
-    def labels(self) -> Tensor:
-        """int64 (n,), on the device."""
-        ...
-
-    def __len__(self) -> int:
-        """Number of images."""
-        ...
-
-    def images(self, index: Tensor) -> Tensor:
-        """float32 (k, c, h, w) in model space, on the device, for int64 positions (k,) on any device; fresh memory."""
-        ...
-
-    def raw(self, index: Tensor) -> Tensor:
-        """uint8 (k, c, h, w), on the device; fresh memory."""
-        ...
-
-    def of_class(self, c: int) -> Tensor:
-        """Positions of the images of class `c`: int64, ascending, on the CPU."""
-        ...
-
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass of (images, labels); shuffled when a CPU generator is given; the last batch may be shorter."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +65,7 @@ class DeviceSplit:
 
     @cached_property
     def _by_class(self) -> tuple[Tensor, ...]:
-        labels = self.labels.cpu()
-        counts = torch.bincount(labels, minlength=self.classes)
-        return torch.argsort(labels, stable=True).split(counts.tolist())
+        return by_class(self.labels.cpu(), self.classes)
 
     @cached_property
     def _transformed(self) -> Tensor | None:
@@ -136,7 +79,7 @@ class DeviceSplit:
 
 @dataclass(frozen=True, eq=False)
 class RealData:
-    """A data set, split and transformed, on one device.
+    """A data set, split and transformed, on one device or streamed to it.
 
     Attributes:
         name: what it was asked for by.
@@ -148,7 +91,8 @@ class RealData:
         test: for final numbers only.
         preprocess: fitted on `train`.
         augment: the DSA strategy, resolved; "none" when it is off.
-        fingerprint: hash of pixels, labels, class names, split and preprocessing.
+        fingerprint: hash of pixels (of streamed images: of names, sizes and times of the files), labels, class names,
+            split and preprocessing.
         where: what it was read from.
         licence: "not stated" is a value.
         notes: what a user should know about it, or "".
@@ -175,45 +119,69 @@ class RealData:
 
 
 def open_data(name: str, settings: DataSettings, device: torch.device | str, *, download: bool = True) -> RealData:
-    """Find, read, split and transform a data set.
+    """Find, read, split and transform a data set; where its pixels would not fit on the device, it is streamed.
 
     Args:
         name: see `dd.data.sources`.
-        settings: how it is split and transformed.
+        settings: how it is split, sized, kept and transformed.
         device: where pixels and labels go.
         download: whether it may be downloaded when it is nowhere.
 
     Raises:
         UsageError: it is unknown, nowhere, damaged, or of no use for classification; the line says what helps.
     """
-    raw = load_raw(name, download=download)
-    _require_usable(raw)
+    located = locate(name, download=download)
+    if located.entry and located.entry.varied and settings.size is None:
+        raise UsageError(f"the images of {name} differ in size; say what they are resized to, such as data.size=224")
+    content, device = located.read(), torch.device(device)
+    if streamed.wanted(located, content, settings, device):
+        assert isinstance(content, Encoded), "nothing else is wanted"
+        opened, known = streamed.open_streamed(located, content, settings, device)
+        classes = content.listing().classes
+    else:
+        known = whole(located, content, settings.size)
+        opened, classes = _on_device(known, settings, device), known.classes
+    strategy = known.augment if settings.augment is None else settings.augment or "none"
+    parse(strategy)
+    channels, size, _ = opened.shape
+    return RealData(
+        name=name,
+        classes=classes,
+        channels=channels,
+        size=size,
+        train=opened.train,
+        holdout=opened.holdout,
+        test=opened.test,
+        preprocess=opened.preprocess,
+        augment=strategy,
+        fingerprint=_fingerprint(opened, classes, settings),
+        where=located.where,
+        licence=known.licence,
+        notes=known.notes,
+    )
+
+
+def _on_device(raw: Raw, settings: DataSettings, device: torch.device) -> Opened:
+    height, width = raw.train_images.shape[-2:]
+    if height != width:
+        raise UsageError(f"{raw.name} has images of {width} x {height} pixels; only square ones are supported")
+    require_usable(raw.name, raw.classes, raw.train_labels, raw.test_labels)
     kept, held = stratified(raw.train_labels, settings.holdout, settings.holdout_seed, "holdout")
     images, labels = raw.train_images, raw.train_labels
     if len(held):
         images, labels = images.index_select(0, kept), labels[kept]
-    transform = _fitted(raw, images, settings)
-    there = transform.to(device)
+    there = _fitted(raw, images, settings).to(device)
 
     def split(images: Tensor, labels: Tensor) -> DeviceSplit:
         return DeviceSplit(images.to(device), labels.to(device), there, len(raw.classes))
 
-    strategy = raw.augment if settings.augment is None else settings.augment or "none"
-    parse(strategy)
-    return RealData(
-        name=name,
-        classes=raw.classes,
-        channels=images.shape[1],
-        size=images.shape[-1],
+    return Opened(
         train=split(images, labels),
         holdout=split(raw.train_images.index_select(0, held), raw.train_labels[held]),
         test=split(raw.test_images, raw.test_labels),
         preprocess=there,
-        augment=strategy,
-        fingerprint=_fingerprint(raw, settings, transform),
-        where=raw.where,
-        licence=raw.licence,
-        notes=raw.notes,
+        shape=(images.shape[1], height, width),
+        content=_content(raw),
     )
 
 
@@ -223,27 +191,17 @@ def _fitted(raw: Raw, images: Tensor, settings: DataSettings) -> Preprocess:
     return pre.standard(images, raw.constants)
 
 
-def _fingerprint(raw: Raw, settings: DataSettings, transform: Preprocess) -> str:
+def _content(raw: Raw) -> str:
     tensors = {
         "train_images": raw.train_images,
         "train_labels": raw.train_labels,
         "test_images": raw.test_images,
         "test_labels": raw.test_labels,
     }
+    return sha256_tensors(tensors)
+
+
+def _fingerprint(opened: Opened, classes: tuple[str, ...], settings: DataSettings) -> str:
     split = [settings.holdout, settings.holdout_seed if settings.holdout else 0]
-    whole = {"content": sha256_tensors(tensors), "classes": raw.classes, "holdout": split, "space": transform.spec()}
+    whole = {"content": opened.content, "classes": classes, "holdout": split, "space": opened.preprocess.spec()}
     return digest(whole, length=64)
-
-
-def _require_usable(raw: Raw) -> None:
-    height, width = raw.train_images.shape[-2:]
-    if height != width:
-        raise UsageError(f"{raw.name} has images of {width} x {height} pixels; only square ones are supported")
-    if len(raw.classes) < 2:
-        raise UsageError(f"{raw.name} has a single class ({', '.join(raw.classes)}); distillation needs at least two")
-    for part, labels in (("training", raw.train_labels), ("test", raw.test_labels)):
-        counts = torch.bincount(labels, minlength=len(raw.classes))
-        empty = [raw.classes[c] for c in torch.nonzero(counts == 0).flatten().tolist()]
-        if (part == "training" and empty) or not len(labels):
-            named = f" of {', '.join(empty[:5])}" if len(labels) else ""
-            raise UsageError(f"{raw.name} has no {part} images{named}; `dd data check {raw.name}` counts them")

@@ -3,21 +3,23 @@
 fashion-mini                       embedded, needs nothing
 fashion-mnist mnist svhn cifar10 cifar100 tiny-imagenet
                                    found where users have them, else downloaded
+imagenet-1k imagenet-21k imagenette imagewoof imagefruit imagemeow imagesquawk imageyellow imagenet-10 imagenet-100
+                                   found where users have them, never downloaded
 folder:PATH  parquet:PATH          a user's own
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dd.data import _embedded, _find, _folder, _idx, _images, _native, _parquet
-from dd.data._catalogue import ALL_AUGMENTATIONS, CATALOGUE, Constants, Entry
+from dd.data import _embedded, _find, _folder, _idx, _imagenet, _images, _native, _parquet
+from dd.data._catalogue import CATALOGUE
 from dd.data._content import Arrays, Encoded
+from dd.data._entry import ALL_AUGMENTATIONS, Constants, Entry
 from dd.errors import UsageError, unknown
-from dd.io import digest
 from dd.runs.store import Store
 
 _CACHE_FORMAT = 1  # a change of how images are decoded makes the cached ones stale
@@ -61,6 +63,16 @@ class Raw:
 
 
 @dataclass(frozen=True)
+class About:
+    """What is known of a data set beside its images; see `Raw`."""
+
+    licence: str
+    constants: Constants | None
+    augment: str
+    notes: str
+
+
+@dataclass(frozen=True)
 class SourceInfo:
     """One line of `dd data`.
 
@@ -70,6 +82,7 @@ class SourceInfo:
         where: where it was found, or None.
         bytes: its size on disk, or of the download; None when not known.
         licence: "not stated" is a value.
+        page: where a user gets it, when we may not download it; else "".
     """
 
     name: str
@@ -77,6 +90,7 @@ class SourceInfo:
     where: str | None
     bytes: int | None
     licence: str
+    page: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,8 +126,24 @@ def load_raw(name: str, *, download: bool = True) -> Raw:
         UsageError: the name is unknown; it is nowhere and cannot be downloaded; images are broken.
     """
     located = locate(name, download=download)
-    content = located.read()
-    return finish(located, _decoded(located, content) if isinstance(content, Encoded) else content)
+    return whole(located, located.read())
+
+
+def whole(located: Located, content: Arrays | Encoded, size: int | None = None) -> Raw:
+    """All of what was found, decoded, with what is known about it.
+
+    Args:
+        located: where it was found.
+        content: what was read there.
+        size: height and width in pixels to which images are brought; None for their own.
+
+    Raises:
+        UsageError: images are broken.
+    """
+    arrays = _decoded(located, content, size) if isinstance(content, Encoded) else _sized(content, size)
+    known = about(located, arrays.classes, arrays.notes, arrays.jpeg)
+    tensors = {key: getattr(arrays, key) for key in _TENSORS}
+    return Raw(name=located.name, classes=arrays.classes, where=located.where, **tensors, **vars(known))
 
 
 def list_sources() -> list[SourceInfo]:
@@ -147,23 +177,23 @@ def locate(name: str, *, download: bool = True) -> Located:
     return Located(name, str(found.path), entry, lambda: _read(entry, found))
 
 
-def finish(located: Located, arrays: Arrays) -> Raw:
-    """What was read, together with what is known about it."""
-    entry, notes = located.entry, list(arrays.notes)
+def about(located: Located, classes: tuple[str, ...], notes: Sequence[str], jpeg: int) -> About:
+    """What is known of a data set beside its images.
+
+    Args:
+        located: where it was found.
+        classes: what it holds.
+        notes: what reading it showed.
+        jpeg: how many images were JPEG files.
+    """
+    entry, notes = located.entry, list(notes)
     if entry and entry.note:
         notes.append(entry.note)
-    if entry and arrays.jpeg and entry.lossless:
+    if entry and jpeg and entry.lossless:
         notes.append("decoded from a JPEG copy, so pixels differ slightly from the published ones")
-    if entry and len(arrays.classes) != entry.classes_expected:
-        notes.append(f"a part of {entry.name}: {len(arrays.classes)} of its {entry.classes_expected} classes")
-    return Raw(
-        name=located.name,
-        train_images=arrays.train_images,
-        train_labels=arrays.train_labels,
-        test_images=arrays.test_images,
-        test_labels=arrays.test_labels,
-        classes=arrays.classes,
-        where=located.where,
+    if entry and len(classes) != (entry.classes_expected or len(classes)):
+        notes.append(f"a part of {entry.name}: {len(classes)} of its {entry.classes_expected} classes")
+    return About(
         licence=entry.licence if entry else _NOT_STATED,
         constants=entry.constants if entry else None,
         augment=entry.augment if entry else ALL_AUGMENTATIONS,
@@ -175,11 +205,16 @@ def _info(entry: Entry) -> SourceInfo:
     if entry.native == "embedded":
         return SourceInfo(entry.name, entry.description, str(_embedded.FOLDER), _embedded.size(), entry.licence)
     found = _find.find(entry)
-    size = found.bytes() if found else round(sum(remote.megabytes for remote in entry.remotes) * 1e6)
-    return SourceInfo(entry.name, entry.description, str(found.path) if found else None, size, entry.licence)
+    size = round(sum(remote.megabytes for remote in entry.remotes) * 1e6) or None
+    if found:
+        size = None if entry.within else found.bytes()
+    where = str(found.path) if found else None
+    return SourceInfo(entry.name, entry.description, where, size, entry.licence, entry.page)
 
 
 def _read(entry: Entry, found: _find.Found) -> Arrays | Encoded:
+    if entry.native == "imagenet":
+        return _imagenet.read(entry, found.path, found.parquet)
     if found.parquet:
         return _parquet.read(found.parquet, entry.classes)
     if entry.native == "tiny":
@@ -191,16 +226,25 @@ def _read(entry: Entry, found: _find.Found) -> Arrays | Encoded:
     return _native.cifar(found.path, hundred=entry.native == "cifar100")
 
 
-def _decoded(located: Located, content: Encoded) -> Arrays:
+def _sized(arrays: Arrays, size: int | None) -> Arrays:
+    if size is None:
+        return arrays
+    train, test = (_images.resized(images, size) for images in (arrays.train_images, arrays.test_images))
+    return replace(arrays, train_images=train, test_images=test)
+
+
+def _decoded(located: Located, content: Encoded, size: int | None) -> Arrays:
     """Encoded images as arrays, from the cache where they are there."""
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        arrays, broken = _images.decode(content.listing(), located.channels)
+        arrays, broken = _images.decode(content.listing(), located.channels, size)
         _images.refuse(broken, located.name)
         tensors = {key: getattr(arrays, key) for key in _TENSORS}
         return tensors, {"classes": arrays.classes, "notes": arrays.notes, "jpeg": arrays.jpeg}
 
-    spec = {"format": _CACHE_FORMAT, "name": located.name, "files": digest(content.identity, length=64)}
+    spec: dict[str, Any] = {"format": _CACHE_FORMAT, "name": located.name, "files": content.key}
+    if size is not None:
+        spec["size"] = size
     kept = Store().tensors("images", spec, make, what=f"the decoded images of {located.name}")
     assert kept.tensors is not None, "made of tensors"
     tensors = {key: kept.tensors[key] for key in _TENSORS}

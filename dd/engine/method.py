@@ -1,6 +1,5 @@
 """What a distillation method is: `Method`, its view of the world `Task`, its variables `Synthetic`."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -13,6 +12,7 @@ from dd.data import RealData
 from dd.errors import UsageError
 from dd.networks import Functional, NetworkSpec, build
 from dd.rng import generator
+from dd.runs.cost import total_memory
 from dd.runs.store import Store
 from dd.sets import DistilledSet
 
@@ -66,9 +66,7 @@ class Task:
 
     def total_memory(self) -> int:
         """Bytes of memory that the device has in all, in use or not."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_properties(self.device).total_memory
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total_memory(self.device)
 
     def real_indices(self, *path: str | int) -> Tensor:
         """(n,) indices of random, distinct real training images, one for every target.

@@ -203,7 +203,7 @@ class _Run:
                 "recipe": recipe.hash,
                 "seed": recipe.seed,
                 "iterations": iterations,
-                "data": asdict(recipe.data),
+                "data": asdict(replace(recipe.data, workers=None)),  # the same set, whoever decoded
                 "version": version("dd-workbench"),
                 "command": self.command,
             },

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from dd.networks import NetworkSpec
 
 _PATHS = ("folder:", "parquet:")
-# ten classes of ImageNet each, at 128 pixels: recipes have their settings, nobody may hand out their images
-_SUBSETS = ("imagenette", "imagewoof", "imagefruit", "imagemeow", "imagesquawk", "imageyellow")
 
 
 def dataset(name: str) -> None:
@@ -23,11 +21,6 @@ def dataset(name: str) -> None:
         if not Path(path).expanduser().exists():
             raise UsageError(f"dataset={name}: no such {'folder' if kind == 'folder' else 'file or folder'}: {path!r}")
         return
-    if name in _SUBSETS:
-        raise UsageError(
-            f"dataset={name}: its settings are known, its images are not to be had by name; "
-            f"dataset=folder:PATH like={name}.ipc10 takes them for your copy"
-        )
     from dd.data import list_sources
 
     names = [source.name for source in list_sources() if ":" not in source.name]

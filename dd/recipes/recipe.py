@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dd.networks import NetworkSpec
 
 _WAYS = ("method", "preset", "like", "init")  # how settings were arrived at; the settings themselves are what counts
+_NO_PART = "data.workers"  # of an identity: no result depends on it
+_LATER = {"data.size": None, "data.stream": "auto"}  # as they were before they could be set: earlier hashes stand
 _OMITTED = ("ipc", "fraction", "preset", "like", "init")  # not written where they are None
 
 
@@ -115,7 +117,8 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """What determines the result: the settings, and not the way they were arrived at nor the device's number."""
-        values = {key: value for key, value in self.flat().items() if key not in _WAYS}
+        values = {key: value for key, value in self.flat().items() if key not in (*_WAYS, _NO_PART)}
+        values = {key: value for key, value in values.items() if key not in _LATER or value != _LATER[key]}
         values["device"] = self.device.partition(":")[0]
         return {"method": self.method.name, **values, "digests": dict(self.digests)}
 

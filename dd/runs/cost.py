@@ -1,6 +1,7 @@
-"""What a stage costs: wall seconds and peak memory."""
+"""What a stage costs, wall seconds and peak memory, and how much memory there is."""
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -33,6 +34,13 @@ def measured(device: torch.device) -> Iterator[Cost]:
     finally:
         cost.seconds = time.perf_counter() - began
         cost.peak_memory = _peak(device)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that a device has in all, in use or not."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _reset_peak(device: torch.device) -> None:

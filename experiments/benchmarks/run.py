@@ -2,7 +2,8 @@
 
     .venv/bin/python experiments/benchmarks/run.py [PART] [--json FILE]
 
-PART is training, experts, iteration, where, memory, evaluation or distribution; without it, all but the last.
+PART is training, experts, iteration, where, memory, evaluation, distribution or loader; without it, all but the last
+two.
 
 Every comparison is made of paired repeats: each side is a process of its own, the sides work in turns, and a ratio is
 taken within a pair.  The first repeat of each side, compilation included, is reported apart.  Nothing else should run
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from pairs import Bench, Died, Runs, Side, in_turns, ratios
 from report import Findings, Memory, Ratio, draw, machine, text, verdict
-from scale import CEILINGS, DISTRIBUTION, PARTS, QUICK, Scale
+from scale import CEILINGS, DISTRIBUTION, LOADER, PARTS, QUICK, Scale
 
 SAME = 1e-3  # relative difference of two objectives up to which two sides did the same work
 
@@ -148,6 +149,30 @@ def distribution(bench: Bench, found: Findings) -> None:
             found.machine |= ours.facts
 
 
+def loader(bench: Bench, found: Findings) -> None:
+    fewer = replace(bench, scale=replace(bench.scale, repeats=min(bench.scale.repeats, 5)))
+    folder = str(bench.folder / "jpegs")
+    with Side(bench, "loading.write", {"folder": folder}) as side:
+        side.finish()
+    for size in LOADER:
+        options = {"folder": folder, "size": size}
+        runs = in_turns(
+            fewer, {"our loader": ("loading.ours", options), "DataLoader": ("loading.torchvisions", options)}
+        )
+        ours, theirs = runs.values()
+        what = f"streamed to {size} px / ImageFolder + DataLoader"
+        found.ratios.append(_ratio("loader", what, ours, theirs, CEILINGS["loader"]))
+        images = ours.reports[-1]["images"]
+        rates = [images / statistics.median(run.seconds) for run in runs.values()]
+        quicker = statistics.median(1 / ratio for ratio in ratios(ours.seconds, theirs.seconds))
+        apart = abs(ours.reports[-1]["total"] / theirs.reports[-1]["total"] - 1)
+        found.notes.append(
+            f"loader: {size} px: {rates[0]:.0f} / {rates[1]:.0f} images per second, {quicker:.2f} times; sums of "
+            f"squares are {apart:.0e} apart ({'the same work' if apart <= SAME else 'NOT THE SAME WORK'})"
+        )
+        found.machine |= ours.facts
+
+
 def evaluation(bench: Bench, found: Findings) -> None:
     runs = in_turns(bench, {"our evaluator": ("evaluation", {}), "plain loop": ("evaluation_plain", {})})
     ours, plain = runs.values()
@@ -172,6 +197,7 @@ RUN: dict[str, Callable[[Bench, Findings], None]] = {
     "memory": memory,
     "evaluation": evaluation,
     "distribution": distribution,
+    "loader": loader,
 }
 
 
@@ -200,7 +226,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "part", nargs="?", choices=["", *RUN], default="", help="one part; without it, all but distribution"
+        "part", nargs="?", choices=["", *RUN], default="", help="one part; without it, all but distribution and loader"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw where the time of an iteration goes")

@@ -12,6 +12,9 @@ DISTRIBUTION = {
     "dsa": [(10, 1), (10, 10), (100, 1)],
 }
 
+# another: sides of the images, in pixels, that files of 256 x 256 are loaded at
+LOADER = (64, 128, 224)
+
 # at most: of the other side's time, or of the memory of ten inner steps
 CEILINGS = {
     "training": 0.85,
@@ -21,6 +24,7 @@ CEILINGS = {
     "few images": 0.75,
     "stepwise": 1.6,
     "memory": 1.3,
+    "loader": 1.0,
 }
 
 
@@ -38,6 +42,7 @@ class Scale:
         iterations: outer iterations of one timed repeat.
         student_steps: steps of a student in evaluation.
         memory_steps: inner steps at which memory is measured; the ceiling compares the last with the first.
+        files: images of one timed pass of the loader.
     """
 
     repeats: int = 7
@@ -49,6 +54,7 @@ class Scale:
     iterations: int = 4
     student_steps: int = 300
     memory_steps: tuple[int, ...] = (10, 20, 40, 80)
+    files: int = 2000
 
 
 # does everything once in a minute; its figures mean nothing
@@ -62,4 +68,5 @@ QUICK = Scale(
     iterations=1,
     student_steps=5,
     memory_steps=(1, 2),
+    files=200,
 )

@@ -86,7 +86,7 @@ def test_every_verb_has_help_with_two_examples(verb, capsys):
         (["recipes", "datmm"], "did you mean 'datm'"),
         (["data", "cifar10"], "dd data check cifar10"),
         (["data", "check", "cifar11"], "cifar10"),
-        (["run", "method=mtt", "dataset=imagenette"], "dataset=folder:PATH like=imagenette.ipc10"),
+        (["data", "check", "imagenette"], "dataset=folder:PATH like=imagenette.ipc10"),
     ],
     ids=str,
 )

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from dd.data import _find
-from dd.data._catalogue import CATALOGUE, Remote
+from dd.data._catalogue import CATALOGUE
+from dd.data._entry import Remote
 from dd.data.sources import load_raw
 from dd.errors import UsageError
 from dd.io import download as module

@@ -228,6 +228,13 @@ def test_published_settings(method, keys, row):
             assert getattr(recipe.method, key) is None, key
 
 
+@pytest.mark.parametrize("method", ["mtt", "ftd"])
+def test_subsets_of_imagenet_are_resized_to_the_papers_128_pixels(method):
+    found = [(name, ipc) for m, name, ipc, _ in cells() if m == method and name.startswith("image")]
+    assert len(found) == 12
+    assert {built(method, name, ipc).data.size for name, ipc in found} == {128}
+
+
 EXPERTS = {
     "mtt": ("sgd", 50, 5000, 0.01, 0),
     "datm": ("ftd", 100, 10_000, 0.01, 0),

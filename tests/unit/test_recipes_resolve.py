@@ -301,7 +301,12 @@ def test_the_band_holds_only_for_the_recipe_as_it_stands(toy):
 
 def test_hash_covers_what_determines_the_result_and_nothing_else(toy, tmp_path):
     base = asked(toy, ipc=10)
-    for same in ({"out": "/tmp/x", "force": True, "track": "none"}, {"experts": {"count": 4}}, {"lr_img": 300.0}):
+    for same in (
+        {"out": "/tmp/x", "force": True, "track": "none"},
+        {"experts": {"count": 4}},
+        {"lr_img": 300.0},
+        {"data.workers": 3},
+    ):
         assert asked(toy, ipc=10, **same).hash == base.hash
     init = tmp_path / "set.safetensors"
     init.write_bytes(b"one")
@@ -311,6 +316,8 @@ def test_hash_covers_what_determines_the_result_and_nothing_else(toy, tmp_path):
         {"iterations": 101},
         {"experts.seed": 1},
         {"data.holdout": 0.2},
+        {"data.size": 32},
+        {"data.stream": True},
         {"student.width": 33},
         {"eval.students": 6},
         {"precision": "bf16"},

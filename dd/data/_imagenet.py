@@ -1,0 +1,83 @@
+"""ImageNet and its named subsets, which are read from wherever ImageNet-1K is; nothing of it is ever downloaded."""
+
+import tomllib
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+from dd.data import _folder, _parquet
+from dd.data._content import Encoded
+from dd.data._entry import ALL_AUGMENTATIONS, IMAGENET, Entry
+from dd.errors import UsageError
+
+_LICENCE = "ImageNet's terms: non-commercial research"
+_PAGE = "https://image-net.org/download-images or https://huggingface.co/datasets/ILSVRC/imagenet-1k"
+
+_WHOLE = Entry(
+    name="imagenet-1k",
+    description="1,000 classes in colour, 1,281,167 + 50,000 images (the validation part is the test part)",
+    licence=_LICENCE,
+    channels=3,
+    classes=None,
+    constants=IMAGENET,
+    augment=ALL_AUGMENTATIONS,
+    native="imagenet",
+    folders=("imagenet-1k", "imagenet1k", "imagenet", "ImageNet", "ILSVRC2012"),
+    marker="train/n[0-9]*",
+    parquet=("imagenet-1k", "imagenet1k", "imagenet", "ImageNet", "ILSVRC2012"),
+    hub=("ILSVRC/imagenet-1k", "imagenet-1k"),
+    page=_PAGE,
+    varied=True,
+    test=("val", "validation", "valid"),  # labels of the test part are secret
+    classes_expected=1000,
+    lossless=False,
+)
+_LARGE = replace(
+    _WHOLE,
+    name="imagenet-21k",
+    description="the whole of ImageNet, 10,450 to 21,841 classes by edition, up to 14 million images",
+    folders=("imagenet-21k", "imagenet21k", "ImageNet21K"),
+    parquet=("imagenet-21k", "imagenet21k", "ImageNet21K"),
+    hub=(),
+    page="https://image-net.org/download-images",
+    classes_expected=0,
+)
+
+
+def _subsets() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Description and WordNet ids in label order of every subset, by name."""
+    text = files("dd.data").joinpath("imagenet_subsets.toml").read_text(encoding="utf-8")
+    return {name: (row["description"], tuple(row["classes"].split())) for name, row in tomllib.loads(text).items()}
+
+
+def _part(name: str, description: str, classes: tuple[str, ...]) -> Entry:
+    described = f"{len(classes)} classes of imagenet-1k: {description}"
+    number = len(classes)
+    return replace(
+        _WHOLE, name=name, description=described, classes=classes, classes_expected=number, within=_WHOLE.name
+    )
+
+
+ENTRIES = (_WHOLE, _LARGE, *(_part(name, *row) for name, row in _subsets().items()))
+
+
+def read(entry: Entry, folder: Path, parquet: _parquet.Files | None) -> Encoded:
+    """The images of ImageNet, or those of a subset alone; classes are WordNet ids wherever they can be known.
+
+    Raises:
+        UsageError: a class of the subset is not there.
+    """
+    if parquet:
+        known = entry.name != _LARGE.name
+        return _parquet.read(parquet, sorted_ids() if known else None, only=entry.classes)
+    train, test = folder / "train", next((p for name in _WHOLE.test if (p := folder / name).is_dir()), None)
+    if entry.classes and (missing := [name for name in entry.classes if not (train / name).is_dir()]):
+        raise UsageError(f"{train} lacks {len(missing)} classes of {entry.name}: {', '.join(missing[:5])}")
+    return _folder.encoded(folder, train, test, only=entry.classes)
+
+
+def sorted_ids() -> tuple[str, ...]:
+    """WordNet ids of ImageNet-1K in the order of its labels, which copies without them count by."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return tuple(ImageNetInfo().label_names())

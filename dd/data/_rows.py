@@ -1,0 +1,128 @@
+"""Rows of parquet files, read a row group at a time.
+
+A row group is the least that can be read of such a file, about a hundred images in the hub's layout.  The last ones are
+kept, so that a pass in order reads each once; a shuffled pass over more than is kept reads one for nearly every image.
+"""
+
+import contextlib
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_KEPT_BYTES = 1 << 30  # of row groups, by file
+
+
+@dataclass
+class _Slot:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    column: "pa.ChunkedArray | None" = None
+    size: int = 0
+
+
+class _Groups:
+    """The row groups that were used last; each is read once, however many threads wait for it."""
+
+    def __init__(self, column: str) -> None:
+        self._column = column
+        self._lock = threading.Lock()
+        self._slots: OrderedDict[tuple[Path, int], _Slot] = OrderedDict()
+
+    def get(self, path: Path, group: int) -> "pa.ChunkedArray":
+        import pyarrow.parquet as pq
+
+        with self._lock:
+            slot = self._slots.setdefault((path, group), _Slot())
+            self._slots.move_to_end((path, group))
+        with slot.lock:
+            if slot.column is None:
+                with pq.ParquetFile(path, memory_map=True) as file:
+                    column = file.read_row_group(group, columns=[self._column])[self._column]
+                slot.column, slot.size = column, column.nbytes
+                self._forget()
+            return slot.column
+
+    def _forget(self) -> None:
+        with self._lock:
+            total = sum(slot.size for slot in self._slots.values())
+            while total > _KEPT_BYTES and len(self._slots) > 1:
+                total -= self._slots.popitem(last=False)[1].size
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of one column of images, as `Items`.
+
+    Attributes:
+        groups: (file, row group, its first row within the file), in order.
+        starts: number of the first row of every group, counted through all files.
+        positions: int64 (n,), the rows, counted through all files.
+        root: where paths of images that the files only name begin.
+        kept: the row groups in memory.
+    """
+
+    groups: Sequence[tuple[Path, int, int]]
+    starts: Sequence[int]
+    positions: Tensor
+    root: Path
+    kept: _Groups
+    run: int = 100
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], column: str, root: Path) -> "Rows":
+        """All rows of these files."""
+        import pyarrow.parquet as pq
+
+        groups: list[tuple[Path, int, int]] = []
+        starts, total = [], 0
+        for path in paths:
+            metadata, begin = pq.read_metadata(path), total
+            for group in range(metadata.num_row_groups):
+                groups.append((path, group, total - begin))
+                starts.append(total)
+                total += metadata.row_group(group).num_rows
+        return cls(groups, starts, torch.arange(total), root, _Groups(column))
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def load(self, i: int) -> bytes | Path:
+        """See `Items`."""
+        value = self._value(i)
+        if isinstance(value, dict):
+            name = value.get("path") or ""
+            return value.get("bytes") or (self.root / name if name else b"")
+        return value or b""
+
+    def name(self, i: int) -> str:
+        """See `Items`."""
+        path, _, _, row = self._place(i)
+        own = ""
+        with contextlib.suppress(Exception):  # a damaged file has no more to say
+            own = self._value(i)["path"]
+        return f"{path.name} row {row}" + (f" ({own})" if own else "")
+
+    def take(self, index: Sequence[int]) -> "Rows":
+        """See `Items`."""
+        return replace(self, positions=self.positions[torch.tensor(index, dtype=torch.int64)])
+
+    def _place(self, i: int) -> tuple[Path, int, int, int]:
+        """File, row group, row within it, and row within the file."""
+        position = int(self.positions[i])
+        at = bisect_right(self.starts, position) - 1
+        path, group, first = self.groups[at]
+        row = position - self.starts[at]
+        return path, group, row, first + row
+
+    def _value(self, i: int) -> Any:
+        path, group, row, _ = self._place(i)
+        return self.kept.get(path, group)[row].as_py()

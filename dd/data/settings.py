@@ -1,0 +1,44 @@
+"""How real images are split, sized, kept and transformed."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from dd.data.augment import parse
+from dd.errors import UsageError
+
+
+def _known_strategy(value: str | None) -> str | None:
+    try:
+        parse(value or "none")
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How real images are split, sized, kept and transformed.
+
+    Attributes:
+        holdout: share of every class of the training images that is set aside for probes; 0 reproduces the papers.
+        holdout_seed: the only source of chance of that split.
+        preprocess: "standard" (per channel) or "zca".
+        zca_eps: added to the eigenvalues of the covariance; 0.1 in the published work.
+        augment: DSA strategy; None takes the data set's own, "none" switches it off.
+        size: height and width in pixels to which images are brought, the shorter side resized and the centre cropped;
+            None for their own.
+        stream: whether images are decoded each time they are used instead of once; "auto" where their pixels would take
+            more than a quarter of the device's memory (in all, in use or not).
+        workers: threads that decode streamed images; None: one per core, at most 16.  No number depends on it.
+    """
+
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    holdout_seed: Annotated[int, Field(ge=0)] = 0
+    preprocess: Literal["standard", "zca"] = "standard"
+    zca_eps: Annotated[float, Field(gt=0)] = 0.1
+    augment: Annotated[str | None, AfterValidator(_known_strategy)] = None
+    size: Annotated[int | None, Field(ge=1)] = None
+    stream: Literal["auto"] | bool = "auto"
+    workers: Annotated[int | None, Field(ge=1)] = None

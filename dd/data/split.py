@@ -1,0 +1,73 @@
+"""One part of a data set as methods see it, wherever its images are kept, and what opening a data set yields."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dd.data.preprocess import Preprocess
+from dd.errors import UsageError
+
+
+class Split(Protocol):
+    """Images and labels of one part of a data set, wherever they are kept."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (n,), on the device."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def images(self, index: Tensor) -> Tensor:
+        """float32 (k, c, h, w) in model space, on the device, for int64 positions (k,) on any device; fresh memory."""
+        ...
+
+    def raw(self, index: Tensor) -> Tensor:
+        """uint8 (k, c, h, w), on the device; fresh memory."""
+        ...
+
+    def of_class(self, c: int) -> Tensor:
+        """Positions of the images of class `c`: int64, ascending, on the CPU."""
+        ...
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass of (images, labels); shuffled when a CPU generator is given; the last batch may be shorter."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A data set, split and transformed.
+
+    Attributes:
+        train: the training images without those set aside.
+        holdout: those set aside.
+        test: the test images.
+        preprocess: fitted on `train`.
+        shape: (c, h, w) of an image.
+        content: hash of all that the pixels and labels depend on.
+    """
+
+    train: Split
+    holdout: Split
+    test: Split
+    preprocess: Preprocess
+    shape: tuple[int, int, int]
+    content: str
+
+
+def require_usable(name: str, classes: tuple[str, ...], train_labels: Tensor, test_labels: Tensor) -> None:
+    """Raise a `UsageError` for data that are of no use for classification."""
+    if len(classes) < 2:
+        raise UsageError(f"{name} has a single class ({', '.join(classes)}); distillation needs at least two")
+    for part, labels in (("training", train_labels), ("test", test_labels)):
+        counts = torch.bincount(labels, minlength=len(classes))
+        empty = [classes[c] for c in torch.nonzero(counts == 0).flatten().tolist()]
+        if (part == "training" and empty) or not len(labels):
+            named = f" of {', '.join(empty[:5])}" if len(labels) else ""
+            raise UsageError(f"{name} has no {part} images{named}; `dd data check {name}` counts them")

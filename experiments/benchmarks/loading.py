@@ -1,0 +1,72 @@
+"""Loading images from a folder: ours, and torchvision's `ImageFolder` with PyTorch's `DataLoader`, as one writes it.
+
+Both decode the same JPEG files with Pillow, resize their shorter side with the same filter, crop the centre and
+normalise, with the same number of workers and the same batch, and hand the batches out shuffled.
+"""
+
+import os
+from itertools import count
+from pathlib import Path
+
+import torch
+from PIL import Image
+from scale import Scale
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from worker import Gate
+
+from dd.data import DataSettings, open_data
+from dd.rng import generator
+
+STORED = 256  # pixels, height and width of the files
+BATCH = 64
+
+
+def write(gate: Gate, scale: Scale, folder: str) -> None:
+    """The first images of the embedded set, enlarged, one file each."""
+    data = open_data("fashion-mini", DataSettings(holdout=0), "cpu")
+    for part, split, number in (("train", data.train, scale.files), ("test", data.test, 20)):
+        pixels, labels = split.raw(torch.arange(number)), split.labels[:number]
+        for i, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
+            path = Path(folder, part, str(label), f"{i}.jpg")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            large = Image.fromarray(image[0].numpy()).resize((STORED, STORED), Image.Resampling.BICUBIC)
+            large.convert("RGB").save(path, quality=90)
+    gate.ready()
+
+
+def ours(gate: Gate, scale: Scale, folder: str, size: int) -> None:
+    """Our streamed split."""
+    settings = DataSettings(holdout=0, size=size, stream=True, workers=workers())
+    data = open_data(f"folder:{folder}", settings, "cpu")
+    gate.ready()
+    for epoch in count():
+        total = sum(
+            float(images.square().sum()) for images, _ in data.train.batches(BATCH, generator(0, "pass", epoch))
+        )
+        gate.pause(total=total, images=len(data.train))
+
+
+def torchvisions(gate: Gate, scale: Scale, folder: str, size: int) -> None:
+    """`ImageFolder` and `DataLoader`, whose workers are kept from pass to pass."""
+    space = open_data(f"folder:{folder}", DataSettings(holdout=0, size=size, stream=True), "cpu").preprocess.spec()
+    transform = transforms.Compose(
+        [
+            transforms.Resize(size, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(space["mean"], space["std"]),
+        ]
+    )
+    images_of = ImageFolder(str(Path(folder, "train")), transform)
+    batches = DataLoader(images_of, BATCH, shuffle=True, num_workers=workers(), persistent_workers=True)
+    gate.ready()
+    while True:
+        total = sum(float(images.square().sum()) for images, _ in batches)
+        gate.pause(total=total, images=len(images_of))
+
+
+def workers() -> int:
+    """One per core."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
