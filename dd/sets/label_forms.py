@@ -1,0 +1,266 @@
+"""Forms in which the label of a view is stored, and what students get back from them.
+
+A form turns the teachers' logits of a batch of views into a few small arrays per view, and these into class
+probabilities.  Published ones: all logits (SRe2L, Yin et al., NeurIPS 2023); the largest k probabilities, and hard
+labels (FKD, Shen & Xing, ECCV 2022); two distances (NRR-DD, see `dd.sets.label_distances`).
+
+Of a batch of n views, `own` (n,) int64 are the classes of the images, `partner` (n,) int64 those of the images mixed
+into them: the same where nothing is mixed.  Whatever float16 cannot hold exactly is rounded such that the most
+probable class stays so.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dd.errors import RunError, UsageError, unknown
+from dd.sets.label_distances import distances, reconstruct
+
+Encoded = Mapping[str, Tensor]
+_LARGEST = torch.finfo(torch.float16).max
+INT16 = 2**15  # class numbers below it fit; float16 would damage those above 2048
+
+
+@dataclass(frozen=True)
+class LabelForm(ABC):
+    """One form of labels.
+
+    Attributes:
+        name: what it is asked for by.
+        classes: number of classes, k.
+    """
+
+    name: ClassVar[str]
+    classes: int
+
+    def __post_init__(self) -> None:
+        if self.classes < 2:
+            raise UsageError(f"labels need at least 2 classes, not {self.classes}")
+
+    @abstractmethod
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """The arrays of one view by name, each as NumPy type and shape."""
+
+    @abstractmethod
+    def _encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
+        """See `encode`, with finite float32 logits."""
+
+    @abstractmethod
+    def _decode(self, encoded: Encoded, own: Tensor, partner: Tensor, temperature: float) -> Tensor:
+        """See `decode`."""
+
+    def encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
+        """What is stored of logits (n, k), as the arrays of `layout` with n in front, on the same device.
+
+        Raises:
+            ValueError: the logits are of another shape.
+            RunError: some are not finite, or beyond float16.
+        """
+        if logits.shape != (len(own), self.classes):
+            raise ValueError(f"logits of shape {tuple(logits.shape)}, where ({len(own)}, {self.classes}) is needed")
+        logits = logits.detach().float()
+        if not bool(logits.abs().amax() <= _LARGEST):
+            raise RunError("the teachers' logits are NaN, infinite or beyond 65504; a teacher is broken: make it anew")
+        return self._encode(logits, own, partner)
+
+    def decode(self, encoded: Encoded, own: Tensor, partner: Tensor, temperature: float = 1.0) -> Tensor:
+        """Class probabilities (n, k) float32 at a temperature, on the device of `encoded`; rows sum to one.
+
+        Raises:
+            UsageError: the form keeps probabilities at temperature 1, and another one is asked for.
+        """
+        if temperature != 1 and self.name != Logits.name:
+            raise UsageError(
+                f"labels of form {self.name!r} are probabilities at temperature 1, which cannot be brought to "
+                f"{temperature:g}; train at temperature 1, or store form='logits'"
+            )
+        return self._decode(encoded, own, partner, temperature)
+
+    def bytes_per_view(self) -> int:
+        """Bytes that one view's label takes."""
+        return sum(np.dtype((kind, shape)).itemsize for kind, shape in self.layout().values())
+
+    def spec(self) -> dict[str, Any]:
+        """Name and parameters as JSON values; `form_of(**spec)` gives the form back."""
+        return {"name": self.name, **asdict(self)}
+
+    def _index(self) -> str:
+        return "<i2" if self.classes <= INT16 else "<i4"
+
+
+@dataclass(frozen=True)
+class Logits(LabelForm):
+    """All logits as float16: 2 k bytes; the temperature is applied when they are used."""
+
+    name: ClassVar[str] = "logits"
+
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """See `LabelForm`."""
+        return {"logits": ("<f2", (self.classes,))}
+
+    def _encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
+        return {"logits": logits.half()}
+
+    def _decode(self, encoded: Encoded, own: Tensor, partner: Tensor, temperature: float) -> Tensor:
+        return (encoded["logits"].float() / temperature).softmax(1)
+
+
+@dataclass(frozen=True)
+class TopK(LabelForm):
+    """The `k` largest probabilities as float16 beside their classes: 4 k bytes up to 32768 classes, 6 k beyond.
+
+    Attributes:
+        k: how many.
+        rest: "smooth" spreads what they leave of 1 evenly over the other classes (FKD's marginal smoothing), "renorm"
+            divides them by their sum and leaves nothing.
+    """
+
+    name: ClassVar[str] = "topk"
+    k: int = 5
+    rest: Literal["smooth", "renorm"] = "smooth"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.k <= self.classes:
+            raise UsageError(f"topk labels with k={self.k} of {self.classes} classes; k is from 1 to {self.classes}")
+        if self.rest not in ("smooth", "renorm"):
+            raise unknown("rest of topk labels", str(self.rest), ("smooth", "renorm"))
+
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """See `LabelForm`."""
+        return {"indices": (self._index(), (self.k,)), "values": ("<f2", (self.k,))}
+
+    def _encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
+        largest, indices = logits.softmax(1).topk(self.k, 1)
+        # rounded up, so that no other class gets more than the last of them
+        values = largest.half()
+        values = torch.where(values < largest, _above(values), values)
+        if self.k > 1:  # the first stays ahead of the second
+            values[:, 0] = torch.where(values[:, 0] == values[:, 1], _above(values[:, 0]), values[:, 0])
+        return {"indices": indices.to(torch.int16 if self._index() == "<i2" else torch.int32), "values": values}
+
+    def _decode(self, encoded: Encoded, own: Tensor, partner: Tensor, temperature: float) -> Tensor:
+        values = encoded["values"].float()
+        others = values.new_zeros(len(values), 1)
+        if self.rest == "smooth" and self.k < self.classes:
+            others = (1 - values.sum(1, keepdim=True)).clamp_min(0) / (self.classes - self.k)
+        whole = others.repeat(1, self.classes).scatter(1, encoded["indices"].long(), values)
+        return whole / whole.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Hard(LabelForm):
+    """The most probable class alone: 2 bytes up to 32768 classes, 4 beyond.
+
+    Attributes:
+        smoothing: share of the probability that is spread evenly over all classes, 0 to 1.
+    """
+
+    name: ClassVar[str] = "hard"
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.smoothing <= 1:
+            raise UsageError(f"hard labels with smoothing={self.smoothing:g}; it is from 0 to 1")
+
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """See `LabelForm`."""
+        return {"classes": (self._index(), ())}
+
+    def _encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
+        return {"classes": logits.argmax(1).to(torch.int16 if self._index() == "<i2" else torch.int32)}
+
+    def _decode(self, encoded: Encoded, own: Tensor, partner: Tensor, temperature: float) -> Tensor:
+        return smoothed(encoded["classes"].long(), self.classes, self.smoothing)
+
+
+@dataclass(frozen=True)
+class Distances(LabelForm):
+    """NRR-DD's two distances as float16: 4 bytes whatever the number of classes; see `dd.sets.label_distances`."""
+
+    name: ClassVar[str] = "distances"
+
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """See `LabelForm`."""
+        return {"distances": ("<f2", (2,))}
+
+    def _encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
+        exact = distances(logits, own, partner)
+        # rounded down, so that the two classes together get no less and the others no more; the nearer stays so
+        stored = exact.half()
+        stored = torch.where(stored > exact, _below(stored), stored)
+        tied, first = stored[:, 0] == stored[:, 1], exact[:, 0] < exact[:, 1]
+        further = torch.stack([tied & (exact[:, 1] < exact[:, 0]), tied & first], 1)
+        return {"distances": torch.where(further, _above(stored), stored)}
+
+    def _decode(self, encoded: Encoded, own: Tensor, partner: Tensor, temperature: float) -> Tensor:
+        return reconstruct(encoded["distances"].float(), own, partner, self.classes)
+
+
+FORMS: Mapping[str, type[LabelForm]] = {form.name: form for form in (Logits, TopK, Hard, Distances)}
+
+
+def form_of(name: str, classes: int, **parameters: Any) -> LabelForm:
+    """The form of a name: "logits", "topk" (k, rest), "hard" (smoothing) or "distances".
+
+    Raises:
+        UsageError: an unknown name or parameter, or a value out of its range.
+    """
+    if name not in FORMS:
+        raise unknown("form of labels", name, FORMS)
+    known = [f.name for f in fields(FORMS[name]) if f.name != "classes"]
+    for parameter in parameters:
+        if parameter not in known:
+            raise unknown(f"parameter of {name!r} labels", parameter, known)
+    return FORMS[name](classes, **parameters)
+
+
+def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
+    """(n, classes) float32: 1 - smoothing at the labels (n,) int64, and smoothing spread evenly over all classes."""
+    return (1 - smoothing) * functional.one_hot(labels, classes).float() + smoothing / classes
+
+
+def calibrate(probabilities: Tensor, own: Tensor, low: float, high: float, smooth: float) -> Tensor:
+    """Labels of crops by how sure the teacher is of the image's class, after FerKD (Shen, ICCV 2023).
+
+    Sure crops keep their soft label, doubtful ones get the class of their image, smoothed, and crops that show
+    something else (background) say nothing: the same for all classes.  The thresholds are not public, and to leave
+    background in with uniform labels is our completion.
+
+    Args:
+        probabilities: (n, k), of views that nothing is mixed into.
+        own: (n,) int64, the classes of the images.
+        low: teachers less sure than this see background; 0 to `high`.
+        high: teachers at least this sure are believed; to 1.
+        smooth: share of a doubtful crop's label that is spread evenly over all classes.
+
+    Returns:
+        (n, k).
+
+    Raises:
+        UsageError: the thresholds are out of order.
+    """
+    if not 0 <= low <= high <= 1:
+        raise UsageError(f"calibration asks for 0 <= low <= high <= 1, not low={low:g}, high={high:g}")
+    classes = probabilities.shape[1]
+    sure = probabilities.gather(1, own[:, None])
+    doubtful = smoothed(own, classes, smooth).to(probabilities)
+    calibrated = torch.where(sure >= high, probabilities, doubtful)
+    return torch.where(sure < low, torch.full_like(probabilities, 1 / classes), calibrated)
+
+
+def _above(halves: Tensor) -> Tensor:
+    """The next larger float16 of non-negative ones."""
+    return (halves.view(torch.int16) + 1).view(torch.float16)
+
+
+def _below(halves: Tensor) -> Tensor:
+    """The next smaller float16 of positive ones."""
+    return (halves.view(torch.int16) - 1).view(torch.float16)

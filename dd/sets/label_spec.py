@@ -1,0 +1,166 @@
+"""What determines a store of soft labels, its manifest, and the arithmetic of its size."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dd.data.augment import Shape
+from dd.data.views import View, ViewPolicy, draw_view
+from dd.errors import UsageError
+from dd.io import write_json
+from dd.rng import generator
+from dd.sets.label_forms import LabelForm, form_of
+
+FORMAT = "dd-soft-labels"
+VERSION = 1
+MANIFEST = "manifest.json"
+CLASSES = "classes.npy"
+
+Files = dict[str, dict[str, Any]]
+"""By name: "bytes", "sha256", and for an epoch in replay="seed" also "views", a fingerprint of what was drawn."""
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """Everything that determines the labels of a store, and its views.
+
+    Attributes:
+        n: number of images.
+        classes: names in label order.
+        epochs: how many are stored.
+        batch: images per batch; the last one of an epoch may be smaller.
+        form: what a label is stored as.
+        policy: how views are drawn.
+        shape: (channels, height, width) of an image.
+        seed: root of orders and views.
+        micro: for labels that depend on their batch (teachers with batch statistics) the size of the micro-batches that
+            were labelled together, see `pieces`; None for labels of every view alone.
+        strategy: what the policy's strategy "data" stands for.
+        replay: "seed" to draw the views again, "records" to keep them.
+        images: SHA-256 of the images the labels were made for.
+        teacher: JSON-able facts about who made them: names, hashes, mode, ensemble, weights.
+    """
+
+    n: int
+    classes: tuple[str, ...]
+    epochs: int
+    batch: int
+    form: LabelForm
+    policy: ViewPolicy
+    shape: Shape
+    seed: int = 0
+    micro: int | None = None
+    strategy: str = "none"
+    replay: Literal["seed", "records"] = "seed"
+    images: str = ""
+    teacher: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("n", "epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"soft labels: {name} is {getattr(self, name)}, but at least 1 is needed")
+        if self.micro is not None and not 1 < self.micro <= self.batch:
+            raise UsageError(f"soft labels: micro is {self.micro}; it is from 2 to the batch, {self.batch}")
+        if self.micro is not None and self.n % self.batch == 1:
+            raise UsageError(
+                f"soft labels: {self.n} images in batches of {self.batch} leave one alone, of which batch statistics "
+                "say nothing; choose another batch"
+            )
+        if self.form.classes != len(self.classes):
+            raise UsageError(
+                f"soft labels: a form for {self.form.classes} classes, where there are {len(self.classes)}"
+            )
+        if self.replay not in ("seed", "records"):
+            raise UsageError(f"soft labels: replay is {self.replay!r}; known: seed, records")
+        if self.replay == "records" and (self.policy.tiles > 1 or self.policy.operations(self.strategy) != "none"):
+            raise UsageError(
+                "soft labels: replay='records' keeps no tiles and no strategy of a view; use replay='seed'"
+            )
+
+    @property
+    def batches(self) -> int:
+        """Batches per epoch."""
+        return -(-self.n // self.batch)
+
+    def order(self, epoch: int) -> Tensor:
+        """int64 (n,): the images in the order in which an epoch shows them."""
+        return torch.randperm(self.n, generator=generator(self.seed, "views", "order", epoch))
+
+    def view(self, epoch: int, number: int) -> View:
+        """The view of one batch of an epoch, drawn from the seed."""
+        images = min(self.batch, self.n - number * self.batch)
+        rng = generator(self.seed, "views", epoch, number)
+        return draw_view(self.policy, images, self.shape, rng, self.strategy)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values |= {"form": self.form.spec(), "policy": asdict(self.policy), "teacher": dict(self.teacher)}
+        return json.loads(json.dumps(values))
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> "StoreSpec":
+        """What `to_json` wrote; TypeError, KeyError, ValueError or UsageError where it is something else."""
+        plain = {**values, "classes": tuple(values["classes"]), "shape": tuple(values["shape"])}
+        return StoreSpec(**{**plain, "form": form_of(**values["form"]), "policy": ViewPolicy(**values["policy"])})
+
+
+class Batch(NamedTuple):
+    """One batch of an epoch: `images` (b,) int64, their `view`, and the encoded `labels`, on the CPU."""
+
+    images: Tensor
+    view: View
+    labels: dict[str, Tensor]
+
+
+def pieces(images: int, micro: int | None) -> list[int]:
+    """Sizes of the micro-batches that a batch falls into: teachers with batch statistics and students use the same.
+
+    A single image left over joins the piece before it, as batch statistics of one image say nothing.
+    """
+    if micro is None or images <= micro:
+        return [images]
+    sizes = [len(piece) for piece in torch.arange(images).split(micro)]
+    return [*sizes[:-2], sizes[-2] + 1] if sizes[-1] == 1 else sizes
+
+
+def file_of(epoch: int) -> str:
+    """Name of the file of an epoch."""
+    return f"epoch-{epoch:05d}.npy"
+
+
+def read_manifest(path: Path) -> tuple[StoreSpec, Files]:
+    """Spec and finished files of the store in the folder `path`.
+
+    Raises:
+        UsageError: there is none, or it is damaged or of another version.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"no soft labels in {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"{path / MANIFEST} is damaged: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UsageError(f"{path / MANIFEST} describes no soft labels (its 'format' is not {FORMAT!r})")
+    if manifest.get("version") != VERSION:
+        raise UsageError(f"{path} was written by another dd (format version {manifest.get('version')}, not {VERSION})")
+    try:
+        return StoreSpec.from_json(manifest["spec"]), dict(manifest["files"])
+    except (TypeError, KeyError, ValueError, UsageError) as error:
+        raise UsageError(f"{path / MANIFEST} is damaged: {error}") from error
+
+
+def write_manifest(path: Path, spec: StoreSpec, files: Files) -> None:
+    """Write the manifest of the store in the folder `path`, atomically, with the versions of what draws views."""
+    from importlib.metadata import version
+
+    libraries = {"torch": torch.__version__, "numpy": np.__version__, "dd-workbench": version("dd-workbench")}
+    facts = {"format": FORMAT, "version": VERSION, "spec": spec.to_json(), "libraries": libraries}
+    write_json(path / MANIFEST, {**facts, "files": dict(sorted(files.items()))})
