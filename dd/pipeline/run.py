@@ -3,6 +3,7 @@
 import json
 import logging
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.report import Report
 from dd.io import digest, write_json, write_text
+from dd.pipeline.parts import Parts
 from dd.pipeline.plan import SETS, locate, set_key, settled
 from dd.pipeline.task import context, make_task, numerics
 from dd.recipes import Recipe, resolve
@@ -108,6 +110,9 @@ def _accompany(run: "_Run") -> None:
     with numerics(run.recipe):
         prepared = run.recipe.method.prepare(run.task)
         if parallel.agreed(None):  # the first process is going to synthesise
+            if parts := run.parts(prepared):
+                parts.make()
+                return
             syn, checkpoint = run.variables(prepared)
             watch = Watch(stop=run.stop)
             synthesise(run.recipe.method, run.task, prepared, syn, checkpoint, watch)
@@ -136,6 +141,8 @@ class _Run:
         )
         if not artefact.made:
             parallel.agreed(False)  # to those who wait in `_accompany`
+        if parts := self.parts(prepared):
+            parts.forget()  # they are in the set now
         cost["synthesise"] = artefact.info["cost"]
         assert artefact.tensors is not None
         distilled, start = (self._unpack(name, artefact.tensors, artefact.info) for name in ("set", "start"))
@@ -157,7 +164,12 @@ class _Run:
 
     def _synthesise(self, prepared: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         recipe, task, method = self.recipe, self.task, self.recipe.method
+        parts = self.parts(prepared)
+        if parts and self.force:
+            parts.forget()
         parallel.agreed(True)
+        if parts:
+            return self._in_parts(parts)
         syn, checkpoint = self.variables(prepared)
         begin = self._described(method.finish(syn, task, prepared), 0)
         first = checkpoint.iteration()
@@ -179,18 +191,38 @@ class _Run:
             watch = Watch(show, probe if watching else None, at, self.stop)
             synthesise(method, task, prepared, syn, checkpoint, watch)
         end = self._described(method.finish(syn, task, prepared), method.iterations)
-        tensors = {"set.images": end.images, "set.labels": end.labels}
-        tensors |= {"start.images": begin.images, "start.labels": begin.labels}
         text = self.folder.log_csv.read_text(encoding="utf-8")
-        return tensors, {"set": end.facts(), "start": begin.facts(), "cost": asdict(cost), "log": text}
+        return _payload(end, begin, {"cost": asdict(cost), "log": text})
+
+    def _in_parts(self, parts: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        parts.tracked(self.track)
+        sets, facts = parts.collected(parts.wait())
+        write_text(self.folder.log_csv, facts["log"])  # with the rows that other processes wrote
+        shutil.rmtree(self.folder.parts, ignore_errors=True)
+        end, begin = self._described(sets["set"], self.recipe.method.iterations), self._described(sets["start"], 0)
+        return _payload(end, begin, facts)
+
+    def parts(self, prepared: Any) -> Parts | None:
+        """The independent parts of the set, where the method makes it in several."""
+        tasks = self.task.in_parts(self.recipe.method.parts(self.task))
+        if len(tasks) == 1:
+            return None
+        return Parts(self.recipe, self.task, tasks, self.folder, self.stop, partial(self._begin, prepared), prepared)
 
     def variables(self, prepared: Any) -> tuple[Synthetic, Checkpoint]:
         """The variables at iteration 0, and where their state is kept."""
-        recipe, task = self.recipe, self.task
-        syn = recipe.method.start(task, prepared)
-        if recipe.init is not None:
-            _take(load(Path(recipe.init)), syn, task)
-        return syn, Checkpoint(self.folder.checkpoint, digest(set_key(recipe, task)))
+        syn = self._begin(prepared, self.task)
+        return syn, Checkpoint(self.folder.checkpoint, digest(set_key(self.recipe, self.task)))
+
+    def _begin(self, prepared: Any, task: Task) -> Synthetic:
+        syn = self.recipe.method.start(task, prepared)
+        if self.recipe.init is not None:
+            given = load(Path(self.recipe.init))
+            if task.part is not None and given.n == len(self.task.targets):
+                slots = task.part.slots
+                given = replace(given, images=given.images[slots], labels=given.labels[slots])
+            _take(given, syn, task)
+        return syn
 
     def _described(self, distilled: DistilledSet, iterations: int) -> DistilledSet:
         recipe = self.recipe
@@ -259,6 +291,14 @@ class _Run:
             command=self.command,
             **context(recipe.device),
         )
+
+
+def _payload(
+    end: DistilledSet, begin: DistilledSet, facts: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = {"set.images": end.images, "set.labels": end.labels}
+    tensors |= {"start.images": begin.images, "start.labels": begin.labels}
+    return tensors, {"set": end.facts(), "start": begin.facts(), **facts}
 
 
 def _take(given: DistilledSet, syn: Synthetic, task: Task) -> None:

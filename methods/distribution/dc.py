@@ -11,11 +11,12 @@ from torch import Tensor
 
 from dd.data.augment import augment
 from dd.engine import parallel
+from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import Functional
 
-from ._classes import Siamese, Terms, accumulated
+from ._classes import Siamese
 
 
 def gradient_distance(ours: Iterable[Tensor], real: Iterable[Tensor]) -> Tensor:
