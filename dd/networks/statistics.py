@@ -75,8 +75,8 @@ def statistics_loss(network: nn.Module, first: float = 10.0) -> Iterator[Statist
     layers = batch_norms(network)
     if not layers:
         raise UsageError(
-            f"{type(network).__name__} has no BatchNorm with running statistics, which recovery matches: take a teacher "
-            "with norm=batch, for example student.norm=batch, or set r_bn=0"
+            f"{type(network).__name__} has no BatchNorm with running statistics, which recovery matches: take a "
+            "teacher with norm=batch, for example student.norm=batch, or set r_bn=0"
         )
     loss = StatisticsLoss(layers, first)
 
@@ -125,4 +125,4 @@ def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
 
 def _kept(statistic: Tensor | None) -> Tensor:
     assert statistic is not None
-    return statistic.detach().to(torch.promote_types(statistic.dtype, torch.float32)).clone()
+    return statistic.detach().to(torch.promote_types(statistic.dtype, torch.float32))

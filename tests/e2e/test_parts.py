@@ -1,4 +1,4 @@
-"""A set made in independent parts: the same bits from one process or several, and on again at the first missing part."""
+"""A set made in independent parts: the same bits from any number of processes, and on at the first missing part."""
 
 import json
 import os
