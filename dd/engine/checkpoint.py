@@ -36,7 +36,7 @@ class Checkpoint:
         tensors = {f"syn.{name}": value for name, value in syn.state_dict().items()}
         plain = []
         for number, optimiser in enumerate(optimisers):
-            state, groups = _split(optimiser, f"optimiser{number}.")
+            state, groups = split_state(optimiser, f"optimiser{number}.")
             tensors |= state
             plain.append(groups)
         meta = {
@@ -61,7 +61,7 @@ class Checkpoint:
         tensors = load_tensors(self.path)
         syn.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("syn.")})
         for number, (optimiser, groups) in enumerate(zip(optimisers, json.loads(meta["optimisers"]), strict=True)):
-            _join(optimiser, f"optimiser{number}.", groups, tensors)
+            join_state(optimiser, f"optimiser{number}.", groups, tensors)
         return int(meta["it"]), json.loads(meta["facts"])
 
     def _metadata(self) -> dict[str, str] | None:
@@ -73,7 +73,8 @@ class Checkpoint:
         return meta if meta.get("format") == FORMAT and meta.get("key") == self.key else None
 
 
-def _split(optimiser: Optimizer, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def split_state(optimiser: Optimizer, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of an optimiser as (tensors, their names after `prefix`, and JSON-able values)."""
     whole = optimiser.state_dict()
     tensors: dict[str, Tensor] = {}
     rest: dict[str, dict[str, Any]] = {}
@@ -86,7 +87,8 @@ def _split(optimiser: Optimizer, prefix: str) -> tuple[dict[str, Tensor], dict[s
     return tensors, {"state": rest, "param_groups": whole["param_groups"]}
 
 
-def _join(optimiser: Optimizer, prefix: str, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def join_state(optimiser: Optimizer, prefix: str, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimiser the state that `split_state` took."""
     state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in plain["state"].items()}
     for name, value in tensors.items():
         if name.startswith(prefix):

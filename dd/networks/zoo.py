@@ -52,7 +52,7 @@ def _timm(name: str, channels: int, size: int, classes: int) -> nn.Module:
 
     # is_model keeps names with a remote prefix ("hf-hub:…") out: nothing is fetched
     if ":" in name or not timm.is_model(name):
-        raise _unknown("timm", name, timm.list_models())
+        raise unknown_network("timm", name, timm.list_models())
     config = timm.get_pretrained_cfg(name)
     fixed: dict[str, Any] = {"img_size": size} if config is not None and config.fixed_input_size else {}
     return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **fixed)
@@ -63,7 +63,7 @@ def _torchvision(name: str, channels: int, size: int, classes: int) -> nn.Module
 
     known = models.list_models(module=models)
     if name not in known:
-        raise _unknown("torchvision", name, known)
+        raise unknown_network("torchvision", name, known)
     extra: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         extra = {"aux_logits": False, "init_weights": True}  # one output; their default initialisation warns
@@ -75,7 +75,8 @@ def _torchvision(name: str, channels: int, size: int, classes: int) -> nn.Module
     return net
 
 
-def _unknown(library: str, name: str, known: list[str]) -> UsageError:
+def unknown_network(library: str, name: str, known: list[str]) -> UsageError:
+    """A ready-made error for a name that a library does not have."""
     # without a close match the list itself would fill screens
     close = " or ".join(repr(match) for match in get_close_matches(name, known))
     hint = f"did you mean {close}?" if close else f"{library}.list_models() names all {len(known)}"

@@ -137,7 +137,16 @@ def _candidates(value: Any, annotation: Any) -> list[Any]:
             tried.append(int(reading))
         elif isinstance(reading, list):
             tried.append(tuple(reading))
+    if isinstance(value, str) and value[:1] != "[" and _texts(annotation):
+        tried.append((value,))  # a list of one text may be written as that text
     return tried
+
+
+def _texts(annotation: Any) -> bool:
+    """Whether an annotation is a tuple of any number of texts."""
+    if get_origin(annotation) is Annotated:
+        return _texts(get_args(annotation)[0])
+    return get_origin(annotation) is tuple and get_args(annotation) == (str, ...)
 
 
 def _optional(annotation: Any) -> bool:

@@ -5,6 +5,7 @@ An artefact's key is the hash of a spec that holds everything that determines it
     <kind>/<key>.safetensors   the payload: tensors (absent for plain values)
     <kind>/<key>.json          the manifest: spec, info or value, SHA-256 and size of the payload, seconds it took
     <kind>/<key>.lock          held while it is made, so that two processes never make one twice
+    <kind>/<key>.unfinished.safetensors   what a long making keeps on its way, to go on after a crash
 
 The manifest is written last: what has no manifest does not exist.
 """
@@ -159,6 +160,10 @@ class Store:
         """The manifest's path, whether or not it is there."""
         return self.root / kind / f"{digest(spec)}.json"
 
+    def unfinished(self, kind: str, spec: Mapping[str, Any]) -> Path:
+        """Where its making may keep its state on the way; whoever makes it writes and deletes that file."""
+        return self.root / kind / f"{digest(spec)}.unfinished.safetensors"
+
     def peek(self, kind: str, spec: Mapping[str, Any]) -> Artefact | None:
         """It, if it is there and whole; nothing is made, nothing is logged."""
         try:
@@ -200,9 +205,9 @@ class Store:
     def remove(self, kind: str, spec: Mapping[str, Any]) -> int:
         """Delete it, waiting for whoever makes it; returns bytes freed.  Nothing is deleted that is not there."""
         with self._lock(kind, spec, f"{kind} {digest(spec)}"):
-            files = [self.path(kind, spec), self._payload(kind, digest(spec))]  # the manifest first
+            files = [self.path(kind, spec), self._payload(kind, digest(spec)), self.unfinished(kind, spec)]
             freed = sum(file.stat().st_size for file in files if file.is_file())
-            for file in files:
+            for file in files:  # the manifest first
                 file.unlink(missing_ok=True)
         return freed
 

@@ -5,9 +5,11 @@ trained one after another; on a CPU that was measured 2 to 4 times faster than s
 (`dd.training.stacked`).
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,8 @@ from dd.training.allocator import keep_large_buffers
 from dd.training.compiled import BatchLoss
 from dd.training.gsam import gsam_gradient
 from dd.training.penalty import gradient_penalty
+
+WARM = 0.01  # share of lr that a warm-up begins with
 
 Batches = Callable[[torch.Generator], Iterator[tuple[Tensor, Tensor]]]
 """One shuffled pass: `(images (b, c, h, w), targets (b,) int64 or (b, k) probabilities)`."""
@@ -42,6 +46,8 @@ class Fit:
         factors: of the loss in the first passes; it is 1 after them.
         penalty: weight of `gradient_penalty` on the unaugmented images, beside the loss; 0 for none.
         momentum_after: momentum once lr has fallen; None for the same.
+        schedule: lr after the warm-up: constant, or half a cosine that would reach zero one step after the last.
+        warmup: steps in which lr rises linearly, from a hundredth.
     """
 
     steps: int
@@ -55,14 +61,37 @@ class Fit:
     factors: tuple[float, ...] = ()
     penalty: float = 0.0
     momentum_after: float | None = None
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
 
     def factor(self, done: int) -> float:
         """Of the loss in the pass after `done` passes."""
         return self.factors[done] if done < len(self.factors) else 1.0
 
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        lr = self.lr * self.decay ** sum(at <= step for at in self.decay_at)
+        if step < self.warmup:
+            return lr * (WARM + (1 - WARM) * step / self.warmup)
+        if self.schedule == "constant":
+            return lr
+        return lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / (self.steps - self.warmup)))
+
 
 Path = tuple[int, *tuple[str | int, ...]]
 """A root seed and names: the path under which all random draws of one network stand."""
+
+
+class Keep(Protocol):
+    """Where the state of one network is kept between passes, so that a killed process goes on where it was."""
+
+    def load(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, int]:
+        """Restore what is kept, in place: (passes, steps) done by then, (0, 0) where nothing is."""
+        ...
+
+    def save(self, network: nn.Module, optimiser: torch.optim.Optimizer, done: int, step: int) -> None:
+        """Keep the state after `done` passes and `step` steps."""
+        ...
 
 
 class Trainer:
@@ -85,7 +114,12 @@ class Trainer:
         self._loss = BatchLoss(build(generator(0, "skeleton")), compile, precision)
 
     def train(
-        self, paths: Sequence[Path], batches: Batches, fit: Fit, after_pass: AfterPass | None = None
+        self,
+        paths: Sequence[Path],
+        batches: Batches,
+        fit: Fit,
+        after_pass: AfterPass | None = None,
+        keeps: Sequence[Keep] | None = None,
     ) -> Iterator[nn.Module]:
         """Train one network per path.
 
@@ -94,22 +128,26 @@ class Trainer:
             batches: the data, one shuffled pass at a time.
             fit: how to train.
             after_pass: called after every whole pass of every network.
+            keeps: one per path, where its state is kept after every whole pass and taken up again; the bits are those
+                of a training that was never interrupted.
 
         Yields:
             The trained network of each path; valid until the next is asked for.
         """
         network = self._loss.network
-        for path in paths:
+        for path, keep in zip(paths, keeps or [None] * len(paths), strict=True):
             network.load_state_dict(self._build(generator(*path, "weights")).state_dict())
-            self._train_one(path, batches, fit, after_pass)
+            self._train_one(path, batches, fit, after_pass, keep)
             yield network
 
-    def _train_one(self, path: Path, batches: Batches, fit: Fit, after_pass: AfterPass | None) -> None:
+    def _train_one(
+        self, path: Path, batches: Batches, fit: Fit, after_pass: AfterPass | None, keep: Keep | None
+    ) -> None:
         network, loss_of = self._loss.network, self._loss.of(fit.steps)
         network.train()
-        done = step = 0
-        optimiser = sgd(network.parameters(), fit, step)
-        if after_pass:
+        optimiser = sgd(network.parameters(), fit, 0)
+        done, step = keep.load(network, optimiser) if keep else (0, 0)
+        if after_pass and not done:
             after_pass(0, network)
         while step < fit.steps:
             draws = generator(*path, "augment", done)
@@ -118,6 +156,7 @@ class Trainer:
                     break
                 if step in fit.decay_at:
                     optimiser = sgd(network.parameters(), fit, step)
+                set_rate(optimiser, fit.rate(step))
                 optimiser.zero_grad(set_to_none=True)
                 if fit.penalty:
                     _penalise(network, images, fit.penalty)
@@ -130,6 +169,8 @@ class Trainer:
                 step += 1
             else:
                 done += 1
+                if keep:
+                    keep.save(network, optimiser, done, step)
                 if after_pass:
                     after_pass(done, network)
 
@@ -140,12 +181,18 @@ def sgd(parameters: Iterable[Tensor], fit: Fit, step: int) -> torch.optim.SGD:
     momentum = fit.momentum if not drops or fit.momentum_after is None else fit.momentum_after
     return torch.optim.SGD(
         parameters,
-        lr=fit.lr * fit.decay**drops,
+        lr=fit.rate(step),
         momentum=momentum,
         weight_decay=fit.weight_decay,
         foreach=False,
         fused=False,
     )
+
+
+def set_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """Give all groups of an optimiser one learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr
 
 
 def _penalise(network: nn.Module, images: Tensor, weight: float) -> None:

@@ -17,7 +17,7 @@ from dd.data.augment import augment
 from dd.networks import Functional
 from dd.rng import generator
 from dd.training.gsam import perturbation, surrogate
-from dd.training.loop import Batches, Fit, Path, sgd
+from dd.training.loop import Batches, Fit, Path, set_rate, sgd
 from dd.training.penalty import gradient_penalty
 
 AfterStackedPass = Callable[[int, Tensor], None]
@@ -60,6 +60,7 @@ class StackedTrainer:
                     break
                 if step in fit.decay_at:
                     optimiser = sgd([thetas], fit, step)
+                set_rate(optimiser, fit.rate(step))
                 images = torch.stack([images for images, _ in together])
                 targets = torch.stack([targets for _, targets in together])
                 seen = torch.stack([augment(fit.strategy, own, rng) for own, rng in zip(images, draws, strict=True)])

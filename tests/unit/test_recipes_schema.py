@@ -34,6 +34,13 @@ Share = Annotated[float, Field(gt=0, le=1)]
         (str, 5, "5"),
         (tuple[int, ...], [1, 2], (1, 2)),
         (tuple[float, ...], "[1, 0.5]", (1.0, 0.5)),
+        (tuple[str, ...], "student", ("student",)),
+        (tuple[str, ...], "timm:resnet18.a1_in1k", ("timm:resnet18.a1_in1k",)),
+        (tuple[str, ...], "convnet:width=32", ("convnet:width=32",)),
+        (tuple[str, ...], "./teacher.pt@convnet:width=32", ("./teacher.pt@convnet:width=32",)),
+        (tuple[str, ...], ["convnet:width=32", "student"], ("convnet:width=32", "student")),
+        (tuple[str, ...], '["convnet:width=32", "student"]', ("convnet:width=32", "student")),
+        (Annotated[tuple[str, ...], Field(min_length=1)], "student", ("student",)),
         (list[int], [1, 2], [1, 2]),
     ],
 )
@@ -62,6 +69,9 @@ def test_taken(annotation, given, value):
         (Literal["sgd", "ftd"], "adam", "key='adam' is not a choice; expected 'sgd' or 'ftd'"),
         (tuple[int, ...], ["a"], "key=['a'] has the wrong type; expected a list of whole numbers"),
         (str, True, "key=True has the wrong type; expected a text"),
+        (tuple[str, ...], "[a, b]", "key='[a, b]' has the wrong type; expected a list of texts"),
+        (tuple[str, ...], 5, "key=5 has the wrong type; expected a list of texts"),
+        (tuple[int, ...], "a", "key='a' has the wrong type; expected a list of whole numbers"),
     ],
 )
 def test_refused(annotation, given, words):

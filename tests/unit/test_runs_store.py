@@ -212,3 +212,16 @@ def test_a_maker_that_is_killed_leaves_neither_half_an_artefact_nor_a_lock(tmp_p
     assert time.monotonic() - began < 10
     key = store.path("experts", {"seed": 1}).stem
     assert sorted(os.listdir(tmp_path / "experts")) == [f"{key}.json", f"{key}.lock", f"{key}.safetensors"]
+
+
+def test_an_unfinished_making_has_a_file_that_goes_with_it(tmp_path):
+    store = Store(tmp_path)
+    path = store.unfinished("experts", SPEC)
+    path.parent.mkdir()
+    path.write_bytes(b"half")
+    assert not store.has("experts", SPEC)
+    assert not list(store.manifests("experts"))
+    store.tensors("experts", SPEC, Maker())
+    assert path.read_bytes() == b"half"  # it is its maker's to delete
+    store.remove("experts", SPEC)
+    assert not path.exists()

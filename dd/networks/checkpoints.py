@@ -1,0 +1,130 @@
+"""Checkpoints that users bring: plain state dicts, with or without facts beside them."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dd.errors import UsageError
+
+_COUNTER = "num_batches_tracked"  # of batch norm; old files lack it, and evaluation does not read it
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        state: weights and buffers by name.
+        classes: names of the outputs in order, None where the file gives none.
+        accuracy: declared accuracy in percent, None where the file gives none.
+        normalise: (mean, std) per channel in [0, 1] units of the images it was trained on, None where the file gives
+            none: it then takes images in the model space of the run.
+    """
+
+    state: Mapping[str, Tensor]
+    classes: tuple[str, ...] | None
+    accuracy: float | None
+    normalise: tuple[tuple[float, ...], tuple[float, ...]] | None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a .safetensors, .pt or .pth file; nothing in it is executed.
+
+    A .pt file is a state dict, or a mapping with `state_dict` and optionally `classes` (names), `accuracy` (percent),
+    `mean` and `std`.  A .safetensors file has these as JSON in its metadata.  The prefix "module." is taken off.
+
+    Raises:
+        UsageError: it cannot be read, or is something else.
+    """
+    state, facts = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UsageError(f"{path} holds no state dict: save model.state_dict(), or {{'state_dict': …}}")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    try:
+        classes, accuracy, mean, std = (facts.get(key) for key in ("classes", "accuracy", "mean", "std"))
+        return Checkpoint(
+            state=state,
+            classes=None if classes is None else tuple(str(name) for name in classes),
+            accuracy=None if accuracy is None else float(accuracy),
+            normalise=None if mean is None or std is None else (_numbers(mean), _numbers(std)),
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"{path}: its facts do not read: {error}; classes are names, accuracy is in percent, mean and std are lists"
+        ) from error
+
+
+def outputs_of(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
+    """Number of logits by the last linear layer of such a network in a state dict; None where there is none."""
+    names = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    weight = state.get(f"{names[-1]}.weight") if names else None
+    return None if weight is None else len(weight)
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Copy weights and buffers into a network, which must have exactly these.
+
+    Raises:
+        UsageError: they do not fit; the line names the first layer that differs.
+    """
+    own = network.state_dict()
+    state = {name: own[name] for name in own if name.endswith(_COUNTER)} | dict(state)
+    for name in dict.fromkeys((*own, *state)):
+        here, there = own.get(name), state.get(name)
+        if here is None or there is None or here.shape != there.shape:
+            raise UsageError(
+                f"{what} does not fit this network: its first layer that differs is {name}, {_shape(there)} there and "
+                f"{_shape(here)} here; say what it is with PATH@ARCH:field=value"
+            )
+    network.load_state_dict(state)
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            meta = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    facts: dict[str, Any] = {}
+    for key, text in meta.items():
+        try:
+            facts[key] = json.loads(text)
+        except ValueError:
+            continue  # somebody else's
+    return state, facts
+
+
+def _torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        whole = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"{path} holds more than tensors and plain values, which is not loaded as it could run code: "
+            "save model.state_dict() instead of the model"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(whole, Mapping):
+        return {}, {}
+    if isinstance(whole.get("state_dict"), Mapping):
+        return dict(whole["state_dict"]), dict(whole)
+    return dict(whole), {}
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "missing"
+    return f"({'x'.join(map(str, tensor.shape)) or 'a number'})"

@@ -1,0 +1,94 @@
+"""Teachers by name: a network to train here, a checkpoint's path, or weights that timm or torchvision publish."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeAlias
+
+from pydantic import TypeAdapter, ValidationError
+
+from dd.errors import UsageError, unknown
+from dd.networks.spec import NetworkSpec
+from dd.networks.zoo import is_zoo_name
+
+STUDENT = "student"
+SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """An architecture of which nothing is trained yet."""
+
+    spec: NetworkSpec
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """A checkpoint's path, and the architecture it belongs to."""
+
+    path: Path
+    spec: NetworkSpec
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """`timm:NAME.TAG` or `torchvision:NAME.WEIGHTS`."""
+
+    name: str
+
+
+Source: TypeAlias = Untrained | SavedWeights | PublishedWeights
+
+
+def source(name: str, student: NetworkSpec) -> Source:
+    """What a teacher's name stands for.
+
+    Args:
+        name: "student"; `ARCH[:field=value…]`, for example "convnet:width=48:norm=batch"; `timm:NAME` or
+            `torchvision:NAME`, trained here, or with a tag of weights after a dot, pretrained; or
+            `PATH[@ARCH[:field=value…]]` of a file that ends in .safetensors, .pt or .pth.
+        student: the network that "student" stands for, and the architecture of a checkpoint that names none.
+
+    Raises:
+        UsageError: it stands for nothing.
+    """
+    path, at, arch = name.rpartition("@")
+    if at and path.endswith(SUFFIXES):
+        return SavedWeights(_existing(path), _network(arch, student))
+    if name.endswith(SUFFIXES):
+        return SavedWeights(_existing(name), student)
+    if "/" in name or "\\" in name:
+        raise UsageError(f"teachers={name} looks like a path, but a checkpoint ends in {', '.join(SUFFIXES)}")
+    if is_zoo_name(name) and "." in name:
+        return PublishedWeights(name)
+    return Untrained(_network(name, student))
+
+
+def _network(text: str, student: NetworkSpec) -> NetworkSpec:
+    """`ARCH[:field=value…]`; the norm is "batch" unless it is given, as teachers are read by their statistics."""
+    if text == STUDENT:
+        return student
+    if is_zoo_name(text):
+        return NetworkSpec(arch=text)
+    arch, *settings = text.split(":")
+    known = [field.name for field in fields(NetworkSpec) if field.name != "arch"]
+    values: dict[str, str] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"teachers={text}: {setting!r} is no setting; write ARCH:field=value, as convnet:width=48")
+        if key not in known:
+            raise unknown(f"setting in teachers={text}:", key, known)
+        values[key] = value
+    try:
+        # not strict: "48" is a width
+        return TypeAdapter(NetworkSpec).validate_python({"arch": arch, "norm": "batch"} | values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(f"teachers={text}: {first['loc'][0]}={first['input']}: {first['msg']}") from error
+
+
+def _existing(path: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise UsageError(f"teachers={path}: no such file")
+    return found

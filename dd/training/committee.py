@@ -1,0 +1,123 @@
+"""What several teachers say together: their votes, and one label from the logits of all.
+
+Priors and votes are those of Cui et al., "Dataset Distillation via Committee Voting" (CV-DD, arXiv:2501.07575).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dd.errors import UsageError, unknown
+from dd.training.teachers import Teacher
+
+How = Literal["logit_mean", "logit_weighted", "prob_mean"]
+Mode = Literal["eval", "batch"]
+_CHUNK = 256
+
+# Accuracy in percent of a student trained on images distilled from one member alone: constants in the official code.
+PRIORS: dict[str, dict[str, float]] = {
+    data: dict(zip(("resnet18", "resnet50", "shufflenetv2", "mobilenetv2", "densenet121"), row, strict=True))
+    for data, row in {
+        "cifar10": (63.0, 65.3, 68.5, 67.6, 67.4),
+        "cifar100": (64.0, 60.6, 51.6, 59.4, 56.4),
+        "tiny-imagenet": (46.5, 28.3, 43.6, 44.8, 41.5),
+        "imagenette": (62.4, 52.0, 57.2, 54.0, 60.8),
+        "imagenet-1k": (56.4, 42.3, 52.5, 44.2, 40.6),
+    }.items()
+}
+
+
+def published_prior(data: str, arch: str) -> float | None:
+    """CV-DD's constant for a data set and an architecture in any spelling of ours, None where there is none.
+
+    Args:
+        data: name of the data set.
+        arch: for example "resnet18:width=64" or "torchvision:shufflenet_v2_x0_5.IMAGENET1K_V1".
+    """
+    library, _, rest = arch.partition(":")
+    name = (rest if library in ("timm", "torchvision") else library).partition(".")[0].lower().replace("_", "")
+    if name.startswith(("shufflenetv2", "mobilenetv2")):  # they come in several widths
+        name = name[: len("shufflenetv2")] if name.startswith("shuffle") else name[: len("mobilenetv2")]
+    return PRIORS.get(data, {}).get(name)
+
+
+def votes(prior: Sequence[float], temperature: float) -> Tensor:
+    """The members' weights softmax(p / tau), (members,) float32.
+
+    Args:
+        prior: p, accuracies in percent.
+        temperature: tau > 0; CV-DD recovers with 5 and labels with 10.
+    """
+    if temperature <= 0:
+        raise UsageError(f"a temperature of votes must be above 0, not {temperature}")
+    return (torch.tensor(prior, dtype=torch.float64) / temperature).softmax(0).float()
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Inside the block batch norm uses the statistics of what it is given; its buffers are neither read nor changed.
+
+    Everything else stays as it is, dropout in evaluation mode included.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    before = [(layer.training, layer.track_running_stats) for layer in layers]
+    try:
+        for layer in layers:
+            layer.training, layer.track_running_stats = True, False
+        yield
+    finally:
+        for layer, (training, tracked) in zip(layers, before, strict=True):
+            layer.training, layer.track_running_stats = training, tracked
+
+
+@torch.no_grad()
+def logits(teacher: Teacher, images: Tensor, mode: Mode = "eval", micro: int | None = None) -> Tensor:
+    """A teacher's logits (n, classes) for images (n, c, h, w) in model space, without a graph.
+
+    Args:
+        teacher: the teacher; it is left as it was, to the bit.
+        images: the views to label.
+        mode: "eval" asks about every image alone.  "batch" normalises each micro-batch by its own statistics, CV-DD's
+            batch-specific soft labels: an image's label depends on the others of its micro-batch.
+        micro: images per micro-batch; None for all together.
+
+    Raises:
+        UsageError: a micro-batch of a single image in mode "batch".
+    """
+    if mode == "eval":
+        return torch.cat([teacher.network(part) for part in images.split(micro or _CHUNK)])
+    if mode != "batch":
+        raise unknown("mode of a teacher", mode, get_args(Mode))
+    parts = images.split(micro or len(images))
+    if len(parts[-1]) == 1:
+        raise UsageError(
+            f"{len(images)} images in micro-batches of {micro or len(images)} leave one image alone, which has no "
+            "batch statistics; choose another size"
+        )
+    with batch_statistics(teacher.network):
+        return torch.cat([teacher.network(part) for part in parts])
+
+
+def ensemble(logits: Tensor, how: How = "logit_mean", weights: Tensor | None = None) -> Tensor:
+    """One label from those of all teachers, as logits: (teachers, n, k) to (n, k).
+
+    Args:
+        logits: of every teacher.
+        how: "logit_mean" (G-VBSM, EDC); "logit_weighted", sum_j w_j z_j (CV-DD); "prob_mean" (MEAL V2), whose logits
+            are the logarithms of the mean probabilities, so that softmax gives these back at temperature 1.
+        weights: w, (teachers,), which sum to 1; for "logit_weighted" only.
+    """
+    if (how == "logit_weighted") != (weights is not None):
+        raise UsageError(f"labels by {how} {'need' if weights is None else 'take no'} weights of the teachers")
+    if weights is not None:
+        return torch.einsum("t,tnk->nk", weights.to(logits), logits)
+    if how == "logit_mean":
+        return logits.mean(0)
+    if how == "prob_mean":
+        return logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
+    raise unknown("ensemble", how, get_args(How))

@@ -1,0 +1,62 @@
+"""The state of one network between two passes, on disk: what lets a killed training go on where it was."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from dd.engine.checkpoint import join_state, split_state
+from dd.io import load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
+
+_NETWORK, _OPTIMISER = "network.", "optimiser."
+
+
+@dataclass(frozen=True)
+class PassFile:
+    """A `dd.training.loop.Keep` in one file: weights, buffers, optimiser, passes and steps done.
+
+    Attributes:
+        path: the file, replaced atomically after every pass.
+        key: identity of the training; a file with another key is not taken up.
+        what: named in the log, for example "teacher convnet".
+    """
+
+    path: Path
+    key: str
+    what: str
+
+    def save(self, network: nn.Module, optimiser: torch.optim.Optimizer, done: int, step: int) -> None:
+        """See `Keep`.
+
+        Raises:
+            RunError: the disk is full; the state of the pass before stays.
+        """
+        tensors = {f"{_NETWORK}{name}": value for name, value in network.state_dict().items()}
+        state, plain = split_state(optimiser, _OPTIMISER)
+        meta = {"key": self.key, "done": str(done), "step": str(step), "optimiser": json.dumps(plain)}
+        save_tensors(self.path, tensors | state, meta)
+
+    def load(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, int]:
+        """See `Keep`."""
+        try:
+            with safe_open(self.path, "pt") as file:
+                meta = file.metadata() or {}
+            tensors = {name: value.clone() for name, value in load_tensors(self.path).items()}
+        except (OSError, SafetensorError):  # not there, or damaged
+            return 0, 0
+        if meta.get("key") != self.key:
+            return 0, 0
+        network.load_state_dict({n.removeprefix(_NETWORK): t for n, t in tensors.items() if n.startswith(_NETWORK)})
+        join_state(optimiser, _OPTIMISER, json.loads(meta["optimiser"]), tensors)
+        log.info("going on with %s after pass %s", self.what, meta["done"])
+        return int(meta["done"]), int(meta["step"])
+
+    def remove(self) -> None:
+        """Delete the file, once the network is stored elsewhere."""
+        self.path.unlink(missing_ok=True)

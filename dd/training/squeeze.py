@@ -1,0 +1,141 @@
+"""Networks trained on the real images to teach ("squeeze", Yin et al., SRe2L, NeurIPS 2023), one artefact each."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dd.data.real import Split
+from dd.engine.method import Task
+from dd.errors import RunError
+from dd.io import digest
+from dd.networks import NetworkSpec, build
+from dd.runs.store import Artefact
+from dd.training.loop import Fit, Trainer, accuracy
+from dd.training.passes import PassFile
+
+KIND = "teachers"
+VERSION = 1  # of the training procedure: part of every key, raised when its results change
+
+
+@dataclass(frozen=True)
+class SqueezeSettings:
+    """How teachers are trained on the real images.  Defaults: SRe2L's for CIFAR-100 (official code), but with DSA.
+
+    Attributes:
+        epochs: passes over the real training images.
+        lr: learning rate.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        batch: real images per step.
+        schedule: lr after the warm-up: constant, or half a cosine to zero.
+        warmup: epochs in which lr rises linearly, from a hundredth.
+        augment: DSA, one operation per batch, with the data set's strategy.
+        seed: root seed of the teachers, apart from the run's, so that runs with other seeds share them.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 200
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    batch: Annotated[int, Field(ge=2)] = 128
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    augment: bool = True
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        if self.warmup >= self.epochs:
+            raise ValueError(f"warmup={self.warmup} must be less than epochs={self.epochs}")
+
+
+def squeeze_spec(task: Task, network: NetworkSpec, settings: SqueezeSettings) -> dict[str, Any]:
+    """Everything that determines a teacher trained here: the key of its artefact."""
+    return {
+        "version": VERSION,
+        "data": task.data.fingerprint,
+        "augment": task.data.augment if settings.augment else "none",
+        "network": asdict(network),
+        "settings": asdict(settings),
+        "compile": task.compile,
+        "precision": task.precision,
+        "device": task.device.type,
+    }
+
+
+def squeeze_fit(settings: SqueezeSettings, images: int, strategy: str) -> Fit:
+    """The training of one teacher on `images` images as a `Fit`."""
+    per_pass = -(-images // settings.batch) - (images % settings.batch == 1)
+    return Fit(
+        steps=settings.epochs * per_pass,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        strategy=strategy if settings.augment else "none",
+        schedule=settings.schedule,
+        warmup=settings.warmup * per_pass,
+    )
+
+
+def squeezed(task: Task, network: NetworkSpec, settings: SqueezeSettings, what: str) -> Artefact:
+    """The weights and buffers of one teacher, trained where they are not in the store.
+
+    Its state is kept after every pass: a killed training goes on with the next one, and ends in the same bits.
+
+    Args:
+        task: the run.
+        network: the architecture, resolved.
+        settings: how it is trained.
+        what: named in the log.
+
+    Raises:
+        RunError: it diverged.
+    """
+    spec = squeeze_spec(task, network, settings)
+    keep = PassFile(task.store.unfinished(KIND, spec), digest(spec), what)
+    kept = task.store.tensors(KIND, spec, partial(_squeeze, task, network, settings, keep), what)
+    keep.remove()  # only now is the network elsewhere
+    return kept
+
+
+def _squeeze(
+    task: Task, network: NetworkSpec, settings: SqueezeSettings, keep: PassFile
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Train one teacher, from its last finished pass if there is one: (weights and buffers, facts) for the store."""
+    data = task.data
+    fit = squeeze_fit(settings, len(data.train), data.augment)
+    trainer = Trainer(partial(build_teacher, task, network, task.classes), task.compile, task.precision)
+    batches = partial(_passes, data.train, settings.batch)
+    trained = next(trainer.train([(settings.seed, "teacher")], batches, fit, keeps=[keep]))
+    state = {name: value.cpu() for name, value in trained.state_dict().items()}
+    if not all(value.isfinite().all() for value in state.values()):
+        keep.remove()
+        raise RunError(f"{keep.what} diverged: its weights are not finite; lower lr={settings.lr} of the teachers")
+    info = {
+        "network": asdict(network),
+        "preprocess": data.preprocess.spec(),
+        "classes": data.classes,
+        "holdout": holdout_accuracy(task, trained),
+        "data": data.name,
+    }
+    return state, info
+
+
+def _passes(split: Split, size: int, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """One shuffled pass; a rest of a single image is left out, as it has no batch statistics."""
+    return (batch for batch in split.batches(size, rng) if len(batch[1]) > 1)
+
+
+def build_teacher(task: Task, network: NetworkSpec, classes: int, rng: torch.Generator) -> nn.Module:
+    """A network for the run's images with fresh weights and any number of outputs, on the device."""
+    data = task.data
+    return build(network, channels=data.channels, size=data.size, classes=classes, generator=rng, device=task.device)
+
+
+def holdout_accuracy(task: Task, network: nn.Module) -> float | None:
+    """Accuracy on the held-out images in percent, None without a hold-out."""
+    return accuracy(network, task.data.holdout.batches(512)) if len(task.data.holdout) else None

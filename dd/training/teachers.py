@@ -1,0 +1,195 @@
+"""Teachers: networks that know the real images and give a distilled set its statistics or labels.
+
+They are trained here ("squeeze", Yin et al., SRe2L, NeurIPS 2023), one artefact each, or come from where a user says.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from dd.engine.method import Task
+from dd.errors import UsageError
+from dd.io import digest, sha256_file, sha256_tensors
+from dd.networks import NetworkSpec, resolve
+from dd.networks.adapted import Adapted, pick
+from dd.networks.checkpoints import load_state, outputs_of, read_checkpoint
+from dd.networks.named import PublishedWeights, SavedWeights, Source, Untrained, source
+from dd.networks.pretrained import IMAGENET, published, wnids
+from dd.rng import generator
+from dd.training.squeeze import KIND, SqueezeSettings, build_teacher, holdout_accuracy, squeeze_spec, squeezed
+
+__all__ = ["SqueezeSettings", "Teacher", "teacher_keys", "teacher_needs", "teachers"]
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A trained network, ready to be asked.
+
+    Attributes:
+        name: as it was asked for.
+        network: on the run's device, in evaluation mode, frozen; takes images (n, c, h, w) in the run's model space and
+            gives (n, classes) logits in the data's class order.
+        classes: names of its outputs in order; None where its source gives none.
+        holdout: accuracy on the held-out real images in percent, None without a hold-out.
+        declared: accuracy that its source declares, in percent; of one trained here, what it had when it was stored.
+        sha256: of the weights and buffers in use.
+    """
+
+    name: str
+    network: nn.Module
+    classes: tuple[str, ...] | None
+    holdout: float | None
+    declared: float | None
+    sha256: str
+
+
+def teachers(task: Task, names: Sequence[str], settings: SqueezeSettings) -> tuple[Teacher, ...]:
+    """The teachers of the given names, trained where they are to be trained here and do not exist yet.
+
+    Args:
+        task: the run.
+        names: see `dd.networks.named.source`.
+        settings: of those that are trained here.
+
+    Raises:
+        UsageError: a name stands for nothing, or for something that cannot classify these images.
+        RunError: a teacher diverged, or published weights cannot be had.
+    """
+    sources = _sources(task, names)
+    ready: dict[int, Teacher] = {}
+    # those from elsewhere first: what is wrong with one is said before another is trained for hours
+    for at in sorted(range(len(sources)), key=lambda at: isinstance(sources[at][1], Untrained)):
+        ready[at] = _teacher(task, *sources[at], settings)
+    return tuple(ready[at] for at in range(len(sources)))
+
+
+def teacher_needs(task: Task, names: Sequence[str], settings: SqueezeSettings) -> list[tuple[str, dict[str, Any], str]]:
+    """The artefacts of those teachers that are trained here, as `Method.needs` lists them."""
+    return [
+        (KIND, squeeze_spec(task, origin.spec, settings), _words(task, name, settings))
+        for name, origin in _sources(task, names)
+        if isinstance(origin, Untrained)
+    ]
+
+
+def teacher_keys(task: Task, names: Sequence[str], settings: SqueezeSettings) -> list[dict[str, Any]]:
+    """Per teacher the JSON-able facts that determine its logits: a part of the key of everything made with it."""
+    keys: list[dict[str, Any]] = []
+    for _, origin in _sources(task, names):
+        match origin:
+            case Untrained(spec):
+                keys.append({"trained": digest(squeeze_spec(task, spec, settings))})
+            case SavedWeights(path, spec):
+                keys.append({"file": sha256_file(path), "network": asdict(spec)})
+            case PublishedWeights(name):
+                keys.append({"published": name})
+    return keys
+
+
+def _sources(task: Task, names: Sequence[str]) -> list[tuple[str, Source]]:
+    """Every name with what it stands for, architectures resolved for the images."""
+    if not names:
+        raise UsageError("no teacher is named: teachers=student trains one of the student's architecture")
+    found: list[tuple[str, Source]] = []
+    for name in names:
+        origin = source(name, task.student)
+        if isinstance(origin, Untrained | SavedWeights):
+            try:
+                spec = resolve(origin.spec, task.data.size, task.data.channels)
+            except UsageError as error:
+                raise UsageError(f"teachers={name}: {str(error).replace('student.', '')}") from error
+            origin = Untrained(spec) if isinstance(origin, Untrained) else SavedWeights(origin.path, spec)
+        found.append((name, origin))
+    return found
+
+
+def _teacher(task: Task, name: str, origin: Source, settings: SqueezeSettings) -> Teacher:
+    match origin:
+        case Untrained(spec):
+            return _trained(task, name, spec, settings)
+        case SavedWeights():
+            return _saved(task, name, origin)
+        case PublishedWeights():
+            return _published(task, name)
+
+
+def _trained(task: Task, name: str, spec: NetworkSpec, settings: SqueezeSettings) -> Teacher:
+    kept = squeezed(task, spec, settings, _words(task, name, settings))
+    assert kept.tensors is not None, "made of tensors"
+    network = build_teacher(task, spec, task.classes, generator(0, "skeleton"))
+    load_state(network, kept.tensors, str(kept.path))
+    sha256, holdout = sha256_tensors(network.state_dict()), kept.info["holdout"]
+    return Teacher(name, _frozen(network), tuple(kept.info["classes"]), holdout, holdout, sha256)
+
+
+def _saved(task: Task, name: str, origin: SavedWeights) -> Teacher:
+    file = read_checkpoint(origin.path)
+    rng = partial(generator, 0, "skeleton")
+    network = build_teacher(task, origin.spec, task.classes, rng())
+    count = outputs_of(file.state, network) or task.classes
+    if count != task.classes:
+        theirs = file.classes or (wnids(count) if count == IMAGENET else None)
+        chosen = _picked(name, theirs, count, task.data.classes)
+        network = build_teacher(task, origin.spec, count, rng())
+        classes = task.data.classes
+    else:  # the order of a file's classes is its word, and a matter of the check
+        chosen, classes = None, file.classes
+    load_state(network, file.state, str(origin.path))
+    return _adapted(task, name, network, file.normalise, None, chosen, classes, file.accuracy)
+
+
+def _published(task: Task, name: str) -> Teacher:
+    there = published(name)
+    chosen = _picked(name, there.classes, there.outputs, task.data.classes)
+    known = there.classes is not None and set(task.data.classes) <= set(there.classes)
+    network, normalise = there.network.to(task.device), (there.mean, there.std)
+    classes = task.data.classes if known else None
+    return _adapted(task, name, network, normalise, there.size, chosen, classes, there.declared)
+
+
+def _adapted(
+    task: Task,
+    name: str,
+    network: nn.Module,
+    normalise: tuple[Sequence[float], Sequence[float]] | None,
+    size: int | None,
+    outputs: Sequence[int] | None,
+    classes: tuple[str, ...] | None,
+    declared: float | None,
+) -> Teacher:
+    """A teacher from elsewhere, tried on one image and on the held-out ones."""
+    sha256 = sha256_tensors(network.state_dict())
+    if normalise is not None or outputs is not None:
+        network = Adapted(network, task.data.preprocess, normalise, size, outputs)
+    network = _frozen(network.to(task.device))
+    try:
+        shape = tuple(network(torch.zeros(1, *task.data.shape, device=task.device)).shape)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"teachers={name} cannot take images of {_shape(task)}: {reason}") from error
+    if shape != (1, task.classes):
+        raise UsageError(f"teachers={name} gives {shape} for one image, not {task.classes} logits")
+    return Teacher(name, network, classes, holdout_accuracy(task, network), declared, sha256)
+
+
+def _picked(name: str, theirs: Sequence[str] | None, count: int, ours: Sequence[str]) -> list[int] | None:
+    try:
+        return pick(theirs, count, ours)
+    except UsageError as error:
+        raise UsageError(f"teachers={name}: {error}") from error
+
+
+def _frozen(network: nn.Module) -> nn.Module:
+    return network.eval().requires_grad_(False)
+
+
+def _shape(task: Task) -> str:
+    return "x".join(map(str, task.data.shape))
+
+
+def _words(task: Task, name: str, settings: SqueezeSettings) -> str:
+    return f"teacher {name} ({task.data.name}, {settings.epochs} epochs)"

@@ -1,0 +1,149 @@
+"""A teacher that is not fit is refused, with the facts: oracle 44 of the decoupled family, and its neighbours."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from dd.errors import UsageError
+from dd.networks import NetworkSpec, build
+from dd.networks.adapted import Adapted
+from dd.rng import generator
+from dd.training import fitness
+from dd.training.fitness import best_order, confusion, require_fit
+from dd.training.teachers import SqueezeSettings, teachers
+
+NAME = "convnet:width=8:depth=2"
+SETTINGS = SqueezeSettings(epochs=4, batch=32, augment=False)
+CLASSES = 5
+
+
+@pytest.fixture(scope="module")
+def task(make_task, blobs):
+    return make_task(blobs(classes=CLASSES, holdout=20, noise=2.0))
+
+
+@pytest.fixture(scope="module")
+def teacher(task):
+    found = teachers(task, [NAME], SETTINGS)[0]
+    assert found.holdout is not None
+    assert 85 < found.holdout < 100
+    return found
+
+
+def refusal(teacher, task):
+    with pytest.raises(UsageError) as caught:
+        require_fit(teacher, task)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def reordered(teacher, task, order):
+    return replace(teacher, network=Adapted(teacher.network, task.data.preprocess, outputs=order).eval())
+
+
+def test_a_good_teacher_passes(teacher, task):
+    require_fit(teacher, task)
+    require_fit(replace(teacher, classes=None, declared=None), task)
+    require_fit(replace(teacher, declared=teacher.holdout / 0.9 - 0.01), task)
+
+
+def test_a_derangement_of_its_classes_is_refused_and_named(teacher, task):
+    """Every class answers as the next one: soft labels would look as confident as ever."""
+    line = refusal(reordered(teacher, task, [1, 2, 3, 4, 0]), task)
+    # 0 % of 100 images, 5 classes: chance is 20 %, and its standard error sqrt(.2 * .8 / 100) = 4 %
+    assert f"teacher {NAME} is right on" in line
+    assert "of 100 held-out images (chance 20.0 with a standard error of 4.0, " in line
+    assert "not told from chance" in line
+    assert f"with its outputs in another order it would be right on {teacher.holdout:.1f} %" in line
+    assert "first at label 0, 'class 0', to which its output 4 answers" in line
+
+
+def test_two_classes_exchanged_are_refused_where_an_accuracy_is_declared(teacher, task):
+    exchanged = reordered(teacher, task, [0, 3, 2, 1, 4])
+    line = refusal(exchanged, task)
+    assert f"{teacher.declared:.1f} % declared): below 90 % of what is declared" in line
+    assert "first at label 1, 'class 1', to which its output 3 answers" in line
+
+
+def test_a_checkpoint_with_its_classes_in_another_order(teacher, task, tmp_path):
+    names = list(task.data.classes)
+    state = teacher.network.state_dict()
+    for classes, file in ((names, "good"), ([*names[:2], names[3], names[2], names[4]], "bad"), (names[:4], "short")):
+        torch.save({"state_dict": state, "classes": classes}, tmp_path / f"{file}.pt")
+    good, bad, short = (
+        teachers(task, [f"{tmp_path}/{file}.pt@{NAME}"], SETTINGS)[0] for file in ("good", "bad", "short")
+    )
+    require_fit(good, task)
+    line = refusal(bad, task)
+    assert "its output 2 is 'class 3', label 2 of the data is 'class 2' (the same names in another order)" in line
+    assert "names 4 classes, the data have 5" in refusal(short, task)
+    assert "(other names)" in refusal(replace(good, classes=("cat", *names[1:])), task)
+
+
+def test_an_untrained_network_is_refused_without_a_hint(teacher, task):
+    spec = NetworkSpec(depth=2, width=8, norm="batch")
+    for seed in range(3):
+        fresh = build(spec, channels=1, size=8, classes=CLASSES, generator=generator(seed, "fresh")).eval()
+        # of batch norm in evaluation mode little comes out: one class for all images, or nearly so
+        line = refusal(replace(teacher, network=Shuffled(fresh), declared=None), task)
+        assert "none declared): not told from chance; no other order of its classes helps" in line
+
+
+class Shuffled(nn.Module):
+    """A network whose answers go to other images."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        z = self.network(images)
+        return z[torch.randperm(len(z), generator=generator(1, "shuffled"))]
+
+
+def test_a_good_one_that_answers_about_other_images_has_no_order_either(teacher, task):
+    line = refusal(replace(teacher, network=Shuffled(teacher.network), declared=None), task)
+    assert "not told from chance; no other order of its classes helps" in line
+
+
+class Constant(nn.Module):
+    def forward(self, images):
+        return torch.eye(CLASSES)[torch.full((len(images),), 2)]
+
+
+def test_always_the_most_frequent_class_is_chance(teacher, task):
+    """80 % of the images are of one class, and so is every answer: right on 80 %, and no better than chance."""
+    data = task.data
+    labels = torch.tensor([2] * 80 + [0, 1, 3, 4] * 5)
+    uneven = replace(task, data=replace(data, holdout=replace(data.holdout, labels=labels)))
+    line = refusal(replace(teacher, network=Constant(), declared=None), uneven)
+    assert "is right on 80.0 % of 100 held-out images (chance 80.0 with a standard error of 4.0" in line
+
+
+def test_below_nine_tenths_of_what_is_declared(teacher, task):
+    declared = teacher.holdout / 0.9 + 0.1
+    line = refusal(replace(teacher, declared=declared), task)
+    assert f"{declared:.1f} % declared): below 90 % of what is declared; no other order" in line
+
+
+def test_without_a_hold_out_training_images_are_asked(make_task, blobs, monkeypatch):
+    monkeypatch.setattr(fitness, "CHECKED", 50)
+    task = make_task(blobs(classes=CLASSES, holdout=0, noise=2.0))
+    (teacher,) = teachers(task, [NAME], SETTINGS)
+    assert teacher.holdout is None
+    assert teacher.declared is None
+    require_fit(teacher, task)
+    line = refusal(reordered(teacher, task, [1, 2, 3, 4, 0]), task)
+    assert "of 50 training images (data.holdout=0 leaves no others)" in line
+    assert line == refusal(reordered(teacher, task, [1, 2, 3, 4, 0]), task)  # the same images every time
+
+
+def test_confusion_and_its_best_order():
+    labels, predicted = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([1, 1, 2, 0, 0, 0])
+    counts = confusion(labels, predicted, 3)
+    assert counts.tolist() == [[0, 2, 0], [1, 0, 1], [2, 0, 0]]
+    order, right = best_order(counts)
+    assert order.tolist() == [1, 2, 0]
+    assert right == pytest.approx(5 / 6)
