@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dd.data import RealData
+from dd.data import Preprocess, RealData
 from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
@@ -82,7 +82,8 @@ class Evaluator:
         steps = min(self.protocol.probe_steps, self.protocol.total_steps(distilled.n))
         brief = Evaluator(self.task, replace(self.protocol, steps=steps, epochs=None))
         brief._trainer = self._shared_trainer()
-        return brief._student(set_arm("probe", distilled, self.task.device), self.lr_of(distilled), 0)["holdout"]
+        arm = set_arm("probe", distilled, self.task.data.preprocess)
+        return brief._student(arm, self.lr_of(distilled), 0)["holdout"]
 
     def lr_of(self, distilled: DistilledSet) -> float:
         """The set's own learned lr, or the protocol's.
@@ -133,8 +134,8 @@ class Evaluator:
         return self._trainer
 
 
-def set_arm(name: str, distilled: DistilledSet, device: torch.device) -> Arm:
-    """The images of a set, as pixels; tiles are decoded."""
+def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
+    """The images of a set, as pixels in the model space of the data's `preprocess`; tiles are decoded."""
     distilled.check()
     # what it is meant for does not count: a student's key says how it is trained in fact
     digest = replace(distilled, protocol=None, student=None).digest()
@@ -143,7 +144,8 @@ def set_arm(name: str, distilled: DistilledSet, device: torch.device) -> Arm:
 
     def load(_: int) -> tuple[Tensor, Tensor]:
         targets = distilled.labels if distilled.label_kind == "hard" else distilled.targets()
-        return decode(distilled.images.to(device), factor), decoded_labels(targets, factor).to(device)
+        images = decode(distilled.pixels(preprocess), factor)
+        return images, decoded_labels(targets, factor).to(images.device)
 
     return Arm(name, lambda _: digest, load, distilled.n * factor**2)
 
@@ -199,7 +201,8 @@ def evaluate(
     missing: dict[str, str] = {}
     lr = evaluator.lr_of(distilled)
     own = "learned by the method" if distilled.lr is not None else "the protocol's lr"
-    accuracy_ = evaluator.score(set_arm("the distilled set", distilled, task.device), lr, protocol.students, own)
+    arm = set_arm("the distilled set", distilled, task.data.preprocess)
+    accuracy_ = evaluator.score(arm, lr, protocol.students, own)
     candidates = [protocol.lr] if distilled.lr is None else [protocol.lr, lr]
     control = begin = full = decoded = None
     if controls:
@@ -207,7 +210,7 @@ def evaluate(
         if start is None:
             missing["start"] = "the set at iteration 0 is not known"
         else:
-            arm = set_arm("the set at iteration 0", start, task.device)
+            arm = set_arm("the set at iteration 0", start, task.data.preprocess)
             begin = evaluator.better_lr(arm, candidates, protocol.students)
         if distilled.decode_factor > 1:
             decoded = evaluator.better_lr(decoded_arm(task, distilled.decode_factor), candidates, protocol.students)

@@ -31,7 +31,7 @@ def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any]) ->
     settings = resolve_evaluation(overrides, dataset=distilled.source, **_meant_for(distilled))
     data = open_data(settings.dataset, settings.data, torch.device(settings.device))
     distilled.require_match(data)
-    targets = distilled.targets().argmax(1)
+    targets = distilled.own_classes()
     task = task_for(data, targets, settings)
     stop = Stop("students that were finished are kept; the same command goes on")
     with stop.watching(), numerics(settings), measured(task.device) as cost:

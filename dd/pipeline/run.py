@@ -254,11 +254,11 @@ class _Run:
         return evaluate_set(distilled, start, evaluator)
 
     def _draw(self, distilled: DistilledSet) -> None:
-        task, invert = self.task, self.task.data.preprocess.invert
+        task, preprocess = self.task, self.task.data.preprocess
         if distilled.image_kind in ("pixels", "tiles"):
             index = task.real_indices("picture")
             real = task.data.train.raw(index).float() / 255
-            synthetic = invert(distilled.images.to(task.device)).clamp(0, 1)
+            synthetic = preprocess.invert(distilled.pixels(preprocess)).clamp(0, 1)
             rows = [
                 ("synthetic", synthetic, task.targets),  # what an image began as: a learned label may have moved on
                 ("real", real, task.data.train.labels[index.to(task.device)]),
@@ -309,15 +309,15 @@ def _take(given: DistilledSet, syn: Synthetic, task: Task) -> None:
             f"init: the set has {given.image_kind} of shape {tuple(given.images.shape)}, the run needs pixels of shape "
             f"{tuple(syn.images.shape)}; use the ipc it was made with"
         )
-    targets = given.targets()
-    agree = (targets.argmax(1) == syn.targets.cpu()).double().mean()
+    soft = given.label_kind not in ("hard", "views")
+    agree = (given.own_classes() == syn.targets.cpu()).double().mean()
     # a learned label may prefer another class than the one its image began as
-    if agree < (1 if given.label_kind == "hard" else 0.5):
+    if agree < (0.5 if soft else 1):
         raise UsageError("init: the set's labels are not class-major in this data's order; re-save it sorted by class")
     logits = None
-    if given.label_kind != "hard":
-        logits = given.labels if given.label_kind == "logits" else targets.clamp_min(1e-8).log()
-    syn.take(given.images, logits, given.lr)
+    if soft:
+        logits = given.labels if given.label_kind == "logits" else given.targets().clamp_min(1e-8).log()
+    syn.take(given.pixels(task.data.preprocess), logits, given.lr)
 
 
 def _spread(iterations: int, probes: int) -> frozenset[int]:

@@ -45,8 +45,9 @@ def images(ds: "DistilledSet") -> None:
     _require(x.dim() == dims, "images", f"{ds.image_kind} have {dims} dimensions, not shape {tuple(x.shape)}")
     _require(x.numel() > 0, "images", f"shape {tuple(x.shape)} holds nothing")
     if dims == 4:
-        _typed(x, torch.float32, "images")
-        _require(is_finite(x), "images", "some values are NaN or infinite")
+        if x.dtype != torch.uint8:
+            _typed(x, torch.float32, "images")
+            _require(is_finite(x), "images", "some values are NaN or infinite")
     else:
         _typed(x, torch.int64, "images")
         _require(int(x.min()) >= 0, "images", f"index {int(x.min())} is negative")
@@ -61,8 +62,7 @@ def labels(ds: "DistilledSet") -> None:
         _require(tuple(y.shape) == lead, "labels", f"shape {tuple(y.shape)}, where the images ask for {lead}")
         low, high = int(y.min()), int(y.max())
         _require(low >= 0, "labels", f"label {low} is negative")
-        in_range = ds.label_kind == "views" or high < len(ds.classes)
-        _require(in_range, "labels", f"label {high} with only {len(ds.classes)} classes")
+        _require(high < len(ds.classes), "labels", f"label {high} with only {len(ds.classes)} classes")
     else:
         _typed(y, torch.float32, "labels")
         wanted = (*lead, "k" if ds.label_kind == "representations" else len(ds.classes))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -14,7 +15,7 @@ from dd.io import digest, sha256_tensors
 from dd.sets import _checks, _match
 
 if TYPE_CHECKING:
-    from dd.data import RealData
+    from dd.data import Preprocess, RealData
 
 ImageKind = Literal["pixels", "tiles", "indices", "schedule"]
 LabelKind = Literal["hard", "probabilities", "logits", "representations", "views"]
@@ -28,23 +29,23 @@ class DistilledSet:
     Labels lead with the dimensions that the images lead with, called *lead* here: (n,), and (e, n) for a schedule.
 
     Attributes:
-        images: by `image_kind`: *pixels* float32 (n, c, h, w); *tiles* float32 (n, c, h, w), each holding
-            `decode_factor`² smaller images; *indices* int64 (n,) into the training part of `source`; *schedule*
-            int64 (e, n), the indices of each epoch.
+        images: by `image_kind`: *pixels* (n, c, h, w), float32 in model space, or uint8 as they are before it; *tiles*
+            the same, each holding `decode_factor`² smaller images; *indices* int64 (n,) into the training part of
+            `source`; *schedule* int64 (e, n), the indices of each epoch.
         labels: by `label_kind`: *hard* int64 lead; *probabilities*, *logits* and *representations* float32 lead + (k,),
-            k being the number of classes except for representations; *views* int64 lead, the row of each image in the
-            label store that `views` names.
+            k being the number of classes except for representations; *views* int64 lead, the class of each image; its
+            labels are those of its place in the label store that `views` names.
         classes: names in label order.
         source: name of the data set it was distilled from, for example "fashion-mini".
         source_fingerprint: fingerprint of that data; indices are only meant for data with the same one.
-        space: value space of the images, as `Preprocess.spec()` states it.
+        space: value space of float32 images, and what uint8 images become, as `Preprocess.spec()` states it.
         decode_factor: tiles per side of each image; 1 but for *tiles*.
         lr: learned learning rate of the students, where the method learned one.
         protocol: the evaluation protocol it is meant for, with its name.
         student: the network it is meant for, as the fields of a `NetworkSpec`.
         augment: DSA strategy that the protocol's augmentation uses; "none" for none.
         views: where the labels of augmented views are kept, when `label_kind` is "views": a mapping with at least
-            "store" (path relative to this set's file) and "sha256".
+            "store" (path relative to this set's file) and "sha256", and "bytes", what the store takes.
         provenance: how it was made: method, recipe hash, seed, version, command, ...; no part of its identity.
     """
 
@@ -77,8 +78,9 @@ class DistilledSet:
         return None if rest else each
 
     def bytes(self) -> dict[str, int]:
-        """What the set costs to store, as {"images": bytes, "labels": bytes, "total": bytes}."""
+        """What it costs to store, as {"images": bytes, "labels": bytes, "total": bytes}, a label store included."""
         images, labels = (t.numel() * t.element_size() for t in (self.images, self.labels))
+        labels += (self.views or {}).get("bytes", 0)
         return {"images": images, "labels": labels, "total": images + labels}
 
     def facts(self) -> dict[str, Any]:
@@ -106,6 +108,33 @@ class DistilledSet:
         raise UsageError(
             f"labels of kind {self.label_kind!r} are no class probabilities; this protocol cannot use them"
         )
+
+    def own_classes(self) -> Tensor:
+        """The class of every image, int64 lead: its label, or the most probable one.
+
+        Raises:
+            UsageError: representations name no class.
+        """
+        if self.label_kind in ("hard", "views"):
+            return self.labels
+        if self.label_kind == "representations":
+            raise UsageError("labels of kind 'representations' name no class; this needs a set whose labels do")
+        return self.labels.argmax(-1)
+
+    def pixels(self, preprocess: "Preprocess", index: Tensor | None = None) -> Tensor:
+        """The images as networks see them, float32 (n, c, h, w) in model space, on the device of `preprocess`.
+
+        Args:
+            preprocess: of the data that the set matches (`require_match`).
+            index: int64 positions on the CPU; None for all.
+
+        Raises:
+            UsageError: the set holds indices, not images.
+        """
+        if self.image_kind not in ("pixels", "tiles"):
+            raise UsageError(f"a set of {self.image_kind} holds no images of its own; this needs one that does")
+        images = (self.images if index is None else self.images[index]).to(preprocess.mean.device)
+        return preprocess(images) if images.dtype == torch.uint8 else images
 
     def check(self) -> None:
         """See that the set is whole: kinds, shapes, types, finite values, labels in range.

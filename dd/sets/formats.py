@@ -2,8 +2,8 @@
 
 Format, version 1: the tensors "images" and "labels", and metadata with three texts: "format" (always
 "dd-distilled-set"), "version" ("1"), and "manifest", a JSON object with every other field of `DistilledSet` by name.
-Labels of augmented views do not fit into one tensor: "labels" then holds row numbers, and the manifest's "views" says
-where the label store is.
+Labels of augmented views do not fit into one tensor: "labels" then holds the classes of the images, and the manifest's
+"views" says where the label store is.
 """
 
 import json

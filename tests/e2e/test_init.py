@@ -1,9 +1,12 @@
 """`init=SET`: a run that starts from a set that exists."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from dd import load
+from dd.sets import save
 
 
 @pytest.fixture
@@ -36,6 +39,17 @@ def test_soft_labels_and_lr_go_along(place, long, small, given):
     assert torch.equal(start.images, one.images)
     assert torch.equal(start.labels, one.labels)
     assert start.lr == one.lr
+
+
+def test_a_set_of_bytes_gives_its_images_in_model_space(place, small, given):
+    real = load(given)
+    raw = torch.randint(256, real.images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    save(dataclasses.replace(real, images=raw), place.path / "bytes.safetensors")
+    ended = place.dd("run", *small, f"init={place.path / 'bytes.safetensors'}", "--json")
+    assert ended.code == 0, ended.err
+    mean, std = (torch.tensor(real.space[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    start = load(ended.report["files"]["start"])
+    torch.testing.assert_close(start.images, (raw / 255 - mean) / std, rtol=0, atol=1e-5)
 
 
 def test_another_size_is_refused(place, small, given):

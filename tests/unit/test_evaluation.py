@@ -228,7 +228,7 @@ def test_a_student_by_hand(task, soft):
     small, test, holdout = make_set(task, soft=soft), Watched(task.data.test), Watched(task.data.holdout)
     watched = replace(task, data=replace(task.data, test=test, holdout=holdout))
     protocol = replace(BRIEF, batch=3, steps=10)
-    score = Evaluator(watched, protocol).score(set_arm("it", small, task.device), 0.02, 2, "why")
+    score = Evaluator(watched, protocol).score(set_arm("it", small, task.data.preprocess), 0.02, 2, "why")
     assert (score.lr, score.note, score.n) == (0.02, "why", 2)
     assert test.passes == holdout.passes == 2  # once each, after the last step
     y = small.labels.softmax(1) if soft else small.labels
@@ -253,7 +253,7 @@ def test_a_student_by_hand(task, soft):
 
 
 def test_students_are_kept_and_do_not_depend_on_their_number(task, tmp_path):
-    arm = set_arm("it", make_set(task), task.device)
+    arm = set_arm("it", make_set(task), task.data.preprocess)
     five = Evaluator(task, BRIEF).score(arm, 0.02, 5)
     data = replace(task.data, test=Watched(task.data.test))
     kept = Evaluator(replace(task, data=data), BRIEF)
@@ -268,7 +268,7 @@ def test_students_are_kept_and_do_not_depend_on_their_number(task, tmp_path):
 
 def test_another_seed_set_protocol_or_rate_is_another_student(task):
     def students(task_=task, protocol=BRIEF, lr=0.02, **of):
-        arm = set_arm("it", make_set(task, **of), task.device)
+        arm = set_arm("it", make_set(task, **of), task.data.preprocess)
         Evaluator(task_, protocol).score(arm, lr, 1)
         return len(list(task.store.root.glob("students/*.json")))
 
@@ -285,12 +285,12 @@ def test_another_seed_set_protocol_or_rate_is_another_student(task):
     assert students(protocol=replace(BRIEF, **DOES_NOT)) == seen[-1]
     meant_for = {"protocol": asdict(PROTOCOLS["mtt"]), "student": asdict(NetworkSpec())}
     relabelled = make_set(task, provenance={"method": "whatever"}, **meant_for)
-    Evaluator(task, BRIEF).score(set_arm("another name", relabelled, task.device), 0.02, 1)
+    Evaluator(task, BRIEF).score(set_arm("another name", relabelled, task.data.preprocess), 0.02, 1)
     assert len(list(task.store.root.glob("students/*.json"))) == seen[-1]
 
 
 def test_an_interrupted_evaluation_goes_on_with_the_next_student(task, tmp_path):
-    arm = set_arm("it", make_set(task), task.device)
+    arm = set_arm("it", make_set(task), task.data.preprocess)
     expected = Evaluator(replace(task, store=Store(tmp_path)), BRIEF).score(arm, 0.02, 3)
 
     def load(j):
@@ -322,10 +322,10 @@ def test_a_probe_is_the_held_out_accuracy_of_one_brief_student(task):
     test = Watched(task.data.test)
     found = Evaluator(replace(task, data=replace(task.data, test=test)), protocol).probe(small)
     brief = Evaluator(task, replace(protocol, steps=9, epochs=None))
-    assert (found,) == brief.score(set_arm("it", small, task.device), 0.02, 1).holdout
+    assert (found,) == brief.score(set_arm("it", small, task.data.preprocess), 0.02, 1).holdout
     # no more steps than a student of the protocol has
     short = replace(BRIEF, steps=4, probe_steps=100)
-    again = Evaluator(task, short).score(set_arm("it", small, task.device), 0.02, 1)
+    again = Evaluator(task, short).score(set_arm("it", small, task.data.preprocess), 0.02, 1)
     assert (Evaluator(task, short).probe(small),) == again.holdout
 
 
@@ -409,7 +409,7 @@ def test_control_and_start_get_the_better_of_two_rates(task, rates):
     assert report.control.lr == report.start.lr == 0.05
     assert report.control.note.startswith(f"better of {rates[0]:.4g}: ")
     assert report.control.values == Evaluator(task, protocol).score(control_arm(task), 0.05, 3).values
-    arm = set_arm("start", start, task.device)
+    arm = set_arm("start", start, task.data.preprocess)
     assert report.start.values == Evaluator(task, protocol).score(arm, 0.05, 3).values
 
 
@@ -443,7 +443,7 @@ def test_the_start_is_the_set_at_iteration_0_with_its_own_labels(task, name):
     prepared = method.prepare(task)
     syn = method.start(task, prepared)
     start = method.finish(syn, task, prepared)
-    arm = set_arm("start", start, task.device)
+    arm = set_arm("start", start, task.data.preprocess)
     images, targets = arm.load(0)
     assert torch.equal(images, syn.images)
     if name == "mtt":
@@ -454,7 +454,7 @@ def test_the_start_is_the_set_at_iteration_0_with_its_own_labels(task, name):
         hard = replace(start, labels=task.targets, label_kind="hard")
         protocol = replace(BRIEF, steps=60)
         soft_score = Evaluator(task, protocol).score(arm, 0.05, 3)
-        hard_score = Evaluator(task, protocol).score(set_arm("hard", hard, task.device), 0.05, 3)
+        hard_score = Evaluator(task, protocol).score(set_arm("hard", hard, task.data.preprocess), 0.05, 3)
         assert soft_score.values != hard_score.values
         report = evaluate(start, start, Evaluator(task, replace(protocol, lr=start.lr)))
         assert report.start.values == report.accuracy.values
@@ -465,11 +465,11 @@ def test_targets_of_an_arm_are_probabilities_once(task):
     soft = make_set(task, soft=True)
     probabilities = replace(soft, labels=soft.labels.softmax(1), label_kind="probabilities")
     for small in (soft, probabilities):
-        _, targets = set_arm("it", small, task.device).load(3)
+        _, targets = set_arm("it", small, task.data.preprocess).load(3)
         assert torch.allclose(targets, soft.labels.softmax(1), atol=1e-6)
     broken = replace(soft, labels=torch.full_like(soft.labels, math.nan))
     with pytest.raises(UsageError):
-        set_arm("it", broken, task.device)
+        set_arm("it", broken, task.data.preprocess)
 
 
 # --- all images ------------------------------------------------------------------------------------------------------
@@ -569,10 +569,20 @@ def test_evaluation_changes_neither_the_set_nor_the_global_generator(task):
 def test_a_set_made_of_variables_is_scored_as_it_was_then(task):
     syn = Synthetic(torch.zeros(8, 1, 8, 8), task.targets)
     small = get("mtt")().finish(syn, task, None)
-    arm = set_arm("it", small, task.device)
+    arm = set_arm("it", small, task.data.preprocess)
     with torch.no_grad():
         syn.images.add_(1)
     assert not arm.load(0)[0].any()
+
+
+def test_a_set_of_bytes_is_seen_in_model_space_by_students(task):
+    index = task.real_indices("some")
+    raw = task.data.train.raw(index)
+    small = replace(make_set(task), images=raw)
+    images, _ = set_arm("bytes", small, task.data.preprocess).load(0)
+    assert torch.equal(images, task.data.train.images(index))
+    score = evaluate(small, None, Evaluator(task, BRIEF), controls=False).accuracy
+    assert score == evaluate(replace(small, images=images), None, Evaluator(task, BRIEF), controls=False).accuracy
 
 
 # --- sets of tiles ---------------------------------------------------------------------------------------------------
@@ -581,7 +591,7 @@ def test_a_set_made_of_variables_is_scored_as_it_was_then(task):
 def test_tiles_are_decoded_for_students_and_have_a_control_that_is_too(task):
     plain = make_set(task)
     tiles = replace(plain, image_kind="tiles", decode_factor=2)
-    arm = set_arm("tiles", tiles, task.device)
+    arm = set_arm("tiles", tiles, task.data.preprocess)
     images, targets = arm.load(0)
     assert len(images) == len(targets) == arm.n == 4 * plain.n
     assert torch.equal(images, decode(tiles.images, 2))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from dd.data.preprocess import Standard
 from dd.errors import UsageError
 from dd.sets import DistilledSet
 
@@ -53,6 +54,47 @@ def test_targets_of_every_label_kind():
     for kind in ("representations", "views"):
         with pytest.raises(UsageError, match=kind):
             a_set(label_kind=kind).targets()
+
+
+VIEWS = {"label_kind": "views", "views": {"store": "labels", "sha256": "0" * 64, "bytes": 1000}}
+
+
+def test_the_bytes_of_a_label_store_are_bytes_of_labels():
+    without = a_set(label_kind="views", views={"store": "labels", "sha256": "0" * 64}).bytes()
+    assert without == a_set().bytes()
+    assert a_set(**VIEWS).bytes() == {
+        "images": without["images"],
+        "labels": without["labels"] + 1000,
+        "total": without["total"] + 1000,
+    }
+
+
+def test_the_class_of_every_image_whatever_the_labels():
+    classes = [0, 0, 1, 1]
+    assert a_set().own_classes().tolist() == classes
+    assert a_set(**VIEWS).own_classes().tolist() == classes
+    logits = torch.tensor([[2.0, 1.0], [5.0, -5.0], [-1.0, 2.0], [90.0, 91.0]])
+    assert a_set(labels=logits, label_kind="logits").own_classes().tolist() == classes
+    assert a_set(labels=logits.softmax(1), label_kind="probabilities").own_classes().tolist() == classes
+    with pytest.raises(UsageError, match="representations"):
+        a_set(labels=logits, label_kind="representations").own_classes()
+
+
+def test_pixels_of_bytes_and_of_floats_are_in_model_space():
+    raw = torch.randint(256, (4, 3, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    mean, std = (torch.tensor(SPACE[name]) for name in ("mean", "std"))
+    preprocess = Standard(mean, std)
+    small = a_set(images=raw)
+    small.check()
+    assert small.bytes()["images"] == 4 * 3 * 2 * 2
+    wanted = (raw.double() / 255 - mean.double().view(-1, 1, 1)) / std.double().view(-1, 1, 1)
+    torch.testing.assert_close(small.pixels(preprocess).double(), wanted, rtol=0, atol=1e-6)
+    index = torch.tensor([3, 1])
+    assert torch.equal(small.pixels(preprocess, index), small.pixels(preprocess)[index])
+    assert torch.equal(a_set().pixels(preprocess), a_set().images)
+    assert torch.equal(a_set().pixels(preprocess, index), a_set().images[index])
+    with pytest.raises(UsageError, match="indices"):
+        a_set(images=torch.arange(4), image_kind="indices").pixels(preprocess)
 
 
 def test_digest_is_identity_without_provenance():
@@ -112,6 +154,7 @@ BROKEN = {
     "labels          ": {"labels": LOGITS / 0, "label_kind": "logits"},
     "labels           ": {"labels": LOGITS, "label_kind": "probabilities"},
     "labels            ": {"labels": torch.tensor([[2.0, -1.0]] * 4), "label_kind": "probabilities"},
+    "labels              ": {"labels": torch.tensor([0, 0, 1, 2]), **VIEWS},
     "labels             ": {"images": torch.zeros(2, 4, dtype=torch.int64), "image_kind": "schedule"},
     "lr": {"lr": float("nan")},
 }

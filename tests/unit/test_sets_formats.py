@@ -35,14 +35,17 @@ def sets(draw) -> DistilledSet:
     n, k, c, h, w, e = (draw(st.integers(1, 4)) for _ in range(6))
     rng = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     if image_kind in ("pixels", "tiles"):
-        images = torch.randn(n, c, h, w, generator=rng)
-        images.view(-1)[0] = draw(st.sampled_from(AWKWARD))
+        if draw(st.booleans()):
+            images = torch.randint(256, (n, c, h, w), generator=rng, dtype=torch.uint8)
+        else:
+            images = torch.randn(n, c, h, w, generator=rng)
+            images.view(-1)[0] = draw(st.sampled_from(AWKWARD))
         lead = (n,)
     else:
         lead = (n,) if image_kind == "indices" else (e, n)
         images = torch.randint(50_000, lead, generator=rng)
     if label_kind in ("hard", "views"):
-        labels = torch.randint(k if label_kind == "hard" else 10**6, lead, generator=rng)
+        labels = torch.randint(k, lead, generator=rng)
     else:
         labels = torch.rand(*lead, 7 if label_kind == "representations" else k, generator=rng) + 1e-3
     return DistilledSet(
