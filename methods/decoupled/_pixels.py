@@ -13,12 +13,6 @@ def to_bytes(preprocess: Preprocess, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def quantised(preprocess: Preprocess, images: Tensor) -> Tensor:
-    """Images (n, c, h, w) in model space, moved to the nearest ones that bytes can hold."""
-    return preprocess(to_bytes(preprocess, images))
-
-
-@torch.no_grad()
 def clip_(preprocess: Preprocess, images: Tensor) -> Tensor:
     """Bring pixels in place into the range from black to white, channel by channel."""
     black = preprocess.encode(images.new_zeros(1, images.shape[1], 1, 1))

@@ -138,7 +138,7 @@ def _measure(method: "Recovered", task: Task, teacher: Teacher, settings: Distil
         for batch in small.in_parts(slots := list(alone.parts(small))):
             syn = synthesise(alone, batch, committee, alone.start(batch, committee))
             places = slots[0] if batch.part is None else batch.part.slots
-            images[places.to(task.device)] = alone.finish(syn, batch, committee).images
+            images[places.to(task.device)] = alone.finish(syn, batch, committee).pixels(task.data.preprocess)
     passes = -(-len(targets) // settings.batch)
     fit = Fit(settings.epochs * passes, settings.lr, momentum=0.9, weight_decay=5e-4)
     trainer = Trainer(task.build, task.compile, task.precision)

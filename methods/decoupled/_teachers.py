@@ -14,7 +14,7 @@ from dd.training.relabel import LabelSettings
 from dd.training.teachers import SqueezeSettings, Teacher, teacher_needs, teachers
 
 from ._crops import Patches
-from ._pixels import quantised
+from ._pixels import to_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,6 @@ class Taught(Method):
         return found
 
     def finish(self, syn: Synthetic, task: Task, prepared: Any) -> DistilledSet:
-        """Images as they are saved: rounded to bytes, where the authors truncate."""
+        """Images as they are saved: bytes, rounded where the authors truncate."""
         made = super().finish(syn, task, prepared)
-        return replace(made, images=quantised(task.data.preprocess, made.images))
+        return replace(made, images=to_bytes(task.data.preprocess, made.images))
