@@ -119,8 +119,8 @@ class NRRDD(Recovered):
             targets = torch.full((len(images),), c, device=images.device)
             maps = looked_at(committee, images, targets)
             inside = held(maps, boxes.view(len(images), -1, 4).to(images.device))
-            least = inside.topk(min(self.crops.keep, inside.shape[1]), 1).values[:, -1:]
-            return (inside >= least) & (inside >= self.crops.share)
+            most = inside.topk(min(self.crops.keep, inside.shape[1]), 1).indices
+            return torch.zeros_like(inside, dtype=torch.bool).scatter(1, most, True) & (inside >= self.crops.share)
 
         return allowed
 
