@@ -135,10 +135,7 @@ class Parts:
 
             synthesise(method, task, self.prepared, syn, checkpoint, Watch(log=note, stop=self.stop))
         end = method.finish(syn, task, self.prepared)
-        tensors = {"set.images": end.images, "set.labels": end.labels}
-        tensors |= {"start.images": begin.images, "start.labels": begin.labels}
-        text = folder.log_csv.read_text(encoding="utf-8")
-        return tensors, {"set": end.facts(), "start": begin.facts(), "cost": asdict(cost), "log": text}
+        return payload(end, begin, {"cost": asdict(cost), "log": folder.log_csv.read_text(encoding="utf-8")})
 
     def _folder(self, number: int) -> RunFolder:
         return RunFolder(self.folder.parts / f"{number:06}")
@@ -165,3 +162,10 @@ class Parts:
             assert task.part is not None
             whole[task.part.slots] = piece
         return whole
+
+
+def payload(end: DistilledSet, begin: DistilledSet, facts: Mapping[str, Any]) -> Payload:
+    """A set and its start as an artefact, beside further facts."""
+    tensors = {"set.images": end.images, "set.labels": end.labels}
+    tensors |= {"start.images": begin.images, "start.labels": begin.labels}
+    return tensors, {"set": end.facts(), "start": begin.facts(), **facts}

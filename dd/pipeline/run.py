@@ -18,12 +18,13 @@ from dd.engine import parallel
 from dd.engine.checkpoint import Checkpoint
 from dd.engine.method import Synthetic, Task
 from dd.engine.synthesise import Watch, synthesise
-from dd.errors import RunError, UsageError
+from dd.errors import RunError
 from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.report import Report
 from dd.io import digest, write_json, write_text
-from dd.pipeline.parts import Parts
+from dd.pipeline.begin import begin
+from dd.pipeline.parts import Parts, payload
 from dd.pipeline.plan import SETS, locate, set_key, settled
 from dd.pipeline.task import context, make_task, numerics
 from dd.recipes import Recipe, resolve
@@ -31,6 +32,7 @@ from dd.runs import RunFolder, Track, bar
 from dd.runs.cost import measured
 from dd.runs.pictures import contact_sheet, progress_plot
 from dd.runs.stop import Stop
+from dd.runs.store import Payload
 from dd.sets import DistilledSet, load, save
 
 log = logging.getLogger(__name__)
@@ -162,7 +164,7 @@ class _Run:
         found = [self.task.store.peek(kind, spec) for kind, spec, _ in needs]
         return {"artefact_seconds": sum(a.seconds for a in found if a is not None)}
 
-    def _synthesise(self, prepared: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _synthesise(self, prepared: Any) -> Payload:
         recipe, task, method = self.recipe, self.task, self.recipe.method
         parts = self.parts(prepared)
         if parts and self.force:
@@ -171,7 +173,7 @@ class _Run:
         if parts:
             return self._in_parts(parts)
         syn, checkpoint = self.variables(prepared)
-        begin = self._described(method.finish(syn, task, prepared), 0)
+        start = self._described(method.finish(syn, task, prepared), 0)
         first = checkpoint.iteration()
         evaluator = Evaluator(task, recipe.eval)
         track = Track(self.folder, resume_at=first, track=self.track, config=recipe.flat(), name=recipe.name)
@@ -192,37 +194,28 @@ class _Run:
             synthesise(method, task, prepared, syn, checkpoint, watch)
         end = self._described(method.finish(syn, task, prepared), method.iterations)
         text = self.folder.log_csv.read_text(encoding="utf-8")
-        return _payload(end, begin, {"cost": asdict(cost), "log": text})
+        return payload(end, start, {"cost": asdict(cost), "log": text})
 
-    def _in_parts(self, parts: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _in_parts(self, parts: Parts) -> Payload:
         parts.tracked(self.track)
         sets, facts = parts.collected(parts.wait())
         write_text(self.folder.log_csv, facts["log"])  # with the rows that other processes wrote
         shutil.rmtree(self.folder.parts, ignore_errors=True)
-        end, begin = self._described(sets["set"], self.recipe.method.iterations), self._described(sets["start"], 0)
-        return _payload(end, begin, facts)
+        end, start = self._described(sets["set"], self.recipe.method.iterations), self._described(sets["start"], 0)
+        return payload(end, start, facts)
 
     def parts(self, prepared: Any) -> Parts | None:
         """The independent parts of the set, where the method makes it in several."""
         tasks = self.task.in_parts(self.recipe.method.parts(self.task))
         if len(tasks) == 1:
             return None
-        return Parts(self.recipe, self.task, tasks, self.folder, self.stop, partial(self._begin, prepared), prepared)
+        start = partial(begin, self.recipe, self.task, prepared)
+        return Parts(self.recipe, self.task, tasks, self.folder, self.stop, start, prepared)
 
     def variables(self, prepared: Any) -> tuple[Synthetic, Checkpoint]:
         """The variables at iteration 0, and where their state is kept."""
-        syn = self._begin(prepared, self.task)
+        syn = begin(self.recipe, self.task, prepared, self.task)
         return syn, Checkpoint(self.folder.checkpoint, digest(set_key(self.recipe, self.task)))
-
-    def _begin(self, prepared: Any, task: Task) -> Synthetic:
-        syn = self.recipe.method.start(task, prepared)
-        if self.recipe.init is not None:
-            given = load(Path(self.recipe.init))
-            if task.part is not None and given.n == len(self.task.targets):
-                slots = task.part.slots
-                given = replace(given, images=given.images[slots], labels=given.labels[slots])
-            _take(given, syn, task)
-        return syn
 
     def _described(self, distilled: DistilledSet, iterations: int) -> DistilledSet:
         recipe = self.recipe
@@ -291,33 +284,6 @@ class _Run:
             command=self.command,
             **context(recipe.device),
         )
-
-
-def _payload(
-    end: DistilledSet, begin: DistilledSet, facts: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = {"set.images": end.images, "set.labels": end.labels}
-    tensors |= {"start.images": begin.images, "start.labels": begin.labels}
-    return tensors, {"set": end.facts(), "start": begin.facts(), **facts}
-
-
-def _take(given: DistilledSet, syn: Synthetic, task: Task) -> None:
-    """Start from an existing set: its images, and its labels and lr where the method has such variables."""
-    given.require_match(task.data)
-    if given.image_kind != "pixels" or given.images.shape != syn.images.shape:
-        raise UsageError(
-            f"init: the set has {given.image_kind} of shape {tuple(given.images.shape)}, the run needs pixels of shape "
-            f"{tuple(syn.images.shape)}; use the ipc it was made with"
-        )
-    soft = given.label_kind not in ("hard", "views")
-    agree = (given.own_classes() == syn.targets.cpu()).double().mean()
-    # a learned label may prefer another class than the one its image began as
-    if agree < (0.5 if soft else 1):
-        raise UsageError("init: the set's labels are not class-major in this data's order; re-save it sorted by class")
-    logits = None
-    if soft:
-        logits = given.labels if given.label_kind == "logits" else given.targets().clamp_min(1e-8).log()
-    syn.take(given.pixels(task.data.preprocess), logits, given.lr)
 
 
 def _spread(iterations: int, probes: int) -> frozenset[int]:

@@ -151,3 +151,24 @@ def test_one_part_runs_as_if_there_were_none(place, words):
     assert "part" not in done.err.replace("parts", "")
     assert os.listdir(place.home)
     assert not (place.home / "parts").exists()
+
+
+@pytest.fixture
+def recovery(pictures):
+    alike = ("ipc=2", "device=cpu", "compile=false", "student.arch=convnet", "student.depth=1", "student.width=4")
+    squeeze = ("squeeze.epochs=20", "squeeze.batch=16", "squeeze.lr=0.05")
+    own = ("iterations=12", "lr_img=0.1", "batch=2", "roll=2", "crop=0.5", "student.norm=batch")
+    return ("run", "method=cda", pictures, *alike, *squeeze, *own, "eval.protocol=smoke", "eval.full=false", "--json")
+
+
+def test_recovered_images_are_the_same_from_one_two_or_four_processes(place, recovery, tmp_path):
+    alone = place.dd(*recovery)
+    assert alone.code == 0, alone.err
+    made = load(alone.report["files"]["set"])
+    assert made.images.dtype == torch.uint8
+    for processes in (2, 4):
+        other = type(place)(tmp_path / str(processes))
+        done = torchrun(other, processes, recovery)
+        assert torch.equal(load(json.loads(done.stdout)["files"]["set"]).images, made.images)
+        assert (place.folder() / "log.csv").read_bytes() == (other.folder() / "log.csv").read_bytes()
+        assert "part 1 of 6" in done.stderr
