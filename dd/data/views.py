@@ -186,14 +186,22 @@ def draw_patch(share: float, size: tuple[int, int], generator: Generator) -> tup
     return box[0][0], box[1][0], box[0][1], box[1][1]
 
 
-def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
+def resized_crop(images: Tensor, boxes: Tensor, side: int | None = None) -> Tensor:
     """(n, c, h, w) crops of as many images, each brought to the images' size; differentiable any number of times.
 
     Args:
         images: (n, c, h, w), floating.
         boxes: (n, 4) int64 top, left, height, width; or (1, 4), one box for all.
+        side: height and width of the result in pixels, where it is to be another; then crops that are made smaller are
+            antialiased, as `interpolate` with antialias=True does it.
     """
     boxes = boxes.to(images.device)
+    if side is not None:
+        rows, columns = (
+            _triangles(boxes[:, axis], boxes[:, axis + 2], images.shape[axis + 2], side, images.dtype)
+            for axis in (0, 1)
+        )
+        return rows[:, None] @ images @ columns[:, None].transpose(2, 3)
     rows = _weights(boxes[:, 0], boxes[:, 2], images.shape[2], images.dtype)
     columns = _weights(boxes[:, 1], boxes[:, 3], images.shape[3], images.dtype)
     return rows[:, None] @ images @ columns[:, None].transpose(2, 3)
@@ -226,6 +234,16 @@ def _weights(start: Tensor, length: Tensor, side: int, kind: torch.dtype) -> Ten
     weights = torch.zeros(len(start), side, side, dtype=kind, device=start.device)
     weights.scatter_add_(2, (start[:, None] + low.long())[:, :, None], (1 - share)[:, :, None])
     return weights.scatter_add_(2, (start[:, None] + high.long())[:, :, None], share[:, :, None])
+
+
+def _triangles(start: Tensor, length: Tensor, side: int, target: int, kind: torch.dtype) -> Tensor:
+    """(n, target, side): as `_weights`, of a triangle that is as wide as what a pixel of the result covers."""
+    scale = length[:, None, None].double() / target
+    place = (torch.arange(target, device=start.device)[:, None] + 0.5) * scale - 0.5
+    source = torch.arange(side, device=start.device) - start[:, None, None]
+    weights = (1 - (source - place).abs() / scale.clamp_min(1)).clamp_min(0)
+    weights = weights * ((source >= 0) & (source < length[:, None, None]))
+    return (weights / weights.sum(2, keepdim=True)).to(kind)
 
 
 def _beta(alpha: float, generator: Generator) -> float:

@@ -1,7 +1,7 @@
 """What a distillation method is: `Method`, its view of the world `Task`, its variables `Synthetic`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -17,6 +17,23 @@ from dd.runs.store import Store
 from dd.sets import DistilledSet
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One of the independent parts that a synthetic set is made in.
+
+    Attributes:
+        number: which, from 0.
+        of: how many there are.
+        slots: (m,) int64, ascending, the places of its images among those of the whole set.
+        ranks: (m,) int64, the place of each of them among the images of its class in the whole set.
+    """
+
+    number: int
+    of: int
+    slots: Tensor
+    ranks: Tensor
+
+
 @dataclass(frozen=True)
 class Task:
     """What to distil.  Read-only; everything random is drawn from a generator named after its purpose.
@@ -30,6 +47,7 @@ class Task:
         store: artefacts shared between runs.
         compile: whether training loops may use `torch.compile`.
         precision: "fp32", or "bf16" for autocast in training loops; inner loops always run in fp32.
+        part: the part of the set that `targets` are of, where it is made in several; None for all of it.
     """
 
     data: RealData
@@ -40,14 +58,36 @@ class Task:
     store: Store
     compile: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
+    part: Part | None = None
 
     @property
     def classes(self) -> int:
         """Number of classes."""
         return len(self.data.classes)
 
+    @property
+    def ranks(self) -> Tensor:
+        """(n,) int64 on the CPU, the place of every target among those of its class, in the whole set."""
+        return ranks_of(self.targets) if self.part is None else self.part.ranks
+
+    def in_parts(self, slots: "Sequence[Tensor]") -> "list[Task]":
+        """One task for each part of the set; this very task where there is only one part.
+
+        Args:
+            slots: of each part, see `Method.parts`.
+        """
+        if len(slots) == 1:
+            return [self]
+        whole = ranks_of(self.targets)
+        parts = [Part(number, len(slots), s, whole[s]) for number, s in enumerate(slots)]
+        return [replace(self, targets=self.targets[p.slots.to(self.device)], part=p) for p in parts]
+
     def generator(self, *path: str | int) -> torch.Generator:
-        """A CPU generator for one named purpose of this run."""
+        """A CPU generator for one named purpose of this run, or of this part of it."""
+        return generator(self.seed, *path) if self.part is None else self.common("part", self.part.number, *path)
+
+    def common(self, *path: str | int) -> torch.Generator:
+        """A CPU generator for one named purpose that all parts of a run share."""
         return generator(self.seed, *path)
 
     def build(self, rng: torch.Generator) -> nn.Module:
@@ -69,20 +109,20 @@ class Task:
         return total_memory(self.device)
 
     def real_indices(self, *path: str | int) -> Tensor:
-        """(n,) indices of random, distinct real training images, one for every target.
+        """(n,) indices of random, distinct real training images, one for every target; no two parts share one.
 
         Raises:
             UsageError: a class has fewer images than are asked for.
         """
-        rng = self.generator(*path)
-        chosen = torch.empty(len(self.targets), dtype=torch.long)
+        rng, targets, ranks = self.common(*path), self.targets.cpu(), self.ranks
+        chosen = torch.empty(len(targets), dtype=torch.long)
         for c in range(self.classes):
-            slots = (self.targets.cpu() == c).nonzero().flatten()
-            pool = self.data.train.of_class(c)
-            if len(pool) < len(slots):
-                name = self.data.classes[c]
-                raise UsageError(f"{len(slots)} real images of class {name!r} asked for, it has {len(pool)}: lower ipc")
-            chosen[slots] = pool[torch.randperm(len(pool), generator=rng)[: len(slots)]]
+            slots = (targets == c).nonzero().flatten()
+            places, pool = ranks[slots], self.data.train.of_class(c)
+            if len(slots) and len(pool) <= int(places.max()):
+                asked, name = int(places.max()) + 1, self.data.classes[c]
+                raise UsageError(f"{asked} real images of class {name!r} asked for, it has {len(pool)}: lower ipc")
+            chosen[slots] = pool[torch.randperm(len(pool), generator=rng)[places]]
         return chosen
 
     def first_images(self, start_from: Literal["real", "noise"] = "real") -> Tensor:
@@ -91,6 +131,15 @@ class Task:
             shape = (len(self.targets), self.data.channels, self.data.size, self.data.size)
             return torch.randn(shape, generator=self.generator("start")).to(self.device)
         return self.data.train.images(self.real_indices("start"))
+
+
+def ranks_of(targets: Tensor) -> Tensor:
+    """(n,) int64 on the CPU: how many of (n,) targets stand before each that are of the same class."""
+    targets = targets.cpu()
+    order = targets.argsort(stable=True)
+    counts = torch.bincount(targets)
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - first)
 
 
 class Synthetic(nn.Module):
@@ -176,6 +225,15 @@ class Method:
     def start(self, task: Task, prepared: Any) -> Synthetic:
         """The variables at iteration 0."""
         raise NotImplementedError
+
+    def parts(self, task: Task) -> Sequence[Tensor]:
+        """The independent parts of the set, each as the places of its images in `task.targets`, ascending (m,) int64.
+
+        Every place is in exactly one part.  With several, each part has a task of its own, with its targets alone and
+        with generators of its own, and goes from `start` to `finish` without the others: whoever makes them, in
+        whatever order, the set is the same.
+        """
+        return [torch.arange(len(task.targets))]
 
     def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
         """One optimiser per group of variables; all are stepped once an iteration."""

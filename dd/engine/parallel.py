@@ -1,12 +1,14 @@
 """Several processes on one synthesis: which classes are whose, and sums over all of them.
 
 Started by `torchrun --nproc-per-node=N -m dd run ...`.  Every process holds all variables and takes the same steps;
-they share out the classes and add up what they found.  Alone, nothing here does anything.
+they share out the classes and add up what they found.  A set of several parts is shared out part by part instead, and
+each process makes its own `alone`.  Alone, nothing here does anything.
 """
 
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -14,15 +16,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+_ALONE = ContextVar("alone", default=False)
 
 
 def is_parallel() -> bool:
-    """Whether there are several processes."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Whether there are several processes that work together."""
+    return not _ALONE.get() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def is_first() -> bool:
     """Whether this process is the one that writes, evaluates and speaks; also before it has joined the others."""
+    if _ALONE.get():
+        return True
     return int(os.environ.get("RANK", "0")) == 0 if not is_parallel() else dist.get_rank() == 0
 
 
@@ -50,6 +55,16 @@ def agreed(value: T) -> T:
 def any_of(flag: bool) -> bool:
     """Whether the flag is up in any process."""
     return bool(summed(torch.tensor(float(flag), device=_device()))) if is_parallel() else flag
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let this process work by itself while the block runs: it shares nothing and waits for nobody."""
+    before = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(before)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import json
 import logging
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,11 +18,13 @@ from dd.engine import parallel
 from dd.engine.checkpoint import Checkpoint
 from dd.engine.method import Synthetic, Task
 from dd.engine.synthesise import Watch, synthesise
-from dd.errors import RunError, UsageError
+from dd.errors import RunError
 from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.report import Report
 from dd.io import digest, write_json, write_text
+from dd.pipeline.begin import begin
+from dd.pipeline.parts import Parts, payload
 from dd.pipeline.plan import SETS, locate, set_key, settled
 from dd.pipeline.task import context, make_task, numerics
 from dd.recipes import Recipe, resolve
@@ -29,6 +32,7 @@ from dd.runs import RunFolder, Track, bar
 from dd.runs.cost import measured
 from dd.runs.pictures import contact_sheet, progress_plot
 from dd.runs.stop import Stop
+from dd.runs.store import Payload
 from dd.sets import DistilledSet, load, save
 
 log = logging.getLogger(__name__)
@@ -108,6 +112,9 @@ def _accompany(run: "_Run") -> None:
     with numerics(run.recipe):
         prepared = run.recipe.method.prepare(run.task)
         if parallel.agreed(None):  # the first process is going to synthesise
+            if parts := run.parts(prepared):
+                parts.make()
+                return
             syn, checkpoint = run.variables(prepared)
             watch = Watch(stop=run.stop)
             synthesise(run.recipe.method, run.task, prepared, syn, checkpoint, watch)
@@ -136,6 +143,8 @@ class _Run:
         )
         if not artefact.made:
             parallel.agreed(False)  # to those who wait in `_accompany`
+        if parts := self.parts(prepared):
+            parts.forget()  # they are in the set now
         cost["synthesise"] = artefact.info["cost"]
         assert artefact.tensors is not None
         distilled, start = (self._unpack(name, artefact.tensors, artefact.info) for name in ("set", "start"))
@@ -155,11 +164,16 @@ class _Run:
         found = [self.task.store.peek(kind, spec) for kind, spec, _ in needs]
         return {"artefact_seconds": sum(a.seconds for a in found if a is not None)}
 
-    def _synthesise(self, prepared: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _synthesise(self, prepared: Any) -> Payload:
         recipe, task, method = self.recipe, self.task, self.recipe.method
+        parts = self.parts(prepared)
+        if parts and self.force:
+            parts.forget()
         parallel.agreed(True)
+        if parts:
+            return self._in_parts(parts)
         syn, checkpoint = self.variables(prepared)
-        begin = self._described(method.finish(syn, task, prepared), 0)
+        start = self._described(method.finish(syn, task, prepared), 0)
         first = checkpoint.iteration()
         evaluator = Evaluator(task, recipe.eval)
         track = Track(self.folder, resume_at=first, track=self.track, config=recipe.flat(), name=recipe.name)
@@ -179,18 +193,29 @@ class _Run:
             watch = Watch(show, probe if watching else None, at, self.stop)
             synthesise(method, task, prepared, syn, checkpoint, watch)
         end = self._described(method.finish(syn, task, prepared), method.iterations)
-        tensors = {"set.images": end.images, "set.labels": end.labels}
-        tensors |= {"start.images": begin.images, "start.labels": begin.labels}
         text = self.folder.log_csv.read_text(encoding="utf-8")
-        return tensors, {"set": end.facts(), "start": begin.facts(), "cost": asdict(cost), "log": text}
+        return payload(end, start, {"cost": asdict(cost), "log": text})
+
+    def _in_parts(self, parts: Parts) -> Payload:
+        parts.tracked(self.track)
+        sets, facts = parts.collected(parts.wait())
+        write_text(self.folder.log_csv, facts["log"])  # with the rows that other processes wrote
+        shutil.rmtree(self.folder.parts, ignore_errors=True)
+        end, start = self._described(sets["set"], self.recipe.method.iterations), self._described(sets["start"], 0)
+        return payload(end, start, facts)
+
+    def parts(self, prepared: Any) -> Parts | None:
+        """The independent parts of the set, where the method makes it in several."""
+        tasks = self.task.in_parts(self.recipe.method.parts(self.task))
+        if len(tasks) == 1:
+            return None
+        start = partial(begin, self.recipe, self.task, prepared)
+        return Parts(self.recipe, self.task, tasks, self.folder, self.stop, start, prepared)
 
     def variables(self, prepared: Any) -> tuple[Synthetic, Checkpoint]:
         """The variables at iteration 0, and where their state is kept."""
-        recipe, task = self.recipe, self.task
-        syn = recipe.method.start(task, prepared)
-        if recipe.init is not None:
-            _take(load(Path(recipe.init)), syn, task)
-        return syn, Checkpoint(self.folder.checkpoint, digest(set_key(recipe, task)))
+        syn = begin(self.recipe, self.task, prepared, self.task)
+        return syn, Checkpoint(self.folder.checkpoint, digest(set_key(self.recipe, self.task)))
 
     def _described(self, distilled: DistilledSet, iterations: int) -> DistilledSet:
         recipe = self.recipe
@@ -259,25 +284,6 @@ class _Run:
             command=self.command,
             **context(recipe.device),
         )
-
-
-def _take(given: DistilledSet, syn: Synthetic, task: Task) -> None:
-    """Start from an existing set: its images, and its labels and lr where the method has such variables."""
-    given.require_match(task.data)
-    if given.image_kind != "pixels" or given.images.shape != syn.images.shape:
-        raise UsageError(
-            f"init: the set has {given.image_kind} of shape {tuple(given.images.shape)}, the run needs pixels of shape "
-            f"{tuple(syn.images.shape)}; use the ipc it was made with"
-        )
-    soft = given.label_kind not in ("hard", "views")
-    agree = (given.own_classes() == syn.targets.cpu()).double().mean()
-    # a learned label may prefer another class than the one its image began as
-    if agree < (0.5 if soft else 1):
-        raise UsageError("init: the set's labels are not class-major in this data's order; re-save it sorted by class")
-    logits = None
-    if soft:
-        logits = given.labels if given.label_kind == "logits" else given.targets().clamp_min(1e-8).log()
-    syn.take(given.pixels(task.data.preprocess), logits, given.lr)
 
 
 def _spread(iterations: int, probes: int) -> frozenset[int]:

@@ -123,7 +123,7 @@ class Recipe:
         return {"method": self.method.name, **values, "digests": dict(self.digests)}
 
     def stage_key(self, stage: str) -> dict[str, Any]:
-        """What determines the result of one stage; synthesis does not depend on how students are evaluated.
+        """What determines the result of one stage; synthesis does not depend on labels to come nor on the evaluation.
 
         Args:
             stage: "prepare", "synthesise", "label" or "evaluate".
@@ -131,7 +131,8 @@ class Recipe:
         identity = self.identity()
         if stage == "evaluate":
             return identity
-        return {key: value for key, value in identity.items() if not key.startswith("eval.")}
+        later = ("eval.",) if stage == "label" else ("eval.", "labels.")
+        return {key: value for key, value in identity.items() if not key.startswith(later)}
 
     @property
     def hash(self) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,6 +85,11 @@ class RunFolder:
         """The state that an interrupted synthesis goes on from."""
         return self.path / "checkpoint.safetensors"
 
+    @property
+    def parts(self) -> Path:
+        """Folders of parts that are being made, where the set is made in several."""
+        return self.path / "parts"
+
     def write_recipe(self, text: str) -> None:
         """Make the folder and write the resolved recipe into it.
 
@@ -111,6 +117,7 @@ class RunFolder:
         """Delete what an earlier run left, so that nothing of it is taken for this one's; other files stay."""
         for file in self._files():
             file.unlink(missing_ok=True)
+        shutil.rmtree(self.parts, ignore_errors=True)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

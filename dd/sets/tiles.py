@@ -30,7 +30,7 @@ def decode(images: Tensor, factor: int) -> Tensor:
     return F.interpolate(tiles, size=(h, w), mode="bilinear", align_corners=False)
 
 
-def mosaic(images: Tensor, factor: int) -> Tensor:
+def mosaic(images: Tensor, factor: int, side: int | None = None) -> Tensor:
     """Put groups of factor^2 images, made smaller by taking the nearest pixels, into one image each.
 
     Where the side does not divide, the first rows and columns of tiles are a pixel larger.
@@ -38,13 +38,14 @@ def mosaic(images: Tensor, factor: int) -> Tensor:
     Args:
         images: (n * factor^2, c, h, w); consecutive ones go together.
         factor: tiles per side.
+        side: height and width of the result in pixels, where it is not that of the images.
 
     Returns:
-        (n, c, h, w).
+        (n, c, h, w), or (n, c, side, side).
     """
-    if factor == 1:
+    if factor == 1 and side is None:
         return images
-    h, w = images.shape[2:]
+    h, w = images.shape[2:] if side is None else (side, side)
     groups = images.view(-1, factor, factor, *images.shape[1:])
     rows = []
     for i in range(factor):

@@ -192,6 +192,17 @@ def variables_move(cls: type[Method], lab: Lab) -> None:
         _require(not same, f"the set is the same after {seen.method.iterations} iterations as before")
 
 
+def parts_make_the_whole(cls: type[Method], lab: Lab) -> None:
+    """Every synthetic image belongs to exactly one part, and a part's places ascend."""
+    method, task = lab.recipe(cls).method, lab.task(cls)
+    for more in (1, 3):
+        targets = task.targets.repeat_interleave(more)
+        slots = [part.cpu() for part in method.parts(dataclasses.replace(task, targets=targets))]
+        covered = torch.cat(slots).sort().values
+        _require(torch.equal(covered, torch.arange(len(targets))), "its parts are not every image once")
+        _require(all(bool((s.diff() > 0).all()) for s in slots), "the places in a part do not ascend")
+
+
 def finish_only_reads(cls: type[Method], lab: Lab) -> None:
     """`finish` changes no variable, gives the same set twice, and that set does not change with the variables."""
     method, task = lab.recipe(cls).method, lab.task(cls)
@@ -226,6 +237,7 @@ CHECKS: tuple[Check, ...] = (
     plan_is_true,
     gradients_arrive,
     variables_move,
+    parts_make_the_whole,
     finish_only_reads,
 )
 

@@ -69,6 +69,11 @@ class WatchedTask(Task):
         self.drawn.add(path)
         return super().generator(*path)
 
+    def common(self, *path: str | int) -> torch.Generator:
+        """See `Task`."""
+        self.drawn.add(path)
+        return super().common(*path)
+
     def build(self, rng: torch.Generator) -> nn.Module:
         """See `Task`."""
         self.built.append(super().build(rng))

@@ -4,7 +4,7 @@ Classes are independent of one another, so each has generators of its own, and n
 nor which others there are changes what a class is given.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -15,12 +15,11 @@ from torch.optim import SGD, Optimizer
 
 from dd.data.augment import Draw, apply, draw, siamese
 from dd.engine import parallel
+from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Method, Synthetic, Task
 from dd.networks import saved_bytes
 
 FORWARD_SHARE = 0.125  # of the device's total memory that the activations of one chunk of classes may take
-
-Terms = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -108,51 +107,6 @@ def class_means(features: Tensor, sizes: Sequence[int]) -> Tensor:
     owner = torch.arange(len(sizes), device=features.device).repeat_interleave(counts)
     sums = features.new_zeros(len(sizes), features.shape[1]).index_add(0, owner, features)
     return sums / counts[:, None]
-
-
-def accumulated(losses: Sequence[Callable[[], Terms]], variable: Tensor, names: Sequence[str]) -> Terms:
-    """The sum of several losses in the memory of one: each is differentiated before the next is begun.
-
-    With several processes the sum runs over the losses of all of them.
-
-    Args:
-        losses: functions that return named terms; none where this process has no classes.
-        variable: what they are differentiated by, the only thing a gradient is kept for.
-        names: of the terms.
-
-    Returns:
-        Terms whose sum has the value and, by `variable`, the gradient of the sum.
-    """
-    if len(losses) == 1 and not parallel.is_parallel():
-        return losses[0]()
-    values, gradient = _in_turn(losses, variable, names)
-    parallel.summed(gradient)
-    values = dict(zip(names, parallel.summed(torch.stack(list(values.values()))), strict=True))
-    return _carried(values, gradient, variable)
-
-
-def in_turn(losses: Sequence[Callable[[], Terms]], variable: Tensor, names: Sequence[str]) -> Terms:
-    """As `accumulated`, of this process's losses alone."""
-    return _carried(*_in_turn(losses, variable, names), variable)
-
-
-def _in_turn(
-    losses: Sequence[Callable[[], Terms]], variable: Tensor, names: Sequence[str]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The sums of the terms, without a graph, and the gradient of their total."""
-    values = dict.fromkeys(names, variable.new_zeros(()))
-    gradient = torch.zeros_like(variable)
-    for loss in losses:
-        terms = loss()
-        gradient += torch.autograd.grad(torch.stack(list(terms.values())).sum(), variable)[0]
-        values = {name: values[name] + terms[name].detach() for name in names}
-    return values, gradient
-
-
-def _carried(values: dict[str, Tensor], gradient: Tensor, variable: Tensor) -> Terms:
-    carrier = (variable * gradient).sum()  # linear: its gradient is `gradient`
-    first = next(iter(values))
-    return values | {first: values[first] + carrier - carrier.detach()}
 
 
 def has_batch_norm(network: nn.Module) -> bool:

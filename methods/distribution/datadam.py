@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from dd.engine.accumulate import Terms
 from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import captured, embed
 
-from ._classes import FeatureMatching, Group, Terms, class_means
+from ._classes import FeatureMatching, Group, class_means
 
 
 def attention(maps: Tensor, power: float) -> Tensor:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from dd.data.augment import augment
 from dd.engine import parallel
+from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import Functional
 
-from ._classes import Siamese, Terms, accumulated, in_turn
+from ._classes import Siamese
 
 _TOGETHER = 16  # classes that are augmented together; constant, so that memory does not grow with their number
 
@@ -106,7 +107,8 @@ class DC(Siamese):
             batch = self.group(syn, task, it, classes)
             images = zip(classes, batch.real.split(batch.real_sizes), batch.synthetic.split(batch.sizes), strict=True)
             # one class at a time, as its gradient by the weights is wanted; only augmentation is done together
-            return in_turn([partial(distance, *of_class) for of_class in images], batch.synthetic, ("distance",))
+            losses = [partial(distance, *of_class) for of_class in images]
+            return accumulated(losses, batch.synthetic, ("distance",), shared=False)
 
         classes = parallel.share(range(task.classes))
         chunks = [classes[first : first + _TOGETHER] for first in range(0, len(classes), _TOGETHER)]

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
+from dd.engine.accumulate import Terms
 from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import embed
 
-from ._classes import FeatureMatching, Group, Terms, class_means
+from ._classes import FeatureMatching, Group, class_means
 
 
 @register("dm")

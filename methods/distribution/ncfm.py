@@ -14,6 +14,7 @@ from torch.optim import AdamW, Optimizer
 
 from dd.data.augment import draw_sequence
 from dd.engine import parallel
+from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import Functional, embed
@@ -21,7 +22,7 @@ from dd.sets import DistilledSet
 from dd.sets.tiles import decode, decoded_labels, mosaic
 from dd.training import ExpertSettings, Trajectories, expert_needs, stack_size, trajectories
 
-from ._classes import Chunked, Terms, accumulated, augment_by_class, class_means, real_images
+from ._classes import Chunked, augment_by_class, class_means, real_images
 from ._ncfd import Sampler, characteristic, discrepancy
 
 _PER_COMPONENT = 16  # frequencies that share a scale (the paper's section 5.1: T / 16 components)

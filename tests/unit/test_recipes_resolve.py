@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dd.evaluation.protocols import PROTOCOLS
 from dd.networks import NetworkSpec
 from dd.recipes import cells, parse_overrides, resolve, resolve_evaluation, run_options
 from dd.recipes.recipe import Recipe
+from dd.training.relabel import LabelSettings
 
 METHOD = '''
 from dataclasses import dataclass
@@ -206,7 +208,7 @@ def test_all_problems_are_named_at_once(toy):
         "'eval.student'; did you mean 'eval.students'",
         "'convnett'; did you mean 'convnet'?",
         "did you mean 'crop'",
-        "'quickk'; did you mean 'quick'?",
+        "'quickk'; did you mean 'quick'",
     ]
     assert len(lines) == len(expected)
     for words in expected:
@@ -243,7 +245,7 @@ def test_one_problem_one_line(toy, settings, words):
 
 
 def test_without_a_method():
-    assert complaints()[0].startswith("say which method: method=NAME; known: ast, datadam")
+    assert complaints()[0].startswith("say which method: method=NAME; known: ast, cda, cvdd, datadam")
     lines = complaints(method="datmm", ipc=0, iterations=3, **{"data.holdut": 1})
     assert len(lines) == 3  # iterations may well be a field of the method that was meant
     assert any("did you mean 'datm'" in line for line in lines)
@@ -340,6 +342,14 @@ def test_synthesis_does_not_depend_on_evaluation(toy):
     assert evaluation.stage_key("synthesise") == base.stage_key("synthesise")
     assert evaluation.stage_key("evaluate") != base.stage_key("evaluate")
     assert asked(toy, ipc=10, lr_img=1).stage_key("synthesise") != base.stage_key("synthesise")
+
+
+def test_synthesis_does_not_depend_on_the_labels_that_teachers_give_later(toy):
+    base = replace(asked(toy, ipc=10), method=registry.get("sre2l")())
+    other = replace(base, method=replace(base.method, labels=LabelSettings(form="topk")))
+    assert other.stage_key("synthesise") == base.stage_key("synthesise")
+    assert other.stage_key("label") != base.stage_key("label")
+    assert other.hash != base.hash
 
 
 def test_run_options():

@@ -1,0 +1,128 @@
+"""How far the maps inside a network are from the statistics that its batch norm has kept of real images.
+
+    R_BN = sum over layers l of w_l ( || v_l - V_l ||_2 + || mu_l - M_l ||_2 )
+
+mu_l and v_l are the means and the biased variances per channel of what enters BatchNorm layer l, over batch, height and
+width; M_l and V_l its running mean and variance; the norms run over channels and are not squared.  Yin et al.,
+"Dreaming to Distill via DeepInversion" (CVPR 2020), and SRe2L (NeurIPS 2023, official code), whose first layer counts
+ten times.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from dd.errors import UsageError
+
+
+class StatisticsLoss:
+    """The loss of the forward passes since it was last read; see `statistics_loss`.
+
+    Attributes:
+        layers: the BatchNorm layers, in module order.
+        weights: of the layers.
+    """
+
+    def __init__(self, layers: list[nn.BatchNorm2d], first: float) -> None:
+        self.layers = layers
+        self.weights = [first, *[1.0] * (len(layers) - 1)]
+        self._targets = [(_kept(layer.running_mean), _kept(layer.running_var)) for layer in layers]
+        self._terms: list[tuple[int, Tensor]] = []
+
+    def by_layer(self) -> Tensor:
+        """(layers,) unweighted terms of what ran since the last reading, which this is."""
+        terms, self._terms = self._terms, []
+        sums: list[Tensor | None] = [None] * len(self.layers)
+        for number, term in terms:
+            before = sums[number]
+            sums[number] = term if before is None else before + term
+        if missing := [number for number, total in enumerate(sums) if total is None]:
+            raise RuntimeError(f"no forward pass went through BatchNorm layers {missing} since the last reading")
+        return torch.stack([total for total in sums if total is not None])
+
+    def __call__(self) -> Tensor:
+        """R_BN, a scalar with its graph, of what ran since the last reading, which this is."""
+        terms = self.by_layer()
+        return (terms * terms.new_tensor(self.weights)).sum()
+
+    def see(self, number: int, maps: Tensor) -> None:
+        """Add the term of maps (n, c, h, w) that enter a layer; in float32 at least, whatever autocast says."""
+        mean, variance = self._targets[number]
+        with torch.autocast(maps.device.type, enabled=False):
+            maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+            # vector_norm has the gradient 0 at 0, where sqrt would give NaN
+            centre, spread = channel_statistics(maps)
+            apart = torch.linalg.vector_norm(spread - variance) + torch.linalg.vector_norm(centre - mean)
+        self._terms.append((number, apart))
+
+
+@contextlib.contextmanager
+def statistics_loss(network: nn.Module, first: float = 10.0) -> Iterator[StatisticsLoss]:
+    """Read the statistics loss of every forward pass inside the block.
+
+    Args:
+        network: any network with BatchNorm2d layers that have running statistics; used as it is, in evaluation mode.
+        first: weight of the first BatchNorm layer in module order; the others have 1.
+
+    Yields:
+        A loss to be called after each forward pass.  The hooks are gone when the block ends, however it ends.
+
+    Raises:
+        UsageError: the network has no such layer.
+    """
+    layers = batch_norms(network)
+    if not layers:
+        raise UsageError(
+            f"{type(network).__name__} has no BatchNorm with running statistics, which recovery matches: take a "
+            "teacher with norm=batch, for example student.norm=batch, or set r_bn=0"
+        )
+    loss = StatisticsLoss(layers, first)
+
+    def hook(number: int) -> None:
+        def see(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            loss.see(number, inputs[0])
+
+        stack.callback(layers[number].register_forward_pre_hook(see).remove)
+
+    with contextlib.ExitStack() as stack:
+        for number in range(len(layers)):
+            hook(number)
+        yield loss
+
+
+def channel_statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Means (c,) and biased variances (c,) of maps (n, c, h, w) over all but channels; differentiable once.
+
+    Ten times as fast on a CPU, there and back, as `torch.var_mean` over three dimensions.
+    """
+    return _ChannelStatistics.apply(maps)  # pyright: ignore[reportReturnType]
+
+
+class _ChannelStatistics(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, maps: Tensor):  # noqa: ANN001, ANN205
+        mean = maps.mean((2, 3)).mean(0)
+        centred = maps - mean[:, None, None]
+        variance = torch.linalg.vector_norm(centred, dim=(2, 3)).square().mean(0) / (maps.shape[2] * maps.shape[3])
+        ctx.save_for_backward(centred)
+        return mean, variance
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_mean: Tensor, d_variance: Tensor):  # noqa: ANN001, ANN205  # pyright: ignore[reportIncompatibleMethodOverride]
+        (centred,) = ctx.saved_tensors
+        n = centred.numel() // centred.shape[1]
+        return torch.addcmul((d_mean / n)[:, None, None], centred, (2 * d_variance / n)[:, None, None])
+
+
+def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    """The BatchNorm2d layers with running statistics, in module order."""
+    found = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    return [layer for layer in found if layer.running_mean is not None]
+
+
+def _kept(statistic: Tensor | None) -> Tensor:
+    assert statistic is not None
+    return statistic.detach().to(torch.promote_types(statistic.dtype, torch.float32))

@@ -1,0 +1,221 @@
+"""Patches of real images that teachers know best, or least, stitched to images: RDED (Sun et al., CVPR 2024).
+
+For every class: of some random real images m random crops each, made as small as a tile and scored by the teachers'
+cross entropy at their class, in the middle of a black frame of zeros; the best crop of every image; of these the best
+n f^2; f^2 to an image, the k-th of n taking tiles k, n + k, 2n + k, ...
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from dd.data.views import draw_boxes, resized_crop
+from dd.engine.method import Task
+from dd.errors import UsageError
+from dd.sets.tiles import mosaic
+
+from ._pixels import to_bytes
+
+KIND = "patches"
+BLOCK = 50  # classes in one artefact
+VERSION = 1
+_CHUNK = 256  # crops in a forward pass
+
+Order = Literal["low", "medium", "high"]
+Judge = Callable[[Tensor, Tensor, int], Tensor]
+"""(images (k, c, h, w), boxes (k m, 4), class) -> (k, m) bool, which crops may be chosen."""
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """Which patches are chosen.  Defaults: RDED's for small images (official code).
+
+    Attributes:
+        factor: tiles per side of an image; 2 at 224 pixels.
+        crops: random crops of each real image.
+        candidates: real images of a class that are looked at; a class with fewer gives all it has.
+        least: least share of an image's area that a crop keeps; crops are square.
+        order: "low" takes the lowest cross entropies, as RDED does; "high" the highest; "medium" those in the middle.
+    """
+
+    factor: Annotated[int, Field(ge=1)] = 1
+    crops: Annotated[int, Field(ge=1)] = 5
+    candidates: Annotated[int, Field(ge=1)] = 300
+    least: Annotated[float, Field(gt=0, le=1)] = 0.08
+    order: Order = "low"
+
+
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """Stitched images, class by class.
+
+    Attributes:
+        blocks: uint8 (images, c, h, w) of so many classes each, memory-mapped.
+        counts: images of each class.
+    """
+
+    blocks: tuple[Tensor, ...]
+    counts: tuple[int, ...]
+
+    def take(self, targets: Tensor, ranks: Tensor) -> Tensor:
+        """uint8 (n, c, h, w): of each of (n,) classes the image of that rank."""
+        first = torch.tensor([0, *self.counts]).cumsum(0)
+        sizes = torch.tensor([len(block) for block in self.blocks])
+        ends = sizes.cumsum(0)
+        places = first[targets.cpu()] + ranks
+        blocks = torch.bucketize(places, ends, right=True)
+        inside = places - (ends - sizes)[blocks]
+        return torch.stack([self.blocks[b][i] for b, i in zip(blocks.tolist(), inside.tolist(), strict=True)])
+
+
+def patch_needs(
+    task: Task, settings: CropSettings, teachers: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, dict[str, Any], str]]:
+    """The artefacts of `real_patches`, as `Method.needs` lists them.
+
+    Args:
+        task: the whole set.
+        settings: which patches.
+        teachers: their keys, see `dd.training.teachers.teacher_keys`.
+    """
+    needs = []
+    for block in _blocks(task.classes):
+        spec = {
+            "version": VERSION,
+            "data": task.data.fingerprint,
+            "teachers": list(teachers),
+            "settings": {"kind": type(settings).__name__, **asdict(settings)},
+            "seed": task.seed,
+            "classes": [block.start, block.stop],
+            "counts": _counts(task)[block.start : block.stop],
+            "device": task.device.type,
+        }
+        words = f"patches of classes {block.start} to {block.stop - 1} of {task.data.name}"
+        needs.append((KIND, spec, words))
+    return needs
+
+
+def real_patches(
+    task: Task,
+    settings: CropSettings,
+    teachers: Sequence[Mapping[str, Any]],
+    members: Sequence[nn.Module],
+    judge: Judge | None = None,
+) -> Patches:
+    """As many stitched images of each class as are asked for, from the store where they are there.
+
+    Args:
+        task: the whole set.
+        settings: which patches.
+        teachers: their keys.
+        members: the teachers' networks; cross entropies are means over them.
+        judge: which crops may be chosen; None for all.
+
+    Raises:
+        UsageError: a class has too few images.
+    """
+    counts, blocks = _counts(task), []
+
+    def make(block: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        made = [stitched_class(task, settings, members, c, counts[c], judge) for c in block if counts[c]]
+        return {"images": torch.cat(made)}, {}
+
+    for block, (kind, spec, words) in zip(_blocks(task.classes), patch_needs(task, settings, teachers), strict=True):
+        kept = task.store.tensors(kind, spec, partial(make, block), words)
+        assert kept.tensors is not None
+        blocks.append(kept.tensors["images"])
+    return Patches(tuple(blocks), tuple(counts))
+
+
+@torch.no_grad()
+def stitched_class(
+    task: Task, settings: CropSettings, members: Sequence[nn.Module], c: int, count: int, judge: Judge | None = None
+) -> Tensor:
+    """uint8 (count, ch, h, w) stitched images of one class, on the CPU."""
+    data, f, m = task.data, settings.factor, settings.crops
+    rng, pool = task.common("patches", c), data.train.of_class(c)
+    index = pool[torch.randperm(len(pool), generator=rng)[: settings.candidates]]
+    if len(index) < count * f**2:
+        raise UsageError(
+            f"class {data.classes[c]!r}: {count} images of {f}x{f} tiles take {count * f**2} real images, there are "
+            f"{len(index)} (of {len(pool)}): raise candidates={settings.candidates}, or lower ipc or factor"
+        )
+    images = data.train.images(index)
+    boxes = draw_boxes(len(index) * m, (data.size, data.size), (settings.least, 1.0), rng, stretch=1)
+    side = data.size // f
+    scores = score(members, images, boxes, c, side)
+    allowed = None if judge is None else judge(images, boxes, c)
+    chosen, crop = select(scores, count * f**2, settings.order, allowed)
+    tiles = resized_crop(images[chosen], boxes.view(len(index), m, 4)[chosen.cpu(), crop.cpu()], side)
+    tiles = tiles.view(f**2, count, *tiles.shape[1:]).transpose(0, 1).flatten(0, 1)
+    return to_bytes(data.preprocess, mosaic(tiles, f, data.size)).cpu()
+
+
+def score(members: Sequence[nn.Module], images: Tensor, boxes: Tensor, c: int, side: int) -> Tensor:
+    """(k, m) cross entropy at class `c` of m crops of each of k images, a mean over members.
+
+    Args:
+        members: networks in evaluation mode.
+        images: (k, ch, h, w) in model space.
+        boxes: (k m, 4), see `draw_boxes`.
+        c: the class.
+        side: of a crop in pixels; zeros around it fill the image.
+    """
+    owner = torch.arange(len(images), device=images.device).repeat_interleave(len(boxes) // len(images))
+    found = []
+    for rows, part in zip(owner.split(_CHUNK), boxes.split(_CHUNK), strict=True):
+        crops = framed(resized_crop(images[rows], part, side), images.shape[2])
+        target = torch.full((len(rows),), c, device=images.device)
+        each = [F.cross_entropy(member(crops).float(), target, reduction="none") for member in members]
+        found.append(torch.stack(each).mean(0))
+    return torch.cat(found).view(len(images), -1)
+
+
+def framed(crops: Tensor, side: int) -> Tensor:
+    """(n, c, side, side): crops in the middle of zeros."""
+    before = (side - crops.shape[2]) // 2
+    after = side - crops.shape[2] - before
+    return F.pad(crops, (before, after, before, after))
+
+
+def select(scores: Tensor, count: int, order: Order, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The images (count,) and which crop of each (count,), one per image, the most wanted first.
+
+    Args:
+        scores: (k, m).
+        count: how many of the k images.
+        order: "low" prefers low scores in an image and among images, "high" high ones; "medium" takes the lowest of
+            each image, and of these the middle, ascending.
+        allowed: (k, m) bool, the crops that may be taken.
+
+    Raises:
+        UsageError: fewer than `count` images have a crop that may be taken.
+    """
+    wanted = -scores if order == "high" else scores
+    if allowed is not None:
+        wanted = wanted.masked_fill(~allowed, torch.inf)
+    best, crop = wanted.min(1)
+    ranked = best.argsort(stable=True)
+    ranked = ranked[best[ranked].isfinite()]
+    if len(ranked) < count:
+        raise UsageError(
+            f"{len(ranked)} of {len(scores)} real images have a crop that may be chosen, {count} are needed: raise "
+            "crops.candidates, or lower crops.share"
+        )
+    first = (len(ranked) - count) // 2 if order == "medium" else 0
+    chosen = ranked[first : first + count]
+    return chosen, crop[chosen]
+
+
+def _blocks(classes: int) -> list[range]:
+    return [range(first, min(first + BLOCK, classes)) for first in range(0, classes, BLOCK)]
+
+
+def _counts(task: Task) -> list[int]:
+    return torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()

@@ -1,0 +1,158 @@
+"""How well a student learns from each member of a committee alone: the priors that their votes follow."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor
+
+from dd.data.views import ViewPolicy, draw_view
+from dd.engine import parallel
+from dd.engine.method import Task
+from dd.engine.synthesise import synthesise
+from dd.errors import UsageError
+from dd.training.committee import PRIORS, logits, published_prior
+from dd.training.loop import Fit, Trainer, accuracy
+from dd.training.teachers import Teacher, teacher_keys
+
+from ._teachers import Committee
+
+if TYPE_CHECKING:
+    from ._recover import Recovered
+
+KIND = "priors"
+VERSION = 1
+_VIEWS = ViewPolicy(crop=0.5, flip=True, mix="cutmix")
+_SEED = 0  # of the stage; runs with other seeds share it
+
+Source = Literal["prior", "teacher", "distil", "equal"]
+
+
+@dataclass(frozen=True)
+class DistilSettings:
+    """How a member is measured: a small set from it alone, labelled by it, a student, the held-out images.
+
+    Attributes:
+        ipc: images per class.
+        iterations: of their recovery.
+        epochs: passes of the student.
+        batch: images per step of the student.
+        lr: of the student's SGD, with momentum 0.9.
+        students: whose mean counts.
+    """
+
+    ipc: Annotated[int, Field(ge=1)] = 10
+    iterations: Annotated[int, Field(ge=1)] = 500
+    epochs: Annotated[int, Field(ge=1)] = 150
+    batch: Annotated[int, Field(ge=2)] = 50
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    students: Annotated[int, Field(ge=1)] = 1
+
+
+def known_prior(votes: Source, task: Task, teachers: Sequence[Teacher]) -> tuple[float, ...]:
+    """Priors in percent that need no measurement.
+
+    Raises:
+        UsageError: there is no published constant, or no held-out accuracy, for one of them.
+    """
+    if votes == "equal":
+        return (0.0,) * len(teachers)
+    found: list[float] = []
+    for teacher in teachers:
+        name = task.student.arch if teacher.name == "student" else teacher.name
+        value = published_prior(task.data.name, name) if votes == "prior" else teacher.holdout
+        if value is None and votes == "prior":
+            raise UsageError(
+                f"votes=prior: no constant was published for {name} on {task.data.name} (there are some for "
+                f"{', '.join(PRIORS)}); votes=distil measures them, votes=teacher takes held-out accuracies, or give "
+                "prior=[...], one number per teacher"
+            )
+        if value is None:
+            raise UsageError(f"votes=teacher: nothing is held out to score {teacher.name}; data.holdout=0.1 does that")
+        found.append(value)
+    return tuple(found)
+
+
+def prior_needs(method: "Recovered", task: Task, settings: DistilSettings) -> list[tuple[str, dict[str, Any], str]]:
+    """One artefact per teacher, as `Method.needs` lists them."""
+    return [
+        (KIND, _spec(method, task, settings, number), f"prior of {name} on {task.data.name}")
+        for number, name in enumerate(method.teachers)
+    ]
+
+
+def distilled_prior(
+    method: "Recovered", task: Task, committee: Committee, settings: DistilSettings
+) -> tuple[float, ...]:
+    """Held-out accuracy in percent of students on sets recovered from each teacher alone, with `method`'s settings.
+
+    Raises:
+        UsageError: no images are held out.
+    """
+    if not len(task.data.holdout):
+        raise UsageError("votes=distil scores students on held-out images, and there are none: data.holdout=0.1")
+    found = []
+    for (kind, spec, words), teacher in zip(prior_needs(method, task, settings), committee.teachers, strict=True):
+        make = partial(_measure, method, task, teacher, settings)
+        found.append(task.store.value(kind, spec, make, words, describe=lambda value: f": {value:.2f} %").value)
+    return tuple(found)
+
+
+def _spec(method: "Recovered", task: Task, settings: DistilSettings, number: int) -> dict[str, Any]:
+    """Everything that determines a teacher's prior."""
+    kept = {k: v for k, v in asdict(_alone(method, settings, number)).items() if k not in _NO_PART}
+    return {
+        "version": VERSION,
+        "data": task.data.fingerprint,
+        "teacher": teacher_keys(task, method.teachers[number : number + 1], method.squeeze)[0],
+        "recover": json.loads(json.dumps(kept)),
+        "settings": asdict(settings),
+        "student": asdict(task.student),
+        "precision": task.precision,
+        "compile": task.compile,
+        "device": task.device.type,
+    }
+
+
+_NO_PART = ("teachers", "squeeze", "labels", "votes", "prior", "tau", "distil", "members_by", "crops")
+
+
+def _alone(method: "Recovered", settings: DistilSettings, number: int) -> "Recovered":
+    """The method with one teacher; from real images where it starts from patches, whose choice all members make."""
+    start = "real" if method.start_from == "crops" else method.start_from
+    alone: dict[str, Any] = {"teachers": (method.teachers[number],), "prior": (0.0,)}
+    return replace(method, iterations=settings.iterations, start_from=start, **alone)
+
+
+def _measure(method: "Recovered", task: Task, teacher: Teacher, settings: DistilSettings) -> float:
+    number = method.teachers.index(teacher.name)
+    alone, committee = _alone(method, settings, number), Committee((teacher,), (0.0,))
+    targets = torch.arange(task.classes, device=task.device).repeat_interleave(settings.ipc)
+    small = replace(task, targets=targets, seed=_SEED, part=None)
+    images = torch.empty(len(targets), *task.data.shape, device=task.device)
+    with parallel.alone():
+        for batch in small.in_parts(slots := list(alone.parts(small))):
+            syn = synthesise(alone, batch, committee, alone.start(batch, committee))
+            places = slots[0] if batch.part is None else batch.part.slots
+            images[places.to(task.device)] = alone.finish(syn, batch, committee).pixels(task.data.preprocess)
+    passes = -(-len(targets) // settings.batch)
+    fit = Fit(settings.epochs * passes, settings.lr, momentum=0.9, weight_decay=5e-4)
+    trainer = Trainer(task.build, task.compile, task.precision)
+    paths = [(_SEED, "prior", student) for student in range(settings.students)]
+    scores = [
+        accuracy(student, task.data.holdout.batches(512))
+        for student in trainer.train(paths, partial(_labelled, images, teacher, settings.batch), fit)
+    ]
+    return sum(scores) / len(scores)
+
+
+def _labelled(images: Tensor, teacher: Teacher, size: int, rng: Generator, _: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """One shuffled pass of views with the teacher's probabilities."""
+    channels, height, width = images.shape[1:]
+    for index in torch.randperm(len(images), generator=rng).split(size):
+        views = draw_view(_VIEWS, len(index), (channels, height, width), rng)(images[index.to(images.device)])
+        yield views, logits(teacher, views).softmax(1)

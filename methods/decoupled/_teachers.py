@@ -1,0 +1,77 @@
+"""What all of the family share: teachers, labels by them, and images that are saved as bytes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from dd.engine.method import Method, Synthetic, Task
+from dd.errors import UsageError
+from dd.sets import DistilledSet
+from dd.training.fitness import require_fit
+from dd.training.relabel import LabelSettings
+from dd.training.teachers import SqueezeSettings, Teacher, teacher_needs, teachers
+
+from ._crops import Patches
+from ._pixels import to_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Committee:
+    """What a method of the family is given.
+
+    Attributes:
+        teachers: in the order in which they were named.
+        prior: one number per teacher, accuracies in percent that its votes follow; all equal where nothing is known.
+        patches: real patches to start from, where the method does.
+    """
+
+    teachers: tuple[Teacher, ...]
+    prior: tuple[float, ...]
+    patches: Patches | None = None
+
+
+@dataclass(frozen=True)
+class Taught(Method):
+    """A method whose images and labels come from teachers.
+
+    Attributes:
+        teachers: names: "student", `ARCH:width=48`, `timm:NAME`, `torchvision:NAME`, with a tag of weights pretrained,
+            or a checkpoint's path.
+        squeeze: how those are trained that are trained here.
+        labels: how views of the images are labelled; no part of how the images are made.
+    """
+
+    teachers: Annotated[tuple[str, ...], Field(min_length=1)] = ("student",)
+    squeeze: SqueezeSettings = field(default_factory=SqueezeSettings)
+    labels: LabelSettings = field(default_factory=LabelSettings)
+
+    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
+        """One artefact per teacher that is trained here."""
+        return teacher_needs(task, self.teachers, self.squeeze)
+
+    def prepare(self, task: Task) -> Committee:
+        """Train or fetch the teachers, and refuse those that do not know the images."""
+        return Committee(self.fit_teachers(task), (0.0,) * len(self.teachers))
+
+    def fit_teachers(self, task: Task) -> tuple[Teacher, ...]:
+        """The teachers, each of which knows the images.
+
+        Raises:
+            UsageError: one does not, see `dd.training.fitness`; or the data are whitened.
+        """
+        if task.data.preprocess.kind != "standard":
+            raise UsageError(
+                f"data.preprocess={task.data.preprocess.kind}: {self.name} clips and saves pixels, whose range shows "
+                "only in data.preprocess=standard"
+            )
+        found = teachers(task, self.teachers, self.squeeze)
+        for teacher in found:
+            require_fit(teacher, task)
+        return found
+
+    def finish(self, syn: Synthetic, task: Task, prepared: Any) -> DistilledSet:
+        """Images as they are saved: bytes, rounded where the authors truncate."""
+        made = super().finish(syn, task, prepared)
+        return replace(made, images=to_bytes(task.data.preprocess, made.images))

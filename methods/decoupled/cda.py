@@ -1,0 +1,56 @@
+"""CDA: curriculum data augmentation (Yin & Shen, TMLR 2024, arXiv:2311.18838)."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dd.engine.registry import register
+
+from ._recover import Recovered
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """How the least share of a crop moves from the whole image to its last value.
+
+    Attributes:
+        shape: "cosine", "linear", or "step", which stays at the whole image until it falls.
+        milestone: share of the iterations after which it has arrived; 0 for no curriculum, which is SRe2L.
+        reverse: from the last value to the whole image, as a control.
+    """
+
+    shape: Literal["cosine", "linear", "step"] = "cosine"
+    milestone: Annotated[float, Field(ge=0, le=1)] = 1.0
+    reverse: bool = False
+
+    def __call__(self, it: int, iterations: int, last: float) -> float:
+        """The least share of the area that a crop keeps in iteration `it`, from 1 to `last`."""
+        arrived = self.milestone * iterations
+        if it >= arrived:
+            left = 0.0
+        elif self.shape == "cosine":
+            left = (1 + math.cos(math.pi * it / arrived)) / 2
+        else:
+            left = 1.0 if self.shape == "step" else 1 - it / arrived
+        share = last + (1 - last) * left
+        return min(1.0, 1 + last - share if self.reverse else share)
+
+
+@register("cda")
+@dataclass(frozen=True)
+class CDA(Recovered):
+    """SRe2L whose crops begin as the whole image and become small: first outlines, then details.
+
+    Attributes beyond those of SRe2L:
+        curriculum: how the least share of a crop moves from 1 to `crop`.
+    """
+
+    paper = "https://arxiv.org/abs/2311.18838"
+
+    curriculum: Curriculum = field(default_factory=Curriculum)
+
+    def least(self, it: int) -> float | None:
+        """The curriculum's share in iteration `it`."""
+        return None if self.crop is None else self.curriculum(it, self.iterations, self.crop)

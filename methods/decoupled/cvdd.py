@@ -1,0 +1,97 @@
+"""CV-DD: dataset distillation via committee voting (Cui et al., arXiv:2501.07575)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from dd.engine.method import Task
+from dd.engine.registry import register
+from dd.training.committee import votes
+from dd.training.relabel import LabelSettings
+
+from ._crops import CropSettings
+from ._prior import DistilSettings, Source, distilled_prior, known_prior, prior_needs
+from ._recover import Member, Recovered
+from ._teachers import Committee
+
+
+@register("cvdd")
+@dataclass(frozen=True)
+class CVDD(Recovered):
+    """SRe2L++ with two of several architectures at a time, which vote by how well a student learns from each alone.
+
+    The members of a batch weigh softmax(p / tau), p being their priors in percent.  All teachers label.
+
+    Attributes beyond those of SRe2L++:
+        members_by: which teachers a batch has: "pairs", all pairs in the order of `teachers`, one per image of a class
+            (ipc 10 of five); "random", a pair drawn per image of a class (ipc 50); "all" at once.
+        votes: where the priors come from: "prior", the authors' constants for a data set and an architecture;
+            "teacher", the teachers' held-out accuracy; "distil", a student's held-out accuracy on images distilled from
+            each alone, measured here; "equal".
+        prior: the priors themselves, one per teacher in percent; None for those that `votes` says.
+        tau: temperature of the votes.
+        distil: how "distil" measures.
+    """
+
+    paper = "https://arxiv.org/abs/2501.07575"
+
+    teachers: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "resnet18",
+        "torchvision:resnet50",
+        "torchvision:shufflenet_v2_x0_5",
+        "torchvision:mobilenet_v2",
+        "torchvision:densenet121",
+    )
+    start_from: Literal["noise", "real", "crops"] = "crops"
+    crops: CropSettings = field(default_factory=lambda: CropSettings(order="medium"))
+    labels: LabelSettings = field(
+        default_factory=lambda: LabelSettings(ensemble="logit_weighted", teacher_mode="batch")
+    )
+    members_by: Literal["pairs", "random", "all"] = "pairs"
+    votes: Source = "prior"
+    prior: tuple[float, ...] | None = None
+    tau: Annotated[float, Field(gt=0)] = 5.0
+    distil: DistilSettings = field(default_factory=DistilSettings)
+
+    def __post_init__(self) -> None:
+        if self.prior is not None and len(self.prior) != len(self.teachers):
+            raise ValueError(f"prior has {len(self.prior)} numbers for {len(self.teachers)} teachers")
+
+    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
+        """Teachers, patches, and what a prior is measured by."""
+        measured = prior_needs(self, task, self.distil) if self._measures else []
+        return [*super().needs(task), *measured]
+
+    def prepare(self, task: Task) -> Committee:
+        """Teachers, patches and priors."""
+        made = super().prepare(task)
+        if self.prior is not None:
+            prior = self.prior
+        elif self._measures:
+            prior = distilled_prior(self, task, made, self.distil)
+        else:
+            prior = known_prior(self.votes, task, made.teachers)
+        return replace(made, prior=prior)
+
+    def members(self, task: Task, prepared: Committee) -> Sequence[Member]:
+        """The pair of the batch, or all, with votes by their priors."""
+        chosen = self.chosen(task, len(prepared.teachers))
+        weights = votes([prepared.prior[i] for i in chosen], self.tau).tolist()
+        return [(weight, prepared.teachers[i]) for weight, i in zip(weights, chosen, strict=True)]
+
+    def chosen(self, task: Task, count: int) -> tuple[int, ...]:
+        """Which of so many teachers the batch has: those of its first image's place among the images of its class."""
+        if self.members_by == "all" or count < 3:
+            return tuple(range(count))
+        pairs, rank = list(combinations(range(count), 2)), int(task.ranks.min())
+        if self.members_by == "pairs":
+            return pairs[rank % len(pairs)]
+        return pairs[int(torch.randint(len(pairs), (), generator=task.common("pair", rank)))]
+
+    @property
+    def _measures(self) -> bool:
+        return self.prior is None and self.votes == "distil"

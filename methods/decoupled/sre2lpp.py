@@ -1,0 +1,26 @@
+"""SRe2L++: SRe2L from real patches, with batch-specific labels (Cui et al., CV-DD, arXiv:2501.07575)."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dd.engine.registry import register
+from dd.training.relabel import LabelSettings
+
+from ._crops import CropSettings
+from ._recover import Recovered
+
+
+@register("sre2lpp")
+@dataclass(frozen=True)
+class SRe2LPlusPlus(Recovered):
+    """SRe2L that starts from real patches of medium difficulty.
+
+    The authors ship their patches as files and do not say how easy, medium and hard were told apart.  Here all are
+    ranked by the teachers' cross entropy, and medium ones are those in the middle: that is our completion.
+    """
+
+    paper = "https://arxiv.org/abs/2501.07575"
+
+    start_from: Literal["noise", "real", "crops"] = "crops"
+    crops: CropSettings = field(default_factory=lambda: CropSettings(order="medium"))
+    labels: LabelSettings = field(default_factory=lambda: LabelSettings(teacher_mode="batch"))
