@@ -40,7 +40,7 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> None:
     from dd.sets import load
 
     log_to_stderr()
-    report = evaluate_distilled(load(path), overrides)
+    report = evaluate_distilled(load(path), overrides, path)
     if as_json:
         emit(report.to_dict())
     else:

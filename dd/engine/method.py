@@ -247,6 +247,10 @@ class Method:
         """The objective of iteration `it`, to be minimised."""
         raise NotImplementedError
 
+    def labeller(self, task: Task, prepared: Any) -> Any:
+        """Who labels augmented views of the finished set, a `dd.training.relabel.Labeller`; None for nobody."""
+        return None
+
     def project(self, syn: Synthetic, task: Task) -> None:
         """Called after every update, for example to clamp pixels."""
 

@@ -22,8 +22,11 @@ from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report, Score
 from dd.sets import DistilledSet
+from dd.sets.label_forms import Logits
+from dd.sets.soft_labels import LabelStore
 from dd.sets.tiles import decode, decoded_labels, mosaic
 from dd.training.loop import Batches, Trainer, accuracy, passes
+from dd.training.relabel import Labeller
 
 KIND = "students"
 VERSION = 1  # of the training of students: part of every key, raised when results change
@@ -39,6 +42,7 @@ class Arm:
         load: j -> (images, targets), targets (n,) int64 or (n, k) probabilities.
         n: number of images.
         batches: replaces `load` where the images are too many for one tensor.
+        stored: labels of its views, where they are in a store; the views are the store's too.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Arm:
     load: Callable[[int], tuple[Tensor, Tensor]]
     n: int
     batches: Batches | None = None
+    stored: LabelStore | None = None
 
 
 class Evaluator:
@@ -55,10 +60,13 @@ class Evaluator:
         task: gives data, student, seed, device and store.
         protocol: how students are trained.
         force: train students again even where the store has them.
+        labeller: teachers that label the views of every arm; None for the arms' own labels.
     """
 
-    def __init__(self, task: Task, protocol: Protocol, *, force: bool = False) -> None:
-        self.task, self.protocol, self.force = task, protocol, force
+    def __init__(
+        self, task: Task, protocol: Protocol, *, force: bool = False, labeller: Labeller | None = None
+    ) -> None:
+        self.task, self.protocol, self.force, self.labeller = task, protocol, force, labeller
         self._trainer: Trainer | None = None
 
     def score(self, arm: Arm, lr: float, students: int, note: str = "") -> Score:
@@ -83,7 +91,7 @@ class Evaluator:
     def probe(self, distilled: DistilledSet) -> float:
         """Held-out accuracy in percent of one briefly trained student: a curve, never a selection on test images."""
         steps = min(self.protocol.probe_steps, self.protocol.total_steps(distilled.n))
-        brief = Evaluator(self.task, replace(self.protocol, steps=steps, epochs=None))
+        brief = Evaluator(self.task, replace(self.protocol, steps=steps, epochs=None), labeller=self.labeller)
         brief._trainer = self._shared_trainer()
         arm = set_arm("probe", distilled, self.task.data.preprocess)
         return brief._student(arm, self.lr_of(distilled), 0)["holdout"]
@@ -118,21 +126,34 @@ class Evaluator:
             "precision": task.precision,
             "device": task.device.type,
         }
+        if self.labeller is not None and arm.stored is None:
+            spec["labels"] = self.labeller.facts
         what = f"student {j + 1} on {arm.name} (lr {lr:.4g})"
         train = partial(self._train, arm, lr, j)
         return task.store.value(KIND, spec, train, what, force=self.force, describe=_test_accuracy).value
 
     def _train(self, arm: Arm, lr: float, j: int) -> dict[str, Any]:
         data, began = self.task.data, time.perf_counter()
-        protocol = self.protocol
-        batches = arm.batches or partial(_passes, *arm.load(j), protocol.batch)
-        if protocol.views is not None:
-            batches = viewed(batches, protocol.views, data.shape, data.augment, len(data.classes))
-        fit = protocol.fit(arm.n, lr, data.augment)
+        batches, temperature = self._batches(arm, j)
+        fit = self.protocol.fit(arm.n, lr, data.augment, temperature)
         network = next(self._shared_trainer().train([(self.task.seed, "student", j)], batches, fit))
         holdout = accuracy(network, data.holdout.batches(512)) if len(data.holdout) else None
         test = accuracy(network, data.test.batches(512))
         return {"test": test, "holdout": holdout, "seconds": time.perf_counter() - began}
+
+    def _batches(self, arm: Arm, j: int) -> tuple[Batches, float]:
+        """The batches of student j, and the temperature of their labels."""
+        protocol, data, labeller = self.protocol, self.task.data, self.labeller
+        batches = arm.batches or partial(_passes, *arm.load(j), protocol.batch)
+        if arm.stored is not None:
+            return batches, protocol.temperature if arm.stored.spec.form.name == Logits.name else 1.0
+        if labeller is not None:
+            temperature = labeller.temperature(protocol.temperature)
+            drawn = (protocol.views, data.shape, data.augment)
+            return labeller.live(batches, *drawn, temperature, protocol.micro), temperature
+        if protocol.views != ViewPolicy():
+            batches = viewed(batches, protocol.views, data.shape, data.augment, len(data.classes))
+        return batches, 1.0
 
     def _shared_trainer(self) -> Trainer:
         if self._trainer is None:
@@ -154,6 +175,35 @@ def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
         return images, decoded_labels(targets, factor, distilled.n).to(images.device)
 
     return Arm(name, lambda _: digest, load, distilled.n * factor**2)
+
+
+def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task, protocol: Protocol) -> Arm:
+    """The images of a set under the views of its label store, which every student is shown alike.
+
+    Raises:
+        UsageError: the store's labels are for other batches, for fewer passes, or at another temperature.
+    """
+    passes_, spec = protocol.passes(distilled.n), store.spec
+    if passes_ > spec.epochs:
+        raise UsageError(
+            f"{store.path} holds labels of {spec.epochs} epochs, eval asks for {passes_}: eval.epochs less"
+        )
+    if spec.policy != protocol.views:
+        raise UsageError(
+            f"{store.path} holds labels of other views ({spec.policy}); evaluate with eval.views.* as they were, or "
+            "label anew with `dd run`"
+        )
+    temperature = protocol.temperature if spec.form.name == Logits.name else 1.0
+    preprocess = task.data.preprocess
+
+    def batches(_: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return store.batches(number, partial(distilled.pixels, preprocess), temperature)
+
+    def load(_: int) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("read in batches")
+
+    digest = replace(distilled, protocol=None, student=None, views={"sha256": store.digest()}).digest()
+    return Arm(name, lambda _: digest, load, distilled.n, batches, store)
 
 
 def control_arm(task: Task) -> Arm:
@@ -193,7 +243,12 @@ def full_arm(data: RealData, batch: int) -> Arm:
 
 
 def evaluate(
-    distilled: DistilledSet, start: DistilledSet | None, evaluator: Evaluator, *, controls: bool = True
+    distilled: DistilledSet,
+    start: DistilledSet | None,
+    evaluator: Evaluator,
+    *,
+    controls: bool = True,
+    store: LabelStore | None = None,
 ) -> Report:
     """Score a set, its control, its starting point and the full data.
 
@@ -202,16 +257,23 @@ def evaluate(
         start: the set at iteration 0, or None.
         evaluator: task and protocol.
         controls: False leaves everything but the set's own accuracy out.
+        store: the labels of the set's views, where it has such.
     """
     task, protocol = evaluator.task, evaluator.protocol
     missing: dict[str, str] = {}
     lr = evaluator.lr_of(distilled)
     own = "learned by the method" if distilled.lr is not None else "the protocol's lr"
-    arm = set_arm("the distilled set", distilled, task.data.preprocess)
+    if store is None:
+        arm = set_arm("the distilled set", distilled, task.data.preprocess)
+    else:
+        arm = stored_arm("the distilled set", distilled, store, task, protocol)
     accuracy_ = evaluator.score(arm, lr, protocol.students, own)
     candidates = [protocol.lr] if distilled.lr is None else [protocol.lr, lr]
     control = begin = full = decoded = None
-    if controls:
+    if controls and store is not None and evaluator.labeller is None:
+        # without its teachers what it is compared with would have other labels than the set
+        missing |= dict.fromkeys(("control", "start", "full"), "the teachers that labelled the set are not at hand")
+    elif controls:
         control = evaluator.better_lr(control_arm(task), candidates, protocol.students)
         if start is None:
             missing["start"] = "the set at iteration 0 is not known"

@@ -1,6 +1,6 @@
 """How students are trained and scored: one frozen record, with a fingerprint that numbers must share to be compared."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -27,6 +27,7 @@ _LATER = (
     "keep_state",
     "spare_vectors",
     "inclusive",
+    "warmup",
     "views",
     "temperature",
     "temperature_squared",
@@ -60,7 +61,8 @@ class Protocol:
         spare_vectors: no weight decay on biases and norm layers.
         inclusive: epochs are counted 0 to E inclusive, and lr falls after index E // 2 + 1, as in the evaluation code
             of the matching family.
-        views: how images are cropped, mirrored, mixed; None for not at all.
+        warmup: epochs in which lr rises in a line from a hundredth.
+        views: how images are cropped, mirrored, mixed.
         temperature: of student and teacher, where labels are a teacher's.
         temperature_squared: the loss times its square, which matters to SGD alone.
         micro: images that go through the student together, adding up to a step; None for all.
@@ -90,7 +92,8 @@ class Protocol:
     keep_state: bool = False
     spare_vectors: bool = False
     inclusive: bool = True
-    views: ViewPolicy | None = None
+    warmup: Annotated[int, Field(ge=0)] = 0
+    views: ViewPolicy = field(default_factory=ViewPolicy)
     temperature: Annotated[float, Field(gt=0)] = 1.0
     temperature_squared: bool = False
     micro: Annotated[int, Field(ge=1)] | None = None
@@ -109,19 +112,19 @@ class Protocol:
         """Steps of a student on a set of n images."""
         if self.steps is not None:
             return self.steps
-        return self.total_passes() * self.passes_to_steps(n)
-
-    def total_passes(self) -> int:
-        """Passes over the set, where epochs count."""
         assert self.epochs is not None
-        return self.epochs + self.inclusive
+        return (self.epochs + self.inclusive) * self.passes_to_steps(n)
+
+    def passes(self, n: int) -> int:
+        """Passes over n images that a student begins."""
+        return -(-self.total_steps(n) // self.passes_to_steps(n))
 
     def passes_to_steps(self, n: int) -> int:
         """Steps in one pass over n images."""
         return -(-n // self.batch)
 
-    def fit(self, n: int, lr: float, strategy: str) -> Fit:
-        """The training of one student on n images."""
+    def fit(self, n: int, lr: float, strategy: str, temperature: float = 1.0) -> Fit:
+        """The training of one student on n images; `temperature` is of labels that have one."""
         steps = self.total_steps(n)
         return Fit(
             steps=steps,
@@ -134,8 +137,9 @@ class Protocol:
             keep_state=self.keep_state,
             optimiser=self.optimiser,
             cosine=self.cosine,
+            warmup=self.warmup * self.passes_to_steps(n),
             spare_vectors=self.spare_vectors,
-            criterion=CrossEntropy(self.temperature, self.temperature_squared),
+            criterion=CrossEntropy(temperature, self.temperature_squared),
             micro=self.micro,
             strategy=strategy if self.augment else "none",
         )
@@ -148,7 +152,7 @@ class Protocol:
 
     def training(self) -> dict[str, Any]:
         """The fields that decide a student's accuracy."""
-        default = {f.name: f.default for f in fields(self)}
+        default = asdict(Protocol())
         return {
             name: value
             for name, value in asdict(self).items()
@@ -162,6 +166,23 @@ class Protocol:
         )
 
 
+# What the decoupled family has in common: AdamW with a cosine, no decay of vectors, temperature 20, mixed crops
+_SOFT = Protocol(
+    steps=None,
+    epochs=300,
+    lr=1e-3,
+    weight_decay=0.01,
+    decay=1.0,
+    augment=False,
+    optimiser="adamw",
+    cosine=1.0,
+    spare_vectors=True,
+    inclusive=False,
+    views=ViewPolicy(crop=0.08, flip=True, mix="cutmix"),
+    temperature=20.0,
+    probe_steps=300,
+)
+
 PROTOCOLS: dict[str, Protocol] = {
     # 300 steps at batch 128, measured to separate sets well on 2 cores
     "quick": Protocol(batch=128),
@@ -174,6 +195,54 @@ PROTOCOLS: dict[str, Protocol] = {
     # DataDAM: 1800 epochs at batch 64 (Sajedi et al. 2023, official code; there the best checkpoint on the test set is
     # the result, here the last)
     "datadam": Protocol(protocol="datadam", steps=None, epochs=1800, batch=64, probe_steps=500),
+    # for 2 cores, with a teacher's labels of views (measured to tell sets apart in half a minute)
+    "quick-soft": replace(
+        _SOFT,
+        protocol="quick-soft",
+        epochs=150,
+        batch=50,
+        lr=2e-3,
+        views=ViewPolicy(crop=0.3, flip=True, mix="cutmix"),
+        temperature=4.0,
+    ),
+    # SRe2L on ImageNet-1K: batch 1024, AdamW, cosine to zero, T 20 (Yin et al. 2023, official scripts)
+    "sre2l": replace(_SOFT, protocol="sre2l", batch=1024),
+    # SRe2L on Tiny-ImageNet: SGD .2 with 5 epochs of warm-up, nothing mixed, the loss times T^2
+    "sre2l-tiny": replace(
+        _SOFT,
+        protocol="sre2l-tiny",
+        epochs=100,
+        batch=256,
+        optimiser="sgd",
+        lr=0.2,
+        weight_decay=1e-4,
+        warmup=5,
+        temperature_squared=True,
+        views=ViewPolicy(crop=0.08, flip=True),
+    ),
+    # SRe2L on CIFAR-100: images moved by up to 4 pixels, MixUp, T 30
+    "sre2l-cifar": replace(
+        _SOFT,
+        protocol="sre2l-cifar",
+        epochs=400,
+        batch=128,
+        views=ViewPolicy(strategy="flip_crop", mix="mixup", mix_alpha=0.8),
+        temperature=30.0,
+    ),
+    # CDA: as SRe2L with batches of 128 (Yin & Shen 2024, official scripts)
+    "cda": replace(_SOFT, protocol="cda", batch=128),
+    # SRe2L++ and CV-DD: 16 images as two times 8 (Cui et al. 2025, official scripts; there cosine and lr also change
+    # with data set, ipc and network)
+    "cvdd": replace(_SOFT, protocol="cvdd", batch=16, micro=8),
+    # RDED: tiles are shuffled, crops keep half of the area, lr ends at half (Sun et al. 2024, official code; there the
+    # batch changes with data set and ipc, and the best of the last epochs on the test set is the result)
+    "rded": replace(
+        _SOFT,
+        protocol="rded",
+        batch=50,
+        cosine=2.0,
+        views=ViewPolicy(tiles=2, crop=0.5, flip=True, mix="cutmix"),
+    ),
     # NCFM: AdamW, lr halved at every fifth, IDC's augmentation of every image, CutMix for half the batches (Wang et al.
     # 2025, official code; there the best of every 100th epoch on the test set is the result, here the last)
     "ncfm": Protocol(

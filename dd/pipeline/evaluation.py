@@ -13,20 +13,24 @@ from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.protocols import Protocol, default_protocol
 from dd.evaluation.report import Report
 from dd.networks import NetworkSpec
+from dd.pipeline.label import stored_labels
 from dd.pipeline.task import context, numerics, task_for
 from dd.recipes import resolve_evaluation
 from dd.runs.cost import measured
 from dd.runs.stop import Stop
 from dd.sets import DistilledSet, load
+from dd.training.relabel import Labeller
 
 
 def evaluate(distilled: DistilledSet | str | Path, **settings: Any) -> Report:
     """Score a set, or the file of one, as `dd eval` does."""
-    return evaluate_distilled(load(Path(distilled)) if isinstance(distilled, str | Path) else distilled, settings)
+    if isinstance(distilled, DistilledSet):
+        return evaluate_distilled(distilled, settings)
+    return evaluate_distilled(load(Path(distilled)), settings, Path(distilled))
 
 
-def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any]) -> Report:
-    """Score a set under its own protocol, or under what `overrides` says."""
+def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any], file: Path | None = None) -> Report:
+    """Score a set under its own protocol, or under what `overrides` says; `file` is where it was read from."""
     distilled.check()
     settings = resolve_evaluation(overrides, dataset=distilled.source, **_meant_for(distilled))
     data = open_data(settings.dataset, settings.data, torch.device(settings.device))
@@ -35,8 +39,11 @@ def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any]) ->
     task = task_for(data, targets, settings)
     stop = Stop("students that were finished are kept; the same command goes on")
     with stop.watching(), numerics(settings), measured(task.device) as cost:
-        evaluator = Evaluator(task, settings.eval, force=settings.force)
-        report = evaluate_set(distilled, None, evaluator)
+        store = stored_labels(distilled, file, settings.eval)
+        origin = (distilled.views or {}).get("labeller")
+        labeller = None if origin is None else Labeller.of_origin(task, origin)
+        evaluator = Evaluator(task, settings.eval, force=settings.force, labeller=labeller)
+        report = evaluate_set(distilled, None, evaluator, store=store)
     costs = {"evaluate": asdict(cost)}
     return replace(
         report, cost=costs, **context(settings.device), recipe_hash=str(distilled.provenance.get("recipe", ""))

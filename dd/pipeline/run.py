@@ -24,6 +24,7 @@ from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.report import Report
 from dd.io import digest, write_json, write_text
 from dd.pipeline.begin import begin
+from dd.pipeline.label import label, store_spec
 from dd.pipeline.parts import Parts, payload
 from dd.pipeline.plan import SETS, locate, set_key, settled
 from dd.pipeline.task import context, make_task, numerics
@@ -34,6 +35,7 @@ from dd.runs.pictures import contact_sheet, progress_plot
 from dd.runs.stop import Stop
 from dd.runs.store import Payload
 from dd.sets import DistilledSet, load, save
+from dd.training.relabel import LabelSettings
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +136,9 @@ class _Run:
         """Every stage, and the report."""
         recipe, task = self.recipe, self.task
         method, costs = recipe.method, {}
+        labels = getattr(method, "labels", None)
+        if isinstance(labels, LabelSettings) and labels.mode != "off":
+            store_spec(labels, recipe.eval, task)  # may refuse, so it comes before hours of work
         with measured(task.device) as costs["prepare"]:
             prepared = method.prepare(task)
         log.info("prepared in %.0f s", costs["prepare"].seconds)
@@ -148,13 +153,19 @@ class _Run:
         cost["synthesise"] = artefact.info["cost"]
         assert artefact.tensors is not None
         distilled, start = (self._unpack(name, artefact.tensors, artefact.info) for name in ("set", "start"))
+        labeller, store = method.labeller(task, prepared), None
+        if labeller is not None and labeller.settings.mode == "store":
+            with measured(task.device) as costs["label"]:
+                distilled, store = label(distilled, labeller, recipe.eval, task, self.folder)
+            cost["label"] = asdict(costs["label"])
         save(distilled, self.folder.set)
         save(start, self.folder.start)
         if not self.folder.log_csv.is_file():
             write_text(self.folder.log_csv, artefact.info["log"])
         self._draw(distilled)
         with measured(task.device) as spent:
-            report = self._evaluate(distilled, start)
+            evaluator = Evaluator(task, recipe.eval, force=self.force, labeller=labeller)
+            report = evaluate_set(distilled, start, evaluator, store=store)
         cost["evaluate"] = asdict(spent)
         return self._judged(replace(report, cost=cost))
 
@@ -175,7 +186,7 @@ class _Run:
         syn, checkpoint = self.variables(prepared)
         start = self._described(method.finish(syn, task, prepared), 0)
         first = checkpoint.iteration()
-        evaluator = Evaluator(task, recipe.eval)
+        evaluator = Evaluator(task, recipe.eval, labeller=method.labeller(task, prepared))
         track = Track(self.folder, resume_at=first, track=self.track, config=recipe.flat(), name=recipe.name)
         with measured(task.device) as cost, track, bar("synthesise", method.iterations, first) as progress:
 
@@ -241,10 +252,6 @@ class _Run:
         distilled = DistilledSet(images=tensors[f"{name}.images"], labels=tensors[f"{name}.labels"], **facts)
         # the protocol is this run's, also where the images were made by a run with another
         return replace(distilled, protocol=asdict(self.recipe.eval))
-
-    def _evaluate(self, distilled: DistilledSet, start: DistilledSet) -> Report:
-        evaluator = Evaluator(self.task, self.recipe.eval, force=self.force)
-        return evaluate_set(distilled, start, evaluator)
 
     def _draw(self, distilled: DistilledSet) -> None:
         task, preprocess = self.task, self.task.data.preprocess

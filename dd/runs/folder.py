@@ -90,6 +90,11 @@ class RunFolder:
         """Folders of parts that are being made, where the set is made in several."""
         return self.path / "parts"
 
+    @property
+    def labels(self) -> Path:
+        """The store of soft labels, where teachers label views of the set."""
+        return self.path / "labels"
+
     def write_recipe(self, text: str) -> None:
         """Make the folder and write the resolved recipe into it.
 
@@ -117,7 +122,8 @@ class RunFolder:
         """Delete what an earlier run left, so that nothing of it is taken for this one's; other files stay."""
         for file in self._files():
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.parts, ignore_errors=True)
+        for folder in (self.parts, self.labels):
+            shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dd.errors import UsageError, unknown
+from dd.sets.label_spec import pieces
 from dd.training.teachers import Teacher
 
 How = Literal["logit_mean", "logit_weighted", "prob_mean"]
@@ -84,7 +85,7 @@ def logits(teacher: Teacher, images: Tensor, mode: Mode = "eval", micro: int | N
         images: the views to label.
         mode: "eval" asks about every image alone.  "batch" normalises each micro-batch by its own statistics, CV-DD's
             batch-specific soft labels: an image's label depends on the others of its micro-batch.
-        micro: images per micro-batch; None for all together.
+        micro: images per micro-batch, see `dd.sets.label_spec.pieces`; None for all together.
 
     Raises:
         UsageError: a micro-batch of a single image in mode "batch".
@@ -93,12 +94,9 @@ def logits(teacher: Teacher, images: Tensor, mode: Mode = "eval", micro: int | N
         return torch.cat([teacher.network(part) for part in images.split(micro or _CHUNK)])
     if mode != "batch":
         raise unknown("mode of a teacher", mode, get_args(Mode))
-    parts = images.split(micro or len(images))
-    if len(parts[-1]) == 1:
-        raise UsageError(
-            f"{len(images)} images in micro-batches of {micro or len(images)} leave one image alone, which has no "
-            "batch statistics; choose another size"
-        )
+    parts = images.split(pieces(len(images), micro))
+    if len(images) == 1:
+        raise UsageError("a single image has no batch statistics; label with teacher_mode=eval, or more at a time")
     with batch_statistics(teacher.network):
         return torch.cat([teacher.network(part) for part in parts])
 

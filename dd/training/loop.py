@@ -18,6 +18,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from dd.data import Split
 from dd.data.augment import augment
 from dd.rng import generator
+from dd.sets.label_spec import pieces
 from dd.training.allocator import keep_large_buffers
 from dd.training.compiled import BatchLoss, Loss
 from dd.training.criteria import PLAIN, Criterion
@@ -221,8 +222,8 @@ def _groups(parameters: list[Tensor], fit: Fit) -> list[dict[str, Any]]:
 
 def _backward(loss_of: Loss, images: Tensor, targets: Tensor, factor: float, micro: int | None) -> None:
     """Add the gradient of `factor` times the batch's mean loss to `.grad`, `micro` images at a time."""
-    size = micro or len(images)
-    for some, theirs in zip(images.split(size), targets.split(size), strict=True):
+    sizes = pieces(len(images), micro)
+    for some, theirs in zip(images.split(sizes), targets.split(sizes), strict=True):
         loss, weight = loss_of(some, theirs), factor * len(some) / len(images)
         (loss if weight == 1 else weight * loss).backward()
 

@@ -1,11 +1,21 @@
-"""How the views of a distilled set are labelled by teachers."""
+"""How the views of a distilled set are labelled by teachers: one label from all of them."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+import torch
+from pydantic import Field, TypeAdapter
+from torch import Tensor
 
-from dd.training.committee import How, Mode
+from dd.data.augment import Shape
+from dd.data.views import ViewPolicy, draw_view
+from dd.engine.method import Task
+from dd.sets.label_forms import LabelForm, form_of
+from dd.training.committee import How, Mode, ensemble, logits
+from dd.training.fitness import require_fit
+from dd.training.loop import Batches
+from dd.training.teachers import SqueezeSettings, Teacher, spelled, teacher_keys, teachers
 
 
 @dataclass(frozen=True)
@@ -13,7 +23,8 @@ class LabelSettings:
     """What a label is made of, and how it is kept.
 
     Attributes:
-        mode: "store" writes all labels before students are trained; "live" asks the teachers while they are.
+        mode: "store" writes all labels before students are trained; "live" asks the teachers while they are; "off"
+            leaves the images their classes, the control that shows what labels are worth.
         form: of a label: all "logits", the "topk" probabilities, two "distances" (NRR-DD), or "hard".
         top: k of "topk".
         ensemble: of several teachers, see `dd.training.committee.ensemble`.
@@ -22,10 +33,107 @@ class LabelSettings:
         replay: whether a stored view is drawn anew from its "seed", or read from "records".
     """
 
-    mode: Literal["store", "live"] = "store"
+    mode: Literal["store", "live", "off"] = "store"
     form: Literal["logits", "topk", "distances", "hard"] = "logits"
     top: Annotated[int, Field(ge=1)] = 5
     ensemble: How = "logit_mean"
     tau: Annotated[float, Field(gt=0)] = 10.0
     teacher_mode: Mode = "eval"
     replay: Literal["seed", "records"] = "seed"
+
+    def stored_as(self, classes: int) -> LabelForm:
+        """The form for a number of classes; "topk" keeps all of fewer than `top`."""
+        extra = {"k": min(self.top, classes)} if self.form == "topk" else {}
+        return form_of(self.form, classes, **extra)
+
+
+@dataclass(frozen=True, eq=False)
+class Labeller:
+    """Teachers that label views as one.
+
+    Attributes:
+        teachers: at least one.
+        settings: how.
+        weights: (teachers,) of "logit_weighted"; None otherwise.
+        origin: JSON-able: what `of_origin` makes it anew from.
+        keys: JSON-able, per teacher: what determines its logits.
+    """
+
+    teachers: tuple[Teacher, ...]
+    settings: LabelSettings
+    weights: tuple[float, ...] | None
+    origin: Mapping[str, Any]
+    keys: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        members: Sequence[Teacher],
+        squeeze: SqueezeSettings,
+        settings: LabelSettings,
+        weights: Sequence[float] | None = None,
+    ) -> "Labeller":
+        """A labeller of teachers that were made from their names with `squeeze`."""
+        names = [spelled(task, teacher.name) for teacher in members]
+        votes = None if weights is None else tuple(weights)
+        origin = {"teachers": names, "squeeze": asdict(squeeze), "labels": asdict(settings), "weights": votes}
+        return cls(tuple(members), settings, votes, origin, teacher_keys(task, names, squeeze))
+
+    @classmethod
+    def of_origin(cls, task: Task, origin: Mapping[str, Any]) -> "Labeller":
+        """The labeller that `origin` describes; teachers that are not in the store are trained anew.
+
+        Raises:
+            UsageError: a teacher cannot be had, or does not know the images.
+        """
+        squeeze = TypeAdapter(SqueezeSettings).validate_python(origin["squeeze"])
+        settings = TypeAdapter(LabelSettings).validate_python(origin["labels"])
+        members = teachers(task, origin["teachers"], squeeze)
+        for teacher in members:
+            require_fit(teacher, task)
+        return cls.of(task, members, squeeze, settings, origin["weights"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """JSON-able: everything that determines a label of given views."""
+        ours = {k: v for k, v in asdict(self.settings).items() if k not in ("mode", "replay", "tau")}
+        return {"teachers": list(self.keys), "weights": self.weights, **ours}
+
+    def temperature(self, asked: float) -> float:
+        """The temperature that students and labels have in common: forms but all logits are made for 1."""
+        return asked if self.settings.form == "logits" else 1.0
+
+    def logits(self, views: Tensor, micro: int | None) -> Tensor:
+        """(b, classes) for a batch of views (b, c, h, w); `micro` counts where teachers use batch statistics."""
+        settings = self.settings
+        pieces = micro if settings.teacher_mode == "batch" else None
+        each = torch.stack([logits(teacher, views, settings.teacher_mode, pieces) for teacher in self.teachers])
+        weights = None if self.weights is None else torch.tensor(self.weights)
+        return ensemble(each.float(), settings.ensemble, weights)
+
+    def live(
+        self, batches: Batches, policy: ViewPolicy, shape: Shape, strategy: str, temperature: float, micro: int | None
+    ) -> Batches:
+        """Views of the batches' images with class probabilities, as a store of the same form would give them.
+
+        Args:
+            batches: images and their classes, (b,) int64 or one-hot.
+            policy: how views are drawn, from each pass's generator.
+            shape: (channels, height, width) of an image.
+            strategy: what the policy's strategy "data" stands for.
+            temperature: of the probabilities.
+            micro: images of a micro-batch.
+        """
+
+        def passes(rng: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+            for images, targets in batches(rng, number):
+                view = draw_view(policy, len(images), shape, rng, strategy)
+                views = view(images)
+                own = targets if targets.dim() == 1 else targets.argmax(1)
+                partner = own if view.partner is None else own[view.partner.to(own.device)]
+                found = self.logits(views, micro)
+                form = self.settings.stored_as(found.shape[1])
+                yield views, form.decode(form.encode(found, own, partner), own, partner, temperature)
+
+        return passes

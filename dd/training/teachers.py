@@ -17,12 +17,12 @@ from dd.io import digest, sha256_file, sha256_tensors
 from dd.networks import NetworkSpec, resolve
 from dd.networks.adapted import Adapted, pick
 from dd.networks.checkpoints import load_state, outputs_of, read_checkpoint
-from dd.networks.named import PublishedWeights, SavedWeights, Source, Untrained, source
+from dd.networks.named import STUDENT, PublishedWeights, SavedWeights, Source, Untrained, source
 from dd.networks.pretrained import IMAGENET, published, wnids
 from dd.rng import generator
 from dd.training.squeeze import KIND, SqueezeSettings, build_teacher, holdout_accuracy, squeeze_spec, squeezed
 
-__all__ = ["SqueezeSettings", "Teacher", "teacher_keys", "teacher_needs", "teachers"]
+__all__ = ["SqueezeSettings", "Teacher", "spelled", "teacher_keys", "teacher_needs", "teachers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +88,14 @@ def teacher_keys(task: Task, names: Sequence[str], settings: SqueezeSettings) ->
             case PublishedWeights(name):
                 keys.append({"published": name})
     return keys
+
+
+def spelled(task: Task, name: str) -> str:
+    """A teacher's name that means the same whatever the run's student is."""
+    if name != STUDENT:
+        return name
+    values = {key: value for key, value in asdict(task.student).items() if key != "arch" and value is not None}
+    return ":".join([task.student.arch, *(f"{key}={value}" for key, value in values.items())])
 
 
 def _sources(task: Task, names: Sequence[str]) -> list[tuple[str, Source]]:

@@ -9,8 +9,9 @@ from pydantic import Field
 from dd.engine.method import Method, Synthetic, Task
 from dd.errors import UsageError
 from dd.sets import DistilledSet
+from dd.training.committee import votes
 from dd.training.fitness import require_fit
-from dd.training.relabel import LabelSettings
+from dd.training.relabel import Labeller, LabelSettings
 from dd.training.teachers import SqueezeSettings, Teacher, teacher_needs, teachers
 
 from ._crops import Patches
@@ -70,6 +71,15 @@ class Taught(Method):
         for teacher in found:
             require_fit(teacher, task)
         return found
+
+    def labeller(self, task: Task, prepared: Committee) -> Labeller | None:
+        """All teachers, as `labels` says."""
+        if self.labels.mode == "off":
+            return None
+        weights = None
+        if self.labels.ensemble == "logit_weighted":
+            weights = votes(prepared.prior, self.labels.tau).tolist()
+        return Labeller.of(task, prepared.teachers, self.squeeze, self.labels, weights)
 
     def finish(self, syn: Synthetic, task: Task, prepared: Any) -> DistilledSet:
         """Images as they are saved: bytes, rounded where the authors truncate."""

@@ -206,7 +206,9 @@ def test_gradients_flow_inside_the_block_and_no_graph_leaves_logits():
 
 
 def test_an_image_alone_has_no_batch():
-    with pytest.raises(UsageError, match="8 images in micro-batches of 7 leave one image alone"):
-        logits(teacher(), IMAGES, "batch", 7)
+    with pytest.raises(UsageError, match="a single image has no batch statistics"):
+        logits(teacher(), IMAGES[:1], "batch", 7)
+    # one that is left over joins the piece before it
+    assert torch.equal(logits(teacher(), IMAGES, "batch", 7), logits(teacher(), IMAGES, "batch"))
     with pytest.raises(UsageError, match="unknown mode of a teacher 'train'"):
         logits(teacher(), IMAGES, "train")  # pyright: ignore[reportArgumentType]

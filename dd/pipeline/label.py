@@ -1,0 +1,113 @@
+"""The label stage: teachers label the views that students of a protocol will be shown."""
+
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from dd.data.views import View
+from dd.engine.method import Task
+from dd.errors import UsageError
+from dd.evaluation.protocols import Protocol
+from dd.io import sha256_tensors
+from dd.runs import RunFolder, bar
+from dd.sets import DistilledSet
+from dd.sets.label_spec import StoreSpec
+from dd.sets.label_writer import require_room, size_on_disk, writing
+from dd.sets.soft_labels import LabelStore, open_store
+from dd.training.relabel import Labeller, LabelSettings
+
+log = logging.getLogger(__name__)
+
+
+def store_spec(settings: LabelSettings, protocol: Protocol, task: Task) -> StoreSpec:
+    """What a store of labels for a protocol holds, but whose labels and of which images.
+
+    Raises:
+        UsageError: the protocol changes images after they were labelled, or its batches cannot be labelled.
+    """
+    if protocol.augment:
+        raise UsageError(
+            f"eval.protocol={protocol.protocol} augments images after teachers labelled their views; choose one of "
+            "views (quick-soft, sre2l, cda, cvdd, rded), or labels.mode=off"
+        )
+    n = len(task.targets)
+    batch = min(protocol.batch, n)
+    return StoreSpec(
+        n=n,
+        classes=task.data.classes,
+        epochs=protocol.passes(n),
+        batch=batch,
+        form=settings.stored_as(task.classes),
+        policy=protocol.views,
+        shape=task.data.shape,
+        seed=task.seed,
+        micro=min(protocol.micro or batch, batch) if settings.teacher_mode == "batch" else None,
+        strategy=task.data.augment,
+        replay=settings.replay,
+    )
+
+
+def label(
+    distilled: DistilledSet, labeller: Labeller, protocol: Protocol, task: Task, folder: RunFolder
+) -> tuple[DistilledSet, LabelStore]:
+    """The set with a store of labels for all views of a protocol, and the store; finished epochs are kept.
+
+    Raises:
+        UsageError: they do not fit on the disk, or the folder holds other labels.
+        RunError: the disk is full, or a teacher gives no finite logits; finished epochs stay.
+    """
+    spec = replace(
+        store_spec(labeller.settings, protocol, task),
+        images=sha256_tensors({"images": distilled.images}),
+        teacher=labeller.facts,
+    )
+    load = partial(distilled.pixels, task.data.preprocess)
+    with writing(folder.labels, spec, distilled.own_classes()) as writer:
+        missing = writer.missing_epochs()
+        if missing:
+            needed = size_on_disk(spec.n, spec.epochs, spec.form, spec.replay, spec.policy)
+            left = needed * len(missing) // spec.epochs
+            log.info("%s; %d of %d epochs are there", require_room(folder.labels, left), *_there(spec, missing))
+
+        def logits(views: Tensor, _view: View, _images: Tensor) -> Tensor:
+            return labeller.logits(views, protocol.micro)
+
+        with bar("label", spec.epochs, spec.epochs - len(missing)) as progress:
+            for number, epoch in enumerate(missing, spec.epochs - len(missing) + 1):
+                writer.write_epoch(epoch, load, logits)
+                progress.update(number)
+        store = writer.store
+    views = store.reference(folder.set) | {"labeller": labeller.origin}
+    return replace(distilled, label_kind="views", labels=distilled.own_classes(), views=views), store
+
+
+def stored_labels(distilled: DistilledSet, beside: Path | None, protocol: Protocol) -> LabelStore | None:
+    """The label store that a set names, for students of a protocol; None for a set with labels of its own.
+
+    Args:
+        distilled: the set.
+        beside: the set's file; None where it was never one.
+        protocol: how students are trained.
+
+    Raises:
+        UsageError: the set's file is not known, the store is not there or damaged, or is for other batches.
+    """
+    if distilled.label_kind != "views":
+        return None
+    assert distilled.views is not None
+    if beside is None:
+        raise UsageError("the labels of this set are in a store beside its file: evaluate the file, not the set")
+    batch = min(protocol.batch, distilled.n)
+    micro = min(protocol.micro or batch, batch)
+    images = sha256_tensors({"images": distilled.images})
+    store = open_store(beside.parent / distilled.views["store"], batch=batch, micro=micro, images=images)
+    if store.digest() != distilled.views["sha256"]:
+        raise UsageError(f"{store.path} holds other labels than {beside} was saved with; `dd run` makes them anew")
+    return store
+
+
+def _there(spec: StoreSpec, missing: list[int]) -> tuple[int, int]:
+    return spec.epochs - len(missing), spec.epochs
