@@ -5,8 +5,10 @@ import logging
 from dataclasses import asdict, replace
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from dd.data.augment import augment
 from dd.errors import RunError, UsageError
@@ -245,6 +247,49 @@ def test_a_file_of_more_classes_gives_those_of_the_data(task, tmp_path):
     assert teacher.classes == task.data.classes
     with pytest.raises(UsageError, match="6 outputs for 4 classes, and their names are not known"):
         teachers(task, [f"{tmp_path}/nameless.pt@{NAME}"], SETTINGS)
+
+
+# --- published, for a few classes of ImageNet ------------------------------------------------------------------------
+
+WNIDS = ("n02979186", "n01440764", "n03417042", "n02102040")  # outputs 482, 0, 569 and 217
+
+
+@pytest.fixture
+def wnid_task(task):
+    return replace(task, data=replace(task.data, classes=WNIDS))
+
+
+def test_a_published_network_takes_model_space_and_gives_the_classes_of_the_data(wnid_task, tmp_path, monkeypatch):
+    theirs = timm.create_model("test_resnet", num_classes=1000).eval()
+    folder = tmp_path / "models--timm--test_resnet.r160_in1k"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    save_file(theirs.state_dict(), folder / "snapshots" / "abc" / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (teacher,) = teachers(wnid_task, ["timm:test_resnet.r160_in1k"], SETTINGS)
+    index = torch.arange(9)
+    pixels = wnid_task.data.test.raw(index).float().div(255).repeat(1, 3, 1, 1)
+    config = theirs.pretrained_cfg
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    expected = theirs((pixels - mean) / std)[:, [482, 0, 569, 217]]
+    assert torch.allclose(teacher.network(wnid_task.data.test.images(index)), expected, atol=1e-4)
+    assert teacher.classes == WNIDS
+    assert teacher.sha256 == sha256_tensors(theirs.state_dict())
+    assert not any(p.requires_grad for p in teacher.network.parameters())
+
+
+def test_a_file_of_a_thousand_outputs_is_read_as_imagenet_s(wnid_task, task, tmp_path):
+    wide = build(SPEC, channels=1, size=8, classes=1000, generator=generator(0, "wide")).eval()
+    torch.save(wide.state_dict(), tmp_path / "a.pt")
+    (teacher,) = teachers(wnid_task, [f"{tmp_path}/a.pt@{NAME}"], SETTINGS)
+    images = task.data.test.images(torch.arange(9))
+    assert torch.equal(teacher.network(images), wide(images)[:, [482, 0, 569, 217]])
+    with pytest.raises(UsageError, match="1000 outputs for 4 classes, and none of them is 'class 0'"):
+        teachers(task, [f"{tmp_path}/a.pt@{NAME}"], SETTINGS)
+
+
+# --- wrong names -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
