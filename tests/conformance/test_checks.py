@@ -279,6 +279,20 @@ class Meddler(Sound):
         return super().finish(syn, task, prepared)
 
 
+class Forgetful(Sound):
+    """A method whose parts leave images out."""
+
+    def parts(self, task: Task) -> Sequence[Tensor]:
+        return list(torch.arange(len(task.targets)).split(4))[:2]
+
+
+class Unsorted(Sound):
+    """A method whose parts are not in order."""
+
+    def parts(self, task: Task) -> Sequence[Tensor]:
+        return [torch.arange(len(task.targets)).flip(0)]
+
+
 FAULTS: list[tuple[type[Method], conformance.Check, str]] = [
     (Thawed, conformance.frozen, "Thawed is not frozen"),
     (Incomplete, conformance.constructible, "without a default: strength"),
@@ -305,6 +319,8 @@ FAULTS: list[tuple[type[Method], conformance.Check, str]] = [
     (Boaster, conformance.plan_is_true, "kind teachers that are never asked for"),
     (Backwards, conformance.whole_output, "not the task's, class-major"),
     (Foreign, conformance.whole_output, "'space.kind'"),
+    (Forgetful, conformance.parts_make_the_whole, "not every image once"),
+    (Unsorted, conformance.parts_make_the_whole, "do not ascend"),
     (Alias, conformance.finish_only_reads, "shares memory with the variables"),
     (Meddler, conformance.finish_only_reads, "changes images"),
 ]

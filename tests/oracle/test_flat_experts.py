@@ -235,7 +235,7 @@ def test_a_parameter_without_a_gradient_is_left_out():
 X, Y = normal(11, 1, 8, 8, seed=3), torch.arange(11) % 3
 
 
-def passes(rng):
+def passes(rng, _):
     for index in torch.randperm(11, generator=rng).split(4):
         yield X[index], Y[index]
 

@@ -240,6 +240,57 @@ def test_subsets_of_imagenet_are_resized_to_the_papers_128_pixels(method):
     assert {built(method, name, ipc).data.size for name, ipc in found} == {128}
 
 
+# iterations, lr_img, r_bn, batch, roll, whether both ways, crop, start_from
+RECOVERY = """
+sre2l   imagenet-1k   50 4000 0.25 0.01 100 32 0 0.08 noise
+sre2l   tiny-imagenet 50 4000 0.1  1.0  100 4  1 0.08 noise
+sre2l   cifar100      50 1000 0.25 0.01 100 4  0 -    noise
+cda     imagenet-1k   50 4000 0.25 0.01 100 32 0 0.08 noise
+cda     tiny-imagenet 50 4000 0.4  0.05 100 4  0 0.08 noise
+cda     imagenet-21k  20 2000 0.05 0.25 100 32 0 0.08 noise
+sre2lpp cifar10       10 4000 0.25 0.01 10  4  0 0.08 crops
+sre2lpp cifar100      10 4000 0.25 0.01 100 4  0 0.08 crops
+sre2lpp tiny-imagenet 50 4000 0.25 0.01 100 4  0 0.08 crops
+cvdd    imagenette    10 4000 0.25 0.01 10  32 0 0.08 crops
+cvdd    imagenet-1k   50 4000 0.25 0.01 100 32 0 0.08 crops
+"""
+
+
+@pytest.mark.parametrize("row", RECOVERY.strip().split("\n"), ids=lambda row: "-".join(row.split()[:3]))
+def test_published_recoveries(row):
+    method, dataset, ipc, its, lr, r_bn, batch, roll, back, crop, start = row.split()
+    found = built(method, dataset, int(ipc)).method
+    assert (found.iterations, found.batch, found.roll) == (int(its), int(batch), int(roll))
+    assert (found.lr_img, found.r_bn, found.first_bn, found.betas) == (float(lr), float(r_bn), 10.0, (0.5, 0.9))
+    assert (found.crop, found.flip) == ((None, False) if crop == "-" else (float(crop), True))
+    assert (found.roll_back, found.start_from, found.layout) == (back == "1", start, "one-per-class")
+    assert method != "cda" or (found.curriculum.shape, found.curriculum.milestone) == ("cosine", 1.0)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "tiny-imagenet", "imagenette", "imagenet-1k"])
+def test_the_committee_of_an_only_image_is_its_first_pair(dataset):
+    from dd.training.committee import published_prior
+
+    one, ten, fifty = (built("cvdd", dataset, ipc).method for ipc in (1, 10, 50))
+    assert sorted(one.teachers) == sorted(ten.teachers) == sorted(fifty.teachers)
+    pair = {
+        "cifar10": "mobilenet densenet",
+        "imagenette": "mobilenet densenet",
+        "cifar100": "shufflenet mobilenet",
+        "tiny-imagenet": "resnet18 mobilenet",
+        "imagenet-1k": "resnet18 shufflenet",
+    }[dataset]
+    assert all(word in name for word, name in zip(pair.split(), one.teachers, strict=False))
+    assert (one.members_by, ten.members_by, fifty.members_by) == ("pairs", "pairs", "random")
+    assert all(published_prior(dataset, name) is not None for name in one.teachers)
+
+
+@pytest.mark.parametrize(("dataset", "factor"), [("cifar10", 1), ("tiny-imagenet", 1), ("imagenette", 2)])
+def test_published_crops(dataset, factor):
+    crops = built("rded", dataset, 10).method.crops
+    assert (crops.factor, crops.crops, crops.candidates, crops.least, crops.order) == (factor, 5, 300, 0.08, "low")
+
+
 EXPERTS = {
     "mtt": ("sgd", 50, 5000, 0.01, 0),
     "datm": ("ftd", 100, 10_000, 0.01, 0),
