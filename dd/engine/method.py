@@ -198,9 +198,9 @@ Objective: TypeAlias = Tensor | Mapping[str, Tensor] | Skip
 class Method:
     """A published method.  A frozen dataclass: its fields are its hyper-parameters, and nothing else.
 
-    The engine calls `settle`, `prepare`, `start`, `optimisers`, then `loss`, `rate` and `project` once an iteration,
-    then `finish`.  A method with no outer loop (selection, crops) has `iterations = 0`.  `__post_init__` may only raise
-    `ValueError`, for fields that contradict one another.
+    The engine calls `settle`, `prepare` and `parts`; for every part `start`, `optimisers`, then `loss`, `rate` and
+    `project` once an iteration, then `finish`.  A method with no outer loop (selection, crops) has `iterations = 0`.
+    `__post_init__` may only raise `ValueError`, for fields that contradict one another.
     """
 
     name: ClassVar[str] = ""

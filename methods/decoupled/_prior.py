@@ -1,7 +1,7 @@
 """How well a student learns from each member of a committee alone: the priors that their votes follow."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,9 +11,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from dd.data.views import ViewPolicy, draw_view
-from dd.engine import parallel
 from dd.engine.method import Task
-from dd.engine.synthesise import synthesise
 from dd.errors import UsageError
 from dd.training.committee import PRIORS, logits, published_prior
 from dd.training.loop import Fit, Trainer, accuracy
@@ -134,11 +132,9 @@ def _measure(method: "Recovered", task: Task, teacher: Teacher, settings: Distil
     targets = torch.arange(task.classes, device=task.device).repeat_interleave(settings.ipc)
     small = replace(task, targets=targets, seed=_SEED, part=None)
     images = torch.empty(len(targets), *task.data.shape, device=task.device)
-    with parallel.alone():
-        for batch in small.in_parts(slots := list(alone.parts(small))):
-            syn = synthesise(alone, batch, committee, alone.start(batch, committee))
-            places = slots[0] if batch.part is None else batch.part.slots
-            images[places.to(task.device)] = alone.finish(syn, batch, committee).pixels(task.data.preprocess)
+    for batch in small.in_parts(slots := list(alone.parts(small))):
+        places = slots[0] if batch.part is None else batch.part.slots
+        images[places.to(task.device)] = _recover(alone, batch, committee)
     passes = -(-len(targets) // settings.batch)
     fit = Fit(settings.epochs * passes, settings.lr, momentum=0.9, weight_decay=5e-4)
     trainer = Trainer(task.build, task.compile, task.precision)
@@ -148,6 +144,22 @@ def _measure(method: "Recovered", task: Task, teacher: Teacher, settings: Distil
         for student in trainer.train(paths, partial(_labelled, images, teacher, settings.batch), fit)
     ]
     return sum(scores) / len(scores)
+
+
+def _recover(method: "Recovered", task: Task, committee: Committee) -> Tensor:
+    """(n, c, h, w) in model space: one batch from its first iteration to its last, saved nowhere on the way."""
+    syn = method.start(task, committee)
+    (optimiser,) = method.optimisers(syn)
+    for it in range(method.iterations):
+        for pixels in optimiser.param_groups:
+            pixels["lr"] = method.lr_img * method.rate(it)
+        optimiser.zero_grad(set_to_none=True)
+        terms = method.loss(syn, task, committee, it)
+        assert isinstance(terms, Mapping)
+        torch.stack(list(terms.values())).sum().backward()
+        optimiser.step()
+        method.project(syn, task)
+    return method.finish(syn, task, committee).pixels(task.data.preprocess)
 
 
 def _labelled(images: Tensor, teacher: Teacher, size: int, rng: Generator, _: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -158,7 +158,18 @@ def recovery(pictures):
     alike = ("ipc=2", "device=cpu", "compile=false", "student.arch=convnet", "student.depth=1", "student.width=4")
     squeeze = ("squeeze.epochs=20", "squeeze.batch=16", "squeeze.lr=0.05")
     own = ("iterations=12", "lr_img=0.1", "batch=2", "roll=2", "crop=0.5", "student.norm=batch")
-    return ("run", "method=cda", pictures, *alike, *squeeze, *own, "eval.protocol=smoke", "labels.mode=off", "eval.full=false", "--json")
+    return (
+        "run",
+        "method=cda",
+        pictures,
+        *alike,
+        *squeeze,
+        *own,
+        "eval.protocol=smoke",
+        "labels.mode=off",
+        "eval.full=false",
+        "--json",
+    )
 
 
 def test_recovered_images_are_the_same_from_one_two_or_four_processes(place, recovery, tmp_path):

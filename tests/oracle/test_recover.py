@@ -390,6 +390,14 @@ def test_where_priors_come_from(task):
         CVDD(prior=(1.0,))
 
 
+def test_a_member_is_measured_on_what_a_run_would_recover(task):
+    measured = importlib.import_module("dd.methods.decoupled._prior")._recover
+    method = SRE2L(**SMALL)
+    syn, prepared = run(method, task)
+    pixels = method.finish(syn, task, prepared).pixels(task.data.preprocess)
+    assert torch.equal(measured(method, task, prepared), pixels)
+
+
 def test_priors_are_measured_once_and_by_each_teacher_alone(task):
     teachers = ("convnet:depth=2:width=8", "convnet:depth=1:width=2")
     settings = {"ipc": 2, "iterations": 10, "epochs": 10, "batch": 8}
