@@ -4,6 +4,8 @@ import textwrap
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from dd.cli.common import readable_size
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -24,7 +26,7 @@ def summary(recipe: "Recipe") -> list[str]:
             paragraphs.setdefault(heading, []).append(f"{name}={_text(value)}")
     lines = [f"{recipe.name}  recipe {recipe.hash}"]
     for heading, words in paragraphs.items():
-        indent = f"  {heading:<9}"
+        indent = f"  {heading:<11}"
         lines += textwrap.wrap(
             " ".join(words), _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent), break_long_words=False
         )
@@ -50,6 +52,8 @@ def _stage(stage: dict[str, Any]) -> str:
         words.append(f"{stage['iterations']} iterations")
     if "exists" in stage:
         words.append("the set exists" if stage["exists"] else "to make")
+    if "bytes" in stage:
+        words.append(f"{stage['epochs']} epochs of labels, {readable_size(stage['bytes'])}")
     if "students" in stage:
         words.append(f"{stage['students']} students, protocol {stage['protocol']}")
     return ", ".join(words)

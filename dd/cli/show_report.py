@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dd.cli.common import plain_table, print_table, readable_size
 
@@ -26,12 +26,13 @@ _FILES = {
     "log": "log.csv",
     "progress": "progress.png",
     "start": "start.safetensors",
+    "labels": "labels",
 }
 
 
 def files_of(folder: Path) -> dict[str, str]:
     """The files of a run that exist, by what they are."""
-    return {what: str(folder / name) for what, name in _FILES.items() if (folder / name).is_file()}
+    return {what: str(folder / name) for what, name in _FILES.items() if (folder / name).exists()}
 
 
 def show_report(report: "Report", out: "Console", files: Mapping[str, str]) -> None:
@@ -78,6 +79,8 @@ def _lines(report: "Report") -> list[str]:
     note = f": {report.verdict_note}" if report.verdict_note else ""
     lines.append(f"expected   {report.verdict}{note}")
     lines.append(f"protocol   {report.protocol.get('protocol')}, fingerprint {report.fingerprint}: {_protocol(report)}")
+    if report.labels:
+        lines.append(f"labels     {_labels(report.labels)}")
     lines.append("size       " + ", ".join(f"{what} {readable_size(number)}" for what, number in report.bytes.items()))
     if report.cost:
         lines.append("cost       " + "; ".join(f"{stage} {_cost(cost)}" for stage, cost in report.cost.items()))
@@ -87,6 +90,14 @@ def _lines(report: "Report") -> list[str]:
     if report.command:
         lines.append(f"command    {report.command}")
     return lines
+
+
+def _labels(labels: Mapping[str, Any]) -> str:
+    """Who labelled the views of every row, and as what."""
+    who = " and ".join(labels["names"]) if labels.get("names") else "teachers that are not at hand"
+    how = f"{labels['form']}, {labels['teacher_mode']} statistics"
+    kept = f"{labels['stored_epochs']} epochs stored" if labels.get("stored_epochs") else "asked while students train"
+    return f"in every row by {who} ({how}); of the set {kept}"
 
 
 def _protocol(report: "Report") -> str:

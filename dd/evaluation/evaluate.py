@@ -294,6 +294,7 @@ def evaluate(
         start=begin,
         full=full,
         decoded=decoded,
+        labels=_labels(evaluator, store),
         missing=missing,
         protocol=asdict(protocol),
         fingerprint=protocol.fingerprint(student, task.data.augment),
@@ -302,6 +303,14 @@ def evaluate(
         bytes=distilled.bytes(),
         provenance=dict(distilled.provenance),
     )
+
+
+def _labels(evaluator: Evaluator, store: LabelStore | None) -> dict[str, Any] | None:
+    """What a report says of a teacher's labels."""
+    if evaluator.labeller is None:
+        return None if store is None else {**store.spec.teacher, "names": None, "stored_epochs": store.spec.epochs}
+    names = list(evaluator.labeller.origin["teachers"])
+    return {**evaluator.labeller.facts, "names": names, "stored_epochs": None if store is None else store.spec.epochs}
 
 
 def _full(evaluator: Evaluator) -> tuple[Score | None, str]:

@@ -63,6 +63,7 @@ class Report:
         start: fresh students on the set at iteration 0, with the labels it had there; same choice of lr.
         full: fresh students on all real training images, or None.
         decoded: fresh students on decoded mosaics of random real images, as many stored pixels; for sets of tiles only.
+        labels: who labelled the views that all of these were trained on, and how; None for labels of the images' own.
         missing: for each of the above that is None, why.
         protocol: the protocol's fields; `fingerprint` its hash together with network and augmentation.
         student: the network's fields.
@@ -94,6 +95,7 @@ class Report:
     recipe_hash: str = ""
     command: str = ""
     decoded: Score | None = None
+    labels: Mapping[str, Any] | None = None
 
     @property
     def gap(self) -> float | None:

@@ -10,7 +10,7 @@ import torch
 from dd.data import DataSettings, open_data
 from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
-from dd.evaluation.protocols import Protocol, default_protocol
+from dd.evaluation.protocols import default_protocol, protocol_of
 from dd.evaluation.report import Report
 from dd.networks import NetworkSpec
 from dd.pipeline.label import stored_labels
@@ -54,6 +54,6 @@ def _meant_for(distilled: DistilledSet) -> dict[str, Any]:
     """Data, student and protocol that a set says it is for; a set that does not say gets the defaults of its source."""
     kind = distilled.space.get("kind", "standard")
     settings = dict(distilled.provenance.get("data") or {"preprocess": kind})
-    protocol = Protocol(**distilled.protocol) if distilled.protocol else default_protocol(distilled.source)
+    protocol = protocol_of(distilled.protocol) if distilled.protocol else default_protocol(distilled.source)
     student = NetworkSpec(**distilled.student) if distilled.student else NetworkSpec()
     return {"data": DataSettings(**settings), "student": student, "protocol": protocol}

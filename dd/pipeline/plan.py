@@ -4,9 +4,12 @@ import json
 from typing import Any
 
 from dd.engine.method import Task
+from dd.pipeline.label import store_spec
 from dd.pipeline.task import make_task
 from dd.recipes import Recipe
 from dd.runs import RunFolder, runs_root
+from dd.sets.label_writer import size_on_disk
+from dd.training.relabel import LabelSettings
 
 SETS = "sets"
 
@@ -35,6 +38,7 @@ def plan(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
         for (kind, spec, what), there in zip(needs, have, strict=True)
     ]
     students = recipe.eval.students
+    labels = planned_labels(recipe, task)
     return {
         "name": recipe.name,
         "recipe": recipe.hash,
@@ -43,9 +47,24 @@ def plan(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
         "stages": [
             {"stage": "prepare", "artefacts": artefacts, "done": sum(have), "of": len(needs)},
             {"stage": "synthesise", "iterations": recipe.method.iterations, "exists": made},
+            *([labels] if labels else []),
             {"stage": "evaluate", "protocol": recipe.eval.protocol, "students": students},
         ],
     }
+
+
+def planned_labels(recipe: Recipe, task: Task) -> dict[str, Any] | None:
+    """The label stage of a run that has one: epochs, and bytes on disk where they are stored.
+
+    Raises:
+        UsageError: the protocol has no use for labels of views.
+    """
+    labels = getattr(recipe.method, "labels", None)
+    if not isinstance(labels, LabelSettings) or labels.mode == "off":
+        return None
+    spec = store_spec(labels, recipe.eval, task)
+    stored = size_on_disk(spec.n, spec.epochs, spec.form, spec.replay, spec.policy) if labels.mode == "store" else 0
+    return {"stage": "label", "epochs": spec.epochs, "bytes": stored}
 
 
 def settled(recipe: Recipe, task: Task, folder: RunFolder) -> Recipe:

@@ -24,9 +24,9 @@ from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.report import Report
 from dd.io import digest, write_json, write_text
 from dd.pipeline.begin import begin
-from dd.pipeline.label import label, store_spec
+from dd.pipeline.label import label
 from dd.pipeline.parts import Parts, payload
-from dd.pipeline.plan import SETS, locate, set_key, settled
+from dd.pipeline.plan import SETS, locate, planned_labels, set_key, settled
 from dd.pipeline.task import context, make_task, numerics
 from dd.recipes import Recipe, resolve
 from dd.runs import RunFolder, Track, bar
@@ -35,7 +35,6 @@ from dd.runs.pictures import contact_sheet, progress_plot
 from dd.runs.stop import Stop
 from dd.runs.store import Payload
 from dd.sets import DistilledSet, load, save
-from dd.training.relabel import LabelSettings
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +135,7 @@ class _Run:
         """Every stage, and the report."""
         recipe, task = self.recipe, self.task
         method, costs = recipe.method, {}
-        labels = getattr(method, "labels", None)
-        if isinstance(labels, LabelSettings) and labels.mode != "off":
-            store_spec(labels, recipe.eval, task)  # may refuse, so it comes before hours of work
+        planned_labels(recipe, task)  # may refuse, so it comes before hours of work
         with measured(task.device) as costs["prepare"]:
             prepared = method.prepare(task)
         log.info("prepared in %.0f s", costs["prepare"].seconds)
