@@ -186,7 +186,7 @@ def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task
     passes_, spec = protocol.passes(distilled.n), store.spec
     if passes_ > spec.epochs:
         raise UsageError(
-            f"{store.path} holds labels of {spec.epochs} epochs, eval asks for {passes_}: eval.epochs less"
+            f"{store.path} holds the labels of {spec.epochs} epochs, and {passes_} are asked for: lower eval.epochs"
         )
     if spec.policy != protocol.views:
         raise UsageError(

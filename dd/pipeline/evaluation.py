@@ -56,4 +56,9 @@ def _meant_for(distilled: DistilledSet) -> dict[str, Any]:
     settings = dict(distilled.provenance.get("data") or {"preprocess": kind})
     protocol = protocol_of(distilled.protocol) if distilled.protocol else default_protocol(distilled.source)
     student = NetworkSpec(**distilled.student) if distilled.student else NetworkSpec()
-    return {"data": DataSettings(**settings), "student": student, "protocol": protocol}
+    return {
+        "data": DataSettings(**settings),
+        "student": student,
+        "protocol": protocol,
+        "made": distilled.provenance,
+    }

@@ -235,6 +235,8 @@ class _Run:
                 "name": recipe.name,
                 "recipe": recipe.hash,
                 "seed": recipe.seed,
+                "precision": recipe.precision,
+                "compile": recipe.compile,
                 "iterations": iterations,
                 "data": asdict(replace(recipe.data, workers=None)),  # the same set, whoever decoded
                 "version": version("dd-workbench"),

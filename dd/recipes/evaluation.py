@@ -35,7 +35,13 @@ class Evaluation:
 
 
 def resolve_evaluation(
-    overrides: Mapping[str, Any], *, dataset: str, data: "DataSettings", student: "NetworkSpec", protocol: "Protocol"
+    overrides: Mapping[str, Any],
+    *,
+    dataset: str,
+    data: "DataSettings",
+    student: "NetworkSpec",
+    protocol: "Protocol",
+    made: Mapping[str, Any],
 ) -> Evaluation:
     """Put the command line of `dd eval` over what the set itself says.
 
@@ -45,6 +51,7 @@ def resolve_evaluation(
         data: how its real images were split and preprocessed.
         student: the network it is meant for.
         protocol: the protocol it is meant for.
+        made: how it was made; seed, precision and compile are taken from there, so that the same students are asked.
 
     Raises:
         UsageError: one line for every problem.
@@ -55,6 +62,7 @@ def resolve_evaluation(
     layer = Layer(COMMAND_LINE, flatten(overrides, groups(known)))
     settled = parts.settle([layer], known, problems)
     bare: dict[str, Any] = {key: BARE[key].default for key in _KEYS} | {"dataset": dataset}
+    bare |= {key: made[key] for key in ("seed", "precision", "compile") if key in made}
     bare |= {key: value for key, value in settled.values.items() if key in _KEYS}
     if "dataset" in settled.values:
         with problems.caught():

@@ -393,11 +393,14 @@ def test_cells(toy):
 def test_evaluation_settings_start_from_the_set(toy):
     recipe = asked(toy, ipc=10)
     own = {"dataset": "fashion-mini", "data": recipe.data, "student": NetworkSpec(width=8), "protocol": recipe.eval}
+    own["made"] = {"seed": 7, "compile": False, "method": "toy"}
     assert resolve_evaluation({}, **own).eval == recipe.eval
     told = resolve_evaluation(
         {"eval": {"students": 2}, "student.arch": "resnet18", "device": "cpu", "force": True}, **own
     )
     assert (told.eval.students, told.eval.steps, told.student.arch, told.force) == (2, 200, "resnet18", True)
+    assert (told.seed, told.compile, told.precision) == (7, False, "fp32")
+    assert resolve_evaluation({"seed": 8}, **own).seed == 8
     assert resolve_evaluation({"eval.protocol": "smoke"}, **own).eval == PROTOCOLS["smoke"]
     with pytest.raises(UsageError) as caught:
         resolve_evaluation({"ipc": 3, "eval.studnts": 1, "dataset": "cifr10", "eval.batch": 0}, **own)

@@ -1,0 +1,137 @@
+"""Sets whose views are labelled by teachers: killed in every stage, replayed, scored again, and what is refused."""
+
+import re
+import resource
+from signal import SIGKILL
+
+import pytest
+import torch
+
+from dd.sets import load
+from dd.sets.soft_labels import LabelStore
+
+EPOCHS = 150
+
+
+@pytest.fixture(scope="session")
+def taught(pictures):
+    """Settings of a run with teachers, three parts and a store of labels that takes seconds to write."""
+    alike = ("ipc=3", "device=cpu", "compile=false", "student.arch=convnet", "student.depth=1", "student.width=4")
+    squeeze = ("squeeze.epochs=40", "squeeze.batch=16", "squeeze.lr=0.05")
+    own = ("iterations=60", "lr_img=0.1", "batch=5", "roll=1", "crop=0.5", "student.norm=batch")
+    students = ("eval.protocol=quick-soft", f"eval.epochs={EPOCHS}", "eval.batch=5", "eval.students=2")
+    return ("method=cda", pictures, *alike, *squeeze, *own, *students, "eval.full=false", "eval.probes=0")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, taught):
+    """Where it went through in one go, and its report."""
+    from .conftest import Place
+
+    place = Place(tmp_path_factory.mktemp("whole"))
+    ended = place.dd("run", *taught, "--json")
+    assert ended.code == 0, ended.err
+    return place, ended.report
+
+
+def finished_epochs(place):
+    return len(list(place.runs.glob("*/*/*/*/labels/epoch-*.npy")))
+
+
+def test_a_run_with_teachers_killed_in_every_stage(place, taught, whole, same_run):
+    again = ("run", *taught, "--json")
+    store = lambda: list(place.home.glob("teachers/.*unfinished*")) or list(place.home.glob("teachers/*"))  # noqa: E731
+
+    run = place.start(*again)
+    assert run.signal_when(SIGKILL, lambda: len(store()) > 0).code == -SIGKILL
+
+    run = place.start(*again)
+    killed = run.signal_when(SIGKILL, lambda: len(list(place.home.glob("parts/*.json"))) > 0)
+    assert killed.code == -SIGKILL
+    assert "made set" not in killed.err
+
+    run = place.start(*again)
+    killed = run.signal_when(SIGKILL, lambda: 3 < finished_epochs(place) < EPOCHS - 30)
+    assert killed.code == -SIGKILL
+    assert "kept teacher" in killed.err
+    assert "made part 1 of 3" not in killed.err
+    done = finished_epochs(place)
+
+    ended = place.dd(*again)
+    assert ended.code == 0, ended.err
+    assert "kept set cda" in ended.err
+    kept = int(re.findall(rf"; (\d+) of {EPOCHS} epochs are there", ended.err)[0])
+    assert kept in (done, done - 1)  # a file that the manifest does not list yet is made again
+    same_run(place, ended.report, *whole)
+    there = whole[0].folder() / "labels"
+    for file in sorted(there.glob("*.npy")):
+        assert (place.folder() / "labels" / file.name).read_bytes() == file.read_bytes()
+    assert place.half_written() == []
+
+
+def test_the_report_says_who_labelled_and_what_it_takes(whole):
+    place, report = whole
+    store = LabelStore(place.folder() / "labels")
+    assert report["labels"]["names"] == ["convnet:depth=1:width=4:norm=batch:pooling=avg:activation=relu"]
+    assert (report["labels"]["form"], report["labels"]["stored_epochs"]) == ("logits", EPOCHS)
+    assert report["bytes"]["labels"] == store.bytes() + 15 * 8
+    assert store.verify() == {}
+    assert set(report["cost"]) == {"prepare", "synthesise", "label", "evaluate"}
+    made = load(report["files"]["set"])
+    assert made.label_kind == "views"
+    assert torch.equal(made.labels, torch.arange(5).repeat_interleave(3))
+
+
+def test_scoring_it_again_asks_the_same_students(whole):
+    place, report = whole
+    ended = place.dd("eval", str(place.folder()), "eval.full=false", "--json")
+    assert ended.code == 0, ended.err
+    assert "made" not in ended.err
+    for arm in ("accuracy", "control"):
+        assert ended.report[arm]["values"] == report[arm]["values"]
+
+
+def test_other_batches_and_more_epochs_are_refused(whole):
+    place, _ = whole
+    for setting, words in (
+        ("eval.batch=4", "holds labels for batches of 5, not 4"),
+        (f"eval.epochs={EPOCHS + 1}", f"holds the labels of {EPOCHS} epochs, and {EPOCHS + 1} are asked for"),
+        ("eval.views.crop=0.5", "holds labels of other views"),
+    ):
+        ended = place.dd("eval", str(place.folder()), setting)
+        assert ended.code == 2
+        assert words in ended.err.splitlines()[-1]
+
+
+def test_a_protocol_that_changes_labelled_views_is_refused_before_any_work(place, taught):
+    ended = place.dd("run", *taught, "eval.protocol=smoke")
+    assert ended.code == 2
+    assert "augments images after teachers labelled their views" in ended.err.splitlines()[-1]
+    assert not (place.home / "teachers").exists()
+
+
+def test_labels_that_do_not_fit_are_said_before_they_are_made_and_keep_what_there_is(place, taught, whole):
+    """A file may not grow: finished epochs stay, the line is clear, the same command goes on."""
+    again = ("run", *taught, "--json")
+    run = place.start(*again)
+    assert run.signal_when(SIGKILL, lambda: finished_epochs(place) > 3).code == -SIGKILL
+    done, soft = finished_epochs(place), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, soft[1]))
+        ended = place.dd(*again)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+    assert ended.code == 1
+    assert "file too large while writing" in ended.err.splitlines()[-1]
+    assert finished_epochs(place) in (done, done - 1)
+    ended = place.dd(*again)
+    assert ended.code == 0
+    assert ended.report["accuracy"] == whole[1]["accuracy"]
+
+
+def test_live_labels_have_no_store(place, taught):
+    ended = place.dd("run", *taught, "labels.mode=live", "eval.epochs=20", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.report["labels"]["stored_epochs"] is None
+    assert not (place.folder() / "labels").exists()
+    assert load(ended.report["files"]["set"]).label_kind == "hard"
