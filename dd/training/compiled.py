@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,18 +76,29 @@ class BatchLoss:
             if shape is None:
                 shape = tuple(images.shape)
                 if worth_compiling(self.network, images, steps):
-                    _hush()
                     if criterion not in self._compiled:
-                        self._compiled[criterion] = torch.compile(plain, dynamic=False)
+                        self._compiled[criterion] = compiled(plain)
                     fast = self._compiled[criterion]
             # the short last batch of a pass is not worth a second compilation
-            if fast is plain or tuple(images.shape) != shape:
-                return plain(images, targets)
-            with warnings.catch_warnings(), _without_limit():
-                warnings.simplefilter("ignore")
-                return fast(images, targets)
+            return plain(images, targets) if tuple(images.shape) != shape else fast(images, targets)
 
         return either
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compile`, without a word of warning and without a limit on how many shapes it may see.
+
+    A module's forward hooks run as they do uncompiled, also those that are set anew for every call.
+    """
+    fast = torch.compile(function, dynamic=False)
+
+    def quietly(*inputs: Any) -> Any:
+        _hush()
+        with warnings.catch_warnings(), _without_limit():
+            warnings.simplefilter("ignore")
+            return fast(*inputs)
+
+    return quietly
 
 
 def _hush() -> None:

@@ -149,7 +149,7 @@ class Recovered(Taught):
         view = self.view(task, it)
 
         def of(member: Member) -> Callable[[], Terms]:
-            return lambda: self._terms(member, view(syn.images), syn.targets, task.precision)
+            return lambda: self._terms(member, view(syn.images), syn.targets, task, prepared)
 
         names = ("ce", "bn") if self.r_bn else ("ce",)
         losses = [of(member) for member in self.members(task, prepared)]
@@ -160,12 +160,12 @@ class Recovered(Taught):
         with torch.no_grad():
             clip_(task.data.preprocess, syn.images)
 
-    def _terms(self, member: Member, views: Tensor, targets: Tensor, precision: str) -> Terms:
+    def _terms(self, member: Member, views: Tensor, targets: Tensor, task: Task, prepared: Committee) -> Terms:
         weight, teacher = member
-        half = torch.autocast(views.device.type, torch.bfloat16, enabled=precision == "bf16")
+        half = torch.autocast(views.device.type, torch.bfloat16, enabled=task.precision == "bf16")
         with statistics_loss(teacher.network, self.first_bn) if self.r_bn else nullcontext() as statistics:
             with half:
-                logits = teacher.network(views)
+                logits = prepared.forward(teacher, task, views, self.iterations)
             terms = {"ce": weight * F.cross_entropy(logits.float(), targets)}
             if statistics is not None:
                 terms["bn"] = weight * self.r_bn * statistics()

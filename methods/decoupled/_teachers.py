@@ -1,15 +1,17 @@
 """What all of the family share: teachers, labels by them, and images that are saved as bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import Field
+from torch import Tensor
 
 from dd.engine.method import Method, Synthetic, Task
 from dd.errors import UsageError
 from dd.sets import DistilledSet
 from dd.training.committee import votes
+from dd.training.compiled import can_compile, compiled, worth_compiling
 from dd.training.fitness import require_fit
 from dd.training.relabel import Labeller, LabelSettings
 from dd.training.teachers import SqueezeSettings, Teacher, teacher_needs, teachers
@@ -26,11 +28,23 @@ class Committee:
         teachers: in the order in which they were named.
         prior: one number per teacher, accuracies in percent that its votes follow; all equal where nothing is known.
         patches: real patches to start from, where the method does.
+        fast: teachers' networks, compiled, by weights and the shape of what they are given.
     """
 
     teachers: tuple[Teacher, ...]
     prior: tuple[float, ...]
     patches: Patches | None = None
+    fast: dict[Any, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+    def forward(self, teacher: Teacher, task: Task, images: Tensor, iterations: int) -> Tensor:
+        """Logits (n, classes) of a teacher that is asked `iterations` times about as many images; hooks run."""
+        if not task.compile or not can_compile(images.device):
+            return teacher.network(images)
+        key = (teacher.sha256, tuple(images.shape))
+        if key not in self.fast:
+            worth = worth_compiling(teacher.network, images, iterations)
+            self.fast[key] = compiled(teacher.network) if worth else teacher.network
+        return self.fast[key](images)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from dd.rng import generator
 from dd.training import ExpertSettings, Fit, StackedTrainer, Trainer
 from dd.training.loop import accuracy, passes
 
-pytestmark = pytest.mark.gpu
+# torch warns of parts of its own, and of settings it would like, when it compiles
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 DSA = "color_crop_cutout_flip_scale_rotate"
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 POOL = ExpertSettings(count=2, epochs=2, batch=32)
