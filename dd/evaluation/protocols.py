@@ -167,7 +167,7 @@ class Protocol:
         )
 
 
-# What the decoupled family has in common: AdamW with a cosine, no decay of vectors, temperature 20, mixed crops
+# Where the family agrees, unless said: AdamW with a cosine, no decay of vectors, temperature 20, mixed crops
 _SOFT = Protocol(
     steps=None,
     epochs=300,
@@ -208,7 +208,7 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     # SRe2L on ImageNet-1K: batch 1024, AdamW, cosine to zero, T 20 (Yin et al. 2023, official scripts)
     "sre2l": replace(_SOFT, protocol="sre2l", batch=1024),
-    # SRe2L on Tiny-ImageNet: SGD .2 with 5 epochs of warm-up, nothing mixed, the loss times T^2
+    # SRe2L on Tiny-ImageNet: SGD .2 with 5 epochs of warm-up, all parameters decayed, nothing mixed, the loss times T^2
     "sre2l-tiny": replace(
         _SOFT,
         protocol="sre2l-tiny",
@@ -218,15 +218,17 @@ PROTOCOLS: dict[str, Protocol] = {
         lr=0.2,
         weight_decay=1e-4,
         warmup=5,
+        spare_vectors=False,
         temperature_squared=True,
         views=ViewPolicy(crop=0.08, flip=True),
     ),
-    # SRe2L on CIFAR-100: images moved by up to 4 pixels, MixUp, T 30
+    # SRe2L on CIFAR-100: images moved by up to 4 pixels, MixUp, T 30, all parameters decayed
     "sre2l-cifar": replace(
         _SOFT,
         protocol="sre2l-cifar",
         epochs=400,
         batch=128,
+        spare_vectors=False,
         views=ViewPolicy(strategy="flip_crop", mix="mixup", mix_alpha=0.8),
         temperature=30.0,
     ),

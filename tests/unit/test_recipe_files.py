@@ -44,6 +44,11 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def dotted_groups(file: Mapping[str, Any]) -> set[str]:
+    """The groups of settings that the smoke preset of a file sets."""
+    return {key for key, value in file["presets"]["smoke"].items() if isinstance(value, dict)}
+
+
 def settings(method: str, dataset: str, ipc: int, preset: str | None) -> dict[str, Any]:
     """The layers put on top of each other without the code under test."""
     file, cell = FILES[method], FILES[method][dataset][f"ipc{ipc}"]
@@ -289,6 +294,99 @@ def test_the_committee_of_an_only_image_is_its_first_pair(dataset):
 def test_published_crops(dataset, factor):
     crops = built("rded", dataset, 10).method.crops
     assert (crops.factor, crops.crops, crops.candidates, crops.least, crops.order) == (factor, 5, 300, 0.08, "low")
+
+
+# protocol, epochs, batch, micro, lr, share of the cosine, tiles, crop, mix, temperature, labels' mode, teachers' mode
+STUDENTS = """
+sre2l   imagenet-1k   10 sre2l       300  1024 - 1e-3 1 1 .08 cutmix 20 store eval
+sre2l   imagenet-1k   50 sre2l       300  1024 - 1e-3 1 1 .08 cutmix 20 store eval
+sre2l   tiny-imagenet 50 sre2l-tiny  100  256  - .2   1 1 .08 none   20 live  eval
+sre2l   cifar100      50 sre2l-cifar 400  128  - 1e-3 1 1 -   mixup  30 live  batch
+cda     imagenet-1k   50 cda         300  128  - 1e-3 1 1 .08 cutmix 20 store eval
+cda     tiny-imagenet 50 sre2l-tiny  100  256  - .2   1 1 .08 none   20 live  eval
+cvdd    cifar10       1  cvdd        300  10   5 1e-3 1 1 .08 cutmix 20 store batch
+cvdd    cifar10       10 cvdd        300  16   8 1e-3 1 1 .08 cutmix 20 store batch
+cvdd    cifar10       50 cvdd        300  16   8 1e-3 1 1 .08 cutmix 20 store batch
+cvdd    cifar100      1  cvdd        300  16   8 1e-3 1 1 .08 cutmix 20 store batch
+cvdd    cifar100      10 cvdd        300  16   8 1e-3 2 1 .08 cutmix 20 store batch
+cvdd    cifar100      50 cvdd        300  16   8 1e-3 1 1 .08 cutmix 20 store batch
+cvdd    tiny-imagenet 1  cvdd        300  16   8 1e-3 2 1 .08 cutmix 20 store batch
+cvdd    tiny-imagenet 10 cvdd        300  16   8 1e-3 1 1 .08 cutmix 20 store batch
+cvdd    tiny-imagenet 50 cvdd        300  16   8 1e-3 2 1 .08 cutmix 20 store batch
+cvdd    imagenette    1  cvdd        300  10   5 5e-4 2 1 .08 cutmix 20 store batch
+cvdd    imagenette    10 cvdd        300  16   8 5e-4 1 1 .08 cutmix 20 store batch
+cvdd    imagenette    50 cvdd        300  16   8 5e-4 2 1 .08 cutmix 20 store batch
+cvdd    imagenet-1k   1  cvdd        300  16   8 1e-3 2 1 .08 cutmix 20 store batch
+cvdd    imagenet-1k   10 cvdd        300  16   8 1e-3 2 1 .08 cutmix 20 store batch
+cvdd    imagenet-1k   50 cvdd        300  16   8 1e-3 1 1 .08 cutmix 20 store batch
+rded    cifar10       1  rded        300  10   - 1e-3 2 1 1   cutmix 20 live  eval
+rded    cifar10       10 rded        300  50   - 1e-3 2 1 1   cutmix 20 live  eval
+rded    cifar10       50 rded        300  100  - 1e-3 2 1 1   cutmix 20 live  eval
+rded    cifar100      1  rded        300  20   - 1e-3 2 1 1   cutmix 20 live  eval
+rded    cifar100      10 rded        300  100  - 1e-3 2 1 1   cutmix 20 live  eval
+rded    cifar100      50 rded        300  200  - 1e-3 2 1 1   cutmix 20 live  eval
+rded    tiny-imagenet 1  rded        300  100  - 1e-3 2 1 1   cutmix 20 live  eval
+rded    tiny-imagenet 10 rded        300  100  - 1e-3 2 1 1   cutmix 20 live  eval
+rded    tiny-imagenet 50 rded        300  100  - 1e-3 2 1 1   cutmix 20 live  eval
+rded    imagenette    1  rded        300  10   - 1e-3 2 2 .5  cutmix 20 live  eval
+rded    imagewoof     10 rded        300  50   - 1e-3 2 2 .5  cutmix 20 live  eval
+rded    imagewoof     50 rded        300  100  - 1e-3 2 2 .5  cutmix 20 live  eval
+rded    imagenet-100  10 rded        300  100  - 1e-3 2 2 .5  cutmix 20 live  eval
+rded    imagenet-1k   1  rded        300  20   - 1e-3 2 2 .5  cutmix 20 live  eval
+rded    imagenet-1k   10 rded        300  100  - 1e-3 2 2 .5  cutmix 20 live  eval
+rded    imagenet-1k   50 rded        300  200  - 1e-3 2 2 .5  cutmix 20 live  eval
+ncfm    cifar10       50 ncfm        2000 128  - 1e-3 - 1 -   cutmix 1  -     -
+ncfm    cifar100      10 ncfm        2000 128  - 1e-3 - 1 -   cutmix 1  -     -
+ncfm    tiny-imagenet 1  ncfm        2000 128  - 1e-3 - 1 -   cutmix 1  -     -
+ncfm    tiny-imagenet 10 ncfm        300  128  - 1e-3 - 1 -   cutmix 1  -     -
+ncfm    tiny-imagenet 50 ncfm        40   128  - 1e-3 - 1 -   cutmix 1  -     -
+"""
+
+
+@pytest.mark.parametrize("row", STUDENTS.strip().split("\n"), ids=lambda row: "-".join(row.split()[:3]))
+def test_published_students(row):
+    method, dataset, ipc, protocol, epochs, batch, micro, lr, cosine, tiles, crop, mix, t, *labels = row.split()
+    recipe = built(method, dataset, int(ipc))
+    found, views = recipe.eval, recipe.eval.views
+    assert (found.protocol, found.steps, found.epochs, found.batch) == (protocol, None, int(epochs), int(batch))
+    assert (found.micro, found.lr) == (None if micro == "-" else int(micro), float(lr))
+    assert (found.cosine, found.temperature) == (None if cosine == "-" else float(cosine), float(t))
+    assert (views.tiles, views.crop, views.mix) == (int(tiles), None if crop == "-" else float(crop), mix)
+    if method != "ncfm":
+        assert [recipe.method.labels.mode, recipe.method.labels.teacher_mode] == labels
+
+
+def test_sre2lpp_has_the_students_of_cvdd():
+    for method, dataset, ipc, _ in cells():
+        if method == "sre2lpp" and dataset != "fashion-mini":
+            ours = built(method, dataset, ipc)
+            assert ours.eval == built("cvdd", dataset, ipc).eval
+            assert ours.method.labels.teacher_mode == "batch"
+
+
+def test_rdeds_views_have_the_tiles_that_its_images_are_made_of():
+    for method, dataset, ipc, _ in cells():
+        if method == "rded" and dataset != "fashion-mini":
+            recipe = built(method, dataset, ipc)
+            factor = recipe.method.crops.factor
+            assert (recipe.eval.views.tiles, recipe.eval.views.crop) == (factor, 1 / factor)
+    small = built("rded", "cifar100", 10, "convnet").eval
+    assert (small.batch, small.lr, small.cosine) == (25, 2e-3, 2.0)
+    assert built("rded", "tiny-imagenet", 10, "convnet").eval.batch == 100
+
+
+def test_smoke_on_tiny_imagenet_fits_into_a_quarter_of_an_hour():
+    found = {m: built(m, "tiny-imagenet", 10, "smoke") for m, file in FILES.items() if "squeeze" in dotted_groups(file)}
+    assert {"sre2l", "cda", "sre2lpp", "cvdd", "rded", "nrrdd"} == set(found)
+    assert len({recipe.method.squeeze for recipe in found.values()}) == 1  # one teacher in the store for all
+    for recipe in found.values():
+        method, protocol = recipe.method, recipe.eval
+        # of 9,000 images 20 classes have; a set of 200, its control and its start; 160 images a second were measured
+        passes = method.squeeze.epochs * 9000 + method.iterations * 200 + 3 * protocol.students * protocol.epochs * 200
+        assert passes < 100_000
+        assert (protocol.protocol, protocol.full) == ("quick-soft", False)
+        assert (recipe.student.arch, recipe.student.width) == ("resnet18", 8)
+        assert method.labels.mode == ("live" if method.name == "rded" else "store")
 
 
 EXPERTS = {
