@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from noise import noise
 from scale import Scale
 from torch import Tensor
 from torch.optim import SGD, AdamW
@@ -16,13 +17,10 @@ from worker import Gate, resident
 
 from dd.data import RealData
 from dd.data.augment import apply, draw, draw_sequence, siamese
-from dd.data.preprocess import standard
-from dd.data.real import DeviceSplit
 from dd.engine.method import Task
 from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
 from dd.networks import NetworkSpec, embed
-from dd.rng import generator
 from dd.runs import Store
 from dd.sets.tiles import decode
 from dd.training import ExpertSettings
@@ -44,29 +42,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def images_of(classes: int) -> RealData:
-    """Noise: what is measured does not depend on what the images show."""
-    rng = generator(0, "images")
-    space = standard(torch.empty(0), ((0.5,), (0.25,)))
-
-    def split(count: int) -> DeviceSplit:
-        labels = torch.arange(classes).repeat_interleave(count)
-        pixels = torch.randint(0, 256, (len(labels), 1, SIDE, SIDE), generator=rng, dtype=torch.uint8)
-        return DeviceSplit(pixels, labels, space, classes)
-
-    return RealData(
-        name="noise",
-        classes=tuple(map(str, range(classes))),
-        channels=1,
-        size=SIDE,
-        train=split(REAL + 16),
-        holdout=split(1),
-        test=split(1),
-        preprocess=space,
-        augment=STRATEGY,
-        fingerprint=f"noise {classes}",
-        where="memory",
-        licence="none needed",
-    )
+    """Noise."""
+    return noise(classes, (1, SIDE, SIDE), REAL + 16, STRATEGY)
 
 
 def task_of(classes: int, ipc: int) -> Task:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class Bench:
             "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(prefix="compiled-", dir=self.folder),
         }
         return env | ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})
+
+    def fewer(self) -> "Bench":
+        """The same with five repeats at most."""
+        return replace(self, scale=replace(self.scale, repeats=min(self.scale.repeats, 5)))
 
 
 class Died(Exception):

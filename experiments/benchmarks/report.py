@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pairs import Runs, ratios
+
+SAME = 1e-3  # relative difference of two results up to which two sides did the same work
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -104,6 +108,16 @@ class Findings:
             "pieces": self.pieces,
             "notes": self.notes,
         }
+
+
+def compared(part: str, what: str, ours: Runs, theirs: Runs, ceiling: float | None = None) -> Ratio:
+    """The row of two sides that worked in turns."""
+    return Ratio(part, what, ours.seconds, theirs.seconds, ratios(ours.seconds, theirs.seconds), ceiling)
+
+
+def same_work(apart: float, what: str) -> str:
+    """A few words on the relative difference of `what` of two sides."""
+    return f"{what} are {apart:.0e} apart ({'the same work' if apart <= SAME else 'NOT THE SAME WORK'})"
 
 
 def machine() -> dict[str, Any]:

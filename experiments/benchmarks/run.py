@@ -2,8 +2,8 @@
 
     .venv/bin/python experiments/benchmarks/run.py [PART] [--json FILE]
 
-PART is training, experts, iteration, where, memory, evaluation, distribution or loader; without it, all but the last
-two.
+PART is training, experts, iteration, where, memory, evaluation, distribution, loader or decoupled; without it, all but
+the last three.
 
 Every comparison is made of paired repeats: each side is a process of its own, the sides work in turns, and a ratio is
 taken within a pair.  The first repeat of each side, compilation included, is reported apart.  Nothing else should run
@@ -16,15 +16,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from decoupled import label_sizes, recover, relabel
 from pairs import Bench, Died, Runs, Side, in_turns, ratios
-from report import Findings, Memory, Ratio, draw, machine, text, verdict
+from report import Findings, Memory, compared, draw, machine, same_work, text, verdict
 from scale import CEILINGS, DISTRIBUTION, LOADER, PARTS, QUICK, Scale
-
-SAME = 1e-3  # relative difference of two objectives up to which two sides did the same work
 
 
 def training(bench: Bench, found: Findings) -> None:
@@ -38,8 +37,8 @@ def training(bench: Bench, found: Findings) -> None:
     )
     ours, eager, plain = runs.values()
     found.ratios += [
-        _ratio("training", "our loop / plain loop", ours, plain, CEILINGS["training"]),
-        _ratio("training", "our loop with compile=false / plain loop", eager, plain),
+        compared("training", "our loop / plain loop", ours, plain, CEILINGS["training"]),
+        compared("training", "our loop with compile=false / plain loop", eager, plain),
     ]
     steps = "a pass over the training images" if bench.scale.pass_steps is None else f"{bench.scale.pass_steps} steps"
     found.notes += [
@@ -53,10 +52,9 @@ def training(bench: Bench, found: Findings) -> None:
 
 
 def experts(bench: Bench, found: Findings) -> None:
-    fewer = replace(bench, scale=replace(bench.scale, repeats=min(bench.scale.repeats, 5)))
-    runs = in_turns(fewer, {"our pool": ("experts", {}), "plain loop": ("experts_plain", {})})
+    runs = in_turns(bench.fewer(), {"our pool": ("experts", {}), "plain loop": ("experts_plain", {})})
     ours, plain = runs.values()
-    found.ratios.append(_ratio("experts", "one of a pool / plain loop", ours, plain, CEILINGS["experts"]))
+    found.ratios.append(compared("experts", "one of a pool / plain loop", ours, plain, CEILINGS["experts"]))
     found.notes.append(
         f"experts: a repeat is a pool of {bench.scale.pool} experts of one epoch, scored and stored; the plain loop "
         "trains single networks and keeps their parameters in memory; seconds are per expert"
@@ -77,15 +75,14 @@ def iteration(bench: Bench, found: Findings) -> None:
     )
     full, stepwise, frozen, paper = runs.values()
     found.ratios += [
-        _ratio("iteration", "MTT iteration, FullGraph / paper", full, paper, CEILINGS["full"]),
-        _ratio("iteration", "MTT iteration, Stepwise / paper", stepwise, paper, CEILINGS["stepwise"]),
-        _ratio("iteration", "MTT iteration, FrozenAdjoint (TESLA, not exact) / paper", frozen, paper),
+        compared("iteration", "MTT iteration, FullGraph / paper", full, paper, CEILINGS["full"]),
+        compared("iteration", "MTT iteration, Stepwise / paper", stepwise, paper, CEILINGS["stepwise"]),
+        compared("iteration", "MTT iteration, FrozenAdjoint (TESLA, not exact) / paper", frozen, paper),
     ]
     apart = max(_apart(run, paper) for run in (full, stepwise))
-    same = "the same work" if apart <= SAME else "NOT THE SAME WORK"
     found.notes.append(
         f"iteration: a repeat is {bench.scale.iterations} outer iterations of {bench.scale.inner_steps} steps on 50 "
-        f"images; objectives of the first repeat are {apart:.0e} apart ({same})"
+        f"images; {same_work(apart, 'objectives of the first repeat')}"
     )
     found.machine |= full.facts
 
@@ -129,54 +126,60 @@ def memory(bench: Bench, found: Findings) -> None:
 
 
 def distribution(bench: Bench, found: Findings) -> None:
-    fewer = replace(bench, scale=replace(bench.scale, repeats=min(bench.scale.repeats, 5)))
     for method, shapes in DISTRIBUTION.items():
         for classes, ipc in shapes[: 1 if bench.scale.student_steps < 10 else None]:
             options = {"method": method, "classes": classes, "ipc": ipc}
             runs = in_turns(
-                fewer, {f"our {method}": ("classwise.ours", options), "loop": ("classwise.class_by_class", options)}
+                bench.fewer(),
+                {f"our {method}": ("classwise.ours", options), "loop": ("classwise.class_by_class", options)},
             )
             ours, plain = runs.values()
             ceiling = CEILINGS["few images" if ipc == 1 and method != "dsa" else "distribution"]
             what = f"{method}, {classes} classes x {ipc} / class by class"
-            found.ratios.append(_ratio("distribution", what, ours, plain, ceiling))
+            found.ratios.append(compared("distribution", what, ours, plain, ceiling))
             peaks = [run.reports[-1]["peak"] for run in (ours, plain)]
             apart = abs(ours.reports[0]["loss"] - plain.reports[0]["loss"]) / plain.reports[0]["loss"]
             found.notes.append(
-                f"distribution: {what}: peak memory {peaks[0] / 1e6:.0f} / {peaks[1] / 1e6:.0f} MB; first objectives "
-                f"{apart:.0e} apart ({'the same work' if apart <= SAME else 'NOT THE SAME WORK'})"
+                f"distribution: {what}: peak memory {peaks[0] / 1e6:.0f} / {peaks[1] / 1e6:.0f} MB; "
+                f"{same_work(apart, 'first objectives')}"
             )
             found.machine |= ours.facts
 
 
-def loader(bench: Bench, found: Findings) -> None:
-    fewer = replace(bench, scale=replace(bench.scale, repeats=min(bench.scale.repeats, 5)))
+def loader(bench: Bench, found: Findings, sizes: Sequence[int] = LOADER) -> None:
     folder = str(bench.folder / "jpegs")
     with Side(bench, "loading.write", {"folder": folder}) as side:
         side.finish()
-    for size in LOADER:
+    for size in sizes:
         options = {"folder": folder, "size": size}
         runs = in_turns(
-            fewer, {"our loader": ("loading.ours", options), "DataLoader": ("loading.torchvisions", options)}
+            bench.fewer(), {"our loader": ("loading.ours", options), "DataLoader": ("loading.torchvisions", options)}
         )
         ours, theirs = runs.values()
         what = f"streamed to {size} px / ImageFolder + DataLoader"
-        found.ratios.append(_ratio("loader", what, ours, theirs, CEILINGS["loader"]))
+        found.ratios.append(compared("loader", what, ours, theirs, CEILINGS["loader"]))
         images = ours.reports[-1]["images"]
         rates = [images / statistics.median(run.seconds) for run in runs.values()]
         quicker = statistics.median(1 / ratio for ratio in ratios(ours.seconds, theirs.seconds))
         apart = abs(ours.reports[-1]["total"] / theirs.reports[-1]["total"] - 1)
         found.notes.append(
-            f"loader: {size} px: {rates[0]:.0f} / {rates[1]:.0f} images per second, {quicker:.2f} times; sums of "
-            f"squares are {apart:.0e} apart ({'the same work' if apart <= SAME else 'NOT THE SAME WORK'})"
+            f"loader: {size} px: {rates[0]:.0f} / {rates[1]:.0f} images per second, {quicker:.2f} times; "
+            f"{same_work(apart, 'sums of squares')}"
         )
         found.machine |= ours.facts
+
+
+def decoupled(bench: Bench, found: Findings) -> None:
+    recover(bench, found)
+    relabel(bench, found)
+    label_sizes(bench, found)
+    loader(bench, found, LOADER[:1])
 
 
 def evaluation(bench: Bench, found: Findings) -> None:
     runs = in_turns(bench, {"our evaluator": ("evaluation", {}), "plain loop": ("evaluation_plain", {})})
     ours, plain = runs.values()
-    found.ratios.append(_ratio("evaluation", "a student at ipc 10 / plain loop", ours, plain))
+    found.ratios.append(compared("evaluation", "a student at ipc 10 / plain loop", ours, plain))
     minute = ", ".join(f"{label} {60 / statistics.median(run.seconds):.1f}" for label, run in runs.items())
     scores = ", ".join(
         f"{label} {statistics.fmean(report['accuracy'] for report in run.reports):.1f} %" for label, run in runs.items()
@@ -198,6 +201,7 @@ RUN: dict[str, Callable[[Bench, Findings], None]] = {
     "evaluation": evaluation,
     "distribution": distribution,
     "loader": loader,
+    "decoupled": decoupled,
 }
 
 
@@ -226,7 +230,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "part", nargs="?", choices=["", *RUN], default="", help="one part; without it, all but distribution and loader"
+        "part", nargs="?", choices=["", *RUN], default="", help=f"one part; without it, {', '.join(PARTS)}"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw where the time of an iteration goes")
@@ -234,10 +238,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, metavar="N", help="threads of every side; PyTorch's choice without it")
     parser.add_argument("--quick", action="store_true", help="a minute in all, to see that everything runs")
     return parser.parse_args()
-
-
-def _ratio(part: str, what: str, ours: Runs, theirs: Runs, ceiling: float | None = None) -> Ratio:
-    return Ratio(part, what, ours.seconds, theirs.seconds, ratios(ours.seconds, theirs.seconds), ceiling)
 
 
 def _start_up(run: Runs) -> float:

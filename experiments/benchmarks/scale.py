@@ -15,6 +15,15 @@ DISTRIBUTION = {
 # another: sides of the images, in pixels, that files of 256 x 256 are loaded at
 LOADER = (64, 128, 224)
 
+# another, with the first of these sides: teachers that 100 images are recovered from and 200 are labelled by, how many
+# times Scale.iterations iterations of recovery and passes of labels are a repeat, and the networks
+DECOUPLED = {
+    "ConvNet, width 32, 28 px": (10, 5, {"arch": "convnet", "width": 32, "channels": 1, "side": 28}),
+    "ResNet-18, width 16, 64 px": (1, 1, {"arch": "resnet18", "width": 16, "channels": 3, "side": 64}),
+}
+# numbers of classes whose labels' bytes are told
+LABELLED = (10, 200, 1000, 10_450)
+
 # at most: of the other side's time, or of the memory of ten inner steps
 CEILINGS = {
     "training": 0.85,

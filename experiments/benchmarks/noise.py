@@ -1,0 +1,36 @@
+"""Images that show nothing: what is measured with them does not depend on what images show."""
+
+import torch
+
+from dd.data import RealData
+from dd.data.augment import Shape
+from dd.data.preprocess import standard
+from dd.data.real import DeviceSplit
+from dd.rng import generator
+
+
+def noise(classes: int, shape: Shape, images: int, strategy: str = "none") -> RealData:
+    """So many images per class of (channels, side, side), one of each class held out and one to test with."""
+    channels, side, _ = shape
+    rng = generator(0, "images")
+    space = standard(torch.empty(0), ((0.5,) * channels, (0.25,) * channels))
+
+    def split(count: int) -> DeviceSplit:
+        labels = torch.arange(classes).repeat_interleave(count)
+        pixels = torch.randint(0, 256, (len(labels), *shape), generator=rng, dtype=torch.uint8)
+        return DeviceSplit(pixels, labels, space, classes)
+
+    return RealData(
+        name="noise",
+        classes=tuple(map(str, range(classes))),
+        channels=channels,
+        size=side,
+        train=split(images),
+        holdout=split(1),
+        test=split(1),
+        preprocess=space,
+        augment=strategy,
+        fingerprint=f"noise {classes}",
+        where="memory",
+        licence="none needed",
+    )
