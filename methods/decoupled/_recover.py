@@ -162,10 +162,11 @@ class Recovered(Taught):
 
     def _terms(self, member: Member, views: Tensor, targets: Tensor, task: Task, prepared: Committee) -> Terms:
         weight, teacher = member
+        network = prepared.network(teacher, task, views, self.iterations)
         half = torch.autocast(views.device.type, torch.bfloat16, enabled=task.precision == "bf16")
         with statistics_loss(teacher.network, self.first_bn) if self.r_bn else nullcontext() as statistics:
             with half:
-                logits = prepared.forward(teacher, task, views, self.iterations)
+                logits = network(views)
             terms = {"ce": weight * F.cross_entropy(logits.float(), targets)}
             if statistics is not None:
                 terms["bn"] = weight * self.r_bn * statistics()

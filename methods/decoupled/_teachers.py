@@ -36,15 +36,18 @@ class Committee:
     patches: Patches | None = None
     fast: dict[Any, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
-    def forward(self, teacher: Teacher, task: Task, images: Tensor, iterations: int) -> Tensor:
-        """Logits (n, classes) of a teacher that is asked `iterations` times about as many images; hooks run."""
+    def network(self, teacher: Teacher, task: Task, images: Tensor, iterations: int) -> Callable[[Tensor], Tensor]:
+        """A teacher's network, compiled where asking it `iterations` times about as many images pays for that.
+
+        Not to be called where hooks are set: what is worth compiling is found out by a forward pass.
+        """
         if not task.compile or not can_compile(images.device):
-            return teacher.network(images)
+            return teacher.network
         key = (teacher.sha256, tuple(images.shape))
         if key not in self.fast:
-            worth = worth_compiling(teacher.network, images, iterations)
+            worth = worth_compiling(teacher.network, images.detach(), iterations)
             self.fast[key] = compiled(teacher.network) if worth else teacher.network
-        return self.fast[key](images)
+        return self.fast[key]
 
 
 @dataclass(frozen=True)

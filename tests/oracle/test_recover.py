@@ -417,3 +417,30 @@ def test_priors_are_measured_once_and_by_each_teacher_alone(task):
         method.prepare(replace(task, data=replace(task.data, holdout=task.data.holdout.__class__(
             task.data.holdout.pixels[:0], task.data.holdout.labels[:0], task.data.preprocess, 4
         ))))  # fmt: skip
+
+
+def test_compiled_teachers_give_the_same_terms_with_hooks_of_every_iteration(task, monkeypatch):
+    """By a back end that makes no machine code; hooks are set anew in every iteration, and must run in each."""
+    from functools import partial
+
+    from dd.training import compiled
+
+    if not compiled.can_compile(task.device):
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr(compiled, "WORTH_FLOPS", 0)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    method = SRE2L(**SMALL | {"batch": 4})
+    (first, *_) = task.in_parts(method.parts(task))
+    logs = {}
+    for allowed in (False, True):
+        part, rows = replace(first, compile=allowed), []
+        prepared = method.prepare(replace(task, compile=False))
+        watch = Watch(log=lambda it, scalars, rows=rows: rows.append((scalars["ce"], scalars["bn"])))
+        synthesise(method, part, prepared, method.start(part, prepared), watch=watch)
+        logs[allowed] = torch.tensor(rows)
+        assert len(prepared.fast) == allowed
+    torch._dynamo.reset()
+    assert len(logs[True]) == 20
+    torch.testing.assert_close(logs[True][:3], logs[False][:3], rtol=1e-4, atol=1e-5)
+    assert (logs[True][:, 1].diff() != 0).all()
