@@ -17,7 +17,8 @@ from worker import Gate, resident
 from dd.data.augment import augment
 from dd.engine.method import Task
 from dd.engine.synthesise import Watch, synthesise
-from dd.evaluation.evaluate import Evaluator, control_arm
+from dd.evaluation.arms import control_arm
+from dd.evaluation.evaluate import Evaluator
 from dd.pipeline.task import make_task
 from dd.recipes import Recipe, resolve
 from dd.rng import generator

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from dd.data.augment import draw_sequence
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
-from dd.evaluation.evaluate import set_arm
+from dd.evaluation.arms import set_arm
 from dd.networks import NetworkSpec
 from dd.rng import generator
 from dd.sets.tiles import decode, decoded_labels, mosaic

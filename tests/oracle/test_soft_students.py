@@ -10,7 +10,8 @@ from dd.data.views import draw_view
 from dd.engine.registry import get
 from dd.errors import UsageError
 from dd.evaluation import PROTOCOLS
-from dd.evaluation.evaluate import Evaluator, control_arm, evaluate, set_arm, stored_arm
+from dd.evaluation.arms import control_arm, set_arm, stored_arm
+from dd.evaluation.evaluate import Evaluator, evaluate
 from dd.networks import NetworkSpec
 from dd.pipeline.label import label, store_spec, stored_labels
 from dd.rng import generator

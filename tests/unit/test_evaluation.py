@@ -15,7 +15,8 @@ from dd.engine.method import Synthetic
 from dd.engine.registry import get
 from dd.errors import UsageError
 from dd.evaluation import PROTOCOLS, Protocol, Report, Score
-from dd.evaluation.evaluate import Arm, Evaluator, control_arm, decoded_arm, evaluate, full_arm, set_arm
+from dd.evaluation.arms import Arm, control_arm, decoded_arm, full_arm, set_arm
+from dd.evaluation.evaluate import Evaluator, evaluate
 from dd.evaluation.protocols import default_protocol
 from dd.networks import NetworkSpec
 from dd.rng import generator

@@ -1,0 +1,146 @@
+"""What students are trained on: a set, and what it must be compared with."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dd.data import Preprocess, RealData
+from dd.data.augment import Shape
+from dd.data.views import ViewPolicy, draw_view
+from dd.engine.method import Task
+from dd.errors import UsageError
+from dd.evaluation.protocols import Protocol
+from dd.sets import DistilledSet
+from dd.sets.label_forms import Logits
+from dd.sets.soft_labels import LabelStore
+from dd.sets.tiles import decode, decoded_labels, mosaic
+from dd.training.loop import Batches, passes
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Something students are trained on: `load(j)` gives images (n, c, h, w) and targets for student j.
+
+    Attributes:
+        name: in logs.
+        key: j -> what determines the images and labels of student j.
+        load: j -> (images, targets), targets (n,) int64 or (n, k) probabilities.
+        n: number of images.
+        batches: replaces `load` where the images are too many for one tensor.
+        stored: labels of its views, where they are in a store; the views are the store's too.
+    """
+
+    name: str
+    key: Callable[[int], Any]
+    load: Callable[[int], tuple[Tensor, Tensor]]
+    n: int
+    batches: Batches | None = None
+    stored: LabelStore | None = None
+
+
+def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
+    """The images of a set, as pixels in the model space of the data's `preprocess`; tiles are decoded."""
+    distilled.check()
+    # what it is meant for does not count: a student's key says how it is trained in fact
+    digest = replace(distilled, protocol=None, student=None).digest()
+
+    factor = distilled.decode_factor
+
+    def load(_: int) -> tuple[Tensor, Tensor]:
+        targets = distilled.labels if distilled.label_kind == "hard" else distilled.targets()
+        images = decode(distilled.pixels(preprocess), factor)
+        return images, decoded_labels(targets, factor, distilled.n).to(images.device)
+
+    return Arm(name, lambda _: digest, load, distilled.n * factor**2)
+
+
+def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task, protocol: Protocol) -> Arm:
+    """The images of a set under the views of its label store, which every student is shown alike.
+
+    Raises:
+        UsageError: the store's labels are for other batches, for fewer passes, or at another temperature.
+    """
+    passes_, spec = protocol.passes(distilled.n), store.spec
+    if passes_ > spec.epochs:
+        raise UsageError(
+            f"{store.path} holds the labels of {spec.epochs} epochs, and {passes_} are asked for: lower eval.epochs"
+        )
+    if spec.policy != protocol.views:
+        raise UsageError(
+            f"{store.path} holds labels of other views ({spec.policy}); evaluate with eval.views.* as they were, or "
+            "label anew with `dd run`"
+        )
+    temperature = protocol.temperature if spec.form.name == Logits.name else 1.0
+    preprocess = task.data.preprocess
+
+    def batches(_: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return store.batches(number, partial(distilled.pixels, preprocess), temperature)
+
+    def load(_: int) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("read in batches")
+
+    digest = replace(distilled, protocol=None, student=None, views={"sha256": store.digest()}).digest()
+    return Arm(name, lambda _: digest, load, distilled.n, batches, store)
+
+
+def control_arm(task: Task) -> Arm:
+    """Random real images with hard labels, as many per class as the set has, a new draw for every student."""
+    counts = torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()
+
+    def load(j: int) -> tuple[Tensor, Tensor]:
+        index = task.real_indices("control", j)
+        return task.data.train.images(index), task.data.train.labels[index.to(task.device)]
+
+    return Arm("random real images", lambda j: {"random": counts, "draw": j}, load, len(task.targets))
+
+
+def decoded_arm(task: Task, factor: int) -> Arm:
+    """Mosaics of random real images, as many as the set has images, decoded as they are; drawn anew per student."""
+    counts = torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()
+
+    def load(j: int) -> tuple[Tensor, Tensor]:
+        more = replace(task, targets=task.targets.repeat_interleave(factor**2))
+        index = more.real_indices("decoded control", j)
+        images = mosaic(task.data.train.images(index), factor)
+        return decode(images, factor), decoded_labels(task.targets, factor, len(images))
+
+    def key(j: int) -> dict[str, Any]:
+        return {"mosaics": counts, "factor": factor, "draw": j}
+
+    return Arm("decoded random real images", key, load, len(task.targets) * factor**2)
+
+
+def full_arm(data: RealData, batch: int) -> Arm:
+    """All real training images."""
+
+    def load(_: int) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("read in batches")
+
+    return Arm("all real images", lambda _: "full", load, len(data.train), passes(data.train, batch))
+
+
+def viewed(batches: Batches, policy: ViewPolicy, shape: Shape, strategy: str, classes: int) -> Batches:
+    """Views of the batches' images; labels are mixed as their images are, and become probabilities for that."""
+
+    def passes(rng: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in batches(rng, number):
+            view = draw_view(policy, len(images), shape, rng, strategy)
+            if policy.mix != "none":
+                targets = view.mixed(targets if targets.dim() > 1 else F.one_hot(targets, classes).float())
+            yield view(images), targets
+
+    return passes
+
+
+def shuffled(
+    images: Tensor, targets: Tensor, batch: int, rng: torch.Generator, _: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass over images in a tensor."""
+    order = torch.randperm(len(images), generator=rng).to(images.device)
+    for index in order.split(batch):
+        yield images[index], targets[index]
