@@ -1,5 +1,6 @@
 """What students are trained on: a set, and what it must be compared with."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,10 @@ from dd.sets.soft_labels import LabelStore
 from dd.sets.tiles import decode, decoded_labels, mosaic
 from dd.training.loop import Batches, passes
 
+Images = Tensor | Callable[[Tensor], Tensor]
+"""All images (n, c, h, w), or what gives those at int64 positions (b,) on the CPU where all are too many."""
+AT_ONCE = 2 << 30  # bytes of images up to which they are one tensor; follows from shapes alone
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -37,7 +42,7 @@ class Arm:
 
     name: str
     key: Callable[[int], Any]
-    load: Callable[[int], tuple[Tensor, Tensor]]
+    load: Callable[[int], tuple[Images, Tensor]]
     n: int
     batches: Batches | None = None
     stored: LabelStore | None = None
@@ -51,8 +56,10 @@ def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
 
     factor = distilled.decode_factor
 
-    def load(_: int) -> tuple[Tensor, Tensor]:
+    def load(_: int) -> tuple[Images, Tensor]:
         targets = distilled.labels if distilled.label_kind == "hard" else distilled.targets()
+        if factor == 1 and distilled.images.numel() * 4 > AT_ONCE:
+            return partial(distilled.pixels, preprocess), targets.to(preprocess.mean.device)
         images = decode(distilled.pixels(preprocess), factor)
         return images, decoded_labels(targets, factor, distilled.n).to(images.device)
 
@@ -92,9 +99,12 @@ def control_arm(task: Task) -> Arm:
     """Random real images with hard labels, as many per class as the set has, a new draw for every student."""
     counts = torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()
 
-    def load(j: int) -> tuple[Tensor, Tensor]:
-        index = task.real_indices("control", j)
-        return task.data.train.images(index), task.data.train.labels[index.to(task.device)]
+    def load(j: int) -> tuple[Images, Tensor]:
+        index, train = task.real_indices("control", j), task.data.train
+        labels = train.labels[index.to(task.device)]
+        if len(index) * math.prod(task.data.shape) * 4 > AT_ONCE:
+            return lambda some: train.images(index[some]), labels
+        return train.images(index), labels
 
     return Arm("random real images", lambda j: {"random": counts, "draw": j}, load, len(task.targets))
 
@@ -138,9 +148,9 @@ def viewed(batches: Batches, policy: ViewPolicy, shape: Shape, strategy: str, cl
 
 
 def shuffled(
-    images: Tensor, targets: Tensor, batch: int, rng: torch.Generator, _: int
+    images: Images, targets: Tensor, batch: int, rng: torch.Generator, _: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over images in a tensor."""
-    order = torch.randperm(len(images), generator=rng).to(images.device)
-    for index in order.split(batch):
-        yield images[index], targets[index]
+    """One pass over images."""
+    for index in torch.randperm(len(targets), generator=rng).split(batch):
+        there = index.to(targets.device)
+        yield images[there] if isinstance(images, Tensor) else images(index), targets[there]

@@ -25,13 +25,13 @@ from dd.evaluation.report import Report
 from dd.io import digest, write_json, write_text
 from dd.pipeline.begin import begin
 from dd.pipeline.label import label
+from dd.pipeline.outcome import draw, judged
 from dd.pipeline.parts import Parts, payload
 from dd.pipeline.plan import SETS, locate, planned_labels, set_key, settled
-from dd.pipeline.task import context, make_task, numerics
+from dd.pipeline.task import make_task, numerics
 from dd.recipes import Recipe, resolve
 from dd.runs import RunFolder, Track, bar
 from dd.runs.cost import measured
-from dd.runs.pictures import contact_sheet, progress_plot
 from dd.runs.stop import Stop
 from dd.runs.store import Payload
 from dd.sets import DistilledSet, load, save
@@ -159,12 +159,12 @@ class _Run:
         save(start, self.folder.start)
         if not self.folder.log_csv.is_file():
             write_text(self.folder.log_csv, artefact.info["log"])
-        self._draw(distilled)
+        draw(distilled, recipe, task, self.folder)
         with measured(task.device) as spent:
             evaluator = Evaluator(task, recipe.eval, force=self.force, labeller=labeller)
             report = evaluate_set(distilled, start, evaluator, store=store)
         cost["evaluate"] = asdict(spent)
-        return self._judged(replace(report, cost=cost))
+        return judged(replace(report, cost=cost), recipe, self.command)
 
     def _prepare_cost(self) -> dict[str, float]:
         # what artefacts cost when they were made, whichever run made them
@@ -251,45 +251,6 @@ class _Run:
         distilled = DistilledSet(images=tensors[f"{name}.images"], labels=tensors[f"{name}.labels"], **facts)
         # the protocol is this run's, also where the images were made by a run with another
         return replace(distilled, protocol=asdict(self.recipe.eval))
-
-    def _draw(self, distilled: DistilledSet) -> None:
-        task, preprocess = self.task, self.task.data.preprocess
-        if distilled.image_kind in ("pixels", "tiles"):
-            index = task.real_indices("picture")
-            real = task.data.train.raw(index).float() / 255
-            synthetic = preprocess.invert(distilled.pixels(preprocess)).clamp(0, 1)
-            rows = [
-                ("synthetic", synthetic, task.targets),  # what an image began as: a learned label may have moved on
-                ("real", real, task.data.train.labels[index.to(task.device)]),
-            ]
-            contact_sheet(self.folder.images_png, rows, task.data.classes)
-        if self.recipe.method.iterations:
-            progress_plot(self.folder.progress_png, self.folder.log_csv)
-
-    def _judged(self, report: Report) -> Report:
-        recipe, expect = self.recipe, self.recipe.expect
-        verdict, note = "unverified", "no recorded number for these settings"
-        if expect and "accuracy" in expect:
-            low, high = expect["accuracy"]
-            inside = low <= report.accuracy.mean <= high
-            verdict, note = ("inside" if inside else "outside"), f"expected {low} to {high} %"
-            if not expect.get("verified", False):
-                verdict, note = (
-                    "unverified",
-                    f"{verdict} of the published band {low} to {high} %, which we have not reproduced",
-                )
-        elif recipe.changed:
-            note = f"settings differ from the recipe's: {', '.join(recipe.changed[:5])}"
-        return replace(
-            report,
-            name=recipe.name,
-            expected=dict(expect) if expect else None,
-            verdict=verdict,
-            verdict_note=note,
-            recipe_hash=recipe.hash,
-            command=self.command,
-            **context(recipe.device),
-        )
 
 
 def _spread(iterations: int, probes: int) -> frozenset[int]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Row = tuple[str, Tensor, Tensor]
 
-_MAX = 10  # classes shown, and images shown per class
+SHOWN = 10  # classes shown, and images shown per class
 _SIDE = 48  # pixels of a shown image, at least
 _GAP = 2  # pixels between images
 _DPI = 100
@@ -55,8 +55,8 @@ def contact_sheet(path: Path, rows: Sequence[Row], classes: Sequence[str]) -> No
         classes: names in label order.
     """
     kinds = [(title, images.detach().cpu().float(), _hard(labels)) for title, images, labels in rows]
-    shown = range(min(len(classes), _MAX))
-    columns = [[images[labels == c][:_MAX] for _, images, labels in kinds] for c in shown]
+    shown = range(min(len(classes), SHOWN))
+    columns = [[images[labels == c][:SHOWN] for _, images, labels in kinds] for c in shown]
     most = max((len(images) for group in columns for images in group), default=0)
     shape = kinds[0][1].shape[2:]
     zoom = max(1, math.ceil(_SIDE / max(shape)))

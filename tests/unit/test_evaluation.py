@@ -14,7 +14,7 @@ from dd.data.views import ViewPolicy
 from dd.engine.method import Synthetic
 from dd.engine.registry import get
 from dd.errors import UsageError
-from dd.evaluation import PROTOCOLS, Protocol, Report, Score
+from dd.evaluation import PROTOCOLS, Protocol, Report, Score, arms
 from dd.evaluation.arms import Arm, control_arm, decoded_arm, full_arm, set_arm
 from dd.evaluation.evaluate import Evaluator, evaluate
 from dd.evaluation.protocols import default_protocol
@@ -677,3 +677,13 @@ def test_tiles_are_decoded_for_students_and_have_a_control_that_is_too(task):
     assert report.decoded_gap == pytest.approx(report.accuracy.mean - report.decoded.mean)
     assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
     assert evaluate(plain, None, Evaluator(task, Protocol(steps=4, students=2, full=False))).decoded is None
+
+
+def test_images_that_are_too_many_for_one_tensor_are_the_same_batch_by_batch(task, monkeypatch):
+    small, found = make_set(task), []
+    for limit in (arms.AT_ONCE, 0):
+        monkeypatch.setattr(arms, "AT_ONCE", limit)
+        both = set_arm("it", small, task.data.preprocess), control_arm(task)
+        found.append([Evaluator(replace(task, seed=2), BRIEF)._train(arm, 0.05, 1)["test"] for arm in both])
+        assert [callable(arm.load(0)[0]) for arm in both] == [limit == 0] * 2
+    assert found[0] == found[1]

@@ -1,0 +1,56 @@
+"""What a finished run shows: pictures, and whether its number is the one that was expected."""
+
+from dataclasses import replace
+
+from dd.engine.method import Task
+from dd.evaluation.report import Report
+from dd.pipeline.task import context
+from dd.recipes import Recipe
+from dd.runs import RunFolder
+from dd.runs.pictures import SHOWN, contact_sheet, progress_plot
+from dd.sets import DistilledSet
+
+
+def draw(distilled: DistilledSet, recipe: Recipe, task: Task, folder: RunFolder) -> None:
+    """Synthetic images beside real ones, and the log as curves."""
+    preprocess = task.data.preprocess
+    if distilled.image_kind in ("pixels", "tiles"):
+        targets = task.targets.cpu()
+        shown = ((targets < SHOWN) & (task.ranks < SHOWN)).nonzero().flatten()
+        index = task.real_indices("picture")[shown]
+        real = task.data.train.raw(index).float() / 255
+        synthetic = preprocess.invert(distilled.pixels(preprocess, shown)).clamp(0, 1)
+        rows = [
+            ("synthetic", synthetic, targets[shown]),  # what an image began as: a learned label may have moved on
+            ("real", real, task.data.train.labels[index.to(task.device)]),
+        ]
+        contact_sheet(folder.images_png, rows, task.data.classes)
+    if recipe.method.iterations:
+        progress_plot(folder.progress_png, folder.log_csv)
+
+
+def judged(report: Report, recipe: Recipe, command: str) -> Report:
+    """The report with its name, circumstances, and how it stands to what the recipe expects."""
+    expect = recipe.expect
+    verdict, note = "unverified", "no recorded number for these settings"
+    if expect and "accuracy" in expect:
+        low, high = expect["accuracy"]
+        inside = low <= report.accuracy.mean <= high
+        verdict, note = ("inside" if inside else "outside"), f"expected {low} to {high} %"
+        if not expect.get("verified", False):
+            verdict, note = (
+                "unverified",
+                f"{verdict} of the published band {low} to {high} %, which we have not reproduced",
+            )
+    elif recipe.changed:
+        note = f"settings differ from the recipe's: {', '.join(recipe.changed[:5])}"
+    return replace(
+        report,
+        name=recipe.name,
+        expected=dict(expect) if expect else None,
+        verdict=verdict,
+        verdict_note=note,
+        recipe_hash=recipe.hash,
+        command=command,
+        **context(recipe.device),
+    )
