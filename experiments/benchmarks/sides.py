@@ -230,7 +230,9 @@ def evaluation_plain(gate: Gate, scale: Scale) -> None:
     sgd = {"lr": protocol.lr, "momentum": protocol.momentum, "weight_decay": protocol.weight_decay}
     gate.ready()
     for j in count():
-        batches = plain.loader(*arm.load(j), protocol.batch)
+        images, targets = arm.load(j)
+        assert isinstance(images, torch.Tensor)
+        batches = plain.loader(images, targets, protocol.batch)
         network = plain.convnet(WIDTH, task.classes)
         changed = partial(augment, data.augment, generator=generator(0, "plain", j))
         plain.student(network, batches, changed, scale.student_steps, **sgd)
