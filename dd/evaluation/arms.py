@@ -82,7 +82,7 @@ def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task
             f"{store.path} holds labels of other views ({spec.policy}); evaluate with eval.views.* as they were, or "
             "label anew with `dd run`"
         )
-    temperature = protocol.temperature if spec.form.name == Logits.name else 1.0
+    temperature = label_temperature(store, protocol)
     preprocess = task.data.preprocess
 
     def batches(_: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -93,6 +93,12 @@ def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task
 
     digest = replace(distilled, protocol=None, student=None, views={"sha256": store.digest()}).digest()
     return Arm(name, lambda _: digest, load, distilled.n, batches, store)
+
+
+def label_temperature(store: LabelStore, protocol: Protocol) -> float:
+    """That of a protocol where the store has all logits, as teachers gave them; else 1."""
+    raw = store.spec.form.name == Logits.name and not store.spec.teacher.get("high")
+    return protocol.temperature if raw else 1.0
 
 
 def control_arm(task: Task) -> Arm:

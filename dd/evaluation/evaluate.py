@@ -18,6 +18,7 @@ from dd.evaluation.arms import (
     control_arm,
     decoded_arm,
     full_arm,
+    label_temperature,
     set_arm,
     shuffled,
     stored_arm,
@@ -26,7 +27,6 @@ from dd.evaluation.arms import (
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report, Score
 from dd.sets import DistilledSet
-from dd.sets.label_forms import Logits
 from dd.sets.soft_labels import LabelStore
 from dd.training.loop import Batches, Trainer, accuracy
 from dd.training.relabel import Labeller
@@ -128,7 +128,7 @@ class Evaluator:
         protocol, data, labeller = self.protocol, self.task.data, self.labeller
         batches = arm.batches or partial(shuffled, *arm.load(j), protocol.batch)
         if arm.stored is not None:
-            return batches, protocol.temperature if arm.stored.spec.form.name == Logits.name else 1.0
+            return batches, label_temperature(arm.stored, protocol)
         if labeller is not None:
             temperature = labeller.temperature(protocol.temperature)
             drawn = (protocol.views, data.shape, data.augment)

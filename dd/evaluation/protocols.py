@@ -237,6 +237,23 @@ PROTOCOLS: dict[str, Protocol] = {
     # SRe2L++ and CV-DD: 16 images as two times 8 (Cui et al. 2025, official scripts; there cosine and lr also change
     # with data set, ipc and network)
     "cvdd": replace(_SOFT, protocol="cvdd", batch=16, micro=8),
+    # MEAL V2: plain SGD on the mean of the teachers' probabilities (labels.ensemble=prob_mean), no weight decay (Shen &
+    # Savvides 2020, official code; there the student begins pretrained, here fresh as all)
+    "mealv2": replace(
+        _SOFT,
+        protocol="mealv2",
+        epochs=180,
+        batch=512,
+        optimiser="sgd",
+        lr=0.01,
+        weight_decay=0.0,
+        cosine=None,
+        decay_at=100 / 180,
+        decay=0.1,
+        keep_state=True,
+        views=ViewPolicy(crop=0.08, flip=True),
+        temperature=1.0,
+    ),
     # RDED: tiles are shuffled, crops keep half of the area, lr ends at half (Sun et al. 2024, official code; there the
     # batch changes with data set and ipc, and the best of the last epochs on the test set is the result)
     "rded": replace(

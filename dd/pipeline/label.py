@@ -33,6 +33,8 @@ def store_spec(settings: LabelSettings, protocol: Protocol, task: Task) -> Store
             f"eval.protocol={protocol.protocol} augments images after teachers labelled their views; choose one of "
             "views (quick-soft, sre2l, cda, cvdd, rded), or labels.mode=off"
         )
+    if settings.high and protocol.views.mix != "none":
+        raise UsageError("labels.high calibrates labels of single images: it needs eval.views.mix=none")
     n = len(task.targets)
     batch = min(protocol.batch, n)
     return StoreSpec(
@@ -64,16 +66,16 @@ def label(
         images=sha256_tensors({"images": distilled.images}),
         teacher=labeller.facts,
     )
-    load = partial(distilled.pixels, task.data.preprocess)
-    with writing(folder.labels, spec, distilled.own_classes()) as writer:
+    load, own = partial(distilled.pixels, task.data.preprocess), distilled.own_classes().cpu()
+    with writing(folder.labels, spec, own) as writer:
         missing = writer.missing_epochs()
         if missing:
             needed = size_on_disk(spec.n, spec.epochs, spec.form, spec.replay, spec.policy)
             left = needed * len(missing) // spec.epochs
             log.info("%s; %d of %d epochs are there", require_room(folder.labels, left), *_there(spec, missing))
 
-        def logits(views: Tensor, _view: View, _images: Tensor) -> Tensor:
-            return labeller.logits(views, protocol.micro)
+        def logits(views: Tensor, _view: View, images: Tensor) -> Tensor:
+            return labeller.logits(views, own[images], protocol.micro)
 
         with bar("label", spec.epochs, spec.epochs - len(missing)) as progress:
             for number, epoch in enumerate(missing, spec.epochs - len(missing) + 1):

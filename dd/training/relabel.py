@@ -11,7 +11,7 @@ from torch import Tensor
 from dd.data.augment import Shape
 from dd.data.views import ViewPolicy, draw_view
 from dd.engine.method import Task
-from dd.sets.label_forms import LabelForm, form_of
+from dd.sets.label_forms import LabelForm, calibrate, form_of
 from dd.training.committee import How, Mode, ensemble, logits
 from dd.training.fitness import require_fit
 from dd.training.loop import Batches
@@ -30,6 +30,9 @@ class LabelSettings:
         ensemble: of several teachers, see `dd.training.committee.ensemble`.
         tau: temperature of the votes of "logit_weighted"; CV-DD labels with 10.
         teacher_mode: "eval", or "batch" for batch norm by the statistics of each micro-batch (BSSL, CV-DD).
+        low: teachers less sure of an image's class than this see background (FerKD, `label_forms.calibrate`).
+        high: teachers at least this sure are believed, the others' labels are the class, smoothed; 0 believes all.
+        smooth: share of such a label that is spread evenly over all classes.
         replay: whether a stored view is drawn anew from its "seed", or read from "records".
     """
 
@@ -39,7 +42,14 @@ class LabelSettings:
     ensemble: How = "logit_mean"
     tau: Annotated[float, Field(gt=0)] = 10.0
     teacher_mode: Mode = "eval"
+    low: Annotated[float, Field(ge=0, le=1)] = 0.0
+    high: Annotated[float, Field(ge=0, le=1)] = 0.0
+    smooth: Annotated[float, Field(ge=0, le=1)] = 0.1
     replay: Literal["seed", "records"] = "seed"
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"labels.low={self.low} must not be above labels.high={self.high}")
 
     def stored_as(self, classes: int) -> LabelForm:
         """The form for a number of classes; "topk" keeps all of fewer than `top`."""
@@ -102,15 +112,25 @@ class Labeller:
 
     def temperature(self, asked: float) -> float:
         """The temperature that students and labels have in common: forms but all logits are made for 1."""
-        return asked if self.settings.form == "logits" else 1.0
+        return asked if self.settings.form == "logits" and not self.settings.high else 1.0
 
-    def logits(self, views: Tensor, micro: int | None) -> Tensor:
-        """(b, classes) for a batch of views (b, c, h, w); `micro` counts where teachers use batch statistics."""
+    def logits(self, views: Tensor, own: Tensor, micro: int | None) -> Tensor:
+        """(b, classes) for a batch of views (b, c, h, w); where labels are calibrated, their logarithms.
+
+        Args:
+            views: the views.
+            own: (b,) the classes of their images.
+            micro: images of a micro-batch, which count where teachers use batch statistics.
+        """
         settings = self.settings
         pieces = micro if settings.teacher_mode == "batch" else None
         each = torch.stack([logits(teacher, views, settings.teacher_mode, pieces) for teacher in self.teachers])
         weights = None if self.weights is None else torch.tensor(self.weights)
-        return ensemble(each.float(), settings.ensemble, weights)
+        together = ensemble(each.float(), settings.ensemble, weights)
+        if not settings.high:
+            return together
+        trusted = calibrate(together.softmax(1), own.to(views.device), settings.low, settings.high, settings.smooth)
+        return trusted.clamp_min(torch.finfo(torch.float16).tiny).log()
 
     def live(
         self, batches: Batches, policy: ViewPolicy, shape: Shape, strategy: str, temperature: float, micro: int | None
@@ -132,7 +152,7 @@ class Labeller:
                 views = view(images)
                 own = targets if targets.dim() == 1 else targets.argmax(1)
                 partner = own if view.partner is None else own[view.partner.to(own.device)]
-                found = self.logits(views, micro)
+                found = self.logits(views, own, micro)
                 form = self.settings.stored_as(found.shape[1])
                 yield views, form.decode(form.encode(found, own, partner), own, partner, temperature)
 

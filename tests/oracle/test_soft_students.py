@@ -178,10 +178,30 @@ def test_every_arm_has_the_same_teachers_labels(task, members, tmp_path):
 
 def test_a_labeller_is_made_anew_from_what_a_set_says(task, members):
     who = labeller(task, members, ensemble="logit_weighted")
-    views = task.data.train.images(torch.arange(6))
+    views, own = task.data.train.images(torch.arange(6)), task.data.train.labels[:6]
     again = Labeller.of_origin(replace(task, student=NetworkSpec(depth=1, width=3)), who.origin)
-    assert torch.equal(again.logits(views, None), who.logits(views, None))
+    assert torch.equal(again.logits(views, own, None), who.logits(views, own, None))
     assert again.facts == who.facts
+
+
+def test_calibrated_labels_are_the_teachers_where_it_is_sure(task, members, tmp_path):
+    """FerKD: stored and live alike, at T = 1; views that something is mixed into have no class to be sure of."""
+    plain = replace(PROTOCOL, views=replace(PROTOCOL.views, mix="none"))
+    who = labeller(task, members[:1], low=0.2, high=0.5, smooth=0.1)
+    made, store = label(make_set(task), who, plain, task, RunFolder(tmp_path))
+    kinds, batches = set(), stored_arm("it", made, store, task, plain).batches(generator(0), 0)
+    for batch, (views, labels) in zip(store.epoch(0), batches, strict=True):
+        with torch.no_grad():
+            q = members[0].network(views).softmax(1)
+        for row, found, c in zip(q, labels, task.targets[batch.images].tolist(), strict=True):
+            kind = "background" if row[c] < 0.2 else "kept" if row[c] >= 0.5 else "class"
+            smoothed = 0.9 * F.one_hot(torch.tensor(c), 4) + 0.1 / 4
+            expected = {"kept": row, "background": torch.full((4,), 0.25), "class": smoothed}[kind]
+            torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+            kinds.add(kind)
+    assert len(kinds) > 1
+    with pytest.raises(UsageError, match=r"needs eval\.views\.mix=none"):
+        store_spec(who.settings, PROTOCOL, task)
 
 
 def test_votes_weigh_the_labels_of_a_committee(task, members):
