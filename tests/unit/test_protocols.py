@@ -23,6 +23,7 @@ cda         adamw 1e-3 .01  300  128  - 20 0 0 1 0
 cvdd        adamw 1e-3 .01  300  16   8 20 0 0 1 0
 rded        adamw 1e-3 .01  300  50   - 20 0 0 1 .5
 ncfm        adamw 1e-3 .01  2000 128  - 1  0 0 0 .0625
+mealv2      sgd   .01  0    180  512  - 1  0 0 1 .1
 quick-soft  adamw 2e-3 .01  150  50   - 4  0 0 1 0
 """
 # crop, mirrored, tiles, operations, mix, its share of the batches, its alpha
@@ -34,6 +35,7 @@ cda         .08 1 1 none      cutmix 1  1
 cvdd        .08 1 1 none      cutmix 1  1
 rded        .5  1 2 none      cutmix 1  1
 ncfm        -   0 1 data      cutmix .5 1
+mealv2      .08 1 1 none      none   1  1
 quick-soft  .3  1 1 none      cutmix 1  1
 """
 N = 2000  # images: 2, 8, 16, 40 or 125 steps a pass
