@@ -41,15 +41,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def images_of(classes: int) -> RealData:
+def images_of(classes: int, ipc: int) -> RealData:
     """Noise."""
-    return noise(classes, (1, SIDE, SIDE), REAL + 16, STRATEGY)
+    return noise(classes, (1, SIDE, SIDE), max(REAL + 16, 4 * ipc), STRATEGY)  # a mosaic takes four
 
 
 def task_of(classes: int, ipc: int) -> Task:
     """What both sides distil."""
     return Task(
-        data=images_of(classes),
+        data=images_of(classes, ipc),
         targets=torch.arange(classes).repeat_interleave(ipc),
         student=NetworkSpec(depth=3, width=WIDTH, norm="instance", arch="convnet"),
         seed=0,

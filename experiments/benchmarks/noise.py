@@ -30,7 +30,7 @@ def noise(classes: int, shape: Shape, images: int, strategy: str = "none") -> Re
         test=split(1),
         preprocess=space,
         augment=strategy,
-        fingerprint=f"noise {classes}",
+        fingerprint=f"noise {classes} {images}",
         where="memory",
         licence="none needed",
     )
