@@ -322,6 +322,13 @@ def test_what_is_worth_compiling_is_counted_in_closed_form():
     assert not worth_compiling(network, images, int(enough) - 1)
 
 
+def test_narrow_shortcuts_are_not_compiled_for_a_cpu():
+    images = torch.zeros(64, 2, 8, 8)
+    for width, allowed in ((8, False), (16, True)):
+        network = builder(arch="resnet18", depth=None, width=width)(generator(0))
+        assert worth_compiling(network, images, 10**6) == allowed
+
+
 def with_batch_norm_over_features(rng):
     network = nn.Sequential(nn.Flatten(), nn.Linear(128, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, CLASSES))
     with torch.no_grad():
