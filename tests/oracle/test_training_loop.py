@@ -323,7 +323,7 @@ def test_what_is_worth_compiling_is_counted_in_closed_form():
 
 
 def test_narrow_shortcuts_are_not_compiled_for_a_cpu():
-    images = torch.zeros(64, 2, 8, 8)
+    images = torch.zeros(64, 2, 16, 16)
     for width, allowed in ((8, False), (16, True)):
         network = builder(arch="resnet18", depth=None, width=width)(generator(0))
         assert worth_compiling(network, images, 10**6) == allowed
