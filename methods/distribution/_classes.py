@@ -20,6 +20,7 @@ from dd.engine.method import Method, Synthetic, Task
 from dd.networks import saved_bytes
 
 FORWARD_SHARE = 0.125  # of the device's total memory that the activations of one chunk of classes may take
+ENOUGH = 1024  # images of a chunk: more keep no device busier, and memory shall not grow with the number of classes
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ class Chunked(ClassMatching):
     """Several classes in one forward pass, where a network lets them.
 
     Attributes:
-        chunk: classes in one forward pass; None for what an eighth of the device's total memory holds.  It changes
-            memory and time, not results.
+        chunk: classes in one forward pass; None for about a thousand images, or what an eighth of the device's total
+            memory holds.  It changes memory and time, not results.
         batchnorm: with batch norm the classes of a forward pass see one another: "class" gives each a pass of its own,
             "all" puts all of them into one, as the authors' code does.
     """
@@ -181,7 +182,7 @@ class Chunked(ClassMatching):
         per_class = self.batch_real + -(-len(task.targets) // task.classes)
         one = sum(seen.values()) * per_class // 2
         fitting = int(FORWARD_SHARE * task.total_memory()) // one
-        return replace(self, chunk=max(1, min(task.classes, fitting)))
+        return replace(self, chunk=max(1, min(task.classes, fitting, ENOUGH // per_class)))
 
     def groups(self, task: Task, network: nn.Module) -> list[list[int]]:
         """This process's classes of every forward pass."""

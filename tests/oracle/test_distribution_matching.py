@@ -304,8 +304,12 @@ def test_noise_becomes_the_class_means(blobs, make_task, method, fall):
 
 
 def test_what_is_settled_follows_from_shapes(make_task, monkeypatch):
-    task = make_task()
-    assert DM().settle(task).chunk == 4
+    task = make_task(ipc=2)
+    # a thousand images: real and synthetic ones of every class
+    assert DM(batch_real=100).settle(task).chunk == 4
+    assert DM(batch_real=254).settle(task).chunk == 4
+    assert DM(batch_real=339).settle(task).chunk == 3
+    assert DM(batch_real=2000).settle(task).chunk == 1
     monkeypatch.setattr(type(task), "total_memory", lambda self: 1)
     assert DM().settle(task).chunk == 1
     assert replace(DM(), chunk=3).settle(task).chunk == 3
