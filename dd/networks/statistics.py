@@ -72,22 +72,16 @@ def statistics_loss(network: nn.Module, first: float = 10.0) -> Iterator[Statist
     Raises:
         UsageError: the network has no such layer.
     """
-    layers = batch_norms(network)
-    if not layers:
-        raise UsageError(
-            f"{type(network).__name__} has no BatchNorm with running statistics, which recovery matches: take a "
-            "teacher with norm=batch, for example student.norm=batch, or set r_bn=0"
-        )
-    loss = StatisticsLoss(layers, first)
+    loss = StatisticsLoss(required_batch_norms(network), first)
 
     def hook(number: int) -> None:
         def see(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             loss.see(number, inputs[0])
 
-        stack.callback(layers[number].register_forward_pre_hook(see).remove)
+        stack.callback(loss.layers[number].register_forward_pre_hook(see).remove)
 
     with contextlib.ExitStack() as stack:
-        for number in range(len(layers)):
+        for number in range(len(loss.layers)):
             hook(number)
         yield loss
 
@@ -115,6 +109,20 @@ class _ChannelStatistics(torch.autograd.Function):
         (centred,) = ctx.saved_tensors
         n = centred.numel() // centred.shape[1]
         return torch.addcmul((d_mean / n)[:, None, None], centred, (2 * d_variance / n)[:, None, None])
+
+
+def required_batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    """As `batch_norms`, at least one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if layers := batch_norms(network):
+        return layers
+    raise UsageError(
+        f"{type(network).__name__} has no BatchNorm with running statistics, which recovery matches: take a "
+        "teacher with norm=batch, for example student.norm=batch, or set r_bn=0"
+    )
 
 
 def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:

@@ -22,7 +22,7 @@ from dd.networks.pretrained import IMAGENET, published, wnids
 from dd.rng import generator
 from dd.training.squeeze import KIND, SqueezeSettings, build_teacher, holdout_accuracy, squeeze_spec, squeezed
 
-__all__ = ["SqueezeSettings", "Teacher", "spelled", "teacher_keys", "teacher_needs", "teachers"]
+__all__ = ["SqueezeSettings", "Teacher", "spelled", "teacher_keys", "teacher_needs", "teachers", "untrained"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +88,12 @@ def teacher_keys(task: Task, names: Sequence[str], settings: SqueezeSettings) ->
             case PublishedWeights(name):
                 keys.append({"published": name})
     return keys
+
+
+def untrained(task: Task, names: Sequence[str]) -> list[nn.Module]:
+    """The networks of those names that would be trained here, with no weights of any meaning."""
+    origins = [origin for _, origin in _sources(task, names) if isinstance(origin, Untrained)]
+    return [build_teacher(task, origin.spec, task.classes, generator(0, "skeleton")) for origin in origins]
 
 
 def spelled(task: Task, name: str) -> str:

@@ -21,8 +21,8 @@ from torch.optim import Adam, Optimizer
 from dd.data.views import STRETCH, draw_boxes, resized_crop
 from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Objective, Synthetic, Task
-from dd.networks.statistics import statistics_loss
-from dd.training.teachers import Teacher, teacher_keys
+from dd.networks.statistics import required_batch_norms, statistics_loss
+from dd.training.teachers import Teacher, teacher_keys, untrained
 
 from ._crops import CropSettings, Judge, patch_needs, real_patches
 from ._pixels import clip_
@@ -77,7 +77,14 @@ class Recovered(Taught):
         return [*super().needs(task), *patches]
 
     def prepare(self, task: Task) -> Committee:
-        """Teachers, and the patches where it starts from them."""
+        """Teachers, and the patches where it starts from them.
+
+        Raises:
+            UsageError: a teacher has no BatchNorm, which is said before it is trained.
+        """
+        if self.r_bn:
+            for network in untrained(task, self.teachers):
+                required_batch_norms(network)
         made = super().prepare(task)
         if self.start_from != "crops":
             return made

@@ -444,3 +444,13 @@ def test_compiled_teachers_give_the_same_terms_with_hooks_of_every_iteration(tas
     assert len(logs[True]) == 20
     torch.testing.assert_close(logs[True][:3], logs[False][:3], rtol=1e-4, atol=1e-5)
     assert (logs[True][:, 1].diff() != 0).all()
+
+
+def test_a_teacher_without_batch_norm_is_refused_before_it_is_trained(make_task, tmp_path):
+    from dd.runs import Store
+
+    task = make_task(student=replace(STUDENT, norm="instance"), store=Store(tmp_path))
+    with pytest.raises(UsageError, match="has no BatchNorm with running statistics"):
+        SRE2L(**SMALL).prepare(task)
+    assert not (tmp_path / "teachers").exists()
+    assert SRE2L(**SMALL, r_bn=0.0).prepare(task).teachers[0].holdout > 30
