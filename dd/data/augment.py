@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ _MARGIN = 3  # pixels of zeros around an image: one before; two behind, as a pla
 
 Shape = tuple[int, int, int]
 Params = dict[str, Tensor]
+_Text = TypeVar("_Text", str, str | None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,15 @@ def parse(strategy: str) -> tuple[str, ...]:
         if names.count(name) > 1:
             raise UsageError(f"augmentation {strategy!r} names {name!r} twice; name each operation once")
     return names
+
+
+def known_strategy(strategy: _Text) -> _Text:
+    """The strategy itself, None for a data set's own; ValueError where `parse` refuses it, as settings want it."""
+    try:
+        parse(strategy or "none")
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return strategy
 
 
 def draw(strategy: str, n: int, shape: Shape, generator: Generator) -> Draw:

@@ -5,16 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from dd.data.augment import parse
-from dd.errors import UsageError
-
-
-def _known_strategy(value: str | None) -> str | None:
-    try:
-        parse(value or "none")
-    except UsageError as error:
-        raise ValueError(str(error)) from error
-    return value
+from dd.data.augment import known_strategy
 
 
 @dataclass(frozen=True)
@@ -38,7 +29,7 @@ class DataSettings:
     holdout_seed: Annotated[int, Field(ge=0)] = 0
     preprocess: Literal["standard", "zca"] = "standard"
     zca_eps: Annotated[float, Field(gt=0)] = 0.1
-    augment: Annotated[str | None, AfterValidator(_known_strategy)] = None
+    augment: Annotated[str | None, AfterValidator(known_strategy)] = None
     size: Annotated[int | None, Field(ge=1)] = None
     stream: Literal["auto"] | bool = "auto"
     workers: Annotated[int | None, Field(ge=1)] = None

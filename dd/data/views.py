@@ -15,8 +15,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Generator, Tensor
 
-from dd.data.augment import Draw, Shape, apply, draw_sequence, parse
-from dd.errors import UsageError
+from dd.data.augment import Draw, Shape, apply, draw_sequence, known_strategy, parse
 
 STRETCH = 4 / 3  # largest ratio of a crop's sides (Szegedy et al. 2015, section 6)
 _TRIES = 10  # at a crop that fits, as in torchvision
@@ -25,11 +24,7 @@ Mix = Literal["none", "cutmix", "mixup"]
 
 
 def _strategy(value: str) -> str:
-    try:
-        parse("none" if value == "data" else value)
-    except UsageError as error:
-        raise ValueError(str(error)) from error
-    return value
+    return value if value == "data" else known_strategy(value)
 
 
 @dataclass(frozen=True)

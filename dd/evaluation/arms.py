@@ -37,7 +37,8 @@ class Arm:
         load: j -> (images, targets), targets (n,) int64 or (n, k) probabilities.
         n: number of images.
         batches: replaces `load` where the images are too many for one tensor.
-        stored: labels of its views, where they are in a store; the views are the store's too.
+        temperature: of its labels, where they came with the views that `batches` gives; None where views are still to
+            be drawn.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Arm:
     load: Callable[[int], tuple[Images, Tensor]]
     n: int
     batches: Batches | None = None
-    stored: LabelStore | None = None
+    temperature: float | None = None
 
 
 def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
@@ -82,7 +83,8 @@ def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task
             f"{store.path} holds labels of other views ({spec.policy}); evaluate with eval.views.* as they were, or "
             "label anew with `dd run`"
         )
-    temperature = label_temperature(store, protocol)
+    raw = spec.form.name == Logits.name and not spec.teacher.get("high")  # else they are probabilities at 1
+    temperature = protocol.temperature if raw else 1.0
     preprocess = task.data.preprocess
 
     def batches(_: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -92,13 +94,7 @@ def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task
         raise NotImplementedError("read in batches")
 
     digest = replace(distilled, protocol=None, student=None, views={"sha256": store.digest()}).digest()
-    return Arm(name, lambda _: digest, load, distilled.n, batches, store)
-
-
-def label_temperature(store: LabelStore, protocol: Protocol) -> float:
-    """That of a protocol where the store has all logits, as teachers gave them; else 1."""
-    raw = store.spec.form.name == Logits.name and not store.spec.teacher.get("high")
-    return protocol.temperature if raw else 1.0
+    return Arm(name, lambda _: digest, load, distilled.n, batches, temperature)
 
 
 def control_arm(task: Task) -> Arm:

@@ -18,7 +18,6 @@ from dd.evaluation.arms import (
     control_arm,
     decoded_arm,
     full_arm,
-    label_temperature,
     set_arm,
     shuffled,
     stored_arm,
@@ -108,7 +107,7 @@ class Evaluator:
             "precision": task.precision,
             "device": task.device.type,
         }
-        if self.labeller is not None and arm.stored is None:
+        if self.labeller is not None and arm.temperature is None:
             spec["labels"] = self.labeller.facts
         what = f"student {j + 1} on {arm.name} (lr {lr:.4g})"
         train = partial(self._train, arm, lr, j)
@@ -127,8 +126,8 @@ class Evaluator:
         """The batches of student j, and the temperature of their labels."""
         protocol, data, labeller = self.protocol, self.task.data, self.labeller
         batches = arm.batches or partial(shuffled, *arm.load(j), protocol.batch)
-        if arm.stored is not None:
-            return batches, label_temperature(arm.stored, protocol)
+        if arm.temperature is not None:
+            return batches, arm.temperature
         if labeller is not None:
             temperature = labeller.temperature(protocol.temperature)
             drawn = (protocol.views, data.shape, data.augment)

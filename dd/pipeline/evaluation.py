@@ -35,8 +35,7 @@ def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any], fi
     settings = resolve_evaluation(overrides, dataset=distilled.source, **_meant_for(distilled))
     data = open_data(settings.dataset, settings.data, torch.device(settings.device))
     distilled.require_match(data)
-    targets = distilled.own_classes()
-    task = task_for(data, targets, settings)
+    task = task_for(data, distilled.own_classes(), settings)
     stop = Stop("students that were finished are kept; the same command goes on")
     with stop.watching(), numerics(settings), measured(task.device) as cost:
         store = stored_labels(distilled, file, settings.eval)

@@ -69,16 +69,17 @@ def label(
     load, own = partial(distilled.pixels, task.data.preprocess), distilled.own_classes().cpu()
     with writing(folder.labels, spec, own) as writer:
         missing = writer.missing_epochs()
+        done = spec.epochs - len(missing)
         if missing:
             needed = size_on_disk(spec.n, spec.epochs, spec.form, spec.replay, spec.policy)
             left = needed * len(missing) // spec.epochs
-            log.info("%s; %d of %d epochs are there", require_room(folder.labels, left), *_there(spec, missing))
+            log.info("%s; %d of %d epochs are there", require_room(folder.labels, left), done, spec.epochs)
 
         def logits(views: Tensor, _view: View, images: Tensor) -> Tensor:
             return labeller.logits(views, own[images], protocol.micro)
 
-        with bar("label", spec.epochs, spec.epochs - len(missing)) as progress:
-            for number, epoch in enumerate(missing, spec.epochs - len(missing) + 1):
+        with bar("label", spec.epochs, done) as progress:
+            for number, epoch in enumerate(missing, done + 1):
                 writer.write_epoch(epoch, load, logits)
                 progress.update(number)
         store = writer.store
@@ -109,7 +110,3 @@ def stored_labels(distilled: DistilledSet, beside: Path | None, protocol: Protoc
     if store.digest() != distilled.views["sha256"]:
         raise UsageError(f"{store.path} holds other labels than {beside} was saved with; `dd run` makes them anew")
     return store
-
-
-def _there(spec: StoreSpec, missing: list[int]) -> tuple[int, int]:
-    return spec.epochs - len(missing), spec.epochs

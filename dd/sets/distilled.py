@@ -113,14 +113,18 @@ class DistilledSet:
     def own_classes(self) -> Tensor:
         """The class of every image, int64 lead: its label, or the most probable one.
 
+        Of tiles with a label for every decoded image it is that of their first tile: all tiles of an image are of its
+        class.
+
         Raises:
             UsageError: representations name no class.
         """
+        labels = self.labels[: self.n] if self.image_kind == "tiles" else self.labels
         if self.label_kind in ("hard", "views"):
-            return self.labels
+            return labels
         if self.label_kind == "representations":
             raise UsageError("labels of kind 'representations' name no class; this needs a set whose labels do")
-        return self.labels.argmax(-1)
+        return labels.argmax(-1)
 
     def pixels(self, preprocess: "Preprocess", index: Tensor | None = None) -> Tensor:
         """The images as networks see them, float32 (n, c, h, w) in model space, on the device of `preprocess`.

@@ -17,9 +17,7 @@ from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import Functional
 
-from ._classes import Siamese
-
-_TOGETHER = 16  # classes that are augmented together; constant, so that memory does not grow with their number
+from ._classes import ENOUGH, Siamese
 
 
 def gradient_distance(ours: Iterable[Tensor], real: Iterable[Tensor]) -> Tensor:
@@ -111,7 +109,8 @@ class DC(Siamese):
             return accumulated(losses, batch.synthetic, ("distance",), shared=False)
 
         classes = parallel.share(range(task.classes))
-        chunks = [classes[first : first + _TOGETHER] for first in range(0, len(classes), _TOGETHER)]
+        together = max(1, ENOUGH // self.batch_real)
+        chunks = [classes[first : first + together] for first in range(0, len(classes), together)]
         return accumulated([partial(of, chunk) for chunk in chunks], syn.images, ("distance",))
 
     def project(self, syn: Synthetic, task: Task) -> None:

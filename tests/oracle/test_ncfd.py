@@ -359,6 +359,7 @@ def test_refined_labels_are_the_teachers_where_it_is_right(played):
             expected = share if correct else [float(c == own) for c in range(4)]
             assert made.labels[8 * tile + i].tolist() == pytest.approx(expected, abs=1e-5)
     assert 0 < right < 32
+    assert torch.equal(made.own_classes(), task.targets)  # of images, not of tiles
     images, labels = set_arm("it", made, task.data.preprocess).load(0)
     assert len(images) == len(labels) == 32
     torch.testing.assert_close(labels, made.labels)
