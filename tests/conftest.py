@@ -12,6 +12,8 @@ from dd.networks import NetworkSpec
 from dd.rng import generator
 from dd.runs import Store
 
+torch.set_num_threads(1)  # as torchrun sets it for each of its processes, whose results ours are compared with
+
 GREY = ((128 / 255,), (16 / 255,))  # model space = (byte - 128) / 16
 
 

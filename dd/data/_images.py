@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from dd.data._content import Arrays, Items, Listing, Part
@@ -156,7 +157,13 @@ def attempt(items: Items, i: int, one: Callable[[int], Any]) -> Any:
 @cache
 def pool(workers: int | None = None) -> ThreadPoolExecutor:
     """The threads that decode; they live as long as the process."""
-    return ThreadPoolExecutor(threads(workers), thread_name_prefix="dd-decode")
+    return ThreadPoolExecutor(threads(workers), thread_name_prefix="dd-decode", initializer=_alone)
+
+
+def _alone() -> None:
+    """Start a decoding thread: what it computes stays on its core, as in PyTorch's `DataLoader`."""
+    torch.get_num_threads()  # sets the number for this thread, once; ours comes after it
+    threadpool_limits(1, user_api="openmp")  # of this thread alone, which torch.set_num_threads is not
 
 
 def threads(workers: int | None) -> int:
@@ -172,10 +179,12 @@ def fit(item: bytes | Path, target: Target) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
+    mode, size = "L" if target.channels == 1 else "RGB", (target.side, target.side)
     with _open(item) as image:
-        image = image.convert("L" if target.channels == 1 else "RGB")
-    if image.size != (target.side, target.side):
-        image = ImageOps.fit(image, (target.side, target.side), method=Image.Resampling.BICUBIC)
+        image.load()
+        image = image if image.mode == mode else image.convert(mode)
+    if image.size != size:
+        image = ImageOps.fit(image, size, method=Image.Resampling.BICUBIC)
     pixels = np.asarray(image)
     return pixels[None] if target.channels == 1 else pixels.transpose(2, 0, 1)
 

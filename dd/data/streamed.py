@@ -78,19 +78,21 @@ class StreamedSplit:
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Split`; the next batches are decoded meanwhile.  Errors as for `raw`."""
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+        # on a CPU the threads also transform: the caller's thread would have to wait for a core they are busy on
+        here = self.preprocess if self.labels.device.type == "cpu" else None
         waiting = iter(order.split(size) if len(order) else ())
         ahead: deque[_Decoding] = deque()
         try:
             while True:
                 for index in waiting:
-                    ahead.append(_Decoding(self, index))
+                    ahead.append(_Decoding(self, index, here))
                     if len(ahead) > self._ahead(size):
                         break
                 if not ahead:
                     return
                 batch = ahead.popleft()
                 labels = self.labels.index_select(0, batch.index.to(self.labels.device, non_blocking=True))
-                yield self.preprocess(batch.pixels()), labels
+                yield batch.pixels() if here else self.preprocess(batch.pixels()), labels
         finally:
             for batch in ahead:
                 batch.cancel()
@@ -105,14 +107,21 @@ class StreamedSplit:
 
 
 class _Decoding:
-    """Images on their way: threads write them into one tensor, pinned where the device is a GPU."""
+    """Images on their way: threads write them into one tensor, pinned where the device is a GPU.
 
-    def __init__(self, split: StreamedSplit, index: Tensor) -> None:
-        self.index, self._split = index, split
+    Args:
+        split: whose images they are.
+        index: int64 (k,), which.
+        preprocess: what the threads apply; None: the images stay bytes.
+    """
+
+    def __init__(self, split: StreamedSplit, index: Tensor, preprocess: Preprocess | None = None) -> None:
+        self.index, self._split, self._preprocess = index, split, preprocess
         channels, side = split.target.channels, split.target.side
         self._device = split.labels.device
         shape = (len(index), channels, side, side)
-        self._pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        dtype = torch.float32 if preprocess else torch.uint8
+        self._pixels = torch.empty(shape, dtype=dtype, pin_memory=self._device.type == "cuda")
         # in the order of storage, so that rows of one file are read together
         slots = torch.argsort(index, stable=True).tolist()
         chunks = [slots[start : start + CHUNK] for start in range(0, len(slots), CHUNK)]
@@ -138,6 +147,8 @@ class _Decoding:
             found = _images.attempt(items, int(self.index[slot]), lambda i: _images.fit(items.load(i), target))
             if isinstance(found, Broken):
                 broken.append(found)
+            elif self._preprocess:
+                self._pixels[slot] = self._preprocess(torch.from_numpy(found[None].copy()))[0]
             else:
                 rows[slot] = found
         return broken

@@ -164,7 +164,7 @@ def loader(bench: Bench, found: Findings, sizes: Sequence[int] = LOADER) -> None
         images = ours.reports[-1]["images"]
         rates = [images / statistics.median(run.seconds) for run in runs.values()]
         quicker = statistics.median(1 / ratio for ratio in ratios(ours.seconds, theirs.seconds))
-        apart = abs(ours.reports[-1]["total"] / theirs.reports[-1]["total"] - 1)
+        apart = abs(ours.reports[0]["total"] / theirs.reports[0]["total"] - 1)
         found.notes.append(
             f"loader: {size} px: {rates[0]:.0f} / {rates[1]:.0f} images per second, {quicker:.2f} times; "
             f"{same_work(apart, 'sums of squares')}"
