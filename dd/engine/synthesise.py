@@ -2,7 +2,9 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +21,9 @@ from dd.training.allocator import keep_large_buffers
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_EVERY = 10  # iterations
+CHECKPOINT_EVERY = 10  # iterations, at least
+SAVING = 0.05  # share of the time that checkpoints may take: 100 images of 224 pixels are 180 MB with Adam's state
+FREE_SAVING = 1.0  # seconds of saving that are not counted, so that small sets are saved every time
 MAX_SKIPS = 50  # skipped iterations in a row after which a run has gone wrong
 
 
@@ -42,6 +46,23 @@ class Watch:
     def probed(self, syn: Synthetic, it: int) -> dict[str, Any]:
         """The probe's scalar, where one is due."""
         return {"probe": self.probe(syn)} if self.probe and it in self.probe_at else {}
+
+
+class _Budget:
+    """The time that checkpoints have taken, and may take."""
+
+    def __init__(self) -> None:
+        self._began, self._saving = time.perf_counter(), 0.0
+
+    @property
+    def allows(self) -> bool:
+        return self._saving <= FREE_SAVING + SAVING * (time.perf_counter() - self._began)
+
+    @contextmanager
+    def spent(self) -> Iterator[None]:
+        now = time.perf_counter()
+        yield
+        self._saving += time.perf_counter() - now
 
 
 def synthesise(
@@ -78,10 +99,12 @@ def synthesise(
     if loaded:
         log.info("synthesis goes on at iteration %d of %d", first, method.iterations)
     skips = facts["skips"]
+    budget = _Budget()
 
     def save(it: int) -> None:
         if checkpoint and parallel.is_first():
-            checkpoint.save(it, syn, optimisers, {"skips": skips})
+            with budget.spent():
+                checkpoint.save(it, syn, optimisers, {"skips": skips})
 
     with watch.stop.deferred():
         for it in range(first, method.iterations):
@@ -102,7 +125,7 @@ def synthesise(
             if syn.lr is not None:
                 scalars["lr"] = float(syn.lr.detach())
             watch.log(it, scalars)
-            if (it + 1) % CHECKPOINT_EVERY == 0:
+            if (it + 1) % CHECKPOINT_EVERY == 0 and budget.allows:
                 save(it + 1)
         if last := watch.probed(syn, method.iterations):
             watch.log(method.iterations, last)

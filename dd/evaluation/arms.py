@@ -128,12 +128,16 @@ def decoded_arm(task: Task, factor: int) -> Arm:
 
 
 def full_arm(data: RealData, batch: int) -> Arm:
-    """All real training images."""
+    """All real training images; a rest of a single one, which has no batch statistics, is left out of a pass."""
+    whole = passes(data.train, batch)
 
     def load(_: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("read in batches")
 
-    return Arm("all real images", lambda _: "full", load, len(data.train), passes(data.train, batch))
+    def batches(rng: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return (pair for pair in whole(rng, number) if len(pair[1]) > 1 or batch == 1)
+
+    return Arm("all real images", lambda _: "full", load, len(data.train), batches)
 
 
 def viewed(batches: Batches, policy: ViewPolicy, shape: Shape, strategy: str, classes: int) -> Batches:

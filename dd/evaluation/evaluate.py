@@ -149,6 +149,7 @@ def evaluate(
     *,
     controls: bool = True,
     store: LabelStore | None = None,
+    without: str = "",
 ) -> Report:
     """Score a set, its control, its starting point and the full data.
 
@@ -158,6 +159,7 @@ def evaluate(
         evaluator: task and protocol.
         controls: False leaves everything but the set's own accuracy out.
         store: the labels of the set's views, where it has such.
+        without: why the evaluator has no teachers to label what such a set is compared with.
     """
     task, protocol = evaluator.task, evaluator.protocol
     missing: dict[str, str] = {}
@@ -172,7 +174,8 @@ def evaluate(
     control = begin = full = decoded = None
     if controls and store is not None and evaluator.labeller is None:
         # without its teachers what it is compared with would have other labels than the set
-        missing |= dict.fromkeys(("control", "start", "full"), "the teachers that labelled the set are not at hand")
+        why = without or "the teachers that labelled the set are not at hand"
+        missing |= dict.fromkeys(("control", "start", "full"), why)
     elif controls:
         control = evaluator.better_lr(control_arm(task), candidates, protocol.students)
         if start is None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from dd.data import DataSettings, open_data
+from dd.engine.method import Task
+from dd.errors import UsageError
 from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.protocols import default_protocol, protocol_of
@@ -19,6 +21,7 @@ from dd.recipes import resolve_evaluation
 from dd.runs.cost import measured
 from dd.runs.stop import Stop
 from dd.sets import DistilledSet, load
+from dd.sets.soft_labels import LabelStore
 from dd.training.relabel import Labeller
 
 
@@ -39,14 +42,35 @@ def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any], fi
     stop = Stop("students that were finished are kept; the same command goes on")
     with stop.watching(), numerics(settings), measured(task.device) as cost:
         store = stored_labels(distilled, file, settings.eval)
-        origin = (distilled.views or {}).get("labeller")
-        labeller = None if origin is None else Labeller.of_origin(task, origin)
+        labeller, why = _labeller(distilled, task, store)
         evaluator = Evaluator(task, settings.eval, force=settings.force, labeller=labeller)
-        report = evaluate_set(distilled, None, evaluator, store=store)
+        report = evaluate_set(distilled, None, evaluator, store=store, without=why)
     costs = {"evaluate": asdict(cost)}
     return replace(
         report, cost=costs, **context(settings.device), recipe_hash=str(distilled.provenance.get("recipe", ""))
     )
+
+
+def _labeller(distilled: DistilledSet, task: Task, store: LabelStore | None) -> tuple[Labeller | None, str]:
+    """The teachers that label what a set is compared with; or, of a set with stored labels, why there are none.
+
+    Raises:
+        UsageError: the set's own students ask them, and they cannot be had.
+    """
+    origin = (distilled.views or {}).get("labeller") or distilled.provenance.get("labeller")
+    if origin is None:
+        return None, ""
+    if store is not None:
+        try:
+            there = Labeller.facts_of(task, origin)
+        except UsageError as error:  # such as a checkpoint that is not on this machine
+            return None, f"the teachers that labelled the set are not at hand ({error})"
+        if there != store.spec.teacher:
+            return None, (
+                "the teachers that labelled the set are not at hand: a file of theirs has changed, or device, data or "
+                "precision are others than those they were trained with"
+            )
+    return Labeller.of_origin(task, origin), ""
 
 
 def _meant_for(distilled: DistilledSet) -> dict[str, Any]:

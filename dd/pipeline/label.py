@@ -108,5 +108,7 @@ def stored_labels(distilled: DistilledSet, beside: Path | None, protocol: Protoc
     images = sha256_tensors({"images": distilled.images})
     store = open_store(beside.parent / distilled.views["store"], batch=batch, micro=micro, images=images)
     if store.digest() != distilled.views["sha256"]:
-        raise UsageError(f"{store.path} holds other labels than {beside} was saved with; `dd run` makes them anew")
+        raise UsageError(
+            f"{store.path} holds other labels than {beside} was saved with; `dd run … force=true` makes both anew"
+        )
     return store

@@ -35,6 +35,7 @@ from dd.runs.cost import measured
 from dd.runs.stop import Stop
 from dd.runs.store import Payload
 from dd.sets import DistilledSet, load, save
+from dd.training.relabel import Labeller
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +156,8 @@ class _Run:
             with measured(task.device) as costs["label"]:
                 distilled, store = label(distilled, labeller, recipe.eval, task, self.folder)
             cost["label"] = asdict(costs["label"])
+        elif labeller is not None:
+            distilled, start = (_taught(made, labeller) for made in (distilled, start))
         save(distilled, self.folder.set)
         save(start, self.folder.start)
         if not self.folder.log_csv.is_file():
@@ -251,6 +254,11 @@ class _Run:
         distilled = DistilledSet(images=tensors[f"{name}.images"], labels=tensors[f"{name}.labels"], **facts)
         # the protocol is this run's, also where the images were made by a run with another
         return replace(distilled, protocol=asdict(self.recipe.eval))
+
+
+def _taught(distilled: DistilledSet, labeller: Labeller) -> DistilledSet:
+    """A set that says whom its students ask for labels."""
+    return replace(distilled, provenance={**distilled.provenance, "labeller": dict(labeller.origin)})
 
 
 def _spread(iterations: int, probes: int) -> frozenset[int]:

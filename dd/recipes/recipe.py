@@ -43,7 +43,8 @@ class Recipe:
         student: the network to distil for.
         eval: how students are trained and scored.
         method_ref: what to write after `method=` to get this method: its name, or an absolute path.
-        digests: SHA-256 of the files that determine the result: of `method` where it is a file, of `init`.
+        digests: SHA-256 of the files that determine the result: of `method` where it is a file, of
+            `init`, of teachers.
         origin: where each dotted key got its value, in words.
         cell: the recipe table that applies, with the accuracy it is expected to reach, or None.
         changed: keys whose values differ from what the recipe file says.

@@ -224,6 +224,7 @@ def _recipe(
         ref, digests["method"] = f"{file}{name}", sha256_file(file)
     if bare["init"] is not None and (init := Path(bare["init"]).expanduser()).is_file():
         digests["init"] = sha256_file(init)
+    digests |= {f"teachers[{at}]": sha256_file(file) for at, file in _teacher_files(parts).items()}
     notices = table.notices
     if "dataset" not in origin:
         notices = (
@@ -244,3 +245,11 @@ def _recipe(
         changed=changed,
         notices=notices,
     )
+
+
+def _teacher_files(parts: Parts) -> dict[int, Path]:
+    """The checkpoints among a method's teachers, by their places."""
+    from dd.networks.named import SavedWeights, source
+
+    sources = [source(name, parts.student) for name in getattr(parts.method, "teachers", ())]
+    return {at: origin.path for at, origin in enumerate(sources) if isinstance(origin, SavedWeights)}

@@ -195,7 +195,10 @@ class LabelStore:
                 return read(self.path / name)
         except (OSError, ValueError) as error:
             damage = str(error)
-        raise RunError(f"{self.path / name} is damaged: {damage}; the command that made the labels makes it anew")
+        raise RunError(
+            f"{self.path / name} is damaged: {damage}; delete the report.json beside the labels, "
+            "and the command that made them makes it anew"
+        )
 
     def _damage(self, name: str) -> str:
         facts, path = self._files[name], self.path / name

@@ -16,6 +16,7 @@ from dd.training.teachers import Teacher
 CHECKED = 5000  # images at most that a teacher is tried on
 KEPT = 0.9  # share of the declared accuracy that it must reach
 ERRORS = 3  # standard errors that it must be above chance
+ORDERED = 2000  # classes at most among which another order is looked for
 _SEED = 0  # of the sample; the same one in every run
 _CHUNK = 256
 
@@ -29,25 +30,32 @@ def require_fit(teacher: Teacher, task: Task) -> None:
 
     Raises:
         UsageError: its class names differ from the data's; its accuracy is not 3 standard errors above chance, or below
-            90 % of the declared one.  The line has the facts, and says where another order of its classes would do.
+            90 % of the declared one, or, where neither accuracy nor classes are declared, of what another order of its
+            classes gives.  The line has the facts, and says where another order would do.
     """
     _require_classes(teacher, task.data.classes)
     predicted, labels, which = _tried(teacher, task)
-    counts = confusion(labels, predicted, task.classes)
-    n, right = len(labels), _right(counts)
-    chance = float(counts.sum(1) @ counts.sum(0)) / n**2
+    n, right = len(labels), float((predicted == labels).double().mean())
+    shares = [torch.bincount(found, minlength=task.classes).double() / n for found in (labels, predicted)]
+    chance = float(shares[0] @ shares[1])
     error = _error(chance, n)
+    words, best = "", right
     declared = "none declared" if teacher.declared is None else f"{teacher.declared:.1f} % declared"
     if right <= chance + ERRORS * error:
         problem = "not told from chance"
     elif teacher.declared is not None and 100 * right < KEPT * teacher.declared:
         problem = f"below {100 * KEPT:.0f} % of what is declared"
+    elif teacher.declared is None and teacher.classes is None:
+        words, best = _other_order(predicted, labels, task.data.classes)
+        if right >= KEPT * best:
+            return
+        problem = f"below {100 * KEPT:.0f} % of what another order of its classes gives"
     else:
         return
     facts = f"chance {100 * chance:.1f} with a standard error of {100 * error:.1f}, {declared}"
     raise UsageError(
         f"teacher {teacher.name} is right on {100 * right:.1f} % of {n} {which} ({facts}): {problem}; "
-        + (_other_order(counts, predicted, labels, task.data.classes) or _OTHER_REASONS)
+        + (words or _other_order(predicted, labels, task.data.classes)[0] or _OTHER_REASONS)
     )
 
 
@@ -58,7 +66,7 @@ _OTHER_REASONS = (
 
 def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """How many images of each class (rows) were taken for each class (columns): (k, k) float64 on the CPU."""
-    pairs = labels.cpu() * classes + predicted.cpu()
+    pairs = labels * classes + predicted
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes).double()
 
 
@@ -75,21 +83,28 @@ def best_order(counts: Tensor) -> tuple[Tensor, float]:
     return order, _right(counts[:, order])
 
 
-def _other_order(counts: Tensor, predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) -> str:
-    """Words on the order of classes that the predictions fit far better than their own, or nothing."""
+def _other_order(predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) -> tuple[str, float]:
+    """Words on the order of classes that the predictions fit far better than their own, or none; the accuracy it gives.
+
+    It is not looked for among more than 2,000 classes, for which the table and the search would take too much.
+    """
+    if len(classes) > ORDERED:
+        return "", 0.0
+    counts = confusion(labels, predicted, len(classes))
     n, right = len(labels), _right(counts)
     order, best = best_order(counts)
     # the best of all orders flatters any predictions: how much, the same ones dealt out at random tell
-    dealt = predicted.cpu()[torch.randperm(n, generator=generator(_SEED, "fitness", "dealt"))]
+    dealt = predicted[torch.randperm(n, generator=generator(_SEED, "fitness", "dealt"))]
     _, by_luck = best_order(confusion(labels, dealt, len(classes)))
     if best <= max(right, by_luck) + ERRORS * _error(max(right, by_luck), n):
-        return ""
+        return "", right
     at = int((order != torch.arange(len(order))).nonzero()[0])
-    return (
+    words = (
         f"with its outputs in another order it would be right on {100 * best:.1f} %, so its class order differs from "
         f"the data's (first at label {at}, {classes[at]!r}, to which its output {int(order[at])} answers): "
         "reorder its last layer, or train it on these classes in this order"
     )
+    return words, best
 
 
 def _require_classes(teacher: Teacher, ours: tuple[str, ...]) -> None:
@@ -115,7 +130,7 @@ def _tried(teacher: Teacher, task: Task) -> tuple[Tensor, Tensor, str]:
     index = torch.randperm(len(split), generator=generator(_SEED, "fitness", "images"))[:CHECKED]
     batches = ((split.images(part), split.labels[part.to(split.labels.device)]) for part in index.split(_CHUNK))
     logits, labels = predict(teacher.network, batches)
-    return logits.argmax(1), labels, which
+    return logits.argmax(1).cpu(), labels.cpu(), which
 
 
 def _right(counts: Tensor) -> float:

@@ -1,5 +1,6 @@
 """How the views of a distilled set are labelled by teachers: one label from all of them."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
@@ -97,12 +98,22 @@ class Labeller:
         Raises:
             UsageError: a teacher cannot be had, or does not know the images.
         """
-        squeeze = TypeAdapter(SqueezeSettings).validate_python(origin["squeeze"])
-        settings = TypeAdapter(LabelSettings).validate_python(origin["labels"])
+        squeeze, settings = _settings_of(origin)
         members = teachers(task, origin["teachers"], squeeze)
         for teacher in members:
             require_fit(teacher, task)
         return cls.of(task, members, squeeze, settings, origin["weights"])
+
+    @classmethod
+    def facts_of(cls, task: Task, origin: Mapping[str, Any]) -> dict[str, Any]:
+        """The `facts` of the labeller that `origin` describes, as JSON gives them back; no teacher is made for it.
+
+        Raises:
+            UsageError: a teacher's file is not there.
+        """
+        squeeze, settings = _settings_of(origin)
+        keys = teacher_keys(task, origin["teachers"], squeeze)
+        return json.loads(json.dumps(cls((), settings, origin["weights"], origin, keys).facts))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -157,3 +168,8 @@ class Labeller:
                 yield views, form.decode(form.encode(found, own, partner), own, partner, temperature)
 
         return passes
+
+
+def _settings_of(origin: Mapping[str, Any]) -> tuple[SqueezeSettings, LabelSettings]:
+    squeeze = TypeAdapter(SqueezeSettings).validate_python(origin["squeeze"])
+    return squeeze, TypeAdapter(LabelSettings).validate_python(origin["labels"])

@@ -19,6 +19,7 @@ from dd.networks.adapted import Adapted, pick
 from dd.networks.checkpoints import load_state, outputs_of, read_checkpoint
 from dd.networks.named import STUDENT, PublishedWeights, SavedWeights, Source, Untrained, source
 from dd.networks.pretrained import IMAGENET, published, wnids
+from dd.networks.zoo import is_zoo_name
 from dd.rng import generator
 from dd.training.squeeze import KIND, SqueezeSettings, build_teacher, holdout_accuracy, squeeze_spec, squeezed
 
@@ -97,11 +98,19 @@ def untrained(task: Task, names: Sequence[str]) -> list[nn.Module]:
 
 
 def spelled(task: Task, name: str) -> str:
-    """A teacher's name that means the same whatever the run's student is."""
-    if name != STUDENT:
-        return name
-    values = {key: value for key, value in asdict(task.student).items() if key != "arch" and value is not None}
-    return ":".join([task.student.arch, *(f"{key}={value}" for key, value in values.items())])
+    """A teacher's name that means the same whatever the run's student is, and wherever it is run."""
+    if name == STUDENT:
+        return _in_words(task.student)
+    origin = source(name, task.student)
+    return f"{origin.path.resolve()}@{_in_words(origin.spec)}" if isinstance(origin, SavedWeights) else name
+
+
+def _in_words(network: NetworkSpec) -> str:
+    """`ARCH:field=value…`; networks of timm and torchvision have no fields."""
+    if is_zoo_name(network.arch):
+        return network.arch
+    values = {key: value for key, value in asdict(network).items() if key != "arch" and value is not None}
+    return ":".join([network.arch, *(f"{key}={value}" for key, value in values.items())])
 
 
 def _sources(task: Task, names: Sequence[str]) -> list[tuple[str, Source]]:

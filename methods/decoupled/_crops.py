@@ -118,8 +118,9 @@ def real_patches(
         judge: which crops may be chosen; None for all.
 
     Raises:
-        UsageError: a class has too few images.
+        UsageError: a class has too few images, see `require_enough`, or too few that may be chosen.
     """
+    require_enough(task, settings)
     counts, blocks = _counts(task), []
 
     def make(block: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -133,6 +134,23 @@ def real_patches(
     return Patches(tuple(blocks), tuple(counts))
 
 
+def require_enough(task: Task, settings: CropSettings) -> None:
+    """Refuse classes with too few images, before hours of training teachers.
+
+    Raises:
+        UsageError: a class has fewer candidates than its images have tiles.
+    """
+    for c, count in enumerate(_counts(task)):
+        there = len(task.data.train.of_class(c))
+        tiles, candidates = count * settings.factor**2, min(there, settings.candidates)
+        if candidates < tiles:
+            way_out = f"raise crops.candidates={settings.candidates}" if there >= tiles else "lower ipc or crops.factor"
+            raise UsageError(
+                f"class {task.data.classes[c]!r}: {count} images of {settings.factor}x{settings.factor} tiles take "
+                f"{tiles} real images, there are {candidates} candidates (of {there}): {way_out}"
+            )
+
+
 @torch.no_grad()
 def stitched_class(
     task: Task, settings: CropSettings, members: Sequence[nn.Module], c: int, count: int, judge: Judge | None = None
@@ -141,11 +159,6 @@ def stitched_class(
     data, f, m = task.data, settings.factor, settings.crops
     rng, pool = task.common("patches", c), data.train.of_class(c)
     index = pool[torch.randperm(len(pool), generator=rng)[: settings.candidates]]
-    if len(index) < count * f**2:
-        raise UsageError(
-            f"class {data.classes[c]!r}: {count} images of {f}x{f} tiles take {count * f**2} real images, there are "
-            f"{len(index)} (of {len(pool)}): raise candidates={settings.candidates}, or lower ipc or factor"
-        )
     images = data.train.images(index)
     boxes = draw_boxes(len(index) * m, (data.size, data.size), (settings.least, 1.0), rng, stretch=1)
     side = data.size // f

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from dd.data.views import ViewPolicy, draw_view
 from dd.engine.method import Task
-from dd.errors import UsageError
+from dd.errors import RunError, UsageError
 from dd.training.committee import PRIORS, logits, published_prior
 from dd.training.loop import Fit, Trainer, accuracy
 from dd.training.teachers import Teacher, teacher_keys
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ._recover import Recovered
 
 KIND = "priors"
+BATCHES = "prior-batches"  # recovered on the way to a prior, and removed when it is there
 VERSION = 1
 _VIEWS = ViewPolicy(crop=0.5, flip=True, mix="cutmix")
 _SEED = 0  # of the stage; runs with other seeds share it
@@ -132,9 +133,13 @@ def _measure(method: "Recovered", task: Task, teacher: Teacher, settings: Distil
     targets = torch.arange(task.classes, device=task.device).repeat_interleave(settings.ipc)
     small = replace(task, targets=targets, seed=_SEED, part=None)
     images = torch.empty(len(targets), *task.data.shape, device=task.device)
-    for batch in small.in_parts(slots := list(alone.parts(small))):
+    spec = _spec(method, task, settings, number)
+    for at, batch in enumerate(small.in_parts(slots := list(alone.parts(small)))):
         places = slots[0] if batch.part is None else batch.part.slots
-        images[places.to(task.device)] = _recover(alone, batch, committee)
+        words = f"batch {at + 1} of {len(slots)} of the prior of {teacher.name}"
+        kept = task.store.tensors(BATCHES, spec | {"batch": at}, partial(_recover, alone, batch, committee), words)
+        assert kept.tensors is not None
+        images[places.to(task.device)] = task.data.preprocess(kept.tensors["images"].to(task.device))
     passes = -(-len(targets) // settings.batch)
     fit = Fit(settings.epochs * passes, settings.lr, momentum=0.9, weight_decay=5e-4)
     trainer = Trainer(task.build, task.compile, task.precision)
@@ -143,11 +148,17 @@ def _measure(method: "Recovered", task: Task, teacher: Teacher, settings: Distil
         accuracy(student, task.data.holdout.batches(512))
         for student in trainer.train(paths, partial(_labelled, images, teacher, settings.batch), fit)
     ]
+    for at in range(len(slots)):
+        task.store.remove(BATCHES, spec | {"batch": at})
     return sum(scores) / len(scores)
 
 
-def _recover(method: "Recovered", task: Task, committee: Committee) -> Tensor:
-    """(n, c, h, w) in model space: one batch from its first iteration to its last, saved nowhere on the way."""
+def _recover(method: "Recovered", task: Task, committee: Committee) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    """uint8 (n, c, h, w): one batch from its first iteration to its last.
+
+    Raises:
+        RunError: it diverged.
+    """
     syn = method.start(task, committee)
     (optimiser,) = method.optimisers(syn)
     for it in range(method.iterations):
@@ -159,7 +170,9 @@ def _recover(method: "Recovered", task: Task, committee: Committee) -> Tensor:
         torch.stack(list(terms.values())).sum().backward()
         optimiser.step()
         method.project(syn, task)
-    return method.finish(syn, task, committee).pixels(task.data.preprocess)
+    if not bool(syn.images.isfinite().all()):
+        raise RunError(f"votes=distil: images recovered from {committee.teachers[0].name} diverged; lower lr_img")
+    return {"images": method.finish(syn, task, committee).images.cpu()}, {}
 
 
 def _labelled(images: Tensor, teacher: Teacher, size: int, rng: Generator, _: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -24,7 +24,7 @@ from dd.engine.method import Objective, Synthetic, Task
 from dd.networks.statistics import required_batch_norms, statistics_loss
 from dd.training.teachers import Teacher, teacher_keys, untrained
 
-from ._crops import CropSettings, Judge, patch_needs, real_patches
+from ._crops import CropSettings, Judge, patch_needs, real_patches, require_enough
 from ._pixels import clip_
 from ._teachers import Committee, Taught
 
@@ -80,8 +80,10 @@ class Recovered(Taught):
         """Teachers, and the patches where it starts from them.
 
         Raises:
-            UsageError: a teacher has no BatchNorm, which is said before it is trained.
+            UsageError: a teacher has no BatchNorm, or a class too few images, which is said before one is trained.
         """
+        if self.start_from == "crops":
+            require_enough(task, self.crops)
         if self.r_bn:
             for network in untrained(task, self.teachers):
                 required_batch_norms(network)

@@ -11,7 +11,7 @@ from dd.engine.method import Synthetic, Task
 from dd.engine.registry import register
 from dd.training.teachers import teacher_keys
 
-from ._crops import BLOCK, CropSettings, patch_needs, real_patches
+from ._crops import BLOCK, CropSettings, patch_needs, real_patches, require_enough
 from ._teachers import Committee, Taught
 
 
@@ -36,6 +36,7 @@ class RDED(Taught):
 
     def prepare(self, task: Task) -> Committee:
         """Teachers, and the images that they choose."""
+        require_enough(task, self.crops)
         made = super().prepare(task)
         networks = [teacher.network for teacher in made.teachers]
         return replace(made, patches=real_patches(task, self.crops, self._keys(task), networks))

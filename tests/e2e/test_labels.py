@@ -6,6 +6,7 @@ from signal import SIGKILL
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dd.sets import load
 from dd.sets.soft_labels import LabelStore
@@ -131,9 +132,42 @@ def test_labels_that_do_not_fit_are_said_before_they_are_made_and_keep_what_ther
     assert ended.report["accuracy"] == whole[1]["accuracy"]
 
 
+def test_without_the_teachers_a_stored_set_has_its_accuracy_and_no_control(place, taught, tmp_path):
+    """Labelled by a checkpoint that is overwritten, then gone: the labels stay, and others would be no control."""
+    made = place.dd("run", *taught, "labels.mode=off", "eval.students=1", "--json")
+    assert made.code == 0, made.err
+    (weights,) = place.home.glob("teachers/*.safetensors")
+    file = tmp_path / "teacher.safetensors"
+    file.write_bytes(weights.read_bytes())
+    settings = [word for word in taught if not word.startswith("squeeze")]
+    run = place.dd("run", *settings, f"teachers=[{str(file)!r}]", "--json")
+    assert run.code == 0, run.err
+    again = ("eval", run.report["files"]["set"], "--json")
+    assert place.dd(*again).report["control"] == run.report["control"]
+
+    tensors = {name: tensor * 1.01 for name, tensor in load_file(file).items()}
+    save_file(tensors, file)
+    changed = place.dd(*again)
+    assert changed.report["accuracy"] == run.report["accuracy"]
+    assert changed.report["control"] is None
+    assert "has changed" in changed.report["missing"]["control"]
+
+    other = place.dd("run", *settings, f"teachers=[{str(file)!r}]", "--json")
+    assert other.report["recipe_hash"] != run.report["recipe_hash"]
+
+    file.unlink()
+    gone = place.dd(*again)
+    assert gone.code == 0, gone.err
+    assert "no such file" in gone.report["missing"]["control"]
+
+
 def test_live_labels_have_no_store(place, taught):
     ended = place.dd("run", *taught, "labels.mode=live", "eval.epochs=20", "--json")
     assert ended.code == 0, ended.err
     assert ended.report["labels"]["stored_epochs"] is None
     assert not (place.folder() / "labels").exists()
     assert load(ended.report["files"]["set"]).label_kind == "hard"
+    for name in ("control", "accuracy"):
+        again = place.dd("eval", ended.report["files"]["set"], "--json").report
+        assert again[name] == ended.report[name]
+        assert again["labels"] == ended.report["labels"]

@@ -67,6 +67,20 @@ def test_two_classes_exchanged_are_refused_where_an_accuracy_is_declared(teacher
     assert "first at label 1, 'class 1', to which its output 3 answers" in line
 
 
+def test_two_classes_exchanged_are_refused_where_nothing_is_declared(teacher, task):
+    exchanged = reordered(teacher, task, [0, 3, 2, 1, 4])
+    line = refusal(replace(exchanged, classes=None, declared=None), task)
+    assert "none declared): below 90 % of what another order of its classes gives" in line
+    assert "first at label 1, 'class 1', to which its output 3 answers" in line
+
+
+def test_another_order_is_not_looked_for_among_very_many_classes(teacher, task, monkeypatch):
+    monkeypatch.setattr(fitness, "ORDERED", CLASSES - 1)
+    exchanged = replace(reordered(teacher, task, [0, 3, 2, 1, 4]), classes=None, declared=None)
+    require_fit(exchanged, task)
+    assert "no other order" in refusal(replace(exchanged, declared=99.0), task)
+
+
 def test_a_checkpoint_with_its_classes_in_another_order(teacher, task, tmp_path):
     names = list(task.data.classes)
     state = teacher.network.state_dict()

@@ -58,13 +58,30 @@ def test_the_temperature_is_applied_when_labels_are_used():
             assert row == pytest.approx([part / sum(parts) for part in parts], rel=1e-5)
 
 
-@pytest.mark.parametrize("broken", [math.nan, math.inf, 1e5])
-def test_logits_that_float16_cannot_hold_are_refused(broken):
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_are_refused(broken):
     logits, own, partner = teacher(4)
     logits[2, 3] = broken
     for name in FORMS:
         with pytest.raises(RunError, match="teacher"):
             form_of(name, 10).encode(logits, own, partner)
+
+
+@pytest.mark.parametrize("huge", [1e5, -1e5, 3e30])
+def test_logits_beyond_float16_keep_their_label(huge):
+    logits, own, partner = teacher(4)
+    others = logits[[0, 1, 3]]
+    logits[2, 3] = huge
+    for name in FORMS:
+        form = form_of(name, 10)
+        there = form.decode(form.encode(logits, own, partner), own, partner)
+        wanted = logits[2].softmax(0)
+        if name != "distances":  # which hold only what the two classes of a view see
+            assert there[2].argmax() == wanted.argmax()
+        if name == "logits":
+            assert torch.allclose(there[2], wanted, atol=2e-3)
+            kept = form.encode(others, own[[0, 1, 3]], partner[[0, 1, 3]])["logits"]
+            assert torch.equal(form.encode(logits, own, partner)["logits"][[0, 1, 3]], kept)
 
 
 def test_distillation_at_a_high_temperature_matches_centred_logits():

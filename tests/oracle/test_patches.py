@@ -192,8 +192,18 @@ def test_four_tiles_are_the_patches_k_n_plus_k_and_so_on(task, net):
 def test_orders_differ_and_a_poor_class_is_refused(task):
     by_order = {o: made(RDED(squeeze=SQUEEZE, crops=CropSettings(order=o)), task) for o in ("low", "medium", "high")}
     assert len({image.float().sum().item() for image in by_order.values()}) == 3
-    with pytest.raises(UsageError, match="raise candidates=11, or lower ipc or factor"):
+    with pytest.raises(UsageError, match=r"there are 11 candidates .*: raise crops\.candidates=11"):
         made(RDED(squeeze=SQUEEZE, crops=CropSettings(factor=2, candidates=11)), task)
+    with pytest.raises(UsageError, match=r"\(of \d+\): lower ipc or crops\.factor"):
+        made(RDED(squeeze=SQUEEZE, crops=CropSettings(factor=8)), task)
+
+
+@pytest.mark.parametrize("method", [RDED, SPP])
+def test_too_few_images_are_refused_before_a_teacher_is_trained(method, task, tmp_path):
+    fresh = replace(task, store=Store(tmp_path))
+    with pytest.raises(UsageError, match=r"lower ipc or crops\.factor"):
+        method(squeeze=SQUEEZE, crops=CropSettings(factor=8)).prepare(fresh)
+    assert not list(tmp_path.rglob("teachers"))
 
 
 def test_parts_and_the_whole_take_the_same_patches(task):

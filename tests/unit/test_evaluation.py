@@ -561,6 +561,13 @@ def test_the_full_reference_trains_on_all_training_images_at_the_protocols_rate(
         arm.load(0)
 
 
+@pytest.mark.parametrize(("batch", "sizes"), [(127, [127]), (1, [1] * 128), (63, [63, 63, 2])])
+def test_a_single_image_that_is_left_over_has_no_batch_statistics_and_is_left_out(task, batch, sizes):
+    arm = full_arm(task.data, batch)
+    for number in range(2):
+        assert [len(x) for x, _ in arm.batches(generator(0), number)] == sizes
+
+
 @pytest.mark.parametrize(
     ("protocol", "passes"),
     [

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -217,6 +218,25 @@ def test_a_run_that_was_killed_goes_on_from_the_last_tenth_iteration(rig, whole,
     assert rig.checkpoint.iteration() == last
     assert equal(rig.run(method), whole[0])
     assert rig.rows == whole[1][last:]
+
+
+def test_checkpoints_that_take_long_are_saved_less_often(rig, whole, monkeypatch):
+    """A second in all is free, then a twentieth of the time: two saves of a minute are 20 minutes apart."""
+    clock, saved = [0.0], []
+    monkeypatch.setattr("dd.engine.synthesise.time.perf_counter", lambda: clock[0])
+    real = rig.checkpoint.save
+
+    def save(it, *rest):
+        clock[0] += 60
+        saved.append(it)
+        real(it, *rest)
+
+    monkeypatch.setattr(Checkpoint, "save", lambda self, *rest: save(*rest))
+    method = Toy(iterations=400, skip=frozenset())
+    monkeypatch.setattr(Toy, "project", lambda *_: clock.__setitem__(0, clock[0] + 10))
+    rig.run(method)
+    assert saved[0] == CHECKPOINT_EVERY
+    assert {b - a for a, b in pairwise(saved)} <= {110, 120}
 
 
 def test_a_run_stopped_again_and_again_ends_in_the_same_bits(rig, whole):
