@@ -201,10 +201,21 @@ def test_the_reconstruction_is_the_flattest_with_these_distances(scale):
     assert (entropy(unrounded) >= entropy(exact) - 1e-5).all()
 
 
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_a_reconstruction_sums_to_one(classes):
+    """Oracle 33, before float16 has its say."""
+    logits, own, partner = teacher(2000, classes)
+    made = reconstruct(distances(logits, own, partner), own, partner, classes)
+    assert (made >= 0).all()
+    assert (made.double().sum(1) - 1).abs().max() <= 5e-7
+
+
 def test_two_classes_are_reconstructed_exactly():
     logits, own, partner = teacher(classes=2)
     made = through(form_of("distances", 2), logits, own, partner)
     torch.testing.assert_close(made, logits.softmax(1), rtol=0, atol=2e-3)
+    unrounded = reconstruct(distances(logits, own, 1 - own), own, 1 - own, 2)
+    torch.testing.assert_close(unrounded, logits.softmax(1), rtol=0, atol=1e-6)
     # a teacher that sees nothing but the two classes, among ten
     logits, own, partner = teacher()
     sees = torch.full_like(logits, -1e3)

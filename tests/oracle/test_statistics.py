@@ -92,6 +92,37 @@ def test_matching_statistics_give_zero_and_a_zero_gradient():
     assert torch.equal(gradient, torch.zeros_like(x))
 
 
+def match_from(net, images, first=0):
+    """Give layers from `first` on, one after another, the statistics of what enters them behind those before."""
+    for number in range(first, len(batch_norms(net))):
+        matched(batch_norms(net)[number], inputs(net, images)[number])
+
+
+def test_all_layers_matched_at_once_give_zero_and_a_zero_gradient():
+    """Oracle 1 where layers feed one another: what a later one sees depends on the buffers of those before."""
+    net, images = network(), maps(6, 1, 8, 8)
+    assert read(net, images) > 1
+    match_from(net, images)
+    images.requires_grad_()
+    loss = read(net, images)
+    (gradient,) = torch.autograd.grad(loss, images)
+    assert loss.item() == 0.0
+    assert torch.equal(gradient, torch.zeros_like(images))
+
+
+@pytest.mark.parametrize(("number", "weight"), [(0, 10.0), (1, 1.0)])
+@pytest.mark.parametrize("buffer", ["running_mean", "running_var"])
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_one_entry_of_any_layer_apart(number, weight, buffer, channel):
+    """Oracle 1: the loss is the layer's weight times |delta|, whichever entry moves and whichever way."""
+    net, images = network(), maps(6, 1, 8, 8)
+    for apart in (0.25, -0.125):
+        match_from(net, images)
+        getattr(batch_norms(net)[number], buffer)[channel] += apart
+        match_from(net, images, number + 1)  # the moved entry changes what enters them
+        assert read(net, images).item() == pytest.approx(weight * abs(apart), rel=1e-12)
+
+
 @pytest.mark.parametrize("buffer", ["running_mean", "running_var"])
 def test_one_entry_apart(buffer):
     net, x = alone(), maps(5, 3, 4, 4)
@@ -190,6 +221,10 @@ def test_a_network_without_batch_norm_is_refused_with_the_way_out():
 
 
 def test_images_are_not_to_be_taken_in_smaller_batches():
-    net, images = network(), maps(6, 1, 8, 8)
+    """Oracle 13, negative: statistics couple images, so halves have another loss and pull another way."""
+    net, images = network(), maps(6, 1, 8, 8).requires_grad_()
+    together = read(net, images)
     halves = (read(net, images[:3]) + read(net, images[3:])) / 2
-    assert abs(halves - read(net, images)) > 1e-3  # statistics couple them
+    assert abs(halves - together) > 1e-3
+    (whole,), (parts,) = (torch.autograd.grad(loss, images) for loss in (together, halves))
+    assert (whole - parts).norm() / whole.norm() > 1e-3

@@ -66,7 +66,7 @@ def adamw(network):
 
 
 def test_adamw_halved_at_every_fifth_is_torchs_and_loses_no_memory():
-    """Oracle 27: NCFM's schedule is x 0.5 at E/5, 2E/5, 3E/5, 4E/5."""
+    """NCFM's schedule is x 0.5 at E/5, 2E/5, 3E/5, 4E/5."""
     protocol = replace(PROTOCOLS["ncfm"], epochs=10, batch=6, weight_decay=0.05)
     fit = protocol.fit(22, 0.01, "none")  # 4 steps a pass
     assert fit.steps == 40

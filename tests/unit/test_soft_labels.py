@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -178,7 +179,7 @@ def test_every_form_of_label_is_replayed_as_it_was_stored(tmp_path, form):
 
 
 def test_the_two_distances_of_a_batch_are_the_teachers(tmp_path):
-    """A student that is the teacher has only its hard loss left."""
+    """A student that is the teacher has only its hard loss left, by the area that clipping leaves (oracle 39)."""
     store = written(tmp_path, a_spec("distances"))
     for batch in store.epoch(0):
         logits = TEACHER(batch.view(load(batch.images)))
@@ -187,6 +188,12 @@ def test_the_two_distances_of_a_batch_are_the_teachers(tmp_path):
         loss = dbr_loss(logits, wanted, own, partner, batch.view.weight, 10.0)
         hard = dbr_loss(logits, wanted, own, partner, batch.view.weight, 0.0)
         assert float(loss - hard) == pytest.approx(0, abs=0.03)
+        top, left, height, width = batch.view.patch or (0, 0, 0, 0)
+        inside = torch.zeros(8, 8, dtype=torch.bool)
+        inside[top : top + height, left : left + width] = True
+        share = 1 - int(inside.sum()) / 64
+        mixed = share * F.cross_entropy(logits, own) + (1 - share) * F.cross_entropy(logits, partner)
+        assert float(hard) == pytest.approx(float(mixed), abs=1e-5)
         assert torch.equal(own, OWN[batch.images])
         assert torch.equal(partner, own if batch.view.partner is None else OWN[batch.images[batch.view.partner]])
 
@@ -309,6 +316,12 @@ def test_pieces_of_a_batch():
     assert pieces(17, 8) == [8, 9]  # one image has no statistics
     assert pieces(9, 8) == [9]
     assert pieces(5, 8) == [5]
+    for images in range(1, 80):
+        for micro in range(2, 33):
+            sizes = pieces(images, micro)
+            assert sum(sizes) == images
+            assert 1 not in sizes or images == 1
+            assert max(sizes) <= micro + 1
 
 
 def test_views_that_the_seed_no_longer_draws_are_noticed(tmp_path, monkeypatch):

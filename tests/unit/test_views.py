@@ -46,7 +46,7 @@ def test_square_crops_are_square():
 
 
 def test_cutmix_weighs_a_label_by_the_area_that_is_left():
-    """Oracle 26: the weight is 1 - area / (h w) after clipping."""
+    """The weight is 1 - area / (h w) after clipping."""
     policy = ViewPolicy(mix="cutmix")
     images, onehot = images_of(8), torch.eye(8)
     for number in range(30):
@@ -63,6 +63,17 @@ def test_cutmix_weighs_a_label_by_the_area_that_is_left():
         torch.testing.assert_close(view.mixed(onehot), expected)
 
 
+def test_an_image_mixed_with_itself_is_itself():
+    """Oracle 38: in new memory all the same, and its label is its own to the bit."""
+    images, onehot = images_of(8), torch.eye(8)
+    view = draw_view(ViewPolicy(mix="cutmix"), 8, (3, 12, 12), generator(1, "cutmix"))
+    assert not torch.equal(view(images), images)
+    same = dataclasses.replace(view, partner=torch.arange(8))
+    assert torch.equal(same(images), images)
+    assert torch.equal(same.mixed(onehot), onehot)
+    assert same(images).data_ptr() != images.data_ptr()
+
+
 def test_the_mean_area_of_cutmix_is_what_clipping_leaves():
     rng, areas = generator(4, "patches"), []
     for _ in range(4000):
@@ -73,13 +84,19 @@ def test_the_mean_area_of_cutmix_is_what_clipping_leaves():
 
 
 def test_mixup_is_a_weighted_mean():
+    """Oracle 39: also where the weight is all of one image or of the other."""
     view = draw_view(ViewPolicy(mix="mixup", mix_alpha=0.8), 6, (3, 12, 12), generator(5, "mixup"))
-    images = images_of()
+    images, onehot = images_of(), torch.eye(6)
     expected = view.weight * images + (1 - view.weight) * images[view.partner]
     torch.testing.assert_close(view(images), expected)
     assert 0 < view.weight < 1
-    whole = dataclasses.replace(view, weight=1.0)
-    assert torch.equal(whole(images), images)
+    torch.testing.assert_close(view.mixed(onehot), view.weight * onehot + (1 - view.weight) * onehot[view.partner])
+    assert not torch.equal(view.partner, torch.arange(6))
+    own, other = (dataclasses.replace(view, weight=weight) for weight in (1.0, 0.0))
+    assert torch.equal(own(images), images)
+    assert torch.equal(own.mixed(onehot), onehot)
+    assert torch.equal(other(images), images[view.partner])
+    assert torch.equal(other.mixed(onehot), onehot[view.partner])
 
 
 def test_the_share_of_mixed_batches():
