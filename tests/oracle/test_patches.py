@@ -1,6 +1,7 @@
 """RDED's patches against what the paper says of them."""
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
