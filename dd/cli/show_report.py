@@ -94,8 +94,15 @@ def _lines(report: "Report") -> list[str]:
 
 def _labels(labels: Mapping[str, Any]) -> str:
     """Who labelled the views of every row, and as what."""
-    who = " and ".join(labels["names"]) if labels.get("names") else "teachers that are not at hand"
-    how = f"{labels['form']}, {labels['teacher_mode']} statistics"
+    names, accuracies = labels.get("names") or (), labels.get("accuracies") or ()
+    known = [
+        f"{name} ({held:.1f} % of held-out images)"
+        for name, held in zip(names, accuracies, strict=False)
+        if held is not None
+    ]
+    who = " and ".join(known or names) or "teachers that are not at hand"
+    several = f", {labels['ensemble']}" if len(names) > 1 else ""
+    how = f"{labels['form']}, {labels['teacher_mode']} statistics{several}"
     kept = f"{labels['stored_epochs']} epochs stored" if labels.get("stored_epochs") else "asked while students train"
     return f"in every row by {who} ({how}); of the set {kept}"
 

@@ -5,7 +5,7 @@ data set are shared by all methods.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -190,17 +190,17 @@ def evaluate(
             missing["full"] = why
     else:
         missing |= dict.fromkeys(("control", "start", "full"), "not asked for")
-    student = asdict(task.student)
+    student, labels = asdict(task.student), _labels(evaluator, store)
     return Report(
         accuracy=accuracy_,
         control=control,
         start=begin,
         full=full,
         decoded=decoded,
-        labels=_labels(evaluator, store),
+        labels=labels,
         missing=missing,
         protocol=asdict(protocol),
-        fingerprint=protocol.fingerprint(student, task.data.augment),
+        fingerprint=protocol.fingerprint(student, task.data.augment, _making(labels)),
         student=student,
         dataset={k: getattr(task.data, k) for k in ("name", "where", "licence", "notes", "fingerprint")},
         bytes=distilled.bytes(),
@@ -209,11 +209,24 @@ def evaluate(
 
 
 def _labels(evaluator: Evaluator, store: LabelStore | None) -> dict[str, Any] | None:
-    """What a report says of a teacher's labels."""
-    if evaluator.labeller is None:
-        return None if store is None else {**store.spec.teacher, "names": None, "stored_epochs": store.spec.epochs}
-    names = list(evaluator.labeller.origin["teachers"])
-    return {**evaluator.labeller.facts, "names": names, "stored_epochs": None if store is None else store.spec.epochs}
+    """What a report says of teachers' labels."""
+    labeller, epochs = evaluator.labeller, None if store is None else store.spec.epochs
+    if labeller is None:
+        known = {"names": None, "accuracies": None, "stored_epochs": epochs}
+        return None if store is None else {**store.spec.teacher, **known}
+    return {
+        **labeller.facts,
+        "names": list(labeller.origin["teachers"]),
+        "accuracies": [teacher.holdout for teacher in labeller.teachers],
+        "stored_epochs": epochs,
+    }
+
+
+def _making(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How labels are made, whoever the teachers are, and whether they are stored or asked for."""
+    if labels is None:
+        return None
+    return {k: v for k, v in labels.items() if k not in ("teachers", "weights", "names", "accuracies", "stored_epochs")}
 
 
 def _full(evaluator: Evaluator) -> tuple[Score | None, str]:

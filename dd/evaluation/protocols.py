@@ -160,11 +160,16 @@ class Protocol:
             if name not in _NO_PART_OF_THE_NUMBER and not (name in _LATER and value == default[name])
         }
 
-    def fingerprint(self, student: dict[str, Any], strategy: str) -> str:
-        """Hash of all that two numbers must share to be compared, but the data: training, network, augmentation."""
-        return digest(
-            {"training": self.training(), "student": student, "augment": strategy if self.augment else "none"}
-        )
+    def fingerprint(self, student: dict[str, Any], strategy: str, labels: Mapping[str, Any] | None = None) -> str:
+        """Hash of all that two numbers must share to be compared, but the data and who teaches them.
+
+        Args:
+            student: the network.
+            strategy: of augmentation.
+            labels: how teachers' labels are made; None for the images' own.
+        """
+        shared = {"training": self.training(), "student": student, "augment": strategy if self.augment else "none"}
+        return digest(shared if labels is None else shared | {"labels": dict(labels)})
 
 
 # Where the family agrees, unless said: AdamW with a cosine, no decay of vectors, temperature 20, mixed crops

@@ -9,7 +9,7 @@ import torch
 
 from dd.data import DataSettings, open_data
 from dd.engine.method import Task
-from dd.errors import UsageError
+from dd.errors import RunError, UsageError
 from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.protocols import default_protocol, protocol_of
@@ -60,17 +60,18 @@ def _labeller(distilled: DistilledSet, task: Task, store: LabelStore | None) -> 
     origin = (distilled.views or {}).get("labeller") or distilled.provenance.get("labeller")
     if origin is None:
         return None, ""
-    if store is not None:
-        try:
-            there = Labeller.facts_of(task, origin)
-        except UsageError as error:  # such as a checkpoint that is not on this machine
-            return None, f"the teachers that labelled the set are not at hand ({error})"
-        if there != store.spec.teacher:
-            return None, (
-                "the teachers that labelled the set are not at hand: a file of theirs has changed, or device, data or "
-                "precision are others than those they were trained with"
-            )
-    return Labeller.of_origin(task, origin), ""
+    if store is None:
+        return Labeller.of_origin(task, origin), ""
+    absent = "the teachers that labelled the set are not at hand"
+    try:
+        if Labeller.facts_of(task, origin) == store.spec.teacher:
+            return Labeller.of_origin(task, origin), ""
+    except (UsageError, RunError) as error:  # a checkpoint or published weights that are not on this machine
+        return None, f"{absent} ({error})"
+    return None, (
+        f"{absent}: a file of theirs has changed, or device, data or precision are others than those they were "
+        "trained with"
+    )
 
 
 def _meant_for(distilled: DistilledSet) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from dd.runs.cost import measured
 from dd.runs.stop import Stop
 from dd.runs.store import Payload
 from dd.sets import DistilledSet, load, save
+from dd.sets.label_writer import require_room, size_of
 from dd.training.relabel import Labeller
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,9 @@ class _Run:
         """Every stage, and the report."""
         recipe, task = self.recipe, self.task
         method, costs = recipe.method, {}
-        planned_labels(recipe, task)  # may refuse, so it comes before hours of work
+        planned = planned_labels(recipe, task)  # may refuse, so it comes before hours of work
+        if planned and planned["bytes"]:
+            require_room(self.folder.labels, planned["bytes"] - size_of(self.folder.labels))
         with measured(task.device) as costs["prepare"]:
             prepared = method.prepare(task)
         log.info("prepared in %.0f s", costs["prepare"].seconds)

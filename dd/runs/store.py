@@ -74,6 +74,7 @@ class Store:
         what: str = "",
         *,
         force: bool = False,
+        describe: Callable[[Artefact], str] = lambda _: "",
     ) -> Artefact:
         """The tensors that `spec` determines.
 
@@ -83,12 +84,13 @@ class Store:
             make: computes (tensors by name, JSON-able facts); called only when they are not in the store.
             what: named in the log, for example "expert 3 of cifar10".
             force: make it even if it is there.
+            describe: adds words to the log.
 
         Raises:
             UsageError: the store cannot be written to.
             RunError: the disk is full.
         """
-        return self._get_or_make(kind, spec, lambda: self._write(kind, spec, make()), what, force)
+        return self._get_or_make(kind, spec, lambda: self._write(kind, spec, make()), what, force, describe)
 
     def tensors_of_many(
         self,

@@ -160,6 +160,11 @@ def size_on_disk(
     return epochs * (_rows.write_header(io.BytesIO(), spec) + n * _rows.row_type(spec).itemsize)
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of the labels that a folder holds already; 0 where it is not there."""
+    return sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
+
+
 def require_room(folder: Path | str, needed: int) -> str:
     """See that `needed` bytes fit on the disk of a folder that need not be there yet; returns a line for the log.
 
@@ -170,7 +175,10 @@ def require_room(folder: Path | str, needed: int) -> str:
     free = shutil.disk_usage(there).free
     line = f"labels take {_size(needed)} in {folder}, where {_size(free)} are free"
     if needed > free:
-        raise UsageError(f"{line}; keep fewer of them (top-k, two distances) or ask the teachers while students train")
+        raise UsageError(
+            f"{line}; keep less of them (labels.form=topk or distances), or ask "
+            "the teachers while students train (labels.mode=live)"
+        )
     return line
 
 

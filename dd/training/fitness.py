@@ -16,6 +16,7 @@ from dd.training.teachers import Teacher
 CHECKED = 5000  # images at most that a teacher is tried on
 KEPT = 0.9  # share of the declared accuracy that it must reach
 ERRORS = 3  # standard errors that it must be above chance
+CONVINCING = 0.25  # of the way from luck to always right, that another order must reach: untrained networks have order
 ORDERED = 2000  # classes at most among which another order is looked for
 _SEED = 0  # of the sample; the same one in every run
 _CHUNK = 256
@@ -96,7 +97,8 @@ def _other_order(predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) ->
     # the best of all orders flatters any predictions: how much, the same ones dealt out at random tell
     dealt = predicted[torch.randperm(n, generator=generator(_SEED, "fitness", "dealt"))]
     _, by_luck = best_order(confusion(labels, dealt, len(classes)))
-    if best <= max(right, by_luck) + ERRORS * _error(max(right, by_luck), n):
+    convincing = by_luck + CONVINCING * (1 - by_luck)
+    if best <= max(max(right, by_luck) + ERRORS * _error(max(right, by_luck), n), convincing):
         return "", right
     at = int((order != torch.arange(len(order))).nonzero()[0])
     words = (

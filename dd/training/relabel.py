@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -99,9 +100,7 @@ class Labeller:
             UsageError: a teacher cannot be had, or does not know the images.
         """
         squeeze, settings = _settings_of(origin)
-        members = teachers(task, origin["teachers"], squeeze)
-        for teacher in members:
-            require_fit(teacher, task)
+        members = teachers(task, origin["teachers"], squeeze, partial(require_fit, task=task))
         return cls.of(task, members, squeeze, settings, origin["weights"])
 
     @classmethod

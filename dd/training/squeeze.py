@@ -97,9 +97,15 @@ def squeezed(task: Task, network: NetworkSpec, settings: SqueezeSettings, what: 
     """
     spec = squeeze_spec(task, network, settings)
     keep = PassFile(task.store.unfinished(KIND, spec), digest(spec), what)
-    kept = task.store.tensors(KIND, spec, partial(_squeeze, task, network, settings, keep), what)
+    make = partial(_squeeze, task, network, settings, keep)
+    kept = task.store.tensors(KIND, spec, make, what, describe=_held_out)
     keep.remove()  # only now is the network elsewhere
     return kept
+
+
+def _held_out(made: Artefact) -> str:
+    held = made.info.get("holdout")
+    return "" if held is None else f": {held:.1f} % of held-out images"
 
 
 def _squeeze(

@@ -3,7 +3,7 @@
 They are trained here ("squeeze", Yin et al., SRe2L, NeurIPS 2023), one artefact each, or come from where a user says.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -48,13 +48,16 @@ class Teacher:
     sha256: str
 
 
-def teachers(task: Task, names: Sequence[str], settings: SqueezeSettings) -> tuple[Teacher, ...]:
+def teachers(
+    task: Task, names: Sequence[str], settings: SqueezeSettings, check: Callable[[Teacher], None] = lambda _: None
+) -> tuple[Teacher, ...]:
     """The teachers of the given names, trained where they are to be trained here and do not exist yet.
 
     Args:
         task: the run.
         names: see `dd.networks.named.source`.
         settings: of those that are trained here.
+        check: raises where one will not do; asked of each before the next is trained.
 
     Raises:
         UsageError: a name stands for nothing, or for something that cannot classify these images.
@@ -65,6 +68,7 @@ def teachers(task: Task, names: Sequence[str], settings: SqueezeSettings) -> tup
     # those from elsewhere first: what is wrong with one is said before another is trained for hours
     for at in sorted(range(len(sources)), key=lambda at: isinstance(sources[at][1], Untrained)):
         ready[at] = _teacher(task, *sources[at], settings)
+        check(ready[at])
     return tuple(ready[at] for at in range(len(sources)))
 
 
@@ -91,10 +95,14 @@ def teacher_keys(task: Task, names: Sequence[str], settings: SqueezeSettings) ->
     return keys
 
 
-def untrained(task: Task, names: Sequence[str]) -> list[nn.Module]:
-    """The networks of those names that would be trained here, with no weights of any meaning."""
-    origins = [origin for _, origin in _sources(task, names) if isinstance(origin, Untrained)]
-    return [build_teacher(task, origin.spec, task.classes, generator(0, "skeleton")) for origin in origins]
+def untrained(task: Task, names: Sequence[str]) -> dict[str, nn.Module]:
+    """By name the networks that would be trained here, with no weights of any meaning."""
+    rng = partial(generator, 0, "skeleton")
+    return {
+        name: build_teacher(task, origin.spec, task.classes, rng())
+        for name, origin in _sources(task, names)
+        if isinstance(origin, Untrained)
+    }
 
 
 def spelled(task: Task, name: str) -> str:

@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 from dd.data.views import ViewPolicy, draw_view
 from dd.engine.method import Task
 from dd.errors import RunError, UsageError
-from dd.training.committee import PRIORS, logits, published_prior
+from dd.networks.named import STUDENT
+from dd.training.committee import logits, published_prior
 from dd.training.loop import Fit, Trainer, accuracy
 from dd.training.teachers import Teacher, teacher_keys
 
@@ -52,28 +53,24 @@ class DistilSettings:
     students: Annotated[int, Field(ge=1)] = 1
 
 
-def known_prior(votes: Source, task: Task, teachers: Sequence[Teacher]) -> tuple[float, ...]:
-    """Priors in percent that need no measurement.
+def published_priors(task: Task, names: Sequence[str]) -> tuple[float, ...] | None:
+    """CV-DD's constants for these teachers on this data set, in percent; None where one of them has none."""
+    archs = [task.student.arch if name == STUDENT else name for name in names]
+    found = [published_prior(task.data.name, arch) for arch in archs]
+    return None if None in found else tuple(value for value in found if value is not None)
+
+
+def require_holdout(votes: Source, task: Task) -> None:
+    """Refuse votes by held-out accuracy where nothing is held out.
 
     Raises:
-        UsageError: there is no published constant, or no held-out accuracy, for one of them.
+        UsageError: see above.
     """
-    if votes == "equal":
-        return (0.0,) * len(teachers)
-    found: list[float] = []
-    for teacher in teachers:
-        name = task.student.arch if teacher.name == "student" else teacher.name
-        value = published_prior(task.data.name, name) if votes == "prior" else teacher.holdout
-        if value is None and votes == "prior":
-            raise UsageError(
-                f"votes=prior: no constant was published for {name} on {task.data.name} (there are some for "
-                f"{', '.join(PRIORS)}); votes=distil measures them, votes=teacher takes held-out accuracies, or give "
-                "prior=[...], one number per teacher"
-            )
-        if value is None:
-            raise UsageError(f"votes=teacher: nothing is held out to score {teacher.name}; data.holdout=0.1 does that")
-        found.append(value)
-    return tuple(found)
+    if not len(task.data.holdout):
+        raise UsageError(
+            f"votes={votes} scores on held-out images, and there are none: data.holdout=0.1, votes=equal, or "
+            "prior=[...], one number per teacher"
+        )
 
 
 def prior_needs(method: "Recovered", task: Task, settings: DistilSettings) -> list[tuple[str, dict[str, Any], str]]:
@@ -87,13 +84,7 @@ def prior_needs(method: "Recovered", task: Task, settings: DistilSettings) -> li
 def distilled_prior(
     method: "Recovered", task: Task, committee: Committee, settings: DistilSettings
 ) -> tuple[float, ...]:
-    """Held-out accuracy in percent of students on sets recovered from each teacher alone, with `method`'s settings.
-
-    Raises:
-        UsageError: no images are held out.
-    """
-    if not len(task.data.holdout):
-        raise UsageError("votes=distil scores students on held-out images, and there are none: data.holdout=0.1")
+    """Held-out accuracy in percent of students on sets recovered from each teacher alone, with `method`'s settings."""
     found = []
     for (kind, spec, words), teacher in zip(prior_needs(method, task, settings), committee.teachers, strict=True):
         make = partial(_measure, method, task, teacher, settings)

@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from dd.data.views import STRETCH, draw_boxes, resized_crop
 from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Objective, Synthetic, Task
+from dd.errors import UsageError
 from dd.networks.statistics import required_batch_norms, statistics_loss
 from dd.training.teachers import Teacher, teacher_keys, untrained
 
@@ -85,14 +86,22 @@ class Recovered(Taught):
         if self.start_from == "crops":
             require_enough(task, self.crops)
         if self.r_bn:
-            for network in untrained(task, self.teachers):
-                required_batch_norms(network)
+            for name, network in untrained(task, self.teachers).items():
+                self.require_usable(name, network)
         made = super().prepare(task)
         if self.start_from != "crops":
             return made
         keys = teacher_keys(task, self.teachers, self.squeeze)
         networks = [teacher.network for teacher in made.teachers]
         return replace(made, patches=real_patches(task, self.crops, keys, networks, self.judge(made)))
+
+    def require_usable(self, name: str, network: nn.Module) -> None:
+        """See `Taught`; the statistics loss needs BatchNorm."""
+        if self.r_bn:
+            try:
+                required_batch_norms(network)
+            except UsageError as error:
+                raise UsageError(f"teachers={name}: {error}") from error
 
     def judge(self, committee: Committee) -> Judge | None:
         """Which crops may be chosen; None for all."""

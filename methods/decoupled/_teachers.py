@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from dd.engine.method import Method, Synthetic, Task
 from dd.errors import UsageError
@@ -55,15 +55,25 @@ class Taught(Method):
     """A method whose images and labels come from teachers.
 
     Attributes:
+        votes_on_labels: whether its teachers have priors to weigh their logits by.
         teachers: names: "student", `ARCH:width=48`, `timm:NAME`, `torchvision:NAME`, with a tag of weights pretrained,
             or a checkpoint's path.
         squeeze: how those are trained that are trained here.
         labels: how views of the images are labelled; no part of how the images are made.
     """
 
+    votes_on_labels: ClassVar[bool] = False
+
     teachers: Annotated[tuple[str, ...], Field(min_length=1)] = ("student",)
     squeeze: SqueezeSettings = field(default_factory=SqueezeSettings)
     labels: LabelSettings = field(default_factory=LabelSettings)
+
+    def __post_init__(self) -> None:
+        if self.labels.ensemble == "logit_weighted" and not self.votes_on_labels:
+            raise ValueError(
+                f"labels.ensemble=logit_weighted needs votes, which {self.name} does not have: take method=cvdd, or "
+                "labels.ensemble=logit_mean"
+            )
 
     def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
         """One artefact per teacher that is trained here."""
@@ -84,10 +94,19 @@ class Taught(Method):
                 f"data.preprocess={task.data.preprocess.kind}: {self.name} clips and saves pixels, whose range shows "
                 "only in data.preprocess=standard"
             )
-        found = teachers(task, self.teachers, self.squeeze)
-        for teacher in found:
+
+        def check(teacher: Teacher) -> None:
+            self.require_usable(teacher.name, teacher.network)
             require_fit(teacher, task)
-        return found
+
+        return teachers(task, self.teachers, self.squeeze, check)
+
+    def require_usable(self, name: str, network: nn.Module) -> None:
+        """Refuse a network that the method has no use for; all will do.
+
+        Raises:
+            UsageError: see above.
+        """
 
     def labeller(self, task: Task, prepared: Committee) -> Labeller | None:
         """All teachers, as `labels` says."""

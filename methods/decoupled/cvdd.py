@@ -1,9 +1,10 @@
 """CV-DD: dataset distillation via committee voting (Cui et al., arXiv:2501.07575)."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -14,9 +15,11 @@ from dd.training.committee import votes
 from dd.training.relabel import LabelSettings
 
 from ._crops import CropSettings
-from ._prior import DistilSettings, Source, distilled_prior, known_prior, prior_needs
+from ._prior import DistilSettings, Source, distilled_prior, prior_needs, published_priors, require_holdout
 from ._recover import Member, Recovered
 from ._teachers import Committee
+
+log = logging.getLogger(__name__)
 
 
 @register("cvdd")
@@ -29,15 +32,16 @@ class CVDD(Recovered):
     Attributes beyond those of SRe2L++:
         members_by: which teachers a batch has: "pairs", all pairs in the order of `teachers`, one per image of a class
             (ipc 10 of five); "random", a pair drawn per image of a class (ipc 50); "all" at once.
-        votes: where the priors come from: "prior", the authors' constants for a data set and an architecture;
-            "teacher", the teachers' held-out accuracy; "distil", a student's held-out accuracy on images distilled from
-            each alone, measured here; "equal".
+        votes: where the priors come from: "prior", the authors' constants for a data set and an architecture of any
+            width, or, where one is missing, as "distil"; "teacher", the teachers' held-out accuracy; "distil", a
+            student's held-out accuracy on images distilled from each alone, measured here; "equal".
         prior: the priors themselves, one per teacher in percent; None for those that `votes` says.
         tau: temperature of the votes.
         distil: how "distil" measures.
     """
 
     paper = "https://arxiv.org/abs/2501.07575"
+    votes_on_labels: ClassVar[bool] = True
 
     teachers: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "resnet18",
@@ -58,24 +62,38 @@ class CVDD(Recovered):
     distil: DistilSettings = field(default_factory=DistilSettings)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.prior is not None and len(self.prior) != len(self.teachers):
             raise ValueError(f"prior has {len(self.prior)} numbers for {len(self.teachers)} teachers")
 
     def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
         """Teachers, patches, and what a prior is measured by."""
-        measured = prior_needs(self, task, self.distil) if self._measures else []
+        measured = prior_needs(self, task, self.distil) if self._measures(task) else []
         return [*super().needs(task), *measured]
 
     def prepare(self, task: Task) -> Committee:
-        """Teachers, patches and priors."""
+        """Teachers, patches and priors.
+
+        Raises:
+            UsageError: also where votes need held-out images and there are none.
+        """
+        measures = self._measures(task)
+        if measures or (self.prior is None and self.votes == "teacher"):
+            require_holdout(self.votes, task)
         made = super().prepare(task)
         if self.prior is not None:
             prior = self.prior
-        elif self._measures:
+        elif measures:
+            if self.votes == "prior":
+                log.info(
+                    "no constants are published for these teachers on %s: their votes are measured", task.data.name
+                )
             prior = distilled_prior(self, task, made, self.distil)
+        elif self.votes == "teacher":
+            prior = tuple(float(teacher.holdout or 0.0) for teacher in made.teachers)
         else:
-            prior = known_prior(self.votes, task, made.teachers)
-        return replace(made, prior=prior)
+            prior = published_priors(task, self.teachers) if self.votes == "prior" else None
+        return replace(made, prior=prior or (0.0,) * len(made.teachers))
 
     def members(self, task: Task, prepared: Committee) -> Sequence[Member]:
         """The pair of the batch, or all, with votes by their priors."""
@@ -92,6 +110,7 @@ class CVDD(Recovered):
             return pairs[rank % len(pairs)]
         return pairs[int(torch.randint(len(pairs), (), generator=task.common("pair", rank)))]
 
-    @property
-    def _measures(self) -> bool:
-        return self.prior is None and self.votes == "distil"
+    def _measures(self, task: Task) -> bool:
+        if self.prior is not None:
+            return False
+        return self.votes == "distil" or (self.votes == "prior" and published_priors(task, self.teachers) is None)

@@ -105,6 +105,18 @@ def test_an_untrained_network_is_refused_without_a_hint(teacher, task):
         assert "none declared): not told from chance; no other order of its classes helps" in line
 
 
+@pytest.mark.parametrize(("share", "convinces"), [(0.12, False), (0.4, True)])
+def test_an_order_that_makes_the_best_of_next_to_nothing_is_no_hint(share, convinces):
+    """A share of the answers is the next class, the rest are random: untrained networks have some order, too."""
+    rng, names = generator(0, "answers"), tuple(f"class {c}" for c in range(10))
+    labels = torch.arange(10).repeat(200)
+    random = torch.randint(10, (2000,), generator=rng)
+    predicted = torch.where(torch.rand(2000, generator=rng) < share, (labels + 1) % 10, random)
+    words, best = fitness._other_order(predicted, labels, names)
+    assert ("first at label 0, 'class 0', to which its output 1 answers" in words) is convinces
+    assert (best > 0.4) is convinces
+
+
 class Shuffled(nn.Module):
     """A network whose answers go to other images."""
 

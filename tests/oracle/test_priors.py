@@ -1,4 +1,4 @@
-"""Priors of a committee that are measured (CV-DD, votes=distil): resumable, and of recoveries that went well."""
+"""Where the priors of a committee come from (CV-DD), and how they are measured."""
 
 import importlib
 from dataclasses import replace
@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dd.data.real import DeviceSplit
 from dd.engine.registry import get
-from dd.errors import RunError
+from dd.errors import RunError, UsageError
 from dd.networks import NetworkSpec
 from dd.runs import Store
+from dd.training.relabel import LabelSettings
 from dd.training.teachers import SqueezeSettings
 
 CVDD = get("cvdd")
@@ -62,3 +64,53 @@ def test_a_recovery_that_diverged_gives_no_prior(task):
     next(committee.teachers[0].network.parameters()).fill_(torch.nan)  # gradients of which are no numbers
     with pytest.raises(RunError, match=r"images recovered from student diverged; lower lr_img"):
         prior._recover(method, task, committee)
+
+
+def without_holdout(task):
+    held = task.data.holdout
+    none = DeviceSplit(held.pixels[:0], held.labels[:0], task.data.preprocess, task.classes)
+    return replace(task, data=replace(task.data, holdout=none))
+
+
+def named(task, name):
+    return replace(task, data=replace(task.data, name=name))
+
+
+def test_constants_are_the_authors(task):
+    names = ("student", "torchvision:densenet121", "weights/mine.pt@torchvision:resnet50")
+    resnet = replace(task, student=NetworkSpec(arch="resnet18", width=16))
+    assert prior.published_priors(named(resnet, "cifar10"), names) == (63.0, 67.4, 65.3)
+    assert prior.published_priors(resnet, names) is None
+    assert prior.published_priors(named(task, "cifar10"), names) is None  # a ConvNet
+
+
+def test_votes_of_teachers_and_of_equals(task):
+    two = SMALL | {"teachers": ("student", "convnet:width=2:depth=1")}
+    made = CVDD(**two | {"votes": "teacher"}).prepare(task)
+    assert made.prior == tuple(teacher.holdout for teacher in made.teachers)
+    assert CVDD(**two | {"votes": "equal"}).prepare(task).prior == (0, 0)
+    assert CVDD(**two, prior=(3.0, 4.0)).prepare(task).prior == (3, 4)
+    with pytest.raises(ValueError, match="prior has 1 numbers for 5 teachers"):
+        CVDD(prior=(1.0,))
+
+
+def test_without_a_constant_priors_are_measured(task, caplog):
+    caplog.set_level("INFO")
+    found = CVDD(**SMALL | {"votes": "prior"}).prepare(task)
+    assert "no constants are published for these teachers on blobs: their votes are measured" in caplog.text
+    assert found.prior == CVDD(**SMALL).prepare(task).prior
+
+
+@pytest.mark.parametrize("votes", ["distil", "teacher", "prior"])
+def test_measured_votes_need_held_out_images_which_is_said_before_a_teacher_is_trained(task, votes, tmp_path):
+    with pytest.raises(UsageError, match=rf"votes={votes} scores on held-out images.*data\.holdout=0\.1"):
+        CVDD(**SMALL | {"votes": votes}).prepare(without_holdout(task))
+    assert not list(tmp_path.rglob("teachers"))
+
+
+@pytest.mark.parametrize("other", ["sre2lpp", "cda", "rded", "nrrdd"])
+def test_only_a_committee_with_votes_weighs_its_labels(other):
+    weighted = LabelSettings(ensemble="logit_weighted")
+    with pytest.raises(ValueError, match="logit_weighted needs votes"):
+        get(other)(labels=weighted)
+    CVDD(labels=weighted)

@@ -18,6 +18,7 @@ from dd.errors import UsageError
 from dd.networks import NetworkSpec
 from dd.networks.statistics import statistics_loss
 from dd.rng import generator
+from dd.runs import Store
 from dd.training.committee import votes
 from dd.training.teachers import SqueezeSettings, Teacher
 
@@ -39,8 +40,6 @@ def task(make_task, store):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Shared, so that teachers are trained once."""
-    from dd.runs import Store
-
     return Store(tmp_path_factory.mktemp("teachers"))
 
 
@@ -358,21 +357,6 @@ def test_random_pairs_are_drawn_per_image_of_a_class(task):
     assert len(set().union(*by_rank)) > 5
 
 
-def test_where_priors_come_from(task):
-    known = importlib.import_module("dd.methods.decoupled._prior").known_prior
-    nets = (teacher(None, "resnet18", 70.0), teacher(None, "torchvision:densenet121", 80.0))
-    assert known("equal", task, nets) == (0, 0)
-    assert known("teacher", task, nets) == (70, 80)
-    named = replace(task, data=replace(task.data, name="cifar10"))
-    assert known("prior", named, nets) == (63.0, 67.4)
-    with pytest.raises(UsageError, match="votes=distil"):
-        known("prior", task, nets)
-    with pytest.raises(UsageError, match=r"data.holdout=0.1"):
-        known("teacher", task, (teacher(None, "resnet18"),))
-    with pytest.raises(ValueError, match="prior has 1 numbers for 5 teachers"):
-        CVDD(prior=(1.0,))
-
-
 def test_a_member_is_measured_on_what_a_run_would_recover(task):
     measured = importlib.import_module("dd.methods.decoupled._prior")._recover
     method = SRE2L(**SMALL)
@@ -437,3 +421,13 @@ def test_a_teacher_without_batch_norm_is_refused_before_it_is_trained(make_task,
         SRE2L(**SMALL).prepare(task)
     assert not (tmp_path / "teachers").exists()
     assert SRE2L(**SMALL, r_bn=0.0).prepare(task).teachers[0].holdout > 30
+
+
+def test_a_checkpoint_without_batch_norm_is_refused_before_another_teacher_is_trained(task, tmp_path):
+    bare = NetworkSpec(depth=1, width=4, norm="none")
+    torch.save(replace(task, student=bare).build(generator(0)).state_dict(), tmp_path / "bare.pt")
+    file = f"{tmp_path}/bare.pt@convnet:depth=1:width=4:norm=none"
+    fresh = replace(task, store=Store(tmp_path / "store"))
+    with pytest.raises(UsageError, match=r"teachers=.*bare\.pt.* has no BatchNorm"):
+        SRE2L(**SMALL, teachers=("student", file)).prepare(fresh)
+    assert not list(tmp_path.rglob("teachers"))
