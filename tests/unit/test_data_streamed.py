@@ -1,7 +1,9 @@
 """Streamed images: what they are, in which order, and that nothing but time tells them from those on the device."""
 
 import io
+import os
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +27,8 @@ from dd.recipes import resolve
 from dd.rng import generator
 
 SIZES = [(12, 12), (20, 12), (9, 31), (12, 12), (40, 40)]
+
+REAL = os.environ.get("DD_DATA")  # before the tests forget it
 
 
 @pytest.fixture(autouse=True)
@@ -355,7 +359,18 @@ def test_a_check_reads_a_few_images_at_a_time(tmp_path, monkeypatch):
     assert found[0]["test"] == {"total": 15, "per_class": {"ant": 5, "bee": 5, "cat": 5}}
 
 
-@pytest.mark.parametrize("method", ["dm", "random", "mtt"])
+@pytest.mark.skipif(not (REAL and list(Path(REAL).glob("tiny-imagenet*"))), reason="needs DD_DATA with Tiny-ImageNet")
+def test_real_parquet_files_streamed_are_those_in_memory(monkeypatch):
+    monkeypatch.setenv("DD_DATA", REAL)
+    whole, flow = (open_data("tiny-imagenet", DataSettings(stream=stream), "cpu") for stream in (False, True))
+    assert isinstance(flow.train, StreamedSplit)
+    assert (flow.classes, flow.shape, len(flow.train)) == (whole.classes, whole.shape, len(whole.train))
+    assert torch.equal(flow.train.labels, whole.train.labels)
+    pairs = zip(flow.train.batches(256, generator(0)), whole.train.batches(256, generator(0)), strict=True)
+    assert all(torch.equal(a, b) and torch.equal(y, z) for (a, y), (b, z) in islice(pairs, 12))
+
+
+@pytest.mark.parametrize("method", ["dm", "random", "mtt", "sre2l", "rded"])
 def test_methods_give_the_same_set_on_streamed_data(tmp_path, method):
     name = write_folder(tmp_path / "set", sizes=[(16, 16), (24, 16)], train=12)
     sets = []
@@ -363,18 +378,25 @@ def test_methods_give_the_same_set_on_streamed_data(tmp_path, method):
         small = {
             "dm": {"iterations": 3},
             "mtt": {"iterations": 2, "steps": 2, "start_max": 1, "span": 1, "lr_lr": 1e-9},
+            "sre2l": {"iterations": 3, "roll": 2},
         }
         asked = {"method": method, "dataset": name, "ipc": 2, "device": "cpu", "compile": False}
         if method == "mtt":
             asked["experts"] = {"count": 1, "epochs": 2}
+        if method in ("sre2l", "rded"):
+            asked["squeeze"] = {"epochs": 60, "batch": 12, "lr": 0.05, "warmup": 0, "augment": False}
         asked |= small.get(method, {})
-        recipe = resolve(asked | {"data": {"stream": stream, "size": 16}, "student": {"width": 4}})
+        student = {"arch": "convnet", "width": 4} | ({"norm": "batch"} if "squeeze" in asked else {})
+        data = {"stream": stream, "size": 16} | (
+            {"holdout": 0} if "squeeze" in asked else {}
+        )  # what it has learnt by heart
+        recipe = resolve(asked | {"data": data, "student": student})
         task = make_task(recipe)
         assert isinstance(task.data.train, StreamedSplit if stream else DeviceSplit)
         prepared = recipe.method.prepare(task)
         syn = recipe.method.start(task, prepared)
         before = syn.images.detach().clone()
         synthesise(recipe.method, task, prepared, syn)
-        assert method == "random" or not torch.equal(syn.images, before)
+        assert method in ("random", "rded") or not torch.equal(syn.images, before)
         sets.append(syn.images.detach())
     assert torch.equal(*sets)
