@@ -80,7 +80,7 @@ class Parts:
             for number in missing:
                 words = f"part {number + 1} of {len(self.tasks)} of {self.recipe.name}"
                 self.task.store.tensors(KIND, self.spec(number), partial(self._make, number, show), words)
-                shutil.rmtree(self._folder(number).path)
+                shutil.rmtree(self._folder(number).path, ignore_errors=True)  # not there if another process made it
 
     def tracked(self, track: str | None) -> None:
         """`make`, with bar and log: what the first process does."""

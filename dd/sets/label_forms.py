@@ -5,8 +5,8 @@ probabilities.  Published ones: all logits (SRe2L, Yin et al., NeurIPS 2023); th
 labels (FKD, Shen & Xing, ECCV 2022); two distances (NRR-DD, see `dd.sets.label_distances`).
 
 Of a batch of n views, `own` (n,) int64 are the classes of the images, `partner` (n,) int64 those of the images mixed
-into them: the same where nothing is mixed.  Whatever float16 cannot hold exactly is rounded such that the most
-probable class stays so.
+into them: the same where nothing is mixed.  Whatever float16 cannot hold exactly is rounded such that no class becomes
+more probable than the most probable one, which logits that differ by less than a rounding can only equal.
 """
 
 from abc import ABC, abstractmethod

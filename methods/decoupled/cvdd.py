@@ -63,6 +63,11 @@ class CVDD(Recovered):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.members_by != "all" and len(self.teachers) > 2 and self.layout != "one-per-class":
+            raise ValueError(
+                f"members_by={self.members_by} goes by an image's place in its class, which images of a batch share in "
+                f"layout=one-per-class, not in layout={self.layout}; or members_by=all"
+            )
         if self.prior is not None and len(self.prior) != len(self.teachers):
             raise ValueError(f"prior has {len(self.prior)} numbers for {len(self.teachers)} teachers")
 

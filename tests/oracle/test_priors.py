@@ -114,3 +114,13 @@ def test_only_a_committee_with_votes_weighs_its_labels(other):
     with pytest.raises(ValueError, match="logit_weighted needs votes"):
         get(other)(labels=weighted)
     CVDD(labels=weighted)
+
+
+@pytest.mark.parametrize("layout", ["whole", "class-major", "single-class"])
+@pytest.mark.parametrize("by", ["pairs", "random"])
+def test_pairs_by_place_need_batches_of_one_place(layout, by):
+    with pytest.raises(ValueError, match="layout=one-per-class"):
+        CVDD(layout=layout, members_by=by)
+    CVDD(layout=layout, members_by=by, teachers=("student", "convnet:width=2"))
+    CVDD(layout=layout, members_by="all")
+    CVDD(members_by=by)
