@@ -200,8 +200,8 @@ class Method:
 
     The engine calls `settle`, `prepare` and `parts`; for every part `start`, `optimisers`, then `loss`, `rate` and
     `project` once an iteration, then `finish`.  A method with no outer loop (selection, crops) has `iterations = 0`.
-    `__post_init__` may only raise `ValueError`, for fields that contradict one another.  `version` is raised when the same
-    fields give other images than before, so that none from before are taken for them.
+    `__post_init__` may only raise `ValueError`, for fields that contradict one another.  `version` is raised when the
+    same fields give other images than before, so that none from before are taken for them.
     """
 
     name: ClassVar[str] = ""
