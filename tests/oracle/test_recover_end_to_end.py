@@ -129,7 +129,7 @@ def test_statistics_are_worth_something_and_bring_images_nearer_to_the_real_ones
     apart = [statistics_of(net, images) for images in (plain, matched[0])]
     without = score(task, plain, net)
     assert apart[0] > 2 * apart[1]
-    assert soft_score >= without + 3
+    assert soft_score >= without + 5
 
 
 def test_a_real_start_is_worth_a_point(task, soft_score):
