@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dd.engine.method import Task
-from dd.errors import UsageError
+from dd.errors import UsageError, in_one_line
 from dd.io import digest, sha256_file, sha256_tensors
 from dd.networks import NetworkSpec, resolve
 from dd.networks.adapted import Adapted, pick
@@ -192,8 +192,7 @@ def _adapted(
     try:
         shape = tuple(network(torch.zeros(1, *task.data.shape, device=task.device)).shape)
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"teachers={name} cannot take images of {_shape(task)}: {reason}") from error
+        raise UsageError(f"teachers={name} cannot take images of {_shape(task)}: {in_one_line(error)}") from error
     if shape != (1, task.classes):
         raise UsageError(f"teachers={name} gives {shape} for one image, not {task.classes} logits")
     return Teacher(name, network, classes, holdout_accuracy(task, network), declared, sha256)
