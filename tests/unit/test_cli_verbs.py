@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dd.cli.common import readable_size
 from dd.cli.main import run_command_line
 from dd.recipes import resolve
+from dd.sizes import readable_size
 
 TINY = [
     "method=random",
