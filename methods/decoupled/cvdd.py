@@ -16,7 +16,7 @@ from dd.training.relabel import LabelSettings
 from ._crops import CropSettings
 from ._prior import DistilSettings, Source, distilled_prior, known_prior, prior_needs
 from ._recover import Member, Recovered
-from ._teachers import Committee
+from ._teachers import Committee, Names
 
 
 @register("cvdd")
@@ -39,7 +39,7 @@ class CVDD(Recovered):
 
     paper = "https://arxiv.org/abs/2501.07575"
 
-    teachers: Annotated[tuple[str, ...], Field(min_length=1)] = (
+    teachers: Names = (
         "resnet18",
         "torchvision:resnet50",
         "torchvision:shufflenet_v2_x0_5",

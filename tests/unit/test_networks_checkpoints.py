@@ -198,8 +198,14 @@ def test_without_names_as_many_outputs_keep_their_order():
 
 
 @pytest.mark.parametrize(
-    ("theirs", "words"), [(None, "their names are not known"), (("cat", "n1", "n2"), "none of them is 'dog'")]
+    ("theirs", "words"),
+    [
+        (None, "their names are not known: save {'state_dict': …, 'classes': "),
+        (("cat", "n1", "n2"), "none of them is 'dog': retrain its last layer"),
+    ],
 )
 def test_no_telling_which_outputs_are_wanted(theirs, words):
     with pytest.raises(UsageError, match=f"3 outputs for 2 classes, and {words}"):
         pick(theirs, 3, ("cat", "dog"))
+    with pytest.raises(UsageError, match="it has 1 outputs for 2 classes, and their names are not known: retrain"):
+        pick(None, 1, ("cat", "dog"))
