@@ -27,6 +27,11 @@ class Interrupted(BaseException):
         self.exit_code = exit_code
 
 
+def in_one_line(error: object) -> str:
+    """The first line of what an error says, or its kind where it says nothing, as an `EOFError` does."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'convnet'?"` for the close matches of `name` among `known`, else the whole list."""
     known = sorted(known)

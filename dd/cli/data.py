@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table, readable_size
+from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table
 from dd.errors import UsageError
+from dd.sizes import readable_size
 
 
 class _Data(click.Group):

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table, readable_size
+from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table
+from dd.sizes import readable_size
 
 _PACKAGES = (
     "dd-workbench",

@@ -23,7 +23,8 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> None:
     """Train fresh students on the set in FILE, under the protocol it is meant for, and report.
 
     FILE is a set (.safetensors) or the folder of a run.  The set says itself what data, network and protocol it needs;
-    keys say otherwise.
+    keys say otherwise: eval.protocol=NAME (`dd recipes --protocols` lists them), eval.students=N, student.arch=NAME,
+    which comes in its published size, with the set's norm.
     """
     from dd.cli import show_report
     from dd.errors import UsageError

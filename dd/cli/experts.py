@@ -15,11 +15,11 @@ from dd.cli.common import (
     log_to_stderr,
     plain_table,
     print_table,
-    readable_size,
     remark,
     settings,
 )
 from dd.errors import RunError, UsageError
+from dd.sizes import readable_size
 
 if TYPE_CHECKING:
     from dd.training.pools import Pool, Price

@@ -1,21 +1,44 @@
-"""`dd methods`: what can be run."""
+"""`dd methods`: what can be run, and what can be set."""
 
+import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table
 
+if TYPE_CHECKING:
+    from dd.recipes.about import About
+
+_DEFAULTS = 40  # columns, at most
+_ELSEWHERE = """Every run also has settings of data, student and eval; with the values of a recipe: dd show method=NAME
+Evaluation protocols, eval.protocol=NAME: dd recipes --protocols"""
+
 
 @click.command(
     "methods",
     context_settings=STRICT,
-    epilog=examples("dd methods", "dd methods --json"),
-    short_help="List the methods, plug-ins included.",
+    epilog=examples("dd methods", "dd methods cvdd", "dd methods --json"),
+    short_help="List the methods, plug-ins included; or the settings of one.",
 )
+@click.argument("name", required=False)
 @json_option
-def command(as_json: bool) -> None:
-    """List every method that can be run: ours, and those of installed packages; broken ones with their error."""
+def command(name: str | None, as_json: bool) -> None:
+    """List every method that can be run: ours, and those of installed packages; broken ones with their error.
+
+    With a NAME (or a method's file), show that method: its paper, what it does, and its settings with their defaults.
+    """
+    if name is not None:
+        from dd.recipes.about import about
+
+        found = about(name)
+        emit(asdict(found)) if as_json else _show(found)
+        return
+    _list(as_json)
+
+
+def _list(as_json: bool) -> None:
     from dd.engine.registry import entries
 
     found = entries()
@@ -27,3 +50,20 @@ def command(as_json: bool) -> None:
         words = entry.summary if entry.error is None else f"broken: {entry.error}"
         table.add_row(entry.name, entry.family, entry.package, words)
     print_table(console(), table)
+
+
+def _show(method: "About") -> None:
+    click.echo(f"{method.name}  {method.paper}".rstrip())
+    click.echo(f"\n{method.text}\n")
+    table = plain_table("setting", "default", "" if method.settings else "(it has none of its own)")
+    table.columns[1].max_width = _DEFAULTS
+    for setting in method.settings:
+        words = f"{setting.about.removesuffix('.')} ({setting.type})" if setting.about else setting.type
+        table.add_row(setting.key, _value(setting.default), words)
+    print_table(console(), table)
+    click.echo(f"\n{_ELSEWHERE}")
+
+
+def _value(value: Any) -> str:
+    """As it may be typed."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -4,7 +4,7 @@ import textwrap
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from dd.cli.common import readable_size
+from dd.sizes import readable_size
 
 if TYPE_CHECKING:
     from rich.console import Console

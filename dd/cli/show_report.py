@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dd.cli.common import plain_table, print_table, readable_size
+from dd.cli.common import plain_table, print_table
+from dd.sizes import readable_size
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,7 +12,7 @@ import torch
 
 from dd.data._content import Encoded, Listing, Part, file_identity, with_test_part
 from dd.data._rows import Rows
-from dd.errors import UsageError
+from dd.errors import UsageError, in_one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -120,7 +120,7 @@ class _Table:
             image, label = _columns(schema, where)
             labels = [value for path in paths for value in pq.read_table(path, columns=[label])[label].to_pylist()]
         except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"{where} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+            raise UsageError(f"{where} cannot be read as parquet: {in_one_line(error)}") from error
         return cls(paths, image, labels, _metadata_names(schema, label))
 
     def part(self, classes: tuple[str, ...], root: Path) -> Part:

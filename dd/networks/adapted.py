@@ -82,4 +82,7 @@ def pick(theirs: Sequence[str] | None, count: int, ours: Sequence[str]) -> list[
         return None
     missing = next(name for name in ours if name not in place)
     why = f"none of them is {missing!r}" if theirs else "their names are not known"
-    raise UsageError(f"it has {count} outputs for {len(ours)} classes, and {why}")
+    retrain = "retrain its last layer for these classes"
+    if theirs is None and count > len(ours):
+        retrain = f"save {{'state_dict': …, 'classes': [names of its outputs]}} if they are among them, or {retrain}"
+    raise UsageError(f"it has {count} outputs for {len(ours)} classes, and {why}: {retrain}")

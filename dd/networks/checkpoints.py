@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dd.errors import UsageError
+from dd.errors import UsageError, in_one_line
 
 _COUNTER = "num_batches_tracked"  # of batch norm; old files lack it, and evaluation does not read it
+_STATES = ("state_dict", "model_state_dict", "model")  # where trainers put the weights beside other things
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +37,9 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a .safetensors, .pt or .pth file; nothing in it is executed.
 
-    A .pt file is a state dict, or a mapping with `state_dict` and optionally `classes` (names), `accuracy` (percent),
-    `mean` and `std`.  A .safetensors file has these as JSON in its metadata.  The prefix "module." is taken off.
+    A .pt file is a state dict, or a mapping with `state_dict` (also `model_state_dict` or `model`) and optionally
+    `classes` (names), `accuracy` (percent), `mean` and `std`.  A .safetensors file has these as JSON in its metadata.
+    The prefix "module." is taken off.
 
     Raises:
         UsageError: it cannot be read, or is something else.
@@ -112,11 +114,12 @@ def _torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "save model.state_dict() instead of the model"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{path} cannot be read: {in_one_line(error)}") from error
     if not isinstance(whole, Mapping):
         return {}, {}
-    if isinstance(whole.get("state_dict"), Mapping):
-        return dict(whole["state_dict"]), dict(whole)
+    for key in _STATES:
+        if isinstance(whole.get(key), Mapping):
+            return dict(whole[key]), dict(whole)
     return dict(whole), {}
 
 

@@ -57,9 +57,11 @@ def source(name: str, student: NetworkSpec) -> Source:
     if name.endswith(SUFFIXES):
         return SavedWeights(_existing(name), student)
     if "/" in name or "\\" in name:
-        raise UsageError(f"teachers={name} looks like a path, but a checkpoint ends in {', '.join(SUFFIXES)}")
-    if is_zoo_name(name) and "." in name:
-        return PublishedWeights(name)
+        raise _no_checkpoint(name)
+    if is_zoo_name(name):
+        return PublishedWeights(name) if "." in name else Untrained(NetworkSpec(arch=name))
+    if "." in (path if at else name).partition(":")[0]:
+        raise _no_checkpoint(name)
     return Untrained(_network(name, student))
 
 
@@ -85,6 +87,10 @@ def _network(text: str, student: NetworkSpec) -> NetworkSpec:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UsageError(f"teachers={text}: {first['loc'][0]}={first['input']}: {first['msg']}") from error
+
+
+def _no_checkpoint(name: str) -> UsageError:
+    return UsageError(f"teachers={name} looks like a path, but a checkpoint ends in {', '.join(SUFFIXES)}")
 
 
 def _existing(path: str) -> Path:

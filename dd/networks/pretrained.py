@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dd.errors import RunError, UsageError, unknown
+from dd.errors import RunError, UsageError, in_one_line, unknown
 from dd.io.download import TIMEOUT
 from dd.networks.zoo import unknown_network
 
@@ -150,7 +150,7 @@ def _require_answer(url: str) -> None:
 
 
 def _no_weights(name: str, file: str, cache: str, error: Exception) -> RunError:
-    reason = (str(getattr(error, "reason", "") or error).strip() or type(error).__name__).splitlines()[0]
+    reason = in_one_line(getattr(error, "reason", None) or error)
     bare = name.partition(".")[0]
     return RunError(
         f"teachers={name}: its weights {file} are not in {_short(cache)} and could not be had ({reason}): "

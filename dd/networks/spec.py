@@ -66,6 +66,23 @@ def resolve(spec: NetworkSpec, size: int, channels: int = 3) -> NetworkSpec:
     return replace(spec, arch=arch, depth=depth, width=width)
 
 
+def foreign_sizes(before: str, after: str) -> tuple[str, ...]:
+    """Which sizes of a network are no longer meant once another architecture is named in place of its own.
+
+    Depth and width belong to an architecture: 32 channels, small for a ConvNet, are no ResNet-18 that anybody compares
+    with, and networks of timm and torchvision have neither.  Norm, pooling and activation are choices, which hold
+    for every architecture that has them.
+
+    Args:
+        before: the architecture that the sizes were given for.
+        after: the one that is named now; "ConvNetD4" is the ConvNet still, with a depth of its own.
+    """
+    old, new = _CONVNET.fullmatch(before.lower()), _CONVNET.fullmatch(after.lower())
+    if old and new:
+        return ("depth",) if new[1] else ()
+    return () if before.lower() == after.lower() else ("depth", "width")
+
+
 def build(
     spec: NetworkSpec,
     *,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dd.errors import UsageError
+from dd.errors import UsageError, in_one_line
 
 _PREFIXES = ("timm", "torchvision")
 
@@ -38,9 +38,8 @@ def build(arch: str, channels: int, size: int, classes: int) -> nn.Module:
         _switch_off_dropout(net)
         shape = _try(net, channels, size)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"{arch} cannot take {channels}x{size}x{size} images: {reason}; use another student.arch"
+            f"{arch} cannot take {channels}x{size}x{size} images: {in_one_line(error)}; use another student.arch"
         ) from error
     if shape != (1, classes):
         raise UsageError(f"{arch} gives {shape} for one image, not {classes} logits; use another student.arch")

@@ -1,6 +1,7 @@
 """What a run would do, and where it is kept."""
 
 import json
+import logging
 from typing import Any
 
 from dd.engine.method import Task
@@ -10,6 +11,8 @@ from dd.recipes import Recipe
 from dd.runs import RunFolder, runs_root
 from dd.sets.label_writer import size_on_disk
 from dd.training.relabel import LabelSettings
+
+log = logging.getLogger(__name__)
 
 SETS = "sets"
 
@@ -62,6 +65,8 @@ def planned_labels(recipe: Recipe, task: Task) -> dict[str, Any] | None:
     labels = getattr(recipe.method, "labels", None)
     if not isinstance(labels, LabelSettings) or labels.mode == "off":
         return None
+    if labels.form == "topk" and labels.top > task.classes:
+        log.info("labels.top=%d: all %d classes are kept, there are no more", labels.top, task.classes)
     spec = store_spec(labels, recipe.eval, task)
     stored = size_on_disk(spec.n, spec.epochs, spec.form, spec.replay, spec.policy) if labels.mode == "store" else 0
     return {"stage": "label", "epochs": spec.epochs, "bytes": stored}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dd.errors import UsageError, unknown
 
 if TYPE_CHECKING:
+    from dd.engine.method import Method
     from dd.evaluation.protocols import Protocol
     from dd.networks import NetworkSpec
 
@@ -38,6 +39,14 @@ def no_clash(method: type, fields: Iterable[str], reserved: Iterable[str]) -> No
     """Raise `UsageError` where a method's field has the name of a key of every run."""
     if clash := sorted(set(fields) & {*reserved, "data", "student", "eval"}):
         raise UsageError(f"{method.__name__} has fields named like keys of every run: {', '.join(clash)}; rename them")
+
+
+def instance(cls: "type[Method]", name: str) -> "Method":
+    """The method with its defaults, or `UsageError` where a field has none."""
+    try:
+        return cls()
+    except TypeError as error:
+        raise UsageError(f"method {name!r}: every field needs a default ({error})") from error
 
 
 def protocol(name: Any) -> "Protocol":

@@ -2,14 +2,17 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from dd.errors import UsageError
 from dd.recipes.schema import Leaf, leaves
+
+if TYPE_CHECKING:
+    from dd.networks import NetworkSpec
 
 COMMAND_LINE = "command line"
 
@@ -118,6 +121,27 @@ def named_protocol(layers: list[Layer]) -> tuple[Any, str, list[Layer]]:
             weaker = [Layer(w.where, {k: v for k, v in w.settings.items() if _not_eval(k)}) for w in layers[:i]]
             return name, layers[i].where, weaker + layers[i:]
     return None, "default", layers
+
+
+def named_architecture(student: "NetworkSpec", layers: list[Layer]) -> tuple["NetworkSpec", list[Layer]]:
+    """A student and the layers without the sizes that were meant for another architecture than a later layer names.
+
+    `student.arch=resnet18` over a ConvNet of depth 3 and width 32 is the standard ResNet-18, unless that layer or a
+    stronger one gives a width.  A size that is given for an architecture without it stays, to be refused.
+    """
+    from dd.networks.spec import foreign_sizes
+
+    kept: list[Layer] = []
+    arch = student.arch
+    for layer in layers:
+        if isinstance(named := layer.settings.get("student.arch"), str):
+            fresh = foreign_sizes(arch, named)
+            student = replace(student, **dict.fromkeys(fresh))
+            keys = {f"student.{name}" for name in fresh}
+            kept = [Layer(w.where, {k: v for k, v in w.settings.items() if k not in keys}) for w in kept]
+            arch = named
+        kept.append(layer)
+    return student, kept
 
 
 def one_length(layer: Layer) -> Layer:

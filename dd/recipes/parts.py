@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dd.recipes import checks
-from dd.recipes.merge import Layer, Problems, merge, named_protocol, one_length
+from dd.recipes.merge import Layer, Problems, merge, named_architecture, named_protocol, one_length
 from dd.recipes.schema import Leaf, build, leaves
 
 if TYPE_CHECKING:
@@ -46,11 +46,13 @@ class Parts:
         """Merge the layers, the weakest first, over these parts.
 
         Args:
-            layers: settings by dotted key; where one names another protocol, that one replaces `eval`.
+            layers: settings by dotted key; where one names another protocol, that one replaces `eval`, and where one
+                names another architecture, the sizes of the weaker ones go.
             known: the keys that may be set; those beyond these parts' own end up in `values` only.
             problems: where everything wrong is noted.
         """
         name, where, layers = named_protocol(layers)
+        student, layers = named_architecture(self.student, layers)
         base, origin = self.eval, "default"
         if name is not None:
             with problems.caught(where):
@@ -58,9 +60,8 @@ class Parts:
             origin = where
         values, origins = merge(known, [one_length(layer) for layer in layers], problems)
         defaults = {key: f"protocol {base.protocol}" for key in leaves(base, "eval.")} | {"eval.protocol": origin}
-        parts: dict[str, Any] = {}
+        parts: dict[str, Any] = {"method": self.method, "data": self.data, "student": student, "eval": base}
         for part, prefix in _PREFIXES.items():
-            parts[part] = base if part == "eval" else getattr(self, part)
             with problems.caught():  # a dataclass may refuse fields that contradict one another
                 if parts[part] is not None:
                     parts[part] = build(parts[part], values, prefix)

@@ -130,10 +130,7 @@ def _method(name: str | None, problems: Problems) -> "tuple[type[Method] | None,
         if name is None:
             raise UsageError(f"say which method: method=NAME; known: {', '.join(registry.names())}")
         cls = registry.get(name)
-        try:
-            return cls, cls()
-        except TypeError as error:
-            raise UsageError(f"method {name!r}: every field needs a default ({error})") from error
+        return cls, checks.instance(cls, name)
     return None, None
 
 

@@ -44,14 +44,13 @@ class Leaf:
                 checked = adapter.validate_python(candidate)
             except ValidationError as error:
                 # a text that reads as a number says more about what is wrong as that number
-                first = error if first is None or _trouble(error) == _OUT_OF_RANGE else first
+                first = error if first is None or _trouble(error) == _OUT_OF_RANGE or _own_words(error) else first
                 continue
             if isinstance(checked, float) and not math.isfinite(checked):
                 raise ValueError(f"{self.key}={value!r} is out of range; expected a finite number")
             return checked
-        own_words = [] if first is None else [e["msg"] for e in first.errors() if e["type"] == "value_error"]
-        if own_words:  # of a validator on the field itself
-            raise ValueError(f"{self.key}={_shown(value)}: {own_words[0].removeprefix('Value error, ')}")
+        if first is not None and (words := _own_words(first)):
+            raise ValueError(f"{self.key}={_shown(value)}: {words}")
         raise ValueError(f"{self.key}={_shown(value)} {_trouble(first)}; expected {describe(self.annotation)}")
 
 
@@ -137,9 +136,17 @@ def _candidates(value: Any, annotation: Any) -> list[Any]:
             tried.append(int(reading))
         elif isinstance(reading, list):
             tried.append(tuple(reading))
-    if isinstance(value, str) and value[:1] != "[" and _texts(annotation):
-        tried.append((value,))  # a list of one text may be written as that text
+    if isinstance(value, str) and _texts(annotation):
+        tried += _unquoted(value)
     return tried
+
+
+def _unquoted(text: str) -> list[tuple[str, ...]]:
+    """A list of texts without quotation marks, `a,b` or `[a, b]`; one text is a list of one."""
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if text.startswith("[") and set(inner) & set("[]'\""):
+        return []
+    return [tuple(item.strip() for item in inner.split(",") if item.strip())]
 
 
 def _texts(annotation: Any) -> bool:
@@ -162,6 +169,12 @@ def _trouble(error: ValidationError | None) -> str:
     if any(kind.startswith(_RANGE_ERRORS) for kind in kinds):
         return _OUT_OF_RANGE
     return "is not a choice" if "literal_error" in kinds else "has the wrong type"
+
+
+def _own_words(error: ValidationError) -> str:
+    """What a validator on the field itself says; nothing where none refuses."""
+    said = [e["msg"] for e in error.errors(include_url=False) if e["type"] == "value_error"]
+    return said[0].removeprefix("Value error, ") if said else ""
 
 
 def _shown(value: Any) -> str:

@@ -66,11 +66,13 @@ class StoreSpec:
             if getattr(self, name) < 1:
                 raise UsageError(f"soft labels: {name} is {getattr(self, name)}, but at least 1 is needed")
         if self.micro is not None and not 1 < self.micro <= self.batch:
-            raise UsageError(f"soft labels: micro is {self.micro}; it is from 2 to the batch, {self.batch}")
+            raise UsageError(
+                f"soft labels: eval.micro={self.micro} is out of range; it is from 2 to eval.batch, {self.batch}"
+            )
         if self.micro is not None and self.n % self.batch == 1:
             raise UsageError(
                 f"soft labels: {self.n} images in batches of {self.batch} leave one alone, of which batch statistics "
-                "say nothing; choose another batch"
+                "say nothing; choose another eval.batch"
             )
         if self.form.classes != len(self.classes):
             raise UsageError(
@@ -144,7 +146,10 @@ def read_manifest(path: Path) -> tuple[StoreSpec, Files]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"no soft labels in {path}: {error.strerror or error}") from error
+        raise UsageError(
+            f"no soft labels in {path} ({error.strerror or error}); "
+            f"copy the folder {path.name}/ beside the set that it was made for"
+        ) from error
     except ValueError as error:
         raise UsageError(f"{path / MANIFEST} is damaged: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

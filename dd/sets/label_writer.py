@@ -20,6 +20,7 @@ from dd.sets import _label_rows as _rows
 from dd.sets.label_forms import INT16, LabelForm
 from dd.sets.label_spec import CLASSES, MANIFEST, Batch, StoreSpec, file_of, read_manifest, write_manifest
 from dd.sets.soft_labels import LabelStore, Load
+from dd.sizes import readable_size
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ def require_room(folder: Path | str, needed: int) -> str:
     """
     there = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
-    line = f"labels take {_size(needed)} in {folder}, where {_size(free)} are free"
+    line = f"labels take {readable_size(needed)} in {folder}, where {readable_size(free)} are free"
     if needed > free:
         raise UsageError(
             f"{line}; keep less of them (labels.form=topk or distances), or ask "
@@ -214,7 +215,3 @@ def _class_file(spec: StoreSpec, own: Tensor) -> bytes:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

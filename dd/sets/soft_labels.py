@@ -236,12 +236,14 @@ def open_store(
     if batch != spec.batch:
         raise UsageError(
             f"{path} holds labels for batches of {spec.batch}, not {batch}: images mixed into one another, and batch "
-            f"statistics, belong to the batch they were labelled in; train with batch={spec.batch} or label anew"
+            f"statistics, belong to the batch they were labelled in; train with eval.batch={spec.batch}, "
+            "or label anew with `dd run`"
         )
     if spec.micro is not None and micro != spec.micro:
         raise UsageError(
             f"{path} holds labels that depend on micro-batches of {spec.micro}, not {micro or batch}: the teachers "
-            f"normalised by the statistics of those images; train with micro={spec.micro} or label anew"
+            f"normalised by the statistics of those images; train with eval.micro={spec.micro}, "
+            "or label anew with `dd run`"
         )
     if images and spec.images and images != spec.images:
         raise UsageError(f"{path} holds labels of other images ({spec.images[:12]}, not {images[:12]}); label these")

@@ -29,7 +29,8 @@ class LabelSettings:
             leaves the images their classes, the control that shows what labels are worth.
         form: of a label: all "logits", the "topk" probabilities, two "distances" (NRR-DD), or "hard".
         top: k of "topk".
-        ensemble: of several teachers, see `dd.training.committee.ensemble`.
+        ensemble: one label of several teachers: "logit_mean" of their logits (G-VBSM, EDC), "logit_weighted" by their
+            votes (CV-DD), or "prob_mean" of their probabilities (MEAL V2).
         tau: temperature of the votes of "logit_weighted"; CV-DD labels with 10.
         teacher_mode: "eval", or "batch" for batch norm by the statistics of each micro-batch (BSSL, CV-DD).
         low: teachers less sure of an image's class than this see background (FerKD, `label_forms.calibrate`).

@@ -50,7 +50,7 @@ class SqueezeSettings:
 
     def __post_init__(self) -> None:
         if self.warmup >= self.epochs:
-            raise ValueError(f"warmup={self.warmup} must be less than epochs={self.epochs}")
+            raise ValueError(f"squeeze.warmup={self.warmup} must be less than squeeze.epochs={self.epochs}")
 
 
 def squeeze_spec(task: Task, network: NetworkSpec, settings: SqueezeSettings) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _squeeze(
     state = {name: value.cpu() for name, value in trained.state_dict().items()}
     if not all(value.isfinite().all() for value in state.values()):
         keep.remove()
-        raise RunError(f"{keep.what} diverged: its weights are not finite; lower lr={settings.lr} of the teachers")
+        raise RunError(f"{keep.what} diverged: its weights are not finite; lower squeeze.lr={settings.lr}")
     info = {
         "network": asdict(network),
         "preprocess": data.preprocess.spec(),

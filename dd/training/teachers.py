@@ -3,7 +3,8 @@
 They are trained here ("squeeze", Yin et al., SRe2L, NeurIPS 2023), one artefact each, or come from where a user says.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from dd.engine.method import Task
-from dd.errors import UsageError
+from dd.errors import UsageError, in_one_line
 from dd.io import digest, sha256_file, sha256_tensors
 from dd.networks import NetworkSpec, resolve
 from dd.networks.adapted import Adapted, pick
@@ -124,28 +125,41 @@ def _in_words(network: NetworkSpec) -> str:
 def _sources(task: Task, names: Sequence[str]) -> list[tuple[str, Source]]:
     """Every name with what it stands for, architectures resolved for the images."""
     if not names:
-        raise UsageError("no teacher is named: teachers=student trains one of the student's architecture")
+        raise UsageError("no teacher is named; teachers=student trains one of the student's architecture")
     found: list[tuple[str, Source]] = []
     for name in names:
         origin = source(name, task.student)
         if isinstance(origin, Untrained | SavedWeights):
-            try:
+            with _named(name):
                 spec = resolve(origin.spec, task.data.size, task.data.channels)
-            except UsageError as error:
-                raise UsageError(f"teachers={name}: {str(error).replace('student.', '')}") from error
             origin = Untrained(spec) if isinstance(origin, Untrained) else SavedWeights(origin.path, spec)
         found.append((name, origin))
     return found
 
 
 def _teacher(task: Task, name: str, origin: Source, settings: SqueezeSettings) -> Teacher:
-    match origin:
-        case Untrained(spec):
-            return _trained(task, name, spec, settings)
-        case SavedWeights():
-            return _saved(task, name, origin)
-        case PublishedWeights():
-            return _published(task, name)
+    with _named(name):
+        match origin:
+            case Untrained(spec):
+                return _trained(task, name, spec, settings)
+            case SavedWeights():
+                return _saved(task, name, origin)
+            case PublishedWeights():
+                return _published(task, name)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """What is wrong with a network, as the words of a teacher: networks speak of `student.arch`, which is another."""
+    try:
+        yield
+    except UsageError as error:
+        text = str(error)
+        if name != STUDENT:
+            text = text.replace("use another student.arch", "name another teacher")
+            text = text.replace("student.arch=", "").replace("student.", "")
+        prefix = "" if text.startswith("teachers=") else f"teachers={name}: "
+        raise UsageError(f"{prefix}{text}") from error
 
 
 def _trained(task: Task, name: str, spec: NetworkSpec, settings: SqueezeSettings) -> Teacher:
@@ -164,7 +178,7 @@ def _saved(task: Task, name: str, origin: SavedWeights) -> Teacher:
     count = outputs_of(file.state, network) or task.classes
     if count != task.classes:
         theirs = file.classes or (wnids(count) if count == IMAGENET else None)
-        chosen = _picked(name, theirs, count, task.data.classes)
+        chosen = pick(theirs, count, task.data.classes)
         network = build_teacher(task, origin.spec, count, rng())
         classes = task.data.classes
     else:  # the order of a file's classes is its word, and a matter of the check
@@ -175,7 +189,7 @@ def _saved(task: Task, name: str, origin: SavedWeights) -> Teacher:
 
 def _published(task: Task, name: str) -> Teacher:
     there = published(name)
-    chosen = _picked(name, there.classes, there.outputs, task.data.classes)
+    chosen = pick(there.classes, there.outputs, task.data.classes)
     known = there.classes is not None and set(task.data.classes) <= set(there.classes)
     network, normalise = there.network.to(task.device), (there.mean, there.std)
     classes = task.data.classes if known else None
@@ -200,18 +214,10 @@ def _adapted(
     try:
         shape = tuple(network(torch.zeros(1, *task.data.shape, device=task.device)).shape)
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"teachers={name} cannot take images of {_shape(task)}: {reason}") from error
+        raise UsageError(f"teachers={name} cannot take images of {_shape(task)}: {in_one_line(error)}") from error
     if shape != (1, task.classes):
         raise UsageError(f"teachers={name} gives {shape} for one image, not {task.classes} logits")
     return Teacher(name, network, classes, holdout_accuracy(task, network), declared, sha256)
-
-
-def _picked(name: str, theirs: Sequence[str] | None, count: int, ours: Sequence[str]) -> list[int] | None:
-    try:
-        return pick(theirs, count, ours)
-    except UsageError as error:
-        raise UsageError(f"teachers={name}: {error}") from error
 
 
 def _frozen(network: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from dd.engine.method import Method, Synthetic, Task
@@ -50,6 +50,16 @@ class Committee:
         return self.fast[key]
 
 
+def _named(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("no teacher is named; teachers=student trains one of the student's architecture")
+    return names
+
+
+Names = Annotated[tuple[str, ...], AfterValidator(_named)]
+"""Of teachers, at least one."""
+
+
 @dataclass(frozen=True)
 class Taught(Method):
     """A method whose images and labels come from teachers.
@@ -64,7 +74,7 @@ class Taught(Method):
 
     votes_on_labels: ClassVar[bool] = False
 
-    teachers: Annotated[tuple[str, ...], Field(min_length=1)] = ("student",)
+    teachers: Names = ("student",)
     squeeze: SqueezeSettings = field(default_factory=SqueezeSettings)
     labels: LabelSettings = field(default_factory=LabelSettings)
 

@@ -17,7 +17,7 @@ from dd.training.relabel import LabelSettings
 from ._crops import CropSettings
 from ._prior import DistilSettings, Source, distilled_prior, prior_needs, published_priors, require_holdout
 from ._recover import Member, Recovered
-from ._teachers import Committee
+from ._teachers import Committee, Names
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class CVDD(Recovered):
     paper = "https://arxiv.org/abs/2501.07575"
     votes_on_labels: ClassVar[bool] = True
 
-    teachers: Annotated[tuple[str, ...], Field(min_length=1)] = (
+    teachers: Names = (
         "resnet18",
         "torchvision:resnet50",
         "torchvision:shufflenet_v2_x0_5",

@@ -149,7 +149,7 @@ def test_every_setting_reaches_the_training():
     assert (fit.steps, fit.warmup, fit.cosine, fit.strategy) == (18, 6, 1.0, DSA)
     assert (fit.lr, fit.momentum, fit.weight_decay) == (0.1, 0.9, 5e-4)
     assert squeeze_fit(replace(SETTINGS, augment=False, schedule="constant"), 128, DSA).strategy == "none"
-    with pytest.raises(ValueError, match="warmup=3 must be less than epochs=3"):
+    with pytest.raises(ValueError, match=r"squeeze\.warmup=3 must be less than squeeze\.epochs=3"):
         replace(SETTINGS, warmup=3)
 
 
@@ -162,7 +162,9 @@ def test_a_rest_of_one_image_is_left_out(make_task, blobs):
 
 
 def test_divergence_is_said(task):
-    with pytest.raises(RunError, match=r"teacher convnet.* diverged: its weights are not finite; lower lr=1e\+30"):
+    with pytest.raises(
+        RunError, match=r"teacher convnet.* diverged: its weights are not finite; lower squeeze\.lr=1e\+30"
+    ):
         teachers(task, [NAME], replace(SETTINGS, lr=1e30))
     assert not list((task.store.root / "teachers").glob("*.safetensors"))
 
@@ -245,7 +247,7 @@ def test_a_file_of_more_classes_gives_those_of_the_data(task, tmp_path):
     images = task.data.test.images(torch.arange(9))
     assert torch.equal(teacher.network(images), wide(images)[:, [3, 2, 5, 0]])
     assert teacher.classes == task.data.classes
-    with pytest.raises(UsageError, match="6 outputs for 4 classes, and their names are not known"):
+    with pytest.raises(UsageError, match=r"6 outputs for 4 classes, and their names are not known: save {'state_dict'"):
         teachers(task, [f"{tmp_path}/nameless.pt@{NAME}"], SETTINGS)
 
 
@@ -298,7 +300,9 @@ def test_a_file_of_a_thousand_outputs_is_read_as_imagenet_s(wnid_task, task, tmp
         ("convnet:depth=9", "teachers=convnet:depth=9: depth=9 must be at least 1 and at most 3"),
         ("convnot", "teachers=convnot: unknown network 'convnot'; did you mean 'convnet'?"),
         ("nowhere.pt", "teachers=nowhere.pt: no such file"),
-        ("timm:resnet81.a1_in1k", "unknown timm network 'resnet81'"),
+        ("timm:resnet81.a1_in1k", "teachers=timm:resnet81.a1_in1k: unknown timm network 'resnet81'"),
+        ("resnte18", "teachers=resnte18: unknown network 'resnte18'; did you mean 'resnet18'?; others by timm:NAME"),
+        ("resnet18:depth=3", "teachers=resnet18:depth=3: depth=3 means nothing to resnet18: leave it out"),
     ],
 )
 def test_refused_before_anything_is_trained(task, name, words):
@@ -306,6 +310,20 @@ def test_refused_before_anything_is_trained(task, name, words):
         teachers(task, ["student", name], SETTINGS)
     assert words in str(caught.value)
     assert not list(task.store.manifests("teachers"))
+
+
+def test_a_network_that_cannot_take_the_images_is_said_of_the_teacher(task):
+    with pytest.raises(UsageError) as caught:
+        teachers(task, ["torchvision:vgg11"], SETTINGS)
+    text = str(caught.value)
+    assert text.startswith("teachers=torchvision:vgg11: torchvision:vgg11 cannot take 1x8x8 images: ")
+    assert text.endswith("; name another teacher")
+
+
+def test_the_student_as_a_teacher_is_said_of_the_student(make_task, blobs):
+    task = make_task(blobs(strategy=DSA), student=NetworkSpec("torchvision:vgg11"))
+    with pytest.raises(UsageError, match=r"teachers=student: .*; use another student\.arch$"):
+        teachers(task, ["student"], SETTINGS)
 
 
 def test_no_names(task):

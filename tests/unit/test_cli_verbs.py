@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dd.cli.common import readable_size
 from dd.cli.main import run_command_line
+from dd.evaluation.protocols import PROTOCOLS
 from dd.recipes import resolve
+from dd.sizes import readable_size
 
 TINY = [
     "method=random",
@@ -47,6 +48,38 @@ def test_methods(capsys):
     assert {"mtt", "datm", "random"} <= set(rows)
     assert (rows["datm"]["family"], rows["datm"]["package"], rows["datm"]["error"]) == ("trajectory", "dd", None)
     assert rows["datm"]["summary"] in said(capsys, "methods")
+
+
+def test_one_method_with_its_settings(capsys):
+    found = told(capsys, "methods", "cvdd")
+    assert (found["name"], found["paper"]) == ("cvdd", "https://arxiv.org/abs/2501.07575")
+    rows = {row["key"]: row for row in found["settings"]}
+    assert rows["members_by"]["default"] == "pairs"
+    assert rows["tau"]["type"] == "a number > 0"
+    assert "prob_mean" in rows["labels.ensemble"]["about"]
+    text = said(capsys, "methods", "cda")
+    assert text.startswith("cda  https://arxiv.org/abs/2311.18838\n\nSRe2L whose crops begin as the whole image")
+    (line,) = [line for line in text.splitlines() if line.startswith("curriculum.shape ")]
+    assert "cosine" in line
+    assert "stays at the whole image until it falls" in line
+    assert "none of its own" in said(capsys, "methods", "random")
+
+
+def test_a_method_that_is_none_names_the_nearest(capsys):
+    assert run_command_line(["methods", "cvd"]) == 2
+    assert capsys.readouterr().err == "dd: unknown method 'cvd'; did you mean 'cvdd' or 'cda'?\n"
+
+
+def test_protocols(capsys):
+    rows = told(capsys, "recipes", "--protocols")["protocols"]
+    assert [row["protocol"] for row in rows] == list(PROTOCOLS)
+    assert all(row["of"] for row in rows)
+    lines = {line.split()[0]: line for line in said(capsys, "recipes", "--protocols").splitlines()}
+    assert set(PROTOCOLS) <= set(lines)
+    assert "300 steps" in lines["quick"]
+    assert "1000 epochs" in lines["datm"]
+    assert "flip_crop, mixup, labels at temperature 30" in lines["sre2l-cifar"]
+    assert "the images as they are" in lines["dc"]
 
 
 def test_recipes(capsys):

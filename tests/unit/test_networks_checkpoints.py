@@ -46,6 +46,21 @@ def test_read_and_loaded(tmp_path, suffix, facts, prefix):
         assert (found.classes, found.accuracy, found.normalise) == (None, None, None)
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+def test_weights_lie_where_trainers_put_them(tmp_path, key):
+    theirs, beside = network(seed=1).state_dict(), {"epoch": 7, "optimizer": {"lr": 0.1}, "classes": ["cat", "dog"]}
+    torch.save({key: theirs} | beside, tmp_path / "a.pt")
+    found = read_checkpoint(tmp_path / "a.pt")
+    assert found.state.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in found.state.items())
+    assert (found.classes, found.accuracy) == (("cat", "dog"), None)
+
+
+def test_a_layer_that_is_called_model_is_a_layer(tmp_path):
+    torch.save({"model": torch.zeros(2)}, tmp_path / "a.pt")
+    assert set(read_checkpoint(tmp_path / "a.pt").state) == {"model"}
+
+
 def test_counters_of_batch_norm_may_be_missing():
     state = {k: v for k, v in network(seed=1).state_dict().items() if not k.endswith("num_batches_tracked")}
     load_state(network(), state, "a")
@@ -94,11 +109,14 @@ def test_nothing_in_a_file_is_executed(tmp_path, capsys):
     ("name", "content", "words"),
     [
         ("a.pt", b"nothing of the sort", "a.pt"),
+        ("a.pt", b"", "a.pt cannot be read: EOFError"),
+        ("a.safetensors", b"", "a.safetensors cannot be read"),
         ("a.safetensors", b"nothing of the sort", "cannot be read"),
         ("a.pt", pickle.dumps([1], 2), "a.pt"),
         ("a.pt", {}, "holds no state dict"),
         ("a.pt", {"weights": [1.0]}, "holds no state dict"),
         ("a.pt", [torch.zeros(1)], "holds no state dict"),
+        ("a.pt", {"model": {"layers": 3}, "epoch": 1}, "holds no state dict"),
         ("a.pt", {"state_dict": {"w": torch.zeros(1)}, "accuracy": "good"}, "its facts do not read"),
         ("a.pt", {"state_dict": {"w": torch.zeros(1)}, "mean": 0.5, "std": 1.0}, "its facts do not read"),
     ],
@@ -180,8 +198,14 @@ def test_without_names_as_many_outputs_keep_their_order():
 
 
 @pytest.mark.parametrize(
-    ("theirs", "words"), [(None, "their names are not known"), (("cat", "n1", "n2"), "none of them is 'dog'")]
+    ("theirs", "words"),
+    [
+        (None, "their names are not known: save {'state_dict': …, 'classes': "),
+        (("cat", "n1", "n2"), "none of them is 'dog': retrain its last layer"),
+    ],
 )
 def test_no_telling_which_outputs_are_wanted(theirs, words):
     with pytest.raises(UsageError, match=f"3 outputs for 2 classes, and {words}"):
         pick(theirs, 3, ("cat", "dog"))
+    with pytest.raises(UsageError, match="it has 1 outputs for 2 classes, and their names are not known: retrain"):
+        pick(None, 1, ("cat", "dog"))

@@ -56,6 +56,8 @@ def test_a_checkpoint(tmp_path, arch, spec, file):
         ("convnet:arch=resnet18", "unknown setting"),
         ("./nowhere.pt", "teachers=./nowhere.pt: no such file"),
         ("nowhere.pt@convnet", "teachers=nowhere.pt: no such file"),
+        ("good.safetensorz", "looks like a path, but a checkpoint ends in .safetensors, .pt, .pth"),
+        ("teacher.ckpt@convnet:width=4", "looks like a path, but a checkpoint ends in"),
         ("./teacher.bin", "looks like a path, but a checkpoint ends in .safetensors, .pt, .pth"),
     ],
 )

@@ -1,11 +1,17 @@
 """What the README shows runs as it stands there."""
 
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import dd
 from dd.cli.main import run_command_line
+from dd.networks import NetworkSpec, resolve
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -29,6 +35,32 @@ def test_the_method_of_the_readme_runs_and_lowers_its_objective(tmp_path):
     (log,) = (tmp_path / "here").rglob("log.csv")
     losses = [float(line.split(",")[1]) for line in log.read_text().splitlines()[1:]]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_a_set_is_scored_with_another_network_as_the_readme_does(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for place in ("train/dark", "train/light", "test/dark", "test/light"):  # small enough for a ResNet-18
+        folder = tmp_path / "pictures" / place
+        folder.mkdir(parents=True)
+        for number in range(4):
+            pixels = rng.integers(0, 128, (8, 8), dtype=np.uint8) + (128 if "light" in place else 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    tiny = {"device": "cpu", "compile": False, "eval": {"protocol": "smoke", "students": 1, "steps": 1, "full": False}}
+    made = {"dataset": f"folder:{tmp_path / 'pictures'}", "student": {"depth": 1, "width": 4}}
+    outcome = dd.run("random", ipc=1, **made, **tiny)
+    standard = resolve(NetworkSpec("resnet18"), 8, 1)
+
+    (line,) = re.findall(r"^    dd (eval .*student\.arch.*)$", README, re.MULTILINE)
+    (place,) = re.findall(r"runs/\S+", line)
+    words = line.replace(place, str(outcome.folder.set)).split()
+    short = ["device=cpu", "compile=false", "eval.students=1", "eval.steps=1", "eval.full=false", "--json"]
+    capsys.readouterr()
+    assert run_command_line([*words, *short]) == 0
+    assert json.loads(capsys.readouterr().out)["student"] == asdict(standard)
+
+    (call,) = re.findall(r"^dd\.evaluate\(small, (.*)\)$", python_block("import dd"), re.MULTILINE)
+    report = eval(f"dd.evaluate(outcome.set, {call}, **tiny)", {"dd": dd, "outcome": outcome, "tiny": tiny})
+    assert report.student == asdict(standard)
 
 
 def test_no_figure_is_still_to_be_filled_in():

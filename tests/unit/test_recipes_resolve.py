@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dd.data import DataSettings
 from dd.engine import registry
 from dd.errors import UsageError
 from dd.evaluation.protocols import PROTOCOLS
@@ -405,3 +406,66 @@ def test_evaluation_settings_start_from_the_set(toy):
     with pytest.raises(UsageError) as caught:
         resolve_evaluation({"ipc": 3, "eval.studnts": 1, "dataset": "cifr10", "eval.batch": 0}, **own)
     assert len(str(caught.value).splitlines()) == 4
+
+
+# --- another architecture -------------------------------------------------------------------------------------------
+
+CONVNET = NetworkSpec("convnet", 3, 32, norm="batch")
+
+
+def evaluated(own: NetworkSpec, **settings: Any) -> NetworkSpec:
+    facts = {"dataset": "fashion-mini", "data": DataSettings(), "student": own, "protocol": PROTOCOLS["smoke"]}
+    return resolve_evaluation({"device": "cpu", **settings}, made={}, **facts).student
+
+
+@pytest.mark.parametrize(
+    ("own", "settings", "expected"),
+    [
+        (CONVNET, {"arch": "resnet18"}, NetworkSpec("resnet18", norm="batch")),  # not of width 32
+        (CONVNET, {"arch": "resnet18", "width": 16}, NetworkSpec("resnet18", width=16, norm="batch")),
+        (CONVNET, {"arch": "resnet18", "norm": "instance"}, NetworkSpec("resnet18")),
+        (CONVNET, {"arch": "torchvision:resnet18"}, NetworkSpec("torchvision:resnet18", norm="batch")),
+        (NetworkSpec("resnet18", width=64), {"arch": "convnet", "depth": 2}, NetworkSpec("convnet", 2)),
+        (CONVNET, {"arch": "ConvNet"}, NetworkSpec("ConvNet", 3, 32, norm="batch")),  # the same one
+        (CONVNET, {"arch": "ConvNetD4"}, NetworkSpec("ConvNetD4", None, 32, norm="batch")),
+        (NetworkSpec("resnet18", width=8), {"arch": "ResNet18"}, NetworkSpec("ResNet18", width=8)),
+    ],
+)
+def test_another_architecture_has_its_own_sizes(own, settings, expected):
+    assert evaluated(own, student=settings) == expected
+    assert evaluated(own, **{f"student.{key}": value for key, value in settings.items()}) == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "settings", "words"),
+    [
+        (CONVNET, {"arch": "resnet18", "depth": 3}, "student.depth=3 means nothing to student.arch=resnet18"),
+        (CONVNET, {"arch": "torchvision:resnet18", "width": 8}, "student.width=8 means nothing"),
+        (NetworkSpec("resnet18", width=8), {"depth": 2}, "student.depth=2 means nothing"),
+        (CONVNET, {"arch": "ConvNetD4", "depth": 3}, "give one"),
+    ],
+)
+def test_a_size_that_is_typed_for_an_architecture_without_it_is_refused(own, settings, words):
+    with pytest.raises(UsageError, match=words):
+        evaluated(own, student=settings)
+
+
+def test_a_named_architecture_lays_down_the_sizes_of_a_cell_and_of_a_recipe_file(toy, tmp_path):
+    recipe = asked(toy, ipc=10, **{"student.arch": "torchvision:resnet18"})
+    assert recipe.student == NetworkSpec("torchvision:resnet18")
+    assert "student.width" not in recipe.origin
+    assert set(recipe.changed) == {"student.arch", "student.width"}
+    assert resolve(tomllib.loads(recipe.to_toml())).hash == recipe.hash
+    file = tmp_path / "mine.toml"
+    file.write_text(asked(toy, ipc=10, **{"student.depth": 2}).to_toml(), encoding="utf-8")
+    assert resolve({"recipe": str(file), "student.width": 4}).student == NetworkSpec("convnet", 2, 4)
+    assert resolve({"recipe": str(file), "student.arch": "resnet18"}).student == NetworkSpec("resnet18")
+    # of one layer, the sizes are meant for the architecture beside them
+    assert asked(toy, ipc=10, preset="smoke", student={"arch": "resnet18", "width": 4}).student.width == 4
+    lines = complaints(method=toy, ipc=10, device="cpu", student={"arch": "resnet18", "depth": 3})
+    assert lines == ["student.depth=3 means nothing to student.arch=resnet18: leave it out"]
+
+
+def test_a_cell_of_ours_with_a_network_of_torchvision():
+    recipe = resolve({"method": "sre2l", "ipc": 10, "device": "cpu", "student.arch": "torchvision:resnet18"})
+    assert (recipe.student.arch, recipe.student.width) == ("torchvision:resnet18", None)

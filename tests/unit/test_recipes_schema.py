@@ -4,12 +4,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from dd.recipes.schema import Leaf, build, describe, flatten, groups, leaves
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def some(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if not texts:
+        raise ValueError("name one")
+    return texts
 
 
 @pytest.mark.parametrize(
@@ -40,7 +46,13 @@ Share = Annotated[float, Field(gt=0, le=1)]
         (tuple[str, ...], "./teacher.pt@convnet:width=32", ("./teacher.pt@convnet:width=32",)),
         (tuple[str, ...], ["convnet:width=32", "student"], ("convnet:width=32", "student")),
         (tuple[str, ...], '["convnet:width=32", "student"]', ("convnet:width=32", "student")),
+        (tuple[str, ...], "convnet:width=32, student", ("convnet:width=32", "student")),
+        (tuple[str, ...], "[convnet:width=32,student]", ("convnet:width=32", "student")),
+        (tuple[str, ...], "[student]", ("student",)),
+        (tuple[str, ...], ["a,b"], ("a,b",)),
+        (tuple[str, ...], "[]", ()),
         (Annotated[tuple[str, ...], Field(min_length=1)], "student", ("student",)),
+        (Annotated[tuple[str, ...], AfterValidator(some)], "student", ("student",)),
         (list[int], [1, 2], [1, 2]),
     ],
 )
@@ -53,6 +65,11 @@ def test_taken(annotation, given, value):
 @pytest.mark.parametrize(
     ("annotation", "given", "words"),
     [
+        (Annotated[tuple[str, ...], AfterValidator(some)], [], "key=[]: name one"),
+        (Annotated[tuple[str, ...], AfterValidator(some)], "[]", "key='[]': name one"),
+        (tuple[str, ...], "[a", "key='[a' has the wrong type; expected a list of texts"),
+        (tuple[str, ...], "['a', b]", "key=\"['a', b]\" has the wrong type; expected a list of texts"),
+        (tuple[str, ...], [1, 2], "key=[1, 2] has the wrong type; expected a list of texts"),
         (Count, 0, "key=0 is out of range; expected a whole number >= 1"),
         (Count, "-3", "key='-3' is out of range; expected a whole number >= 1"),
         (Count, 1.5, "key=1.5 has the wrong type; expected a whole number >= 1"),
@@ -69,7 +86,7 @@ def test_taken(annotation, given, value):
         (Literal["sgd", "ftd"], "adam", "key='adam' is not a choice; expected 'sgd' or 'ftd'"),
         (tuple[int, ...], ["a"], "key=['a'] has the wrong type; expected a list of whole numbers"),
         (str, True, "key=True has the wrong type; expected a text"),
-        (tuple[str, ...], "[a, b]", "key='[a, b]' has the wrong type; expected a list of texts"),
+        (tuple[str, ...], "[a, [b]]", "key='[a, [b]]' has the wrong type; expected a list of texts"),
         (tuple[str, ...], 5, "key=5 has the wrong type; expected a list of texts"),
         (tuple[int, ...], "a", "key='a' has the wrong type; expected a list of whole numbers"),
     ],

@@ -254,10 +254,10 @@ def test_another_batch_is_refused_with_the_reason(tmp_path):
     written(tmp_path / "together", a_spec(micro=4))
     assert open_store(tmp_path / "alone", batch=8, micro=2).spec.batch == 8
     assert open_store(tmp_path / "together", batch=8, micro=4).spec.micro == 4
-    with pytest.raises(UsageError, match="batches of 8, not 16: images mixed into one another"):
+    with pytest.raises(UsageError, match=r"batches of 8, not 16: images mixed .* with eval.batch=8, or .* `dd run`"):
         open_store(tmp_path / "alone", batch=16)
     for micro in (None, 8, 2):
-        with pytest.raises(UsageError, match=rf"micro-batches of 4, not {micro or 8}: the teachers normalised by"):
+        with pytest.raises(UsageError, match=rf"micro-batches of 4, not {micro or 8}: .* eval.micro=4, or"):
             open_store(tmp_path / "together", batch=8, micro=micro)
 
 
@@ -295,7 +295,7 @@ def test_a_store_goes_on_only_with_what_it_holds(tmp_path, change, message):
     [
         ({"batch": 0}, "batch is 0"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"micro": 9}, "micro is 9; it is from 2 to the batch, 8"),
+        ({"micro": 9}, "eval.micro=9 is out of range; it is from 2 to eval.batch, 8"),
         ({"micro": 2, "batch": 11}, "23 images in batches of 11 leave one alone"),
         ({"classes": ("a", "b")}, "5 classes, where there are 2"),
         ({"replay": "disk"}, "'disk'"),
@@ -350,8 +350,10 @@ def test_views_that_the_seed_no_longer_draws_are_noticed(tmp_path, monkeypatch):
     ],
 )
 def test_a_manifest_that_is_none(tmp_path, manifest, message):
-    with pytest.raises(UsageError, match="no soft labels in"):
-        LabelStore(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"no soft labels in .*/labels \(No such file.*\); copy the folder labels/ beside"
+    ):
+        LabelStore(tmp_path / "labels")
     (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(UsageError, match=message):
         LabelStore(tmp_path)
@@ -406,6 +408,7 @@ def test_the_size_is_known_before(tmp_path, policy, mode):
 def test_room_is_looked_at_before(tmp_path):
     folder = tmp_path / "not" / "there"
     assert "1.0 MB in" in require_room(folder, 1_000_000)
+    assert "1.6 kB in" in require_room(folder, 1600)
     with pytest.raises(UsageError, match=r"1000000\.0 GB in .*top-k.*") as error:
         require_room(folder, 10**15)
     assert "\n" not in str(error.value)
