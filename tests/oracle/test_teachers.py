@@ -86,8 +86,11 @@ def test_it_is_kept_with_what_it_is(task, caplog):
     first, again = (teachers(task, [NAME], SETTINGS)[0] for _ in range(2))
     assert equal(first.network.state_dict(), again.network.state_dict())
     assert (first.sha256, first.holdout) == (again.sha256, again.holdout)
-    said = [record.getMessage().split(" in ")[0] for record in caplog.records]
-    assert said == [f"made teacher {NAME} (blobs, 3 epochs)", f"kept teacher {NAME} (blobs, 3 epochs)"]
+    made, kept = (record.getMessage() for record in caplog.records)
+    held = f": {first.holdout:.1f} % of held-out images"
+    assert made.startswith(f"made teacher {NAME} (blobs, 3 epochs) in ")
+    assert made.endswith(held)
+    assert kept == f"kept teacher {NAME} (blobs, 3 epochs){held}"
     (manifest,) = task.store.manifests("teachers")
     assert manifest["info"] == {
         "network": asdict(SPEC),
