@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +110,24 @@ class Place:
     def start(self, *args: str, **environment: str) -> "Running":
         """Call it in a process of its own, and watch."""
         return Running(self, [sys.executable, "-m", "dd", *args], environment)
+
+    def torchrun(self, processes: int, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Call it in several processes that share the work, and wait."""
+        done = subprocess.run(
+            self.torchrun_command(processes, words),
+            env=self.environment | {"OMP_NUM_THREADS": "1"},
+            cwd=self.path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def torchrun_command(self, processes: int, words: Sequence[str]) -> list[str]:
+        """How it is called in several processes."""
+        place = ["--standalone", f"--nproc-per-node={processes}", f"--log-dir={self.path / 'torchrun'}"]
+        return [sys.executable, "-m", "torch.distributed.run", *place, "-m", "dd", *words]
 
     def folder(self) -> Path:
         """The folder of the only run."""

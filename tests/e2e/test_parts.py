@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from signal import SIGKILL
 
 import pytest
@@ -57,7 +55,7 @@ class Pieces(Method):
                 torch.randn(100, 100, generator=task.generator("work", it)) @ torch.ones(100, 100)
         return (syn.images - torch.randn(syn.images.shape, generator=task.generator("goal", it))).square().mean()
 '''
-PARTS, PATIENCE = 5, 240
+PARTS = 5
 
 
 @pytest.fixture
@@ -72,16 +70,6 @@ def words(pictures, tmp_path):
 def whole(place, words):
     report = place.dd(*words).report
     return place, report
-
-
-def torchrun(place, processes, words):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    quiet = place.environment | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "-m", "dd", *words], env=quiet, cwd=place.path, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 def test_parts_go_into_one_set_one_log_and_leave_nothing(whole):
@@ -102,7 +90,7 @@ def test_parts_go_into_one_set_one_log_and_leave_nothing(whole):
 def test_any_number_of_processes_makes_the_same_bits(whole, words, tmp_path, processes):
     place, report = whole
     other = type(place)(tmp_path / "other")
-    done = torchrun(other, processes, words)
+    done = other.torchrun(processes, words)
     assert (place.folder() / "log.csv").read_bytes() == (other.folder() / "log.csv").read_bytes()
     two = json.loads(done.stdout)
     for name in ("set", "start"):
@@ -179,7 +167,7 @@ def test_recovered_images_are_the_same_from_one_two_or_four_processes(place, rec
     assert made.images.dtype == torch.uint8
     for processes in (2, 4):
         other = type(place)(tmp_path / str(processes))
-        done = torchrun(other, processes, recovery)
+        done = other.torchrun(processes, recovery)
         assert torch.equal(load(json.loads(done.stdout)["files"]["set"]).images, made.images)
         assert (place.folder() / "log.csv").read_bytes() == (other.folder() / "log.csv").read_bytes()
         assert "part 1 of 6" in done.stderr

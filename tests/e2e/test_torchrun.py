@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 
 from dd import load
 
-PATIENCE = 240
+from .conftest import PATIENCE
 
 
 @pytest.fixture
@@ -27,11 +26,6 @@ def words(small):
     return ["run", "method=dm", *shared, "iterations=6", "batch_real=8", "--json"]
 
 
-def command(processes, words):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*torchrun, "-m", "dd", *words]
-
-
 def kill_all_with(word):
     """SIGKILL to every process that has `word` on its command line."""
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
@@ -40,25 +34,16 @@ def kill_all_with(word):
                 os.kill(int(cmdline.parent.name), signal.SIGKILL)
 
 
-def torchrun(place, processes, words):
-    quiet = place.environment | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command(processes, words), env=quiet, cwd=place.path, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 def test_two_processes_do_one_run(place, words, tmp_path):
     alone = place.dd(*words).report
     other = type(place)(tmp_path / "other")
-    done = torchrun(other, 2, words)
+    done = other.torchrun(2, words)
     report = json.loads(done.stdout)  # one report, by one process
     assert done.stderr.count("made set dm") == 1
     one, two = load(alone["files"]["set"]), load(report["files"]["set"])
     assert (one.images - two.images).abs().max() < 1e-3
     assert not torch.equal(two.images, load(report["files"]["start"]).images)
-    again = torchrun(other, 2, words)
+    again = other.torchrun(2, words)
     assert "finished before" in again.stderr
     assert json.loads(again.stdout)["accuracy"] == report["accuracy"]
 
@@ -69,7 +54,7 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(place, words):
     longer = [*words, "iterations=400", mark]
     with (place.path / "err").open("w") as err:
         running = subprocess.Popen(
-            command(2, longer),
+            place.torchrun_command(2, longer),
             env=place.environment | {"OMP_NUM_THREADS": "1"},
             cwd=place.path,
             stdout=err,
