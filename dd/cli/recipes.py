@@ -44,9 +44,10 @@ def _rows(method: str, file: "RecipeFile") -> list[dict[str, Any]]:
     cells = list(file.cells.values())
     rows = []
     for cell in cells:
-        if cell.preset is None:
+        alone = (cell.dataset, cell.size, None) not in file.cells  # a preset of a cell that there is not
+        if cell.preset is None or alone:
             own = {c.preset for c in cells if c.preset and (c.dataset, c.size) == (cell.dataset, cell.size)}
-            presets = sorted(own | set(file.presets))
+            presets = [] if alone else sorted(own | set(file.presets))
             rows.append(
                 {"method": method, "cell": cell.name, "presets": presets, "note": cell.note, "expect": cell.expect}
             )

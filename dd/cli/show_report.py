@@ -101,10 +101,12 @@ def _labels(labels: Mapping[str, Any]) -> str:
         for name, held in zip(names, accuracies, strict=False)
         if held is not None
     ]
-    who = " and ".join(known or names) or "teachers that are not at hand"
+    who = " and ".join(known or names)
     several = f", {labels['ensemble']}" if len(names) > 1 else ""
     how = f"{labels['form']}, {labels['teacher_mode']} statistics{several}"
     kept = f"{labels['stored_epochs']} epochs stored" if labels.get("stored_epochs") else "asked while students train"
+    if not who:
+        return f"of the set by teachers that are not at hand ({how}); {kept}"
     return f"in every row by {who} ({how}); of the set {kept}"
 
 

@@ -130,7 +130,7 @@ class _Decoding:
         ]
 
     def pixels(self) -> Tensor:
-        """uint8 (k, c, h, w) on the device, once all are there."""
+        """(k, c, h, w) on the device, once all are there: uint8, or float32 in the space of `preprocess`."""
         _images.refuse([broken for future in self._futures for broken in future.result()], self._split.name)
         return self._pixels.to(self._device, non_blocking=True)
 

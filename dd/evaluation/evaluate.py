@@ -223,10 +223,14 @@ def _labels(evaluator: Evaluator, store: LabelStore | None) -> dict[str, Any] | 
 
 
 def _making(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """How labels are made, whoever the teachers are, and whether they are stored or asked for."""
+    """What of how labels are made decides a number, whoever the teachers are and whether labels are stored or not."""
     if labels is None:
         return None
-    return {k: v for k, v in labels.items() if k not in ("teachers", "weights", "names", "accuracies", "stored_epochs")}
+    how = ["form", "teacher_mode"]
+    how += ["top"] if labels["form"] == "topk" else []
+    how += ["ensemble"] if len(labels["teachers"]) > 1 else []
+    how += ["low", "high", "smooth"] if labels["high"] else []
+    return {name: labels[name] for name in how}
 
 
 def _full(evaluator: Evaluator) -> tuple[Score | None, str]:

@@ -65,7 +65,8 @@ class Report:
         decoded: fresh students on decoded mosaics of random real images, as many stored pixels; for sets of tiles only.
         labels: who labelled the views that all of these were trained on, and how; None for labels of the images' own.
         missing: for each of the above that is None, why.
-        protocol: the protocol's fields; `fingerprint` its hash together with network and augmentation.
+        protocol: the protocol's fields; `fingerprint` its hash together with network, augmentation and how
+            labels are made.
         student: the network's fields.
         dataset: name, path, notes of the data.
         bytes: images, labels and total of the set.

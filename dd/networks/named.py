@@ -90,7 +90,10 @@ def _network(text: str, student: NetworkSpec) -> NetworkSpec:
 
 
 def _no_checkpoint(name: str) -> UsageError:
-    return UsageError(f"teachers={name} looks like a path, but a checkpoint ends in {', '.join(SUFFIXES)}")
+    return UsageError(
+        f"teachers={name} looks like a path, but a checkpoint ends in {', '.join(SUFFIXES)}; published weights are "
+        "timm:NAME.TAG or torchvision:NAME.WEIGHTS"
+    )
 
 
 def _existing(path: str) -> Path:

@@ -12,17 +12,17 @@ from dd.engine.method import Task
 from dd.errors import RunError, UsageError
 from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
-from dd.evaluation.protocols import default_protocol, protocol_of
+from dd.evaluation.protocols import Protocol, default_protocol, protocol_of
 from dd.evaluation.report import Report
 from dd.networks import NetworkSpec
-from dd.pipeline.label import stored_labels
+from dd.pipeline.label import store_spec, stored_labels
 from dd.pipeline.task import context, numerics, task_for
 from dd.recipes import resolve_evaluation
 from dd.runs.cost import measured
 from dd.runs.stop import Stop
 from dd.sets import DistilledSet, load
 from dd.sets.soft_labels import LabelStore
-from dd.training.relabel import Labeller
+from dd.training.relabel import Labeller, labels_of
 
 
 def evaluate(distilled: DistilledSet | str | Path, **settings: Any) -> Report:
@@ -42,7 +42,7 @@ def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any], fi
     stop = Stop("students that were finished are kept; the same command goes on")
     with stop.watching(), numerics(settings), measured(task.device) as cost:
         store = stored_labels(distilled, file, settings.eval)
-        labeller, why = _labeller(distilled, task, store)
+        labeller, why = _labeller(distilled, task, settings.eval, store)
         evaluator = Evaluator(task, settings.eval, force=settings.force, labeller=labeller)
         report = evaluate_set(distilled, None, evaluator, store=store, without=why)
     costs = {"evaluate": asdict(cost)}
@@ -51,17 +51,23 @@ def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any], fi
     )
 
 
-def _labeller(distilled: DistilledSet, task: Task, store: LabelStore | None) -> tuple[Labeller | None, str]:
+def _labeller(
+    distilled: DistilledSet, task: Task, protocol: Protocol, store: LabelStore | None
+) -> tuple[Labeller | None, str]:
     """The teachers that label what a set is compared with; or, of a set with stored labels, why there are none.
 
     Raises:
-        UsageError: the set's own students ask them, and they cannot be had.
+        UsageError: the set's own students ask them, and they cannot be had, or the protocol has no use for them.
     """
     origin = (distilled.views or {}).get("labeller") or distilled.provenance.get("labeller")
     if origin is None:
         return None, ""
     if store is None:
-        return Labeller.of_origin(task, origin), ""
+        store_spec(labels_of(origin), protocol, task)  # may refuse, so it comes before teachers are made
+        try:
+            return Labeller.of_origin(task, origin), ""
+        except UsageError as error:
+            raise UsageError(f"students of this set ask its teachers for labels: {error}") from error
     absent = "the teachers that labelled the set are not at hand"
     try:
         if Labeller.facts_of(task, origin) == store.spec.teacher:

@@ -79,9 +79,5 @@ def settled(recipe: Recipe, task: Task, folder: RunFolder) -> Recipe:
 
 def set_key(recipe: Recipe, task: Task) -> dict[str, Any]:
     """Everything that determines the distilled set: the key of its artefact."""
-    key = recipe.stage_key("synthesise") | {
-        "version": recipe.method.version,
-        "data": task.data.fingerprint,
-        "compile": task.compile,
-    }
+    key = recipe.stage_key("synthesise") | {"data": task.data.fingerprint, "compile": task.compile}
     return json.loads(json.dumps(key))

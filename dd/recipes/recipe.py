@@ -117,10 +117,15 @@ class Recipe:
         return _nest(self.flat())
 
     def identity(self) -> dict[str, Any]:
-        """What determines the result: the settings, and not the way they were arrived at nor the device's number."""
+        """What determines the result: settings and the method's version, not how they were arrived at nor which device.
+
+        Of devices the type counts.
+        """
         values = {key: value for key, value in self.flat().items() if key not in (*_WAYS, _NO_PART)}
         values = {key: value for key, value in values.items() if key not in _LATER or value != _LATER[key]}
         values["device"] = self.device.partition(":")[0]
+        if self.method.version != 1:
+            values["version"] = self.method.version
         return {"method": self.method.name, **values, "digests": dict(self.digests)}
 
     def stage_key(self, stage: str) -> dict[str, Any]:

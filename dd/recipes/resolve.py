@@ -72,12 +72,15 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
         checks.student(settled.parts.student)
     bare |= {key: settled.values.get(key, bare[key]) for key in IN_A_CELL}
     origin = {"device": "auto", **settled.origin} if bare["device"] == "auto" else settled.origin
+    files: dict[int, Path] = {}
     with problems.caught():
         bare["device"] = resolve_device(bare["device"])
+    with problems.caught():
+        files = _teacher_files(settled.parts)
     problems.raise_any()
     assert cls is not None
     changed = _changed(published.parts, settled.parts, bare, published.values)
-    return _recipe(cls, bare, settled.parts, table, origin=origin, changed=changed)
+    return _recipe(cls, bare, settled.parts, table, origin=origin, changed=changed, files=files)
 
 
 def run_options(overrides: Mapping[str, Any]) -> RunOptions:
@@ -182,7 +185,7 @@ def _check_preset(file: tables.RecipeFile, dataset: str, size: str, preset: str)
 def _notices(method: str, file: tables.RecipeFile, here: tuple[str, str], bare: Mapping[str, Any]) -> tuple[str, ...]:
     if bare["like"] is not None:
         return (f"settings of {method} are those of {bare['like']}; for {'.'.join(here)} they are unverified",)
-    if (*here, None) in file.cells:
+    if (*here, None) in file.cells or (*here, bare["preset"]) in file.cells:
         return ()
     used = "its defaults" + (f" and preset {bare['preset']}" if bare["preset"] else "")
     missing = f"no recipe of {method} for {'.'.join(here)}: {used} are used, unverified"
@@ -211,6 +214,7 @@ def _recipe(
     *,
     origin: Mapping[str, str],
     changed: tuple[str, ...],
+    files: Mapping[int, Path],
 ) -> Recipe:
     from dd.io import sha256_file
 
@@ -221,7 +225,7 @@ def _recipe(
         ref, digests["method"] = f"{file}{name}", sha256_file(file)
     if bare["init"] is not None and (init := Path(bare["init"]).expanduser()).is_file():
         digests["init"] = sha256_file(init)
-    digests |= {f"teachers[{at}]": sha256_file(file) for at, file in _teacher_files(parts).items()}
+    digests |= {f"teachers[{at}]": sha256_file(file) for at, file in files.items()}
     notices = table.notices
     if "dataset" not in origin:
         notices = (
@@ -248,5 +252,8 @@ def _teacher_files(parts: Parts) -> dict[int, Path]:
     """The checkpoints among a method's teachers, by their places."""
     from dd.networks.named import SavedWeights, source
 
-    sources = [source(name, parts.student) for name in getattr(parts.method, "teachers", ())]
+    names = getattr(parts.method, "teachers", ())
+    if not hasattr(parts.method, "squeeze") or not isinstance(names, tuple):  # another method's field of that name
+        return {}
+    sources = [source(name, parts.student) for name in names]
     return {at: origin.path for at, origin in enumerate(sources) if isinstance(origin, SavedWeights)}

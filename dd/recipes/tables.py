@@ -173,10 +173,11 @@ def unknown_cell(file: RecipeFile, name: str) -> UsageError:
 
 
 def _split(table: Mapping[str, Any], settings: set[str]) -> list[tuple[str | None, dict[str, Any]]]:
-    """A cell's table without its presets, then each preset's."""
+    """A cell's table without its presets, where there is more than them, then each preset's."""
     presets = [k for k, v in table.items() if isinstance(v, Mapping) and k not in settings and k not in _NOT_SETTINGS]
-    own: list[tuple[str | None, dict[str, Any]]] = [(None, {k: v for k, v in table.items() if k not in presets})]
-    return own + [(preset, dict(table[preset])) for preset in presets]
+    own = {k: v for k, v in table.items() if k not in presets}
+    found: list[tuple[str | None, dict[str, Any]]] = [(None, own)] if own or not presets else []
+    return found + [(preset, dict(table[preset])) for preset in presets]
 
 
 def _cell(

@@ -38,9 +38,9 @@ def published_prior(data: str, arch: str) -> float | None:
 
     Args:
         data: name of the data set.
-        arch: for example "resnet18:width=64", "torchvision:shufflenet_v2_x0_5.IMAGENET1K_V1" or "PATH@resnet50".
+        arch: for example "resnet18:width=64", or "torchvision:shufflenet_v2_x0_5.IMAGENET1K_V1".
     """
-    library, _, rest = arch.rpartition("@")[2].partition(":")
+    library, _, rest = arch.partition(":")
     name = (rest if library in ("timm", "torchvision") else library).partition(".")[0].lower().replace("_", "")
     if name.startswith(("shufflenetv2", "mobilenetv2")):  # they come in several widths
         name = name[: len("shufflenetv2")] if name.startswith("shuffle") else name[: len("mobilenetv2")]

@@ -56,13 +56,15 @@ def require_fit(teacher: Teacher, task: Task) -> None:
     facts = f"chance {100 * chance:.1f} with a standard error of {100 * error:.1f}, {declared}"
     raise UsageError(
         f"teacher {teacher.name} is right on {100 * right:.1f} % of {n} {which} ({facts}): {problem}; "
-        + (words or _other_order(predicted, labels, task.data.classes)[0] or _OTHER_REASONS)
+        + (words or _other_order(predicted, labels, task.data.classes)[0] or _other_reasons(task.classes))
     )
 
 
-_OTHER_REASONS = (
-    "no other order of its classes helps: look at its normalisation (mean and std), its image size and its training"
-)
+def _other_reasons(classes: int) -> str:
+    look = "its normalisation (mean and std), its image size and its training"
+    if classes > ORDERED:
+        return f"look at the order of its classes, {look}"
+    return f"no other order of its classes helps: look at {look}"
 
 
 def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:

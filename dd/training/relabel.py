@@ -100,7 +100,7 @@ class Labeller:
         Raises:
             UsageError: a teacher cannot be had, or does not know the images.
         """
-        squeeze, settings = _settings_of(origin)
+        squeeze, settings = _squeeze_of(origin), labels_of(origin)
         members = teachers(task, origin["teachers"], squeeze, partial(require_fit, task=task))
         return cls.of(task, members, squeeze, settings, origin["weights"])
 
@@ -111,7 +111,7 @@ class Labeller:
         Raises:
             UsageError: a teacher's file is not there.
         """
-        squeeze, settings = _settings_of(origin)
+        squeeze, settings = _squeeze_of(origin), labels_of(origin)
         keys = teacher_keys(task, origin["teachers"], squeeze)
         return json.loads(json.dumps(cls((), settings, origin["weights"], origin, keys).facts))
 
@@ -170,6 +170,10 @@ class Labeller:
         return passes
 
 
-def _settings_of(origin: Mapping[str, Any]) -> tuple[SqueezeSettings, LabelSettings]:
-    squeeze = TypeAdapter(SqueezeSettings).validate_python(origin["squeeze"])
-    return squeeze, TypeAdapter(LabelSettings).validate_python(origin["labels"])
+def labels_of(origin: Mapping[str, Any]) -> LabelSettings:
+    """How a labeller's `origin` says that it labels."""
+    return TypeAdapter(LabelSettings).validate_python(origin["labels"])
+
+
+def _squeeze_of(origin: Mapping[str, Any]) -> SqueezeSettings:
+    return TypeAdapter(SqueezeSettings).validate_python(origin["squeeze"])

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from dd.data.views import ViewPolicy, draw_view
 from dd.engine.method import Task
 from dd.errors import RunError, UsageError
-from dd.networks.named import STUDENT
+from dd.networks.named import PublishedWeights, source
 from dd.training.committee import logits, published_prior
 from dd.training.loop import Fit, Trainer, accuracy
 from dd.training.teachers import Teacher, teacher_keys
@@ -55,7 +55,8 @@ class DistilSettings:
 
 def published_priors(task: Task, names: Sequence[str]) -> tuple[float, ...] | None:
     """CV-DD's constants for these teachers on this data set, in percent; None where one of them has none."""
-    archs = [task.student.arch if name == STUDENT else name for name in names]
+    origins = [source(name, task.student) for name in names]
+    archs = [origin.name if isinstance(origin, PublishedWeights) else origin.spec.arch for origin in origins]
     found = [published_prior(task.data.name, arch) for arch in archs]
     return None if None in found else tuple(value for value in found if value is not None)
 
@@ -162,7 +163,7 @@ def _recover(method: "Recovered", task: Task, committee: Committee) -> tuple[Map
         optimiser.step()
         method.project(syn, task)
     if not bool(syn.images.isfinite().all()):
-        raise RunError(f"votes=distil: images recovered from {committee.teachers[0].name} diverged; lower lr_img")
+        raise RunError(f"votes: images recovered from {committee.teachers[0].name} diverged; lower lr_img")
     return {"images": method.finish(syn, task, committee).images.cpu()}, {}
 
 

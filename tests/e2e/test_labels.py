@@ -171,3 +171,6 @@ def test_live_labels_have_no_store(place, taught):
         again = place.dd("eval", ended.report["files"]["set"], "--json").report
         assert again[name] == ended.report[name]
         assert again["labels"] == ended.report["labels"]
+    refused = place.dd("eval", ended.report["files"]["set"], "eval.protocol=smoke")
+    assert refused.code == 2
+    assert "augments images after teachers labelled their views" in refused.err

@@ -76,10 +76,12 @@ def named(task, name):
     return replace(task, data=replace(task.data, name=name))
 
 
-def test_constants_are_the_authors(task):
-    names = ("student", "torchvision:densenet121", "weights/mine.pt@torchvision:resnet50")
+def test_constants_are_the_authors(task, tmp_path):
+    file = tmp_path / "resnet50.pt"
+    file.touch()
+    names = ("student", "torchvision:densenet121", f"{file}@torchvision:mobilenet_v2", f"{file}")
     resnet = replace(task, student=NetworkSpec(arch="resnet18", width=16))
-    assert prior.published_priors(named(resnet, "cifar10"), names) == (63.0, 67.4, 65.3)
+    assert prior.published_priors(named(resnet, "cifar10"), names) == (63.0, 67.4, 67.6, 63.0)
     assert prior.published_priors(resnet, names) is None
     assert prior.published_priors(named(task, "cifar10"), names) is None  # a ConvNet
 

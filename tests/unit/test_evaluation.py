@@ -17,6 +17,7 @@ from dd.errors import UsageError
 from dd.evaluation import PROTOCOLS, Protocol, Report, Score, arms
 from dd.evaluation.arms import Arm, control_arm, decoded_arm, full_arm, set_arm
 from dd.evaluation.evaluate import Evaluator, evaluate
+from dd.evaluation.evaluate import _making as making
 from dd.evaluation.protocols import default_protocol
 from dd.networks import NetworkSpec
 from dd.rng import generator
@@ -531,6 +532,42 @@ def test_targets_of_an_arm_are_probabilities_once(task):
     broken = replace(soft, labels=torch.full_like(soft.labels, math.nan))
     with pytest.raises(UsageError):
         set_arm("it", broken, task.data.preprocess)
+
+
+# --- labels in a fingerprint -----------------------------------------------------------------------------------------
+
+
+def fingerprint(**labels):
+    base = {"teachers": [{}], "form": "logits", "teacher_mode": "eval", "top": 5, "ensemble": "logit_mean"}
+    made = making(base | {"low": 0.0, "high": 0.0, "smooth": 0.1, "names": ["a"], "stored_epochs": None} | labels)
+    return BRIEF.fingerprint({}, "none", made)
+
+
+def test_how_labels_are_made_is_in_the_fingerprint():
+    assert making(None) is None
+    assert BRIEF.fingerprint({}, "none", None) == BRIEF.fingerprint({}, "none") != fingerprint()
+    told_apart = [
+        {},
+        {"form": "hard"},
+        {"form": "topk"},
+        {"form": "topk", "top": 3},
+        {"teacher_mode": "batch"},
+        {"high": 0.5},
+        {"high": 0.5, "low": 0.1},
+        {"high": 0.5, "smooth": 0.2},
+        {"teachers": [{}, {}]},
+        {"teachers": [{}, {}], "ensemble": "prob_mean"},
+    ]
+    assert len({fingerprint(**one) for one in told_apart}) == len(told_apart)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"top": 3}, {"ensemble": "prob_mean"}, {"low": 0.0, "smooth": 0.2}, {"names": None}, {"stored_epochs": 9},
+     {"teachers": [{"trained": "another"}]}, {"weights": None}],
+)  # fmt: skip
+def test_what_decides_no_number_is_not_in_the_fingerprint(other):
+    assert fingerprint(**other) == fingerprint()
 
 
 # --- all images ------------------------------------------------------------------------------------------------------

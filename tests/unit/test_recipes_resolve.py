@@ -337,6 +337,54 @@ def test_hash_covers_what_determines_the_result_and_nothing_else(toy, tmp_path):
     assert asked(toy, ipc=10).hash != base.hash  # a method in the making is its text
 
 
+def test_a_raised_version_is_another_run_and_the_first_one_changes_no_hash(toy, monkeypatch):
+    recipe = asked(toy, ipc=10)
+    assert "version" not in recipe.identity()
+    key = recipe.stage_key("synthesise")
+    monkeypatch.setattr(type(recipe.method), "version", 2)
+    assert recipe.hash != asked(toy, ipc=10, seed=9).hash
+    assert recipe.identity()["version"] == recipe.stage_key("synthesise")["version"] == 2
+    assert recipe.stage_key("synthesise") != key
+
+
+def test_the_content_of_a_teachers_file_is_part_of_the_recipe(tmp_path):
+    file = tmp_path / "mine.pt"
+    settings = {"method": "sre2l", "ipc": 10, "device": "cpu", "teachers": ("student", f"{file}@convnet:width=4")}
+    hashes = []
+    for content in (b"one", b"two", b"one"):
+        file.write_bytes(content)
+        recipe = resolve(settings)
+        assert list(recipe.digests) == ["teachers[1]"]
+        hashes.append(recipe.hash)
+    assert hashes[0] == hashes[2] != hashes[1]
+    file.unlink()
+    with pytest.raises(UsageError) as caught:
+        resolve(settings | {"lr_img": -1.0})
+    assert len(str(caught.value).splitlines()) == 2
+    assert "no such file" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "field", ["teachers: int = 3", 'teachers: str = "./net.bin"', "teachers: tuple[str, ...] = ('a/b',)"]
+)
+def test_another_methods_teachers_are_its_own_affair(tmp_path, field):
+    (tmp_path / "own.py").write_text(METHOD.replace("iterations: A", f"{field}\n    iterations: A"), encoding="utf-8")
+    assert resolve({"method": str(tmp_path / "own.py"), "device": "cpu"}).digests.keys() == {"method"}
+
+
+def test_a_cell_of_nothing_but_presets_is_no_recipe_without_them(tmp_path):
+    (tmp_path / "toy.py").write_text(METHOD, encoding="utf-8")
+    cells = "[fashion-mini.ipc1.quick]\niterations = 1\n[cifar10.ipc10]\niterations = 7\n"
+    (tmp_path / "toy.toml").write_text(cells, encoding="utf-8")
+    toy = str(tmp_path / "toy.py")
+    bare = asked(toy, dataset="fashion-mini", ipc=1)
+    assert "no recipe of toy for fashion-mini.ipc1" in bare.notices[0]
+    assert "the nearest is cifar10.ipc10" in bare.notices[0]
+    quick = asked(toy, dataset="fashion-mini", ipc=1, preset="quick")
+    assert (quick.notices, quick.method.iterations) == ((), 1)
+    assert "like='fashion-mini.ipc1': no such cell" in complaints(method=toy, ipc=2, like="fashion-mini.ipc1")[0]
+
+
 def test_synthesis_does_not_depend_on_evaluation(toy):
     base = asked(toy, ipc=10)
     evaluation = asked(toy, ipc=10, **{"eval.students": 6, "eval.probes": 9})

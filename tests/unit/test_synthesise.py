@@ -236,6 +236,7 @@ def test_checkpoints_that_take_long_are_saved_less_often(rig, whole, monkeypatch
     monkeypatch.setattr(Toy, "project", lambda *_: clock.__setitem__(0, clock[0] + 10))
     rig.run(method)
     assert saved[0] == CHECKPOINT_EVERY
+    assert len(saved) == 4
     assert {b - a for a, b in pairwise(saved)} <= {110, 120}
 
 
