@@ -60,11 +60,17 @@ def test_a_run_with_teachers_killed_in_every_stage(place, taught, whole, same_ru
     assert "made part 1 of 3" not in killed.err
     done = finished_epochs(place)
 
+    run = place.start(*again)
+    killed = run.signal_when(SIGKILL, lambda: "made student 1 on the distilled set" in run.err)
+    assert killed.code == -SIGKILL
+    assert "kept set cda" in killed.err
+    kept = int(re.findall(rf"; (\d+) of {EPOCHS} epochs are there", killed.err)[0])
+    assert kept in (done, done - 1)  # a file that the manifest does not list yet is made again
+
     ended = place.dd(*again)
     assert ended.code == 0, ended.err
-    assert "kept set cda" in ended.err
-    kept = int(re.findall(rf"; (\d+) of {EPOCHS} epochs are there", ended.err)[0])
-    assert kept in (done, done - 1)  # a file that the manifest does not list yet is made again
+    assert "epochs are there" not in ended.err  # all are
+    assert "kept student 1 on the distilled set" in ended.err
     same_run(place, ended.report, *whole)
     there = whole[0].folder() / "labels"
     for file in sorted(there.glob("*.npy")):
