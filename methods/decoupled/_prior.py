@@ -125,7 +125,9 @@ def _measure(method: "Recovered", task: Task, teacher: Teacher, settings: Distil
     targets = torch.arange(task.classes, device=task.device).repeat_interleave(settings.ipc)
     small = replace(task, targets=targets, seed=_SEED, part=None)
     images = torch.empty(len(targets), *task.data.shape, device=task.device)
-    spec = _spec(method, task, settings, number)
+    # neither student nor its training has a part in how images are recovered
+    whole = _spec(method, task, settings, number)
+    spec = {k: v for k, v in whole.items() if k not in ("settings", "student")} | {"ipc": settings.ipc}
     for at, batch in enumerate(small.in_parts(slots := list(alone.parts(small)))):
         places = slots[0] if batch.part is None else batch.part.slots
         words = f"batch {at + 1} of {len(slots)} of the prior of {teacher.name}"
