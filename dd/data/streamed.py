@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,17 +141,17 @@ class _Decoding:
             future.cancel()
 
     def _decode(self, slots: list[int]) -> list[Broken]:
-        rows = self._pixels.numpy()
         items, target = self._split.items, self._split.target
+        rows = np.empty((len(slots), *self._pixels.shape[1:]), dtype=np.uint8)
         broken: list[Broken] = []
-        for slot in slots:
-            found = _images.attempt(items, int(self.index[slot]), lambda i: _images.fit(items.load(i), target))
+        for row, place in zip(rows, self.index[slots].tolist(), strict=True):
+            found = _images.attempt(items, place, lambda i: _images.fit(items.load(i), target))
             if isinstance(found, Broken):
                 broken.append(found)
-            elif self._preprocess:
-                self._pixels[slot] = self._preprocess(torch.from_numpy(found[None].copy()))[0]
             else:
-                rows[slot] = found
+                row[...] = found
+        pixels = torch.from_numpy(rows)
+        self._pixels[slots] = pixels if self._preprocess is None else self._preprocess(pixels)
         return broken
 
 
