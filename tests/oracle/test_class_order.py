@@ -9,13 +9,12 @@ import torch
 
 from dd.engine.registry import get
 from dd.errors import UsageError
-from dd.networks import NetworkSpec
 from dd.runs import Store
 from dd.training.relabel import Labeller, LabelSettings
-from dd.training.teachers import SqueezeSettings, teachers
+from dd.training.teachers import teachers
 
-STUDENT = NetworkSpec(depth=2, width=8, norm="batch")
-SQUEEZE = SqueezeSettings(epochs=6, batch=16, lr=0.05)
+from .conftest import SQUEEZE, STUDENT
+
 WHERE = importlib.import_module("dd.methods.decoupled._teachers").__file__
 
 FAMILY = [

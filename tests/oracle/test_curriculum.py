@@ -9,21 +9,15 @@ import torch
 from dd.data.views import draw_boxes
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
-from dd.networks import NetworkSpec
 from dd.rng import generator
-from dd.training.teachers import SqueezeSettings
+
+from .conftest import SQUEEZE
 
 SRE2L, CDA = get("sre2l"), get("cda")
 Curriculum = importlib.import_module("dd.methods.decoupled.cda").Curriculum
 
 SHAPES = ["cosine", "linear", "step"]
-SQUEEZE = SqueezeSettings(epochs=6, batch=16, lr=0.05)
 SMALL = {"squeeze": SQUEEZE, "iterations": 20, "lr_img": 0.1, "roll": 2, "crop": 0.5, "batch": 3}
-
-
-@pytest.fixture
-def task(make_task):
-    return make_task(student=NetworkSpec(depth=2, width=8, norm="batch"), ipc=3)
 
 
 def recovered(method, task):

@@ -10,28 +10,15 @@ import torch.nn.functional as F
 from dd.data.views import draw_boxes, resized_crop
 from dd.engine.registry import get
 from dd.errors import UsageError
-from dd.networks import NetworkSpec
 from dd.rng import generator
 from dd.runs import Store
 from dd.sets.tiles import mosaic
-from dd.training.teachers import SqueezeSettings
+
+from .conftest import SQUEEZE
 
 RDED, SPP = get("rded"), get("sre2lpp")
 patches = importlib.import_module("dd.methods.decoupled._crops")
 CropSettings = patches.CropSettings
-
-STUDENT = NetworkSpec(depth=2, width=8, norm="batch")
-SQUEEZE = SqueezeSettings(epochs=6, batch=16, lr=0.05)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return Store(tmp_path_factory.mktemp("teachers"))
-
-
-@pytest.fixture
-def task(make_task, store):
-    return make_task(student=STUDENT, store=store, ipc=3)
 
 
 @pytest.fixture

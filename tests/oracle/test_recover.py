@@ -20,27 +20,16 @@ from dd.networks.statistics import statistics_loss
 from dd.rng import generator
 from dd.runs import Store
 from dd.training.committee import votes
-from dd.training.teachers import SqueezeSettings, Teacher
+from dd.training.teachers import Teacher
+
+from .conftest import SQUEEZE, STUDENT
 
 SRE2L, CVDD = get("sre2l"), get("cvdd")
 recover = importlib.import_module("dd.methods.decoupled._recover")
 teaching = importlib.import_module("dd.methods.decoupled._teachers")
 clip_ = importlib.import_module("dd.methods.decoupled._pixels").clip_
 
-STUDENT = NetworkSpec(depth=2, width=8, norm="batch")
-SQUEEZE = SqueezeSettings(epochs=6, batch=16, lr=0.05)
 SMALL = {"squeeze": SQUEEZE, "iterations": 20, "lr_img": 0.1, "roll": 2, "crop": 0.5, "batch": 3}
-
-
-@pytest.fixture
-def task(make_task, store):
-    return make_task(student=STUDENT, store=store, ipc=3)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """Shared, so that teachers are trained once."""
-    return Store(tmp_path_factory.mktemp("teachers"))
 
 
 def run(method, task, watch=None):

@@ -9,28 +9,14 @@ import torch
 from dd.data.views import draw_boxes, resized_crop
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
-from dd.networks import NetworkSpec
 from dd.rng import generator
-from dd.runs import Store
-from dd.training.teachers import SqueezeSettings
+
+from .conftest import SQUEEZE
 
 NRRDD = get("nrrdd")
 patches = importlib.import_module("dd.methods.decoupled._crops")
 nrr = importlib.import_module("dd.methods.decoupled.nrrdd")
 Recovered = importlib.import_module("dd.methods.decoupled._recover").Recovered
-
-STUDENT = NetworkSpec(depth=2, width=8, norm="batch")
-SQUEEZE = SqueezeSettings(epochs=6, batch=16, lr=0.05)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return Store(tmp_path_factory.mktemp("teachers"))
-
-
-@pytest.fixture
-def task(make_task, store):
-    return make_task(student=STUDENT, store=store, ipc=3)
 
 
 def refined(task, steps=12, method=NRRDD, **settings):
