@@ -17,10 +17,10 @@ from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
 from dd.sets import DistilledSet
-from dd.sets.label_forms import Logits
+from dd.sets.label_forms import label_temperature
 from dd.sets.soft_labels import LabelStore
 from dd.sets.tiles import decode, decoded_labels, mosaic
-from dd.training.loop import Batches, passes
+from dd.training.loop import Batches, in_company, passes
 
 Images = Tensor | Callable[[Tensor], Tensor]
 """All images (n, c, h, w), or what gives those at int64 positions (b,) on the CPU where all are too many."""
@@ -83,8 +83,7 @@ def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task
             f"{store.path} holds labels of other views ({spec.policy}); evaluate with eval.views.* as they were, or "
             "label anew with `dd run`"
         )
-    raw = spec.form.name == Logits.name and not spec.teacher.get("high")  # else they are probabilities at 1
-    temperature = protocol.temperature if raw else 1.0
+    temperature = label_temperature(spec.form.name, spec.teacher.get("high", 0.0), protocol.temperature)
     preprocess = task.data.preprocess
 
     def batches(_: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -134,10 +133,7 @@ def full_arm(data: RealData, batch: int) -> Arm:
     def load(_: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("read in batches")
 
-    def batches(rng: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return (pair for pair in whole(rng, number) if len(pair[1]) > 1 or batch == 1)
-
-    return Arm("all real images", lambda _: "full", load, len(data.train), batches)
+    return Arm("all real images", lambda _: "full", load, len(data.train), whole if batch == 1 else in_company(whole))
 
 
 def viewed(batches: Batches, policy: ViewPolicy, shape: Shape, strategy: str, classes: int) -> Batches:

@@ -31,6 +31,7 @@ from dd.training.loop import Batches, Trainer, accuracy
 from dd.training.relabel import Labeller
 
 KIND = "students"
+NOT_AT_HAND = "the teachers that labelled the set are not at hand"
 VERSION = 1  # of the training of students: part of every key, raised when results change
 
 
@@ -149,7 +150,7 @@ def evaluate(
     *,
     controls: bool = True,
     store: LabelStore | None = None,
-    without: str = "",
+    without: str = NOT_AT_HAND,
 ) -> Report:
     """Score a set, its control, its starting point and the full data.
 
@@ -174,8 +175,7 @@ def evaluate(
     control = begin = full = decoded = None
     if controls and store is not None and evaluator.labeller is None:
         # without its teachers what it is compared with would have other labels than the set
-        why = without or "the teachers that labelled the set are not at hand"
-        missing |= dict.fromkeys(("control", "start", "full"), why)
+        missing |= dict.fromkeys(("control", "start", "full"), without)
     elif controls:
         control = evaluator.better_lr(control_arm(task), candidates, protocol.students)
         if start is None:
@@ -229,7 +229,7 @@ def _making(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
     how = ["form", "teacher_mode"]
     how += ["top"] if labels["form"] == "topk" else []
     how += ["ensemble"] if len(labels["teachers"]) > 1 else []
-    how += ["low", "high", "smooth"] if labels["high"] else []
+    how += ["low", "high", "smooth"] if labels.get("high") else []
     return {name: labels[name] for name in how}
 
 

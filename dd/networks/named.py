@@ -11,6 +11,7 @@ from dd.networks.spec import NetworkSpec
 from dd.networks.zoo import is_zoo_name
 
 STUDENT = "student"
+NO_TEACHER = "no teacher is named; teachers=student trains one of the student's architecture"
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 

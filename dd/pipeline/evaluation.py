@@ -10,7 +10,7 @@ import torch
 from dd.data import DataSettings, open_data
 from dd.engine.method import Task
 from dd.errors import RunError, UsageError
-from dd.evaluation.evaluate import Evaluator
+from dd.evaluation.evaluate import NOT_AT_HAND, Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.protocols import Protocol, default_protocol, protocol_of
 from dd.evaluation.report import Report
@@ -61,21 +61,20 @@ def _labeller(
     """
     origin = (distilled.views or {}).get("labeller") or distilled.provenance.get("labeller")
     if origin is None:
-        return None, ""
+        return None, NOT_AT_HAND
     if store is None:
         store_spec(labels_of(origin), protocol, task)  # may refuse, so it comes before teachers are made
         try:
             return Labeller.of_origin(task, origin), ""
         except UsageError as error:
             raise UsageError(f"students of this set ask its teachers for labels: {error}") from error
-    absent = "the teachers that labelled the set are not at hand"
     try:
         if Labeller.facts_of(task, origin) == store.spec.teacher:
             return Labeller.of_origin(task, origin), ""
     except (UsageError, RunError) as error:  # a checkpoint or published weights that are not on this machine
-        return None, f"{absent} ({error})"
+        return None, f"{NOT_AT_HAND} ({error})"
     return None, (
-        f"{absent}: a file of theirs has changed, or device, data or precision are others than those they were "
+        f"{NOT_AT_HAND}: a file of theirs has changed, or device, data or precision are others than those they were "
         "trained with"
     )
 

@@ -225,6 +225,17 @@ def form_of(name: str, classes: int, **parameters: Any) -> LabelForm:
     return FORMS[name](classes, **parameters)
 
 
+def label_temperature(form: str, high: float, asked: float) -> float:
+    """The temperature that students and labels have in common.
+
+    Args:
+        form: name of the labels' form.
+        high: of `calibrate`; 0 where labels are as teachers gave them.
+        asked: the students' temperature, which only logits as teachers gave them can be brought to; others are for 1.
+    """
+    return asked if form == Logits.name and not high else 1.0
+
+
 def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     """(n, classes) float32: 1 - smoothing at the labels (n,) int64, and smoothing spread evenly over all classes."""
     return (1 - smoothing) * functional.one_hot(labels, classes).float() + smoothing / classes

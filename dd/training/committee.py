@@ -38,7 +38,7 @@ def published_prior(data: str, arch: str) -> float | None:
 
     Args:
         data: name of the data set.
-        arch: for example "resnet18:width=64", or "torchvision:shufflenet_v2_x0_5.IMAGENET1K_V1".
+        arch: for example "resnet18:width=64" or "torchvision:shufflenet_v2_x0_5.IMAGENET1K_V1".
     """
     library, _, rest = arch.partition(":")
     name = (rest if library in ("timm", "torchvision") else library).partition(".")[0].lower().replace("_", "")

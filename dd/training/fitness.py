@@ -40,7 +40,7 @@ def require_fit(teacher: Teacher, task: Task) -> None:
     shares = [torch.bincount(found, minlength=task.classes).double() / n for found in (labels, predicted)]
     chance = float(shares[0] @ shares[1])
     error = _error(chance, n)
-    words, best = "", right
+    words = ""
     declared = "none declared" if teacher.declared is None else f"{teacher.declared:.1f} % declared"
     if right <= chance + ERRORS * error:
         problem = "not told from chance"
@@ -100,7 +100,8 @@ def _other_order(predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) ->
     dealt = predicted[torch.randperm(n, generator=generator(_SEED, "fitness", "dealt"))]
     _, by_luck = best_order(confusion(labels, dealt, len(classes)))
     convincing = by_luck + CONVINCING * (1 - by_luck)
-    if best <= max(max(right, by_luck) + ERRORS * _error(max(right, by_luck), n), convincing):
+    surely = max(right, by_luck) + ERRORS * _error(max(right, by_luck), n)
+    if best <= max(surely, convincing):
         return "", right
     at = int((order != torch.arange(len(order))).nonzero()[0])
     words = (

@@ -212,6 +212,11 @@ def passes(split: Split, size: int) -> Batches:
     return lambda rng, _: split.batches(size, rng)
 
 
+def in_company(batches: Batches) -> Batches:
+    """The same but batches of a single image, which has no batch statistics: what is left over of a pass."""
+    return lambda rng, number: (batch for batch in batches(rng, number) if len(batch[1]) > 1)
+
+
 def _groups(parameters: list[Tensor], fit: Fit) -> list[dict[str, Any]]:
     if not fit.spare_vectors:
         return [{"params": parameters}]

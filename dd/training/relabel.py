@@ -13,7 +13,7 @@ from torch import Tensor
 from dd.data.augment import Shape
 from dd.data.views import ViewPolicy, draw_view
 from dd.engine.method import Task
-from dd.sets.label_forms import LabelForm, calibrate, form_of
+from dd.sets.label_forms import LabelForm, calibrate, form_of, label_temperature
 from dd.training.committee import How, Mode, ensemble, logits
 from dd.training.fitness import require_fit
 from dd.training.loop import Batches
@@ -123,7 +123,7 @@ class Labeller:
 
     def temperature(self, asked: float) -> float:
         """The temperature that students and labels have in common: forms but all logits are made for 1."""
-        return asked if self.settings.form == "logits" and not self.settings.high else 1.0
+        return label_temperature(self.settings.form, self.settings.high, asked)
 
     def logits(self, views: Tensor, own: Tensor, micro: int | None) -> Tensor:
         """(b, classes) for a batch of views (b, c, h, w); where labels are calibrated, their logarithms.

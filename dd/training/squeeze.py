@@ -1,6 +1,5 @@
 """Networks trained on the real images to teach ("squeeze", Yin et al., SRe2L, NeurIPS 2023), one artefact each."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -9,13 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dd.data.real import Split
 from dd.engine.method import Task
 from dd.errors import RunError
 from dd.io import digest
 from dd.networks import NetworkSpec, build
 from dd.runs.store import Artefact
-from dd.training.loop import Fit, Trainer, accuracy
+from dd.training.loop import Fit, Trainer, accuracy, in_company, passes
 from dd.training.passes import PassFile
 
 KIND = "teachers"
@@ -115,7 +113,7 @@ def _squeeze(
     data = task.data
     fit = squeeze_fit(settings, len(data.train), data.augment)
     trainer = Trainer(partial(build_teacher, task, network, task.classes), task.compile, task.precision)
-    batches = partial(_passes, data.train, settings.batch)
+    batches = in_company(passes(data.train, settings.batch))
     trained = next(trainer.train([(settings.seed, "teacher")], batches, fit, keeps=[keep]))
     state = {name: value.cpu() for name, value in trained.state_dict().items()}
     if not all(value.isfinite().all() for value in state.values()):
@@ -129,11 +127,6 @@ def _squeeze(
         "data": data.name,
     }
     return state, info
-
-
-def _passes(split: Split, size: int, rng: torch.Generator, _: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """One shuffled pass; a rest of a single image is left out, as it has no batch statistics."""
-    return (batch for batch in split.batches(size, rng) if len(batch[1]) > 1)
 
 
 def build_teacher(task: Task, network: NetworkSpec, classes: int, rng: torch.Generator) -> nn.Module:

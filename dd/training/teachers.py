@@ -18,7 +18,7 @@ from dd.io import digest, sha256_file, sha256_tensors
 from dd.networks import NetworkSpec, resolve
 from dd.networks.adapted import Adapted, pick
 from dd.networks.checkpoints import load_state, outputs_of, read_checkpoint
-from dd.networks.named import STUDENT, PublishedWeights, SavedWeights, Source, Untrained, source
+from dd.networks.named import NO_TEACHER, STUDENT, PublishedWeights, SavedWeights, Source, Untrained, source
 from dd.networks.pretrained import IMAGENET, published, wnids
 from dd.networks.zoo import is_zoo_name
 from dd.rng import generator
@@ -125,7 +125,7 @@ def _in_words(network: NetworkSpec) -> str:
 def _sources(task: Task, names: Sequence[str]) -> list[tuple[str, Source]]:
     """Every name with what it stands for, architectures resolved for the images."""
     if not names:
-        raise UsageError("no teacher is named; teachers=student trains one of the student's architecture")
+        raise UsageError(NO_TEACHER)
     found: list[tuple[str, Source]] = []
     for name in names:
         origin = source(name, task.student)

@@ -118,9 +118,8 @@ def real_patches(
         judge: which crops may be chosen; None for all.
 
     Raises:
-        UsageError: a class has too few images, see `require_enough`, or too few that may be chosen.
+        UsageError: a class has too few images that may be chosen; `require_enough` says sooner where it has too few.
     """
-    require_enough(task, settings)
     counts, blocks = _counts(task), []
 
     def make(block: range) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dd.engine.method import Method, Synthetic, Task
 from dd.errors import UsageError
+from dd.networks.named import NO_TEACHER
 from dd.sets import DistilledSet
 from dd.training.committee import votes
 from dd.training.compiled import can_compile, compiled, worth_compiling
@@ -50,13 +51,13 @@ class Committee:
         return self.fast[key]
 
 
-def _named(names: tuple[str, ...]) -> tuple[str, ...]:
+def _at_least_one(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names:
-        raise ValueError("no teacher is named; teachers=student trains one of the student's architecture")
+        raise ValueError(NO_TEACHER)
     return names
 
 
-Names = Annotated[tuple[str, ...], AfterValidator(_named)]
+Names = Annotated[tuple[str, ...], AfterValidator(_at_least_one)]
 """Of teachers, at least one."""
 
 

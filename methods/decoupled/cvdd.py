@@ -73,7 +73,8 @@ class CVDD(Recovered):
 
     def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
         """Teachers, patches, and what a prior is measured by."""
-        measured = prior_needs(self, task, self.distil) if self._measures(task) else []
+        measures = self.votes != "teacher" and self._known(task) is None
+        measured = prior_needs(self, task, self.distil) if measures else []
         return [*super().needs(task), *measured]
 
     def prepare(self, task: Task) -> Committee:
@@ -82,23 +83,19 @@ class CVDD(Recovered):
         Raises:
             UsageError: also where votes need held-out images and there are none.
         """
-        measures = self._measures(task)
-        if measures or (self.prior is None and self.votes == "teacher"):
+        prior = self._known(task)
+        if prior is None:
             require_holdout(self.votes, task)
         made = super().prepare(task)
-        if self.prior is not None:
-            prior = self.prior
-        elif measures:
+        if prior is None and self.votes == "teacher":
+            prior = tuple(float(teacher.holdout or 0.0) for teacher in made.teachers)
+        elif prior is None:
             if self.votes == "prior":
                 log.info(
                     "no constants are published for these teachers on %s: their votes are measured", task.data.name
                 )
             prior = distilled_prior(self, task, made, self.distil)
-        elif self.votes == "teacher":
-            prior = tuple(float(teacher.holdout or 0.0) for teacher in made.teachers)
-        else:
-            prior = published_priors(task, self.teachers) if self.votes == "prior" else None
-        return replace(made, prior=prior or (0.0,) * len(made.teachers))
+        return replace(made, prior=prior)
 
     def members(self, task: Task, prepared: Committee) -> Sequence[Member]:
         """The pair of the batch, or all, with votes by their priors."""
@@ -115,7 +112,10 @@ class CVDD(Recovered):
             return pairs[rank % len(pairs)]
         return pairs[int(torch.randint(len(pairs), (), generator=task.common("pair", rank)))]
 
-    def _measures(self, task: Task) -> bool:
+    def _known(self, task: Task) -> tuple[float, ...] | None:
+        """Priors that need neither teachers nor a measurement."""
         if self.prior is not None:
-            return False
-        return self.votes == "distil" or (self.votes == "prior" and published_priors(task, self.teachers) is None)
+            return self.prior
+        if self.votes == "equal":
+            return (0.0,) * len(self.teachers)
+        return published_priors(task, self.teachers) if self.votes == "prior" else None
