@@ -7,7 +7,7 @@ PART ?=
 # tests run in parallel, one thread each: two 2-thread jobs on 2 cores slow each other many times over
 WORKERS ?= auto
 
-.PHONY: help demo test test-slow test-gpu lint format bench clean
+.PHONY: help demo test test-slow test-gpu lint docs format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ \t/'
@@ -37,6 +37,13 @@ lint: $(INSTALLED)  ## ruff, pyright, codespell, and the direction of imports
 	$(BIN)/codespell
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+docs: $(VENV)/.docs  ## build the pages into build/site; a dead link or a missing name fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file docs/mkdocs.yml
 
 format: $(INSTALLED)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

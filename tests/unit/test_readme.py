@@ -1,8 +1,10 @@
 """What the README shows runs as it stands there."""
 
+import csv
 import json
 import re
 from dataclasses import asdict
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ import dd
 from dd.cli.main import run_command_line
 from dd.networks import NetworkSpec, resolve
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "experiments" / "results"
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +65,30 @@ def test_a_set_is_scored_with_another_network_as_the_readme_does(tmp_path, capsy
     (call,) = re.findall(r"^dd\.evaluate\(small, (.*)\)$", python_block("import dd"), re.MULTILINE)
     report = eval(f"dd.evaluate(outcome.set, {call}, **tiny)", {"dd": dd, "outcome": outcome, "tiny": tiny})
     assert report.student == asdict(narrow)
+
+
+def test_every_row_of_results_is_a_recorded_one():
+    recorded = {}
+    for path in sorted(RESULTS.glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as lines:
+            recorded |= {row["command"]: row for row in csv.DictReader(lines)}
+    rows = re.findall(r"^\| \d+ \|(.*)\| `(dd run .*)` \|$", README, re.MULTILINE)
+    assert len(rows) >= 6
+    for cells, command in rows:
+        row = recorded[command]
+        accuracy, control, gap, start = (cell.strip() for cell in cells.strip(" |").split("|"))
+        assert accuracy == f"{tenths(row['accuracy'])} ± {tenths(row['std'])}"
+        assert control == f"{tenths(row['control'])} ± {tenths(row['control_std'])}"
+        assert start == f"{tenths(row['start'])} ± {tenths(row['start_std'])}"
+        assert gap.replace("\N{MINUS SIGN}", "-") == f"{tenths(Decimal(row['accuracy']) - Decimal(row['control'])):+}"
+
+
+def tenths(value):
+    return Decimal(value).quantize(Decimal("0.1"), ROUND_HALF_UP)
+
+
+def test_the_readme_is_read_in_three_minutes():
+    assert README.count("\n") <= 150
 
 
 def test_no_figure_is_still_to_be_filled_in():

@@ -1,0 +1,199 @@
+"""What the pages take from the project itself: rows of results, protocols, recipes, methods, the command line.
+
+A line `{{ name }}` or `{{ name: argument; argument }}` of a page is replaced by what the function of that name returns.
+An unknown name, a pattern that no recorded row fits, and a recorded row that no page shows end the build.
+"""
+
+import csv
+import html
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import click
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
+_CALL = re.compile(r"^\{\{ *(?P<name>\w+)(?:: *(?P<arguments>.*?))? *\}\}$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recorded run: a line of a file of results."""
+
+    file: str
+    fields: dict[str, str]
+
+    @property
+    def command(self) -> str:
+        """As it was typed."""
+        return self.fields["command"]
+
+    def score(self, mean: str, std: str) -> str:
+        """`82.5 ± 0.4`, or nothing where it was not measured."""
+        if not self.fields.get(mean):
+            return ""
+        return f"{_tenths(self.fields[mean])}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{_tenths(self.fields[std])}"
+
+    def gap(self, reference: str) -> str:
+        """Points ahead of a reference, signed."""
+        if not self.fields.get(reference):
+            return ""
+        points = _tenths(Decimal(self.fields["accuracy"]) - Decimal(self.fields[reference]))
+        return f"{points:+}".replace("-", "\N{MINUS SIGN}")
+
+
+def _tenths(value: str | Decimal) -> Decimal:
+    return Decimal(value).quantize(Decimal("0.1"), ROUND_HALF_UP)
+
+
+@cache
+def rows() -> tuple[Row, ...]:
+    """Every recorded run."""
+    found = []
+    for path in sorted(RESULTS.glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as lines:
+            found += [Row(path.name, fields) for fields in csv.DictReader(lines)]
+    return tuple(found)
+
+
+_shown: set[tuple[str, str]] = set()
+
+
+def results(file: str, *patterns: str) -> str:
+    """A table of the rows of a file whose command fits one of the patterns, in the order of the patterns."""
+    chosen: list[Row] = []
+    for pattern in patterns:
+        fitting = [row for row in rows() if row.file == file and fnmatchcase(row.command, f"dd run {pattern}")]
+        if not fitting:
+            raise PluginError(f"no row of {file} fits {pattern!r}")
+        chosen += [row for row in fitting if row not in chosen]
+    _shown.update((row.file, row.command) for row in chosen)
+    decoded = any(row.fields.get("decoded_control") for row in chosen)
+    head = ["`dd run` …", "accuracy", "control", "gap", *(["decoded", "gap"] if decoded else []), "start", "protocol"]
+    return _table(head, [_cells(row, decoded) for row in chosen])
+
+
+def _cells(row: Row, decoded: bool) -> list[str]:
+    cells = [f"`{row.command.removeprefix('dd run ')}`", row.score("accuracy", "std")]
+    cells += [row.score("control", "control_std"), row.gap("control")]
+    if decoded:
+        cells += [row.score("decoded_control", "decoded_std"), row.gap("decoded_control")]
+    return [*cells, row.score("start", "start_std"), row.fields["protocol"]]
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *([_cell(str(cell)) for cell in row] for row in body)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """A text that stands in a cell as it is: code spans alone are left, and need no care."""
+    pieces = re.split(r"(`[^`]*`)", text.replace("\n", " "))
+    escaped = [p if p.startswith("`") else html.escape(p, quote=False).replace("*", "\\*") for p in pieces]
+    return "".join(escaped).replace("|", "\\|")
+
+
+def protocols() -> str:
+    """Every protocol and what its students do."""
+    from dd.evaluation.origins import ORIGINS
+    from dd.evaluation.protocols import PROTOCOLS
+
+    body = []
+    for name, protocol in PROTOCOLS.items():
+        length = f"{protocol.epochs} epochs" if protocol.steps is None else f"{protocol.steps} steps"
+        body.append((f"`{name}`", ORIGINS[name], length, protocol.batch, protocol.optimiser, f"{protocol.lr:g}"))
+    return _table(["protocol", "of", "length", "batch", "optimiser", "lr"], body)
+
+
+def methods() -> str:
+    """Every method of this package, its paper and its settings."""
+    from dd.engine.registry import entries
+    from dd.recipes.about import about
+
+    parts = []
+    for entry in entries():
+        found = about(entry.name)
+        paper = f"<{found.paper}>\n\n" if found.paper else ""
+        parts.append(f"## `{found.name}`\n\n{paper}{found.text}\n")
+        body = [(f"`{s.key}`", f"`{s.default}`", f"{s.about.removesuffix('.')} ({s.type})") for s in found.settings]
+        if body:
+            parts.append(_table(["setting", "default", "what it is"], body) + "\n")
+    return "\n".join(parts)
+
+
+def recipes() -> str:
+    """Every cell of every recipe, what it should reach and where that is from."""
+    from dd.engine.registry import entries
+    from dd.recipes.listing import cells
+
+    parts = []
+    for entry in entries():
+        body = []
+        for cell in cells(entry.name):
+            expect = cell.expect or {}
+            low, high = expect.get("accuracy") or (None, None)
+            band = "" if low is None else f"{low:g} to {high:g}"
+            seen = "yes" if expect.get("verified") else "no"
+            body.append((f"`{cell.name}`", band, seen, expect.get("source", ""), expect.get("cost", "")))
+        parts.append(
+            f"## `{entry.name}`\n\n" + _table(["cell", "expected %", "verified", "source", "cost"], body) + "\n"
+        )
+    return "\n".join(parts)
+
+
+def commands() -> str:
+    """What every verb says of itself."""
+    from dd.cli.main import VERBS
+
+    parts = []
+    for verb in VERBS:
+        command = import_module(f"dd.cli.{verb}").command
+        context = click.Context(command, info_name=f"dd {verb}", parent=None)
+        context.max_content_width, context.terminal_width = 100, 100
+        parts.append(f"## `dd {verb}`\n\n```text\n{command.get_help(context)}\n```\n")
+        for name, sub in getattr(command, "commands", {}).items():
+            under = click.Context(sub, info_name=f"dd {verb} {name}", parent=None)
+            under.max_content_width, under.terminal_width = 100, 100
+            parts.append(f"### `dd {verb} {name}`\n\n```text\n{sub.get_help(under)}\n```\n")
+    return "\n".join(parts)
+
+
+_FUNCTIONS: dict[str, Callable[..., str]] = {
+    function.__name__: function for function in (results, protocols, methods, recipes, commands)
+}
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add the pictures that the README shows too."""
+    for path in sorted((ROOT / "assets" / "gallery").glob("*.png")):
+        files.append(File.generated(config, f"gallery/{path.name}", abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Replace the calls of a page by what they return."""
+
+    def filled(match: re.Match[str]) -> str:
+        name, arguments = match["name"], match["arguments"]
+        if name not in _FUNCTIONS:
+            raise PluginError(f"{page.file.src_uri}: no function {name!r}; known: {', '.join(_FUNCTIONS)}")
+        return _FUNCTIONS[name](*([part.strip() for part in arguments.split(";")] if arguments else []))
+
+    return _CALL.sub(filled, markdown)
+
+
+def on_post_build(*, config: MkDocsConfig) -> None:
+    """Refuse to leave a recorded row out."""
+    left = [row.command for row in rows() if (row.file, row.command) not in _shown]
+    if left:
+        raise PluginError(f"{len(left)} recorded rows are on no page: {'; '.join(left[:5])}")
