@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dd.recipes import Recipe
 
 _WIDTH = 118
-_BARE = {"method", "dataset", "ipc", "fraction"}  # in the heading already
+_BARE = {"method", "dataset", "ipc", "fraction"}  # in the heading already, but for a list of numbers
 
 
 def summary(recipe: "Recipe") -> list[str]:
@@ -21,7 +21,8 @@ def summary(recipe: "Recipe") -> list[str]:
     paragraphs: dict[str, list[str]] = {}
     for key, value in recipe.flat().items():
         group, _, name = key.rpartition(".")
-        if key not in _BARE and not (value is None and key in own):
+        short = key in _BARE and not isinstance(value, list)
+        if not short and not (value is None and key in own):
             heading = group or ("run" if key in own else "method")
             paragraphs.setdefault(heading, []).append(f"{name}={_text(value)}")
     lines = [f"{recipe.name}  recipe {recipe.hash}"]

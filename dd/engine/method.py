@@ -201,12 +201,14 @@ class Method:
     The engine calls `settle`, `prepare` and `parts`; for every part `start`, `optimisers`, then `loss`, `rate` and
     `project` once an iteration, then `finish`.  A method with no outer loop (selection, crops) has `iterations = 0`.
     `__post_init__` may only raise `ValueError`, for fields that contradict one another.  `version` is raised when the
-    same fields give other images than before, so that none from before are taken for them.
+    same fields give other images than before, so that none from before are taken for them.  `even` says that it needs
+    as many images of one class as of every other; a run that asks for anything else is refused.
     """
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     version: ClassVar[int] = 1
+    even: ClassVar[bool] = False
     iterations: int = 0
 
     def settle(self, task: Task) -> "Method":

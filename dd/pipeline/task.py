@@ -22,15 +22,17 @@ def make_task(recipe: Recipe) -> Task:
     """Open the data and lay out what is asked for.
 
     Raises:
-        UsageError: the data is not there, or more images are asked for than a class has.
+        UsageError: the data is not there, more images are asked for than a class has, not as many numbers are given as
+            there are classes, or they differ and the method cannot do with that.
     """
     data = open_data(recipe.dataset, recipe.data, torch.device(recipe.device))
     counts = torch.bincount(data.train.labels.cpu(), minlength=len(data.classes))
-    if recipe.fraction is not None:
-        wanted = (counts * recipe.fraction).round().long().clamp_min(1)
-    else:
-        assert recipe.ipc is not None
-        wanted = torch.full_like(counts, recipe.ipc)
+    wanted = _wanted(recipe, counts)
+    if recipe.method.even and int(wanted.min()) < int(wanted.max()):
+        raise UsageError(
+            f"method {recipe.method.name} needs as many images of every class, {recipe.size} asks for "
+            f"{int(wanted.min())} to {int(wanted.max())}; give one number, such as ipc={int(wanted.min())}"
+        )
     if (wanted > counts).any():
         c = int((wanted > counts).nonzero()[0])
         raise UsageError(
@@ -38,6 +40,21 @@ def make_task(recipe: Recipe) -> Task:
             f"{int(counts[c])} training images of it (data.holdout={recipe.data.holdout} are set aside); lower ipc"
         )
     return task_for(data, torch.arange(len(counts)).repeat_interleave(wanted), recipe)
+
+
+def _wanted(recipe: Recipe, counts: Tensor) -> Tensor:
+    """(k,) images asked for of each class, of which there are (k,) `counts`."""
+    if recipe.fraction is not None:
+        return (counts * recipe.fraction).round().long().clamp_min(1)
+    if isinstance(recipe.ipc, tuple):
+        if len(recipe.ipc) != len(counts):
+            raise UsageError(
+                f"ipc has {len(recipe.ipc)} numbers, {recipe.dataset} has {len(counts)} classes: give one number for "
+                f"all, or one per class in label order (`dd data check {recipe.dataset}` lists the classes)"
+            )
+        return torch.tensor(recipe.ipc)
+    assert recipe.ipc is not None
+    return torch.full_like(counts, recipe.ipc)
 
 
 def task_for(data: RealData, targets: Tensor, settings: Recipe | Evaluation) -> Task:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dd.errors import UsageError, unknown
+from dd.recipes.tables import size_name
 
 if TYPE_CHECKING:
     from dd.engine.method import Method
@@ -32,7 +33,8 @@ def dataset(name: str) -> None:
 def size(bare: Mapping[str, Any]) -> None:
     """Raise `UsageError` where both `ipc` and `fraction` are given."""
     if bare["ipc"] is not None and bare["fraction"] is not None:
-        raise UsageError(f"ipc={bare['ipc']} and fraction={bare['fraction']} exclude one another; give one")
+        ipc = size_name(bare["ipc"], None).removeprefix("ipc")
+        raise UsageError(f"ipc={ipc} and fraction={bare['fraction']} exclude one another; give one")
 
 
 def no_clash(method: type, fields: Iterable[str], reserved: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dd.networks import NetworkSpec
 
 COMMAND_LINE = "command line"
+Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class RunKeys:
 
     method: str | None = None
     dataset: str = "fashion-mini"
-    ipc: Annotated[int, Field(ge=1)] | None = None
+    ipc: Count | Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: str = "auto"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dd.io import digest
 from dd.recipes.schema import build, flatten, groups, leaves
-from dd.recipes.tables import Cell
+from dd.recipes.tables import Cell, size_name
 
 if TYPE_CHECKING:
     from dd.data import DataSettings
@@ -29,7 +29,7 @@ class Recipe:
     Attributes:
         method: the method; its fields are its settings.
         dataset: name of the real data set.
-        ipc: images per class, or None where `fraction` is given.
+        ipc: images per class, for all or one number per class in label order, or None where `fraction` is given.
         fraction: share of the training images, in (0, 1].
         seed: root seed.
         device: "cpu", "cuda", "cuda:N" or "mps"; never "auto".
@@ -53,7 +53,7 @@ class Recipe:
 
     method: "Method"
     dataset: str
-    ipc: int | None
+    ipc: int | tuple[int, ...] | None
     fraction: float | None
     seed: int
     device: str
@@ -75,8 +75,8 @@ class Recipe:
 
     @property
     def size(self) -> str:
-        """`ipc10` or `fraction0.1`."""
-        return f"ipc{self.ipc}" if self.fraction is None else f"fraction{self.fraction!r}"
+        """`ipc10`, `ipc5-10-20` or `fraction0.1`, see `tables.size_name`."""
+        return size_name(self.ipc, self.fraction)
 
     @property
     def name(self) -> str:

@@ -1,5 +1,6 @@
 """From what a user asked for to a `Recipe`: every layer found, merged, checked; every problem named at once."""
 
+import statistics
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -189,7 +190,9 @@ def _notices(method: str, file: tables.RecipeFile, here: tuple[str, str], bare: 
         return ()
     used = "its defaults" + (f" and preset {bare['preset']}" if bare["preset"] else "")
     missing = f"no recipe of {method} for {'.'.join(here)}: {used} are used, unverified"
-    if (cell := file.nearest(*here)) is None:
+    ipc = bare["ipc"]
+    wanted = f"ipc{statistics.fmean(ipc):g}" if isinstance(ipc, tuple) else here[1]
+    if (cell := file.nearest(here[0], wanted)) is None:
         return (missing,)
     return (f"{missing}; the nearest is {cell.name}, taken with like={cell.name}",)
 

@@ -107,7 +107,8 @@ def describe(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(repr(choice) for choice in get_args(annotation))
     if origin in (tuple, list):
-        return f"a list of {describe(get_args(annotation)[0]).removeprefix('a ')}s"
+        noun, bound, rest = describe(get_args(annotation)[0]).removeprefix("a ").partition(" >")
+        return f"a list of {noun}s{bound}{rest}"
     return _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
@@ -138,6 +139,8 @@ def _candidates(value: Any, annotation: Any) -> list[Any]:
             tried.append(tuple(reading))
     if isinstance(value, str) and _texts(annotation):
         tried += _unquoted(value)
+    elif isinstance(value, str) and "," in value and isinstance(listed := parse_value(f"[{value}]"), list):
+        tried.append(tuple(listed))  # 5,10,20: brackets mean something to a shell
     return tried
 
 

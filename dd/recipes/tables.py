@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from dd.errors import UsageError, nearest
+from dd.io import digest
 from dd.recipes.schema import flatten
 
 _SIZE = re.compile(r"(ipc|fraction)(\d+(?:\.\d+)?)")
 _NAME = re.compile(r"(?P<dataset>.+?)\.(?P<size>(?:ipc|fraction)\d+(?:\.\d+)?)(?:\.(?P<preset>[^.]+))?")
+_LONGEST = 32  # letters of the name of a size, which is a folder's: of a thousand classes it would be too long
 _NOT_SETTINGS = ("expect", "note")
 _EXPECT = {"accuracy", "verified", "source", "cost"}
 
@@ -81,7 +83,12 @@ class RecipeFile:
         return [(where, settings) for where, settings in found if settings]
 
     def nearest(self, dataset: str, size: str) -> Cell | None:
-        """The cell closest to one that is missing: the same data set first, then the nearest size by its logarithm."""
+        """The cell closest to one that is missing: the same data set first, then the nearest size by its logarithm.
+
+        Args:
+            dataset: name of the data set.
+            size: "ipc10" or "fraction0.1"; of uneven classes, their mean.
+        """
         plain = [cell for cell in self.cells.values() if cell.preset is None]
         return min(plain, key=lambda cell: (cell.dataset != dataset, _distance(cell.size, size)), default=None)
 
@@ -98,9 +105,14 @@ def split_cell_name(name: str) -> tuple[str, str]:
     return match["dataset"], match["size"]
 
 
-def size_name(ipc: int | None, fraction: float | None) -> str:
-    """`"ipc10"` or `"fraction0.1"`."""
-    return f"ipc{ipc}" if fraction is None else f"fraction{fraction!r}"
+def size_name(ipc: int | tuple[int, ...] | None, fraction: float | None) -> str:
+    """`"ipc10"`, `"ipc5-10-20"` or `"fraction0.1"`; of a long list its ends and a hash, `"ipc1to50-3f2a9c01"`."""
+    if fraction is not None:
+        return f"fraction{fraction!r}"
+    if not isinstance(ipc, tuple):
+        return f"ipc{ipc}"
+    name = f"ipc{'-'.join(map(str, ipc))}"
+    return name if len(name) <= _LONGEST else f"ipc{min(ipc)}to{max(ipc)}-{digest(list(ipc), length=8)}"
 
 
 def read(method: type, name: str, known_groups: set[str], fields: set[str]) -> RecipeFile:

@@ -74,9 +74,12 @@ class DistilledSet:
 
     @property
     def ipc(self) -> int | None:
-        """Images per class; None where the images do not divide among the classes (a fraction of a data set)."""
+        """Images per class; None where classes have different numbers of them."""
         each, rest = divmod(self.n, len(self.classes))
-        return None if rest else each
+        if rest or self.image_kind == "schedule" or self.label_kind == "representations":
+            return None if rest else each
+        counts = torch.bincount(self.own_classes(), minlength=len(self.classes))
+        return each if bool((counts == each).all()) else None
 
     def bytes(self) -> dict[str, int]:
         """What it costs to store, as {"images": bytes, "labels": bytes, "total": bytes}, a label store included."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dd.engine import registry
 from dd.engine.method import Method, Objective, Skip, Synthetic
-from dd.errors import UsageError
+from dd.errors import UsageError, in_one_line
 from dd.io import digest
 from dd.recipes import Recipe, resolve
 from dd.recipes.schema import leaves
@@ -203,6 +203,25 @@ def parts_make_the_whole(cls: type[Method], lab: Lab) -> None:
         _require(all(bool((s.diff() > 0).all()) for s in slots), "the places in a part do not ascend")
 
 
+def uneven_classes(cls: type[Method], lab: Lab) -> None:
+    """It can do with more images of one class than of another, or says with `even = True` that it cannot."""
+    if cls.even:
+        return
+    task = lab.task(cls)
+    counts = torch.ones(task.classes, dtype=torch.long)
+    counts[1], counts[-1] = 3, 2
+    wanted = torch.arange(task.classes).repeat_interleave(counts)
+    try:
+        result = lab.tried(cls, dataclasses.replace(task, targets=wanted.to(task.device)))
+    except RuntimeError as error:
+        raise NotConforming(
+            f"with 3 images of one class and 1 of another it fails ({in_one_line(error)}); where it needs as many of "
+            "every class, say so: `even: ClassVar[bool] = True`"
+        ) from error
+    same = torch.equal(result.own_classes().cpu(), wanted)
+    _require(same or result.label_kind != "hard", "with 3 images of one class its labels are not the task's targets")
+
+
 def finish_only_reads(cls: type[Method], lab: Lab) -> None:
     """`finish` changes no variable, gives the same set twice, and that set does not change with the variables."""
     method, task = lab.recipe(cls).method, lab.task(cls)
@@ -238,6 +257,7 @@ CHECKS: tuple[Check, ...] = (
     gradients_arrive,
     variables_move,
     parts_make_the_whole,
+    uneven_classes,
     finish_only_reads,
 )
 

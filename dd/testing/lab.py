@@ -146,6 +146,10 @@ class Lab:
             self._seen[cls, seed, time] = _watch(self.recipe(cls).method, self.task(cls, seed))
         return self._seen[cls, seed, time]
 
+    def tried(self, cls: type[Method], task: Task) -> DistilledSet:
+        """The set of a run on another task than the method's own."""
+        return _once(self.recipe(cls).method, task)[2]
+
     def interrupted(self, cls: type[Method]) -> DistilledSet:
         """The set of a run that is stopped after every iteration and started again as a new process would."""
         method, task = self.recipe(cls).method, self.task(cls)

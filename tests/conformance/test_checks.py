@@ -279,6 +279,21 @@ class Meddler(Sound):
         return super().finish(syn, task, prepared)
 
 
+class Level(Sound):
+    """A method that takes for granted that every class has as many images."""
+
+    def loss(self, syn: Synthetic, task: Task, prepared: Any, it: int) -> Objective:
+        return (syn.images - prepared["means"]).view(task.classes, len(syn.images) // task.classes, -1).square().mean()
+
+
+class Mislabelled(Sound):
+    """A method whose images all become its first class's where classes are uneven."""
+
+    def finish(self, syn: Synthetic, task: Task, prepared: Any) -> DistilledSet:
+        made = super().finish(syn, task, prepared)
+        return made if len(made.labels) == task.classes else replace(made, labels=torch.zeros_like(made.labels))
+
+
 class Forgetful(Sound):
     """A method whose parts leave images out."""
 
@@ -321,6 +336,8 @@ FAULTS: list[tuple[type[Method], conformance.Check, str]] = [
     (Foreign, conformance.whole_output, "'space.kind'"),
     (Forgetful, conformance.parts_make_the_whole, "not every image once"),
     (Unsorted, conformance.parts_make_the_whole, "do not ascend"),
+    (Level, conformance.uneven_classes, "say so: `even: ClassVar[bool] = True`"),
+    (Mislabelled, conformance.uneven_classes, "its labels are not the task's targets"),
     (Alias, conformance.finish_only_reads, "shares memory with the variables"),
     (Meddler, conformance.finish_only_reads, "changes images"),
 ]
