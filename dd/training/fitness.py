@@ -4,60 +4,135 @@ Soft labels hide a wrong class order: everything runs, and the students come out
 failure reported against the published code of the decoupled family.
 """
 
+import logging
+
 import torch
 from torch import Tensor
 
+from dd.data import Split
 from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.rng import generator
-from dd.training.loop import predict
+from dd.training.loop import predict, recall
 from dd.training.teachers import Teacher
+
+log = logging.getLogger(__name__)
 
 CHECKED = 5000  # images at most that a teacher is tried on
 KEPT = 0.9  # share of the declared accuracy that it must reach
 ERRORS = 3  # standard errors that it must be above chance
+LUCK = 0.00135  # or this rarely reached by luck: the tail beyond 3 standard errors, where images are too few for them
+DEALT = 4000  # times that predictions are dealt out at random, to find out how rarely
 CONVINCING = 0.25  # of the way from luck to always right, that another order must reach: untrained networks have order
 ORDERED = 2000  # classes at most among which another order is looked for
 _SEED = 0  # of the sample; the same one in every run
 _CHUNK = 256
+_ENTRIES = 1 << 22  # predictions dealt out at a time
 
 
 def require_fit(teacher: Teacher, task: Task) -> None:
     """Refuse a teacher that does not know the images, or knows them by other labels.
 
-    It is tried on the held-out images, on a fixed sample where there are more than 5,000, and on training images where
-    nothing is held out.  Chance is the accuracy of its predictions dealt out at random, sum_c p(c) q(c) for the shares
-    p of labels and q of predictions: 1 / classes where the classes are level.
+    It is tried on the held-out images, on a fixed sample where there are more than 5,000.  Where it does not pass on
+    these, and they are so few or so uneven that a good one might not either, and where nothing is held out, it is tried
+    on training images.  Where those could not tell either, a warning says so and nothing is refused but other classes.
 
     Raises:
-        UsageError: its class names differ from the data's; its accuracy is not 3 standard errors above chance, or below
-            90 % of the declared one, or, where neither accuracy nor classes are declared, of what another order of its
-            classes gives.  The line has the facts, and says where another order would do.
+        UsageError: its class names differ from the data's; it is not told from chance, see `told`; its accuracy is
+            below 90 % of the declared one, or, where neither accuracy nor classes are declared, of what another order
+            of its classes gives.  The line has the facts, and says where another order would do.
     """
     _require_classes(teacher, task.data.classes)
-    predicted, labels, which = _tried(teacher, task)
-    n, right = len(labels), float((predicted == labels).double().mean())
-    shares = [torch.bincount(found, minlength=task.classes).double() / n for found in (labels, predicted)]
-    chance = float(shares[0] @ shares[1])
-    error = _error(chance, n)
-    words = ""
-    declared = "none declared" if teacher.declared is None else f"{teacher.declared:.1f} % declared"
-    if right <= chance + ERRORS * error:
+    which, line = "", ""
+    for split, which in _asked(task):
+        index = _sample(split)
+        predicted, labels = _tried(teacher, split, index)
+        line = _unfit(teacher, predicted, labels, which, task.data.classes)
+        if line is None:
+            return
+        if tell(labels):
+            raise UsageError(line)
+    log.warning("teacher %s could not be checked, images are too few: %s", teacher.name, line)
+
+
+def announce(task: Task) -> None:
+    """Say, before a teacher is trained, that held-out images might not tell a fit one from chance, or none might."""
+    *held, (train, _) = _asked(task)
+    if any(tell(split.labels[_sample(split).to(split.labels.device)]) for split, _ in held):
+        return
+    few = f"the {len(task.data.holdout)} held-out images are too few" if held else "nothing is held out"
+    if not tell(train.labels[_sample(train).to(train.labels.device)]):
+        log.warning("teachers cannot be checked: %s, and so are %d training images", few, len(train))
+    elif held:
+        log.warning("%s to tell a fit teacher from chance: training images may have to", few)
+
+
+def told(labels: Tensor, predicted: Tensor) -> bool:
+    """Whether predictions are told from chance, on (n,) images each.
+
+    Chance is the accuracy of the predictions dealt out at random, sum_c p(c) q(c) for the shares p of labels and q of
+    predictions: 1 / classes where the classes are level.  Above it is an accuracy that is so by 3 standard errors, or a
+    mean recall of the classes that as rarely comes of dealing: that does not suppose that images are many, and the few
+    of a rare class count as much as all of a frequent one.
+    """
+    right, chance = float((predicted == labels).double().mean()), _chance(labels, predicted)
+    return right > chance + ERRORS * _error(chance, len(labels)) or luck(labels, predicted) <= LUCK
+
+
+def tell(labels: Tensor) -> bool:
+    """Whether a teacher that takes one in ten of (n,) images for the next class would be told from chance by them."""
+    labels = labels.cpu().sort().values
+    there = labels.unique()
+    mistaken = there[(torch.searchsorted(there, labels[::10].contiguous()) + 1) % len(there)]
+    predicted = labels.clone()
+    predicted[::10] = mistaken
+    return told(labels, predicted)
+
+
+def luck(labels: Tensor, predicted: Tensor) -> float:
+    """How often predictions dealt out at random reach the mean recall of these: a permutation test's p-value.
+
+    Args:
+        labels: (n,) int64.
+        predicted: (n,) int64.
+    """
+    counts = torch.bincount(labels)
+    weight = 1 / (counts[labels].double() * (counts > 0).sum())
+    reached = (weight * (predicted == labels)).sum() * (1 - 1e-9)
+    rng, n, hits = generator(_SEED, "fitness", "luck"), len(labels), 0
+    for rows in torch.arange(DEALT).split(max(1, _ENTRIES // n)):
+        dealt = predicted[torch.rand(len(rows), n, generator=rng).argsort(1)]
+        hits += int(((dealt == labels).double() @ weight >= reached).sum())
+    return (hits + 1) / (DEALT + 1)
+
+
+def _unfit(teacher: Teacher, predicted: Tensor, labels: Tensor, which: str, classes: tuple[str, ...]) -> str | None:
+    """What is wrong with a teacher by its predictions (n,), in one line; None where nothing is."""
+    n, right, words = len(labels), float((predicted == labels).double().mean()), ""
+    if not told(labels, predicted):
         problem = "not told from chance"
     elif teacher.declared is not None and 100 * right < KEPT * teacher.declared:
         problem = f"below {100 * KEPT:.0f} % of what is declared"
     elif teacher.declared is None and teacher.classes is None:
-        words, best = _other_order(predicted, labels, task.data.classes)
+        words, best = _other_order(predicted, labels, classes)
         if right >= KEPT * best:
-            return
+            return None
         problem = f"below {100 * KEPT:.0f} % of what another order of its classes gives"
     else:
-        return
-    facts = f"chance {100 * chance:.1f} with a standard error of {100 * error:.1f}, {declared}"
-    raise UsageError(
-        f"teacher {teacher.name} is right on {100 * right:.1f} % of {n} {which} ({facts}): {problem}; "
-        + (words or _other_order(predicted, labels, task.data.classes)[0] or _other_reasons(task.classes))
+        return None
+    chance = _chance(labels, predicted)
+    facts = f"chance {100 * chance:.1f} with a standard error of {100 * _error(chance, n):.1f}, mean recall of the "
+    facts += f"classes {recall(predicted, labels, len(classes))[1]:.1f}, "
+    facts += "none declared" if teacher.declared is None else f"{teacher.declared:.1f} % declared"
+    return f"teacher {teacher.name} is right on {100 * right:.1f} % of {n} {which} ({facts}): {problem}; " + (
+        words or _other_order(predicted, labels, classes)[0] or _other_reasons(len(classes))
     )
+
+
+def _chance(labels: Tensor, predicted: Tensor) -> float:
+    size = int(max(labels.max(), predicted.max())) + 1
+    shares = [torch.bincount(found, minlength=size).double() / len(labels) for found in (labels, predicted)]
+    return float(shares[0] @ shares[1])
 
 
 def _other_reasons(classes: int) -> str:
@@ -126,16 +201,23 @@ def _require_classes(teacher: Teacher, ours: tuple[str, ...]) -> None:
     )
 
 
-def _tried(teacher: Teacher, task: Task) -> tuple[Tensor, Tensor, str]:
-    """Its predictions (n,), the labels (n,), and words on which images these are."""
-    data = task.data
-    split, which = data.holdout, "held-out images"
-    if not len(split):
-        split, which = data.train, "training images (data.holdout=0 leaves no others)"
-    index = torch.randperm(len(split), generator=generator(_SEED, "fitness", "images"))[:CHECKED]
+def _asked(task: Task) -> list[tuple[Split, str]]:
+    """The splits that teachers are tried on, one after another, with words for their images."""
+    data, held = task.data, len(task.data.holdout)
+    why = f"the {held} held-out ones cannot tell" if held else "data.holdout=0 leaves no others"
+    first: list[tuple[Split, str]] = [(data.holdout, "held-out images")] if held else []
+    return [*first, (data.train, f"training images ({why})")]
+
+
+def _sample(split: Split) -> Tensor:
+    return torch.randperm(len(split), generator=generator(_SEED, "fitness", "images"))[:CHECKED]
+
+
+def _tried(teacher: Teacher, split: Split, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Its predictions (n,) and the labels (n,) of some images."""
     batches = ((split.images(part), split.labels[part.to(split.labels.device)]) for part in index.split(_CHUNK))
     logits, labels = predict(teacher.network, batches)
-    return logits.argmax(1).cpu(), labels.cpu(), which
+    return logits.argmax(1).cpu(), labels.cpu()
 
 
 def _right(counts: Tensor) -> float:

@@ -253,4 +253,24 @@ def predict(network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tup
 def accuracy(network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
     """Top-1 accuracy in percent over one pass, in evaluation mode."""
     logits, labels = predict(network, batches)
-    return 100.0 * (logits.argmax(1) == labels).double().mean().item()
+    return right(logits.argmax(1), labels)
+
+
+def right(predicted: Tensor, labels: Tensor) -> float:
+    """Accuracy in percent of predictions (n,) of labels (n,)."""
+    return 100.0 * (predicted == labels).double().mean().item()
+
+
+def recall(predicted: Tensor, labels: Tensor, classes: int) -> tuple[list[float | None], float]:
+    """Accuracy in percent on the images of each class, None where it has none, and the mean of the others.
+
+    Args:
+        predicted: (n,) int64.
+        labels: (n,) int64.
+        classes: how many there are.
+    """
+    counts = torch.bincount(labels, minlength=classes).tolist()
+    hits = torch.bincount(labels[predicted == labels], minlength=classes).tolist()
+    each = [100.0 * hit / count if count else None for hit, count in zip(hits, counts, strict=True)]
+    known = [share for share in each if share is not None]
+    return each, sum(known) / len(known)

@@ -13,7 +13,7 @@ from dd.networks.named import NO_TEACHER
 from dd.sets import DistilledSet
 from dd.training.committee import votes
 from dd.training.compiled import can_compile, compiled, worth_compiling
-from dd.training.fitness import require_fit
+from dd.training.fitness import announce, require_fit
 from dd.training.relabel import Labeller, LabelSettings
 from dd.training.teachers import SqueezeSettings, Teacher, teacher_needs, teachers
 
@@ -110,6 +110,7 @@ class Taught(Method):
             self.require_usable(teacher.name, teacher.network)
             require_fit(teacher, task)
 
+        announce(task)
         return teachers(task, self.teachers, self.squeeze, check)
 
     def require_usable(self, name: str, network: nn.Module) -> None:

@@ -11,7 +11,7 @@ from dd.networks import NetworkSpec, build
 from dd.networks.adapted import Adapted
 from dd.rng import generator
 from dd.training import fitness
-from dd.training.fitness import best_order, confusion, require_fit
+from dd.training.fitness import DEALT, announce, best_order, confusion, luck, require_fit
 from dd.training.teachers import SqueezeSettings, teachers
 
 NAME = "convnet:width=8:depth=2"
@@ -164,6 +164,136 @@ def test_without_a_hold_out_training_images_are_asked(make_task, blobs, monkeypa
     line = refusal(reordered(teacher, task, [1, 2, 3, 4, 0]), task)
     assert "of 50 training images (data.holdout=0 leaves no others)" in line
     assert line == refusal(reordered(teacher, task, [1, 2, 3, 4, 0]), task)  # the same images every time
+
+
+class Answers(nn.Module):
+    """Gives every image, told by its pixels, the answer it is told to."""
+
+    def __init__(self, known, classes):
+        super().__init__()
+        self.known, self.classes = known, classes
+
+    def forward(self, images):
+        return torch.stack([torch.eye(self.classes)[self.known[image.numpy().tobytes()]] for image in images])
+
+
+def counted(blobs, counts):
+    """Data with so many (training, held-out) images of each class, each image known by its pixels."""
+    classes = len(counts)
+    data = blobs(classes=classes, per_class=max(t for t, _ in counts), holdout=max(h for _, h in counts), noise=2.0)
+
+    def cut(split, sizes):
+        index = torch.cat([split.of_class(c)[:size] for c, size in enumerate(sizes)])
+        return replace(split, pixels=split.pixels[index], labels=split.labels[index])
+
+    train, held = zip(*counts, strict=True)
+    return replace(data, train=cut(data.train, train), holdout=cut(data.holdout, held))
+
+
+def answering(teacher, task, change=lambda labels, _: labels):
+    """A teacher whose answers to (labels, "train" or "holdout") are what `change` makes of the true ones."""
+    known = {}
+    for which in ("train", "holdout"):
+        split = getattr(task.data, which)
+        if not len(split):
+            continue
+        answers = change(split.labels.clone(), which)
+        images = split.images(torch.arange(len(split)))
+        known |= {image.numpy().tobytes(): int(answer) for image, answer in zip(images, answers, strict=True)}
+    classes = task.data.classes
+    return replace(teacher, network=Answers(known, task.classes), classes=classes, declared=None)
+
+
+SMALL = {
+    "760 healthy and 40 ill": [(684, 76), (36, 4)],
+    "two of 20": [(18, 2), (18, 2)],
+    "200/30/3": [(180, 20), (27, 3), (2, 1)],
+    "seven held out of each": [(63, 7), (63, 7)],
+    "five of two": [(2, 0)] * 5,
+}
+
+
+@pytest.mark.parametrize("counts", SMALL.values(), ids=SMALL)
+def test_a_perfect_teacher_of_few_images_passes(counts, teacher, make_task, blobs, caplog):
+    task = make_task(counted(blobs, counts))
+    require_fit(answering(teacher, task), task)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("counts", SMALL.values(), ids=SMALL)
+def test_one_that_always_says_the_most_frequent_class_does_not(counts, teacher, make_task, blobs):
+    task = make_task(counted(blobs, counts))
+    always = answering(teacher, task, lambda labels, _: torch.zeros_like(labels))
+    line = refusal(always, task)
+    assert "not told from chance" in line
+    assert f"mean recall of the classes {100 / len(counts):.1f}, none declared" in line
+
+
+@pytest.mark.parametrize("counts", SMALL.values(), ids=SMALL)
+def test_nor_one_with_its_classes_in_another_order(counts, teacher, make_task, blobs):
+    task = make_task(counted(blobs, counts))
+    line = refusal(answering(teacher, task, lambda labels, _: (labels + 1) % len(counts)), task)
+    assert "not told from chance" in line
+
+
+def test_a_rare_class_is_enough_where_accuracy_says_nothing(teacher, make_task, blobs):
+    """Right on 90 % of 80, where always the same answer is on 95 %: but it finds all four of the rare class."""
+    task = make_task(counted(blobs, SMALL["760 healthy and 40 ill"]))
+
+    def wary(labels, _):
+        answers = labels.clone()
+        answers[(labels == 0).nonzero().flatten()[:8]] = 1
+        return answers
+
+    require_fit(answering(teacher, task, wary), task)
+
+
+def test_training_images_tell_where_held_out_ones_cannot(teacher, make_task, blobs):
+    """One of 14 wrong comes of luck once in 70 times: of the 126 training images a tenth wrong does not."""
+    task = make_task(counted(blobs, SMALL["seven held out of each"]))
+
+    def some_wrong(labels, _):
+        return torch.where(torch.arange(len(labels)) % 10 == 0, 1 - labels, labels)
+
+    require_fit(answering(teacher, task, some_wrong), task)
+    guessing = answering(teacher, task, lambda labels, _: torch.arange(len(labels)) % 2)
+    assert "of 126 training images (the 14 held-out ones cannot tell)" in refusal(guessing, task)
+
+
+def test_where_the_held_out_images_can_tell_training_images_are_not_asked(teacher, make_task, blobs):
+    task = make_task(counted(blobs, [(90, 30), (90, 30)]))
+    learned_by_heart = answering(teacher, task, lambda labels, which: labels if which == "train" else 1 - labels)
+    assert "of 60 held-out images" in refusal(learned_by_heart, task)
+
+
+def test_where_nothing_can_tell_it_is_said_before_and_after(teacher, make_task, blobs, caplog):
+    task = make_task(counted(blobs, [(3, 1), (3, 1)]))
+    announce(task)
+    assert "cannot be checked: the 2 held-out images are too few, and so are 6 training images" in caplog.text
+    caplog.clear()
+    require_fit(answering(teacher, task), task)
+    assert f"teacher {NAME} could not be checked, images are too few" in caplog.text
+    assert "is right on 100.0 % of 6 training images" in caplog.text
+
+
+def test_what_cannot_tell_is_announced_before_training_and_nothing_else_is(make_task, blobs, caplog):
+    announce(make_task(counted(blobs, SMALL["two of 20"])))
+    assert "the 4 held-out images are too few to tell a fit teacher from chance: training images may" in caplog.text
+    caplog.clear()
+    for counts in (SMALL["760 healthy and 40 ill"], [(90, 30), (90, 30)], [(40, 0), (40, 0)]):
+        announce(make_task(counted(blobs, counts)))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("total", "ill", "called", "found"), [(80, 4, 4, 4), (80, 4, 10, 4), (24, 6, 8, 4)])
+def test_luck_of_two_classes_is_fishers_exact_test(total, ill, called, found):
+    from scipy.stats import hypergeom
+
+    labels, predicted = torch.zeros(total, dtype=torch.long), torch.zeros(total, dtype=torch.long)
+    labels[:ill] = 1
+    predicted[:found] = predicted[ill : ill + called - found] = 1
+    want = float(hypergeom.sf(found - 1, total, ill, called))
+    assert luck(labels, predicted) == pytest.approx(want, abs=1 / DEALT + 3 * (want / DEALT) ** 0.5)
 
 
 def test_confusion_and_its_best_order():
