@@ -1,5 +1,6 @@
 """A report as a person reads it: what was reached, against what, and under which conditions."""
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from dd.sizes import readable_size
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from dd.evaluation.report import Report, Score
 
@@ -29,6 +31,9 @@ _FILES = {
     "start": "start.safetensors",
     "labels": "labels",
 }
+_SEEN = 0.01  # points by which accuracies must differ to be shown as two
+_ALL = 10  # classes up to which all are shown
+_WORST = 5  # of more
 
 
 def files_of(folder: Path) -> dict[str, str]:
@@ -40,22 +45,34 @@ def show_report(report: "Report", out: "Console", files: Mapping[str, str]) -> N
     """Print accuracy, control, start and full, then what they must be read with, then the files."""
     heading = report.name or str(report.provenance.get("name", "")) or str(report.dataset.get("name", ""))
     out.print(f"\n{heading}", style="bold")
-    table = plain_table("trained on", "test accuracy %", "students", "lr", "the set is ahead by")
-    for arm, words in _ARMS.items():
-        score: Score | None = getattr(report, arm)
-        if score is None and arm == "decoded":
-            continue
-        if score is None:
-            table.add_row(words, "-", "", "", report.missing.get(arm, ""))
-        else:
-            table.add_row(words, _accuracy(score), str(score.n), f"{score.lr:.3g}", _ahead(report, arm))
-    print_table(out, table)
+    print_table(out, _table(report))
     for line in _lines(report):
         out.print(line, soft_wrap=True)
     if files:
         out.print()
     for what, path in files.items():
         out.print(f"{what:<9}{path}", soft_wrap=True)
+
+
+def _table(report: "Report") -> "Table":
+    balanced = ["balanced %"] if _uneven(report.accuracy) else []
+    table = plain_table("trained on", "test accuracy %", *balanced, "students", "lr", "the set is ahead by")
+    for arm, words in _ARMS.items():
+        score: Score | None = getattr(report, arm)
+        if score is None and arm == "decoded":
+            continue
+        if score is None:
+            table.add_row(words, "-", *("" for _ in balanced), "", "", report.missing.get(arm, ""))
+            continue
+        level = [f"{statistics.fmean(score.balanced):.2f}" if score.balanced else "-" for _ in balanced]
+        table.add_row(words, _accuracy(score), *level, str(score.n), f"{score.lr:.3g}", _ahead(report, arm))
+    return table
+
+
+def _uneven(score: "Score") -> bool:
+    """Whether test classes differ in size so that the mean over classes is another number."""
+    pairs = zip(score.balanced, score.values, strict=False)
+    return any(abs(balanced - value) >= _SEEN for balanced, value in pairs)
 
 
 def _accuracy(score: "Score") -> str:
@@ -76,7 +93,9 @@ def _ahead(report: "Report", arm: str) -> str:
 
 
 def _lines(report: "Report") -> list[str]:
-    lines = []
+    lines = [f"note       {note}" for note in report.notes]
+    if report.accuracy.classes:
+        lines.append(f"classes    {_classes(report)}")
     note = f": {report.verdict_note}" if report.verdict_note else ""
     lines.append(f"expected   {report.verdict}{note}")
     lines.append(f"protocol   {report.protocol.get('protocol')}, fingerprint {report.fingerprint}: {_protocol(report)}")
@@ -91,6 +110,19 @@ def _lines(report: "Report") -> list[str]:
     if report.command:
         lines.append(f"command    {report.command}")
     return lines
+
+
+def _classes(report: "Report") -> str:
+    """The set's accuracy class by class, the worst first, with the control's; of many classes the worst few."""
+    control = report.control.classes if report.control and report.control.classes else ()
+    known = [(share, c) for c, share in enumerate(report.accuracy.classes) if share is not None]
+    shown = sorted(known)[: len(known) if len(known) <= _ALL else _WORST]
+    words = [
+        f"{report.classes[c]} {share:.1f}" + (f" ({control[c]:.1f})" if control and control[c] is not None else "")
+        for share, c in shown
+    ]
+    which = "worst first" if len(known) <= _ALL else f"the worst of {len(known)}, all in report.json"
+    return f"{', '.join(words)}; {which}" + (", the control's in brackets" if control else "")
 
 
 def _labels(labels: Mapping[str, Any]) -> str:

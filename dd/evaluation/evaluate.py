@@ -4,6 +4,7 @@ Every student is an artefact of its own: an interrupted evaluation goes on with 
 data set are shared by all methods.
 """
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -23,11 +24,12 @@ from dd.evaluation.arms import (
     stored_arm,
     viewed,
 )
+from dd.evaluation.notes import notes_on
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report, Score
 from dd.sets import DistilledSet
 from dd.sets.soft_labels import LabelStore
-from dd.training.loop import Batches, Trainer, accuracy
+from dd.training.loop import Batches, Trainer, accuracy, predict, recall, right
 from dd.training.relabel import Labeller
 
 KIND = "students"
@@ -55,7 +57,7 @@ class Evaluator:
         """Train `students` students on an arm."""
         rows = [self._student(arm, lr, j) for j in range(students)]
         holdout = tuple(row["holdout"] for row in rows if row["holdout"] is not None)
-        return Score(tuple(row["test"] for row in rows), holdout, lr, note)
+        return Score(tuple(row["test"] for row in rows), holdout, lr, note, **_by_class(rows))
 
     def better_lr(self, arm: Arm, candidates: Sequence[float], students: int) -> Score:
         """Train at the candidate lr that does best on the held-out images, judged by the first few students."""
@@ -120,8 +122,11 @@ class Evaluator:
         fit = self.protocol.fit(arm.n, lr, data.augment, temperature)
         network = next(self._shared_trainer().train([(self.task.seed, "student", j)], batches, fit))
         holdout = accuracy(network, data.holdout.batches(512)) if len(data.holdout) else None
-        test = accuracy(network, data.test.batches(512))
-        return {"test": test, "holdout": holdout, "seconds": time.perf_counter() - began}
+        logits, labels = predict(network, data.test.batches(512))
+        predicted = logits.argmax(1)
+        classes, balanced = recall(predicted, labels, len(data.classes))
+        row = {"test": right(predicted, labels), "balanced": balanced, "classes": classes}
+        return row | {"holdout": holdout, "seconds": time.perf_counter() - began}
 
     def _batches(self, arm: Arm, j: int) -> tuple[Batches, float]:
         """The batches of student j, and the temperature of their labels."""
@@ -191,6 +196,7 @@ def evaluate(
     else:
         missing |= dict.fromkeys(("control", "start", "full"), "not asked for")
     student, labels = asdict(task.student), _labels(evaluator, store)
+    outside = distilled.outside(task.data.preprocess)
     return Report(
         accuracy=accuracy_,
         control=control,
@@ -205,7 +211,19 @@ def evaluate(
         dataset={k: getattr(task.data, k) for k in ("name", "where", "licence", "notes", "fingerprint")},
         bytes=distilled.bytes(),
         provenance=dict(distilled.provenance),
+        classes=task.data.classes,
+        outside=outside,
+        notes=notes_on(accuracy_, begin, outside, task.data),
     )
+
+
+def _by_class(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Balanced accuracies and those of single classes; none where a student is from before they were kept."""
+    if not all("classes" in row for row in rows):
+        return {}
+    each = zip(*(row["classes"] for row in rows), strict=True)  # a class without test images has none in any row
+    means = tuple(None if None in shares else statistics.fmean(shares) for shares in each)
+    return {"balanced": tuple(row["balanced"] for row in rows), "classes": means}
 
 
 def _labels(evaluator: Evaluator, store: LabelStore | None) -> dict[str, Any] | None:

@@ -19,12 +19,17 @@ class Score:
         holdout: their accuracy on the held-out real images, empty without a hold-out.
         lr: the learning rate they were trained with.
         note: how that rate was chosen.
+        balanced: mean over classes of every student's accuracy on their test images; empty where it is not known, as in
+            reports from before it was written.
+        classes: accuracy on the test images of each class, a mean over students; None for a class without any.
     """
 
     values: tuple[float, ...]
     holdout: tuple[float, ...] = ()
     lr: float = 0.0
     note: str = ""
+    balanced: tuple[float, ...] = ()
+    classes: tuple[float | None, ...] = ()
 
     @property
     def n(self) -> int:
@@ -44,12 +49,14 @@ class Score:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, with `mean`, `std`, `n` and `values` first."""
         head = {"mean": self.mean, "std": self.std, "n": self.n, "values": list(self.values)}
-        return head | {"holdout": list(self.holdout), "lr": self.lr, "note": self.note}
+        tail = {"balanced": list(self.balanced), "classes": list(self.classes)}
+        return head | {"holdout": list(self.holdout), "lr": self.lr, "note": self.note} | tail
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Score":
         """Inverse of `to_dict`."""
-        return cls(tuple(value["values"]), tuple(value["holdout"]), value["lr"], value["note"])
+        later = {name: tuple(value.get(name, ())) for name in ("balanced", "classes")}
+        return cls(tuple(value["values"]), tuple(value["holdout"]), value["lr"], value["note"], **later)
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,9 @@ class Report:
         cost: per stage, seconds and peak memory in bytes.
         expected: the band that the recipe's cell gives, if any.
         verdict: "inside", "outside" or "unverified", with the reason in `verdict_note`.
+        classes: their names in label order.
+        outside: share in [0, 1] of the set's pixel values that no picture can show, see `DistilledSet.outside`.
+        notes: what a reader should know before believing the numbers, one line each.
     """
 
     accuracy: Score
@@ -97,6 +107,9 @@ class Report:
     command: str = ""
     decoded: Score | None = None
     labels: Mapping[str, Any] | None = None
+    classes: tuple[str, ...] = ()
+    outside: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def gap(self) -> float | None:
@@ -116,9 +129,7 @@ class Report:
     @property
     def pooled_std(self) -> float | None:
         """sqrt((s1^2 + s2^2) / 2) of the set's students and the control's draws."""
-        if self.control is None or self.accuracy.std is None or self.control.std is None:
-            return None
-        return math.sqrt((self.accuracy.std**2 + self.control.std**2) / 2)
+        return None if self.control is None else pooled_std(self.accuracy, self.control)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -135,4 +146,12 @@ class Report:
         known = {k: v for k, v in value.items() if k in cls.__dataclass_fields__}
         for name in SCORES:
             known[name] = None if value.get(name) is None else Score.from_dict(value[name])
+        known |= {name: tuple(value.get(name, ())) for name in ("classes", "notes")}
         return cls(**known)
+
+
+def pooled_std(one: Score, other: Score) -> float | None:
+    """sqrt((s1^2 + s2^2) / 2) of two scores; None where one is of a single student."""
+    if one.std is None or other.std is None:
+        return None
+    return math.sqrt((one.std**2 + other.std**2) / 2)

@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 from dd.engine.method import Task
+from dd.evaluation.notes import SHARE_SHOWN, share
 from dd.evaluation.report import Report
 from dd.pipeline.task import context
 from dd.recipes import Recipe
 from dd.runs import RunFolder
-from dd.runs.pictures import SHOWN, contact_sheet, progress_plot
+from dd.runs.pictures import SHOWN, contact_sheet, curve, progress_plot
+from dd.runs.track import read_log
 from dd.sets import DistilledSet
 
 
@@ -24,13 +26,30 @@ def draw(distilled: DistilledSet, recipe: Recipe, task: Task, folder: RunFolder)
             ("synthetic", synthetic, targets[shown]),  # what an image began as: a learned label may have moved on
             ("real", real, task.data.train.labels[index.to(task.device)]),
         ]
-        contact_sheet(folder.images_png, rows, task.data.classes)
+        outside = distilled.outside(preprocess)
+        clipped = f"{share(outside)}; clipped here" if outside and outside >= SHARE_SHOWN else ""
+        contact_sheet(folder.images_png, rows, task.data.classes, clipped)
     if recipe.method.iterations:
         progress_plot(folder.progress_png, folder.log_csv)
 
 
-def judged(report: Report, recipe: Recipe, command: str) -> Report:
-    """The report with its name, circumstances, and how it stands to what the recipe expects."""
+def probes_note(recipe: Recipe, task: Task, folder: RunFolder) -> str:
+    """That there are too few probes for a curve, and why; nothing where there are enough."""
+    count = len(curve(read_log(folder.log_csv)[1], "probe"))
+    if not recipe.method.iterations or count >= 2:
+        return ""
+    if not len(task.data.holdout):
+        why = "nothing is held out"
+    elif len(recipe.method.parts(task)) > 1:
+        why = "the set is made in independent parts"
+    else:
+        why = f"eval.probes={recipe.eval.probes}, {recipe.method.iterations} iterations"
+    words = "one probe" if count else "no probes"
+    return f"{words} of held-out accuracy on the way ({why}): no curve says whether more or fewer iterations are better"
+
+
+def judged(report: Report, recipe: Recipe, command: str, remark: str = "") -> Report:
+    """The report with its name, circumstances, and how it stands to what the recipe expects; a remark is noted."""
     expect = recipe.expect
     verdict, note = "unverified", "no recorded number for these settings"
     if expect and "accuracy" in expect:
@@ -52,5 +71,6 @@ def judged(report: Report, recipe: Recipe, command: str) -> Report:
         verdict_note=note,
         recipe_hash=recipe.hash,
         command=command,
+        notes=(*report.notes, remark) if remark else report.notes,
         **context(recipe.device),
     )

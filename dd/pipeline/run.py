@@ -25,7 +25,7 @@ from dd.evaluation.report import Report
 from dd.io import digest, write_json, write_text
 from dd.pipeline.begin import begin
 from dd.pipeline.label import label
-from dd.pipeline.outcome import draw, judged
+from dd.pipeline.outcome import draw, judged, probes_note
 from dd.pipeline.parts import Parts, payload
 from dd.pipeline.plan import SETS, locate, planned_labels, set_key, settled
 from dd.pipeline.task import make_task, numerics
@@ -170,7 +170,7 @@ class _Run:
             evaluator = Evaluator(task, recipe.eval, force=self.force, labeller=labeller)
             report = evaluate_set(distilled, start, evaluator, store=store)
         cost["evaluate"] = asdict(spent)
-        return judged(replace(report, cost=cost), recipe, self.command)
+        return judged(replace(report, cost=cost), recipe, self.command, probes_note(recipe, task, self.folder))
 
     def _prepare_cost(self) -> dict[str, float]:
         # what artefacts cost when they were made, whichever run made them

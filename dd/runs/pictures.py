@@ -43,7 +43,7 @@ def stretched(images: Tensor) -> Tensor:
     return (images - low) / (high - low).clamp_min(1e-12)
 
 
-def contact_sheet(path: Path, rows: Sequence[Row], classes: Sequence[str]) -> None:
+def contact_sheet(path: Path, rows: Sequence[Row], classes: Sequence[str], caption: str = "") -> None:
     """Draw images side by side: one group of columns per class, in it one column per title.
 
     At most the first ten classes, and ten images of each, in the order they come in.
@@ -53,6 +53,7 @@ def contact_sheet(path: Path, rows: Sequence[Row], classes: Sequence[str]) -> No
         rows: (title, images, labels) of each kind of images, synthetic first; images float (n, c, h, w) in [0, 1]
             (values outside are clipped), labels (n,) or (n, k), of which the largest counts.
         classes: names in label order.
+        caption: a line to stand below; none where it is empty.
     """
     kinds = [(title, images.detach().cpu().float(), _hard(labels)) for title, images, labels in rows]
     shown = range(min(len(classes), SHOWN))
@@ -69,7 +70,7 @@ def contact_sheet(path: Path, rows: Sequence[Row], classes: Sequence[str]) -> No
                 tile = _rgb(image).repeat(zoom, axis=0).repeat(zoom, axis=1)
                 top, left = i * height, c * step + k * width
                 canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    _save_sheet(path, canvas, [title for title, _, _ in kinds], [classes[c] for c in shown], width)
+    _save_sheet(path, canvas, [title for title, _, _ in kinds], [classes[c] for c in shown], width, caption)
 
 
 def progress_plot(path: Path, csv_path: Path) -> None:
@@ -87,7 +88,7 @@ def progress_plot(path: Path, csv_path: Path) -> None:
             ("lr", "student lr (learned)", {"linewidth": 1.2}),
             ("probe", "probe accuracy\n(held-out images)", {"marker": "o", "markersize": 3}),
         )
-        if (points := _points(rows, name))
+        if (points := curve(rows, name))
     ]
     figure = _figure(7.0, 0.8 + 2.2 * max(len(curves), 1))
     axes = figure.subplots(max(len(curves), 1), 1, sharex=True, squeeze=False)[:, 0]
@@ -99,14 +100,14 @@ def progress_plot(path: Path, csv_path: Path) -> None:
         if label == "objective":
             if min(values) > 0 and max(values) > 100 * min(values):
                 ax.set_yscale("log")
-            _mark_skipped(ax, [it for it, value in _points(rows, "skipped") if value])
+            _mark_skipped(ax, [it for it, value in curve(rows, "skipped") if value])
     if not curves:
         axes[0].text(0.5, 0.5, "nothing was logged", ha="center", va="center", transform=axes[0].transAxes)
     axes[-1].set_xlabel("outer iteration")
     _write(path, figure)
 
 
-def _points(rows: Sequence[dict[str, str]], name: str) -> list[tuple[int, float]]:
+def curve(rows: Sequence[dict[str, str]], name: str) -> list[tuple[int, float]]:
     """The finite values of a column, with their iterations."""
     points = []
     for row in rows:
@@ -126,11 +127,13 @@ def _mark_skipped(ax: "Axes", its: Sequence[int]) -> None:
         ax.legend(loc="upper right", fontsize="small")
 
 
-def _save_sheet(path: Path, canvas: np.ndarray, titles: Sequence[str], names: Sequence[str], width: int) -> None:
-    head = 44  # pixels above the images, for two lines of text
-    high, wide = canvas.shape[0] + head, canvas.shape[1]
+def _save_sheet(
+    path: Path, canvas: np.ndarray, titles: Sequence[str], names: Sequence[str], width: int, caption: str
+) -> None:
+    head, foot = 44, 20 if caption else 0  # pixels above and below the images, for two lines of text and for one
+    high, wide = canvas.shape[0] + head + foot, canvas.shape[1]
     figure = _figure(wide / _DPI, high / _DPI, layout=None)
-    ax = figure.add_axes((0, 0, 1, canvas.shape[0] / high))
+    ax = figure.add_axes((0, foot / high, 1, canvas.shape[0] / high))
     ax.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, wide, canvas.shape[0], 0))
     ax.set_axis_off()
     step = wide / max(len(names), 1)
@@ -139,6 +142,8 @@ def _save_sheet(path: Path, canvas: np.ndarray, titles: Sequence[str], names: Se
         _text(ax, c * step + group / 2, -26, name, room=group, size=9)
         for k, title in enumerate(titles):
             _text(ax, c * step + (k + 0.5) * width, -8, title, room=width, size=7)
+    if caption:
+        _text(ax, wide / 2, canvas.shape[0] + 15, caption, room=wide, size=8)
     _write(path, figure)
 
 

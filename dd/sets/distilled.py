@@ -21,6 +21,9 @@ ImageKind = Literal["pixels", "tiles", "indices", "schedule"]
 LabelKind = Literal["hard", "probabilities", "logits", "representations", "views"]
 TENSORS = ("images", "labels")
 
+_ROUNDING = 1 / 510  # half a grey level
+_AT_ONCE = 256  # images brought back to pixels at a time
+
 
 @dataclass(frozen=True, eq=False)
 class DistilledSet:
@@ -143,6 +146,24 @@ class DistilledSet:
             raise UsageError(f"a set of {self.image_kind} holds no images of its own; this needs one that does")
         images = (self.images if index is None else self.images[index]).to(preprocess.mean.device)
         return preprocess(images) if images.dtype == torch.uint8 else images
+
+    def outside(self, preprocess: "Preprocess") -> float | None:
+        """Share in [0, 1] of the pixels' values that are darker than black or brighter than white.
+
+        Half a grey level is not counted: it is what rounding takes.  None for a set that holds no images of its own.
+
+        Args:
+            preprocess: of the data that the set matches (`require_match`).
+        """
+        if self.image_kind not in ("pixels", "tiles"):
+            return None
+        if self.images.dtype == torch.uint8:
+            return 0.0
+        found = 0
+        for index in torch.arange(self.n).split(_AT_ONCE):
+            shown = preprocess.invert(self.pixels(preprocess, index))
+            found += int(((shown < -_ROUNDING) | (shown > 1 + _ROUNDING)).sum())
+        return found / self.images.numel()
 
     def check(self) -> None:
         """See that the set is whole: kinds, shapes, types, finite values, labels in range.
