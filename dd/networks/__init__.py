@@ -2,7 +2,7 @@
 
 from dd.networks.features import captured, embed
 from dd.networks.functional import Functional
-from dd.networks.saved import saved_bytes
+from dd.networks.saved import products, saved_bytes
 from dd.networks.spec import NetworkSpec, build, resolve
 
-__all__ = ["Functional", "NetworkSpec", "build", "captured", "embed", "resolve", "saved_bytes"]
+__all__ = ["Functional", "NetworkSpec", "build", "captured", "embed", "products", "resolve", "saved_bytes"]

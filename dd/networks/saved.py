@@ -1,10 +1,10 @@
-"""How much memory a computation keeps for its way back."""
+"""How much memory a computation keeps for its way back, and how much work a forward pass is."""
 
 import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -18,3 +18,25 @@ def saved_bytes() -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield seen
+
+
+@torch.no_grad()
+def products(network: nn.Module, images: Tensor) -> int:
+    """Multiplications of the convolutions and linear layers in a forward pass of images (n, c, h, w).
+
+    torch's own counter says the same (twice as much), but takes seconds to import.
+    """
+    total = 0
+
+    def count(layer: nn.Module, _: object, output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        total += output.numel() * layer.weight[0].numel()
+
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    try:
+        network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total

@@ -24,6 +24,7 @@ from dd.networks import NetworkSpec, embed
 from dd.runs import Store
 from dd.sets.tiles import decode
 from dd.training import ExpertSettings
+from dd.training.allocator import keep_large_buffers
 
 SIDE, WIDTH, REAL = 16, 16, 64
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
@@ -82,8 +83,10 @@ def ours(gate: Gate, scale: Scale, method: str, classes: int, ipc: int) -> None:
     synthesise(made, task, prepared, syn, watch=Watch(log=log))
 
 
-def class_by_class(gate: Gate, scale: Scale, method: str, classes: int, ipc: int) -> None:
-    """The same, one class after another."""
+def class_by_class(gate: Gate, scale: Scale, method: str, classes: int, ipc: int, kept: bool = False) -> None:
+    """The same, one class after another; with `kept` buffers under our allocator's setting, else as it comes."""
+    if kept:
+        keep_large_buffers()
     task = task_of(classes, ipc)
     objective = {"dm": _dm, "datadam": _datadam, "ncfm": _ncfm, "dsa": _dsa}[method]
     made = method_of(method)

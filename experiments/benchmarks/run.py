@@ -134,12 +134,17 @@ def distribution(bench: Bench, found: Findings) -> None:
                 fewer = replace(fewer, scale=replace(fewer.scale, iterations=1))
             runs = in_turns(
                 fewer,
-                {f"our {method}": ("classwise.ours", options), "loop": ("classwise.class_by_class", options)},
+                {
+                    f"our {method}": ("classwise.ours", options),
+                    "loop": ("classwise.class_by_class", options),
+                    "loop, our allocator's setting": ("classwise.class_by_class", {**options, "kept": True}),
+                },
             )
-            ours, plain = runs.values()
+            ours, plain, kept = runs.values()
             ceiling = CEILINGS["few images" if ipc == 1 and method != "dsa" else "distribution"]
             what = f"{method}, {classes} classes x {ipc} / class by class"
             found.ratios.append(compared("distribution", what, ours, plain, ceiling))
+            found.ratios.append(compared("distribution", f"{what}, both with our allocator's setting", ours, kept))
             peaks = [run.reports[-1]["peak"] for run in (ours, plain)]
             apart = abs(ours.reports[0]["loss"] - plain.reports[0]["loss"]) / plain.reports[0]["loss"]
             found.notes.append(

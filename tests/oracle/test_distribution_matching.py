@@ -14,7 +14,7 @@ from dd.data.augment import apply, draw, siamese
 from dd.engine.method import Synthetic
 from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
-from dd.networks import NetworkSpec, captured
+from dd.networks import NetworkSpec, build, captured, products
 from dd.rng import generator
 
 shared = importlib.import_module("dd.methods.distribution._classes")
@@ -301,6 +301,30 @@ def test_noise_becomes_the_class_means(blobs, make_task, method, fall):
 
     assert nearest(made) > 0.99
     assert nearest(before.flatten(1).view(2, 4, -1).mean(1)) < 0.9
+
+
+def test_work_is_counted_as_torch_counts_it():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for spec, channels, size in ((NetworkSpec(width=32), 1, 28), (NetworkSpec(arch="resnet18", width=8), 3, 32)):
+        network = build(spec, channels=channels, size=size, classes=10, generator=generator(0, "counted"))
+        images = torch.zeros(2, channels, size, size)
+        with FlopCounterMode(display=False) as counter:
+            network(images)
+        assert 2 * products(network, images) == counter.get_total_flops()
+        assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("width", "ipc", "chunk"), [(32, 1, 10), (32, 10, 10), (32, 50, 8), (16, 50, 8), (64, 1, 4), (128, 1, 1)]
+)
+def test_wide_networks_take_fewer_classes_at_a_time_and_the_embedded_cells_what_they_took(
+    width, ipc, chunk, make_task, blobs
+):
+    student = NetworkSpec(width=width, depth=3)
+    task = make_task(blobs(classes=10, size=28, per_class=2), ipc=ipc, student=student)
+    assert DM(batch_real=64).settle(task).chunk == chunk
+    assert DM(batch_real=64, chunk=7).settle(task).chunk == 7
 
 
 def test_what_is_settled_follows_from_shapes(make_task, monkeypatch):
