@@ -1,4 +1,4 @@
-"""Bytes in words."""
+"""Bytes and seconds in words."""
 
 
 def readable_size(number: float | None) -> str:
@@ -10,3 +10,11 @@ def readable_size(number: float | None) -> str:
             break
         number /= 1000
     return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
+
+
+def readable_time(seconds: float) -> str:
+    """Seconds for people: `"40 s"`, `"3 min"`, `"2.5 h"`."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -19,7 +19,7 @@ from dd.cli.common import (
     settings,
 )
 from dd.errors import RunError, UsageError
-from dd.sizes import readable_size
+from dd.sizes import readable_size, readable_time
 
 if TYPE_CHECKING:
     from dd.training.pools import Pool, Price
@@ -176,7 +176,7 @@ def _facts(pool: "Pool") -> dict[str, Any]:
         "held_out": f"{min(scores):.1f} to {max(scores):.1f}" if scores else "",
         "size": readable_size(pool.bytes),
         "bytes": pool.bytes,
-        "took": _duration(seconds),
+        "took": readable_time(seconds),
         "seconds": seconds,
         "settings": trained,
     }
@@ -186,13 +186,6 @@ def _words(cost: "Price") -> str:
     if not cost.missing:
         return f"all {cost.count} experts are there"
     return (
-        f"{cost.missing} of {cost.count} experts to train: about {_duration(cost.seconds or 0)} on this machine "
+        f"{cost.missing} of {cost.count} experts to train: about {readable_time(cost.seconds or 0)} on this machine "
         f"(from a few uncompiled steps), {readable_size(cost.bytes)} on disk"
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"

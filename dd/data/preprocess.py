@@ -4,12 +4,13 @@ Whatever is fitted is fitted on the training part only.  Sums over uint8 pixels 
 the same to the bit on every machine, whatever the order of summation or the number of threads.
 """
 
+import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, ClassVar
+from functools import cache, cached_property
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +19,17 @@ from dd.data._entry import Constants
 from dd.errors import UsageError
 from dd.io import sha256_tensors
 from dd.runs.store import Store
+from dd.sizes import readable_size, readable_time
+
+log = logging.getLogger(__name__)
+
+Need = tuple[str, Mapping[str, Any], str]
 
 _FIT_ROWS = 1024  # (2^7)^2 * 1024 = 2^24: sums of that many products of centred bytes are exact in float32
 _CENTRE = 128
+_ZERO = 1e-12  # of the largest eigenvalue: below it is rounding
+# seconds per least³ and per product of pixels on one core, and float64 least² at the peak: of `_dense`, of `factored`
+_CUBED, _PAIRS, _SQUARES = 2.2e-10, 5e-11, (6, 4.5)
 
 
 class Preprocess(ABC):
@@ -55,6 +64,10 @@ class Preprocess(ABC):
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """All its tensors, by name; `from_state` takes them back."""
+
+    def needs(self) -> tuple[Need, ...]:
+        """Artefacts that its tensors come from, as `Method.needs` lists them, with what they cost to make."""
+        return ()
 
     def to(self, device: torch.device | str) -> "Preprocess":
         """The same transform with its tensors on `device`."""
@@ -104,35 +117,60 @@ class Standard(Preprocess):
 class Zca(Preprocess):
     """ZCA whitening, z = (x - m) T with x in [0, 1], flattened to D = c·h·w.
 
+    Nothing is fitted before a tensor is asked for: its identity, and what fitting costs, are known without.
+
     Attributes:
-        mean: m, (D,) float32.
-        matrix: T, (D, D) float32, symmetric.
-        inverse: T⁻¹, (D, D) float32.
         eps: added to the eigenvalues of the covariance.
         fitted_on: hash of the images it was fitted on.
+        fit: gives its tensors, on the CPU: `mean` m (D,), and T as `matrix` with `inverse` T⁻¹ (D, D) float32,
+            symmetric, or by its eigenvectors of eigenvalues above zero, see `factored`.
+        device: of the tensors.
+        making: its artefact, as `needs` lists it.
     """
 
     kind: ClassVar[str] = "zca"
     costly: ClassVar[bool] = True
-    mean: Tensor
-    matrix: Tensor
-    inverse: Tensor
     eps: float
     fitted_on: str
+    fit: Callable[[], Mapping[str, Tensor]]
+    device: torch.device | str = "cpu"
+    making: tuple[Need, ...] = ()
+
+    @cached_property
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device) for name, tensor in self.fit().items()}
+
+    @property
+    def mean(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """See `Preprocess`."""
+        return self._tensors["mean"]
+
+    @property
+    def matrix(self) -> Tensor:
+        """T (D, D), whatever it is kept as."""
+        return self._times(torch.eye(len(self.mean), device=self.device), "matrix")
+
+    def _times(self, rows: Tensor, which: Literal["matrix", "inverse"]) -> Tensor:
+        """(n, D) rows times T or its inverse."""
+        tensors = self._tensors
+        if which in tensors:
+            return rows @ tensors[which]
+        vectors, scale = tensors["vectors"], self.eps ** (-0.5 if which == "matrix" else 0.5)
+        return (rows @ vectors * tensors[f"{which}.values"]) @ vectors.T + scale * rows
 
     def __call__(self, images: Tensor) -> Tensor:
         """See `Preprocess`."""
         _require_bytes(images)
         rows = images.flatten(1).to(torch.float32).mul_(1 / 255).sub_(self.mean)
-        return (rows @ self.matrix).view(images.shape)
+        return self._times(rows, "matrix").view(images.shape)
 
     def encode(self, images: Tensor) -> Tensor:
         """See `Preprocess`."""
-        return ((images.flatten(1) - self.mean) @ self.matrix).view(images.shape)
+        return self._times(images.flatten(1) - self.mean, "matrix").view(images.shape)
 
     def invert(self, images: Tensor) -> Tensor:
         """See `Preprocess`."""
-        return (images.flatten(1) @ self.inverse + self.mean).view(images.shape)
+        return (self._times(images.flatten(1), "inverse") + self.mean).view(images.shape)
 
     def spec(self) -> dict[str, Any]:
         """See `Preprocess`.  The matrix is named by what it was fitted on: its last bits differ between machines."""
@@ -140,7 +178,15 @@ class Zca(Preprocess):
 
     def state(self) -> dict[str, Tensor]:
         """See `Preprocess`."""
-        return {"mean": self.mean, "matrix": self.matrix, "inverse": self.inverse}
+        return dict(self._tensors)
+
+    def needs(self) -> tuple[Need, ...]:
+        """See `Preprocess`."""
+        return self.making
+
+    def to(self, device: torch.device | str) -> "Zca":
+        """See `Preprocess`."""
+        return replace(self, device=device)
 
 
 def standard(images: Tensor, constants: Constants | None = None) -> Standard:
@@ -150,7 +196,9 @@ def standard(images: Tensor, constants: Constants | None = None) -> Standard:
 
 
 def zca(images: Tensor, eps: float, what: str = "") -> Zca:
-    """ZCA fitted on uint8 images (n, c, h, w), kept in the cache: O(n D² + D³), half a minute for CIFAR-10 on a CPU.
+    """ZCA to be fitted on uint8 images (n, c, h, w) when it is first used, and kept in the cache.
+
+    It is an eigenproblem of the smaller of n and D: see `whitening` and `factored`, and `zca_price` for what it costs.
 
     Args:
         images: the training part.
@@ -162,16 +210,36 @@ def zca(images: Tensor, eps: float, what: str = "") -> Zca:
     """
     if len(images) < 2:
         raise UsageError(f"ZCA needs at least 2 training images, not {len(images)}; use data.preprocess=standard")
-    fitted_on = sha256_tensors({"images": images})[:16]
+    fitted_on, count, size = sha256_tensors({"images": images})[:16], len(images), images[0].numel()
+    spec: dict[str, Any] = {"format": 1, "eps": eps, "fitted_on": fitted_on}
+    if count < size:
+        spec["format"] = 2
+    words = f"ZCA of {size:,} dimensions"
+    seconds, memory = zca_price(count, size)
+    price = f"about {readable_time(seconds)} and {readable_size(memory)} to make"
 
-    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        mean, covariance = moments(images)
-        matrix, inverse = whitening(covariance, eps)
-        return {"mean": mean.float(), "matrix": matrix.float(), "inverse": inverse.float()}, {}
+    def make() -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        log.info("making the %s, %s", words, price)
+        return (factored if count < size else _dense)(images, eps), {}
 
-    spec = {"format": 1, "eps": eps, "fitted_on": fitted_on}
-    kept = Store().tensors("zca", spec, make, what=f"the ZCA of {what}" if what else "a ZCA")
-    return Zca(**(kept.tensors or {}), eps=eps, fitted_on=fitted_on)
+    @cache
+    def fit() -> Mapping[str, Tensor]:
+        name = f"the ZCA of {what}" if what else "a ZCA"
+        return Store().tensors("zca", spec, make, what=name).tensors or {}
+
+    return Zca(eps, fitted_on, fit, making=(("zca", spec, f"{words}, {price}"),))
+
+
+def zca_price(count: int, size: int) -> tuple[float, int]:
+    """Seconds with PyTorch's threads and bytes at the peak that fitting takes, on `count` images of `size` values.
+
+    Source of the rates: 1,500 to 9,000 images of 768 to 6,144 values on one core (2,500 of 3,072 in 4.2 s, 4,000 of
+    2,500 in 5.0 s, torch 2.14).  They grow as the operations do; threads are counted as if each did its share.
+    """
+    least, few = min(count, size), count < size
+    seconds = _CUBED * least**3 + _PAIRS * count * size * least
+    held = _SQUARES[few] * 8 * least**2 + (4 * count * size if few else 0)
+    return seconds / torch.get_num_threads(), round(held)
 
 
 def from_state(spec: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Preprocess:
@@ -190,7 +258,8 @@ def from_state(spec: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = N
         raise UsageError(f"unknown kind of preprocessing {kind!r}; known: standard, zca")
     if not tensors:
         raise UsageError("ZCA cannot be inverted without the data it was fitted on; open them first")
-    return Zca(tensors["mean"], tensors["matrix"], tensors["inverse"], float(spec["eps"]), str(spec["fitted_on"]))
+    there = dict(tensors)
+    return Zca(float(spec["eps"]), str(spec["fitted_on"]), lambda: there)
 
 
 def channel_statistics(images: Tensor) -> Constants:
@@ -226,8 +295,55 @@ def moments(images: Tensor) -> tuple[Tensor, Tensor]:
         centred = chunk.to(torch.float32).sub_(_CENTRE)
         products += centred.T @ centred
         sums += centred.sum(0)
-    covariance = (count * products - torch.outer(sums, sums)) / (count * (count - 1) * 255.0**2)
-    return (sums / count + _CENTRE) / 255, covariance
+    products.mul_(count)
+    for some, own in zip(products.split(_FIT_ROWS), sums.split(_FIT_ROWS), strict=True):  # in place: D² may be much
+        some.sub_(torch.outer(own, sums))
+    return (sums / count + _CENTRE) / 255, products.div_(count * (count - 1) * 255.0**2)
+
+
+def factored(images: Tensor, eps: float, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """ZCA of fewer images than dimensions, by the eigenvectors of their Gram matrix: n² and n³, not D² and D³.
+
+    Σ = U diag(λ) Uᵀ has at most n - 1 eigenvalues above zero, those of G = (X - m)(X - m)ᵀ/(n - 1) = V diag(λ) Vᵀ, with
+    U = (X - m)ᵀ V diag((n - 1) λ)^-½.  On what is orthogonal to U, T is ε^-½:
+
+        T = ε^-½ I + U diag((λ + ε)^-½ - ε^-½) Uᵀ,  T⁻¹ = ε^½ I + U diag((λ + ε)^½ - ε^½) Uᵀ.
+
+    Args:
+        images: uint8 (n, c, h, w).
+        eps: ε.
+        dtype: of the result; float64 inside.
+
+    Returns:
+        `mean` (D,), `vectors` U (D, r), `matrix.values` and `inverse.values` (r,), the two diagonals.
+    """
+    rows = images.flatten(1)
+    count, size = rows.shape
+    gram, mean = torch.zeros(count, count, dtype=torch.float64), torch.empty(size, dtype=torch.float64)
+    for start in range(0, size, _FIT_ROWS):
+        part = rows[:, start : start + _FIT_ROWS].to(torch.float32).sub_(_CENTRE)
+        gram += part @ part.T
+        mean[start : start + _FIT_ROWS] = part.sum(0, dtype=torch.float64) / count
+    gram -= gram.mean(0)
+    gram -= gram.mean(1, keepdim=True)
+    values, vectors = torch.linalg.eigh(gram.div_((count - 1) * 255.0**2))
+    del gram
+    kept = values > _ZERO * values[-1]
+    values, vectors = values[kept], vectors[:, kept]
+    vectors /= ((count - 1) * values).sqrt() * 255
+    found = torch.empty(size, len(values), dtype=dtype)
+    for start in range(0, size, _FIT_ROWS):
+        here = slice(start, start + _FIT_ROWS)
+        found[here] = (rows[:, here].to(torch.float64).sub_(_CENTRE) - mean[here]).T @ vectors
+    roots = (values + eps).sqrt()
+    tensors = {"mean": (mean + _CENTRE) / 255, "vectors": found, "matrix.values": 1 / roots - eps**-0.5}
+    return {name: tensor.to(dtype) for name, tensor in (tensors | {"inverse.values": roots - eps**0.5}).items()}
+
+
+def _dense(images: Tensor, eps: float) -> dict[str, Tensor]:
+    mean, covariance = moments(images)
+    matrix, inverse = whitening(covariance, eps)
+    return {"mean": mean.float(), "matrix": matrix.float(), "inverse": inverse.float()}
 
 
 def whitening(covariance: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ def plan(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
     """What a run would do, without doing it: stages, and which artefacts exist."""
     folder, task = locate(recipe, out), make_task(recipe)
     recipe = settled(recipe, task, folder)
-    needs = recipe.method.needs(task)
+    needs = [*task.data.preprocess.needs(), *recipe.method.needs(task)]
     have = [task.store.has(kind, spec) for kind, spec, _ in needs]
     made = task.store.has(SETS, set_key(recipe, task))
     artefacts = [

@@ -5,7 +5,10 @@ import torch
 from torch import Tensor
 
 from dd.data import DataSettings, open_data
-from dd.data.preprocess import Zca, moments, whitening, zca
+from dd.data.preprocess import Zca, factored, moments, whitening, zca, zca_price
+from dd.pipeline import plan
+from dd.recipes import resolve
+from dd.runs import Store
 
 
 @pytest.fixture(autouse=True)
@@ -146,3 +149,95 @@ def test_opened_data_are_whitened_with_the_training_part_alone(tmp_path):
     again = open_data(f"folder:{tmp_path / 'set'}", DataSettings(holdout=0.2, preprocess="zca"), "cpu")
     assert torch.equal(again.train.images(torch.arange(8)), data.train.images(torch.arange(8)))
     assert again.fingerprint == data.fingerprint
+
+
+def as_doubles(images):
+    return images.flatten(1).double() / 255
+
+
+@pytest.mark.parametrize(("n", "shape"), [(20, (2, 4, 4)), (31, (2, 4, 4)), (2, (1, 3, 3)), (300, (3, 24, 24))])
+@pytest.mark.parametrize("eps", [0.1, 1e-3])
+def test_fewer_images_than_dimensions_give_the_matrix_of_the_dense_route(n, shape, eps):
+    """By the Gram matrix, to float32's rounding of what is kept; the dense route is the oracle, in float64."""
+    images = correlated(n, shape=shape)
+    mean, cov = moments(images)
+    matrix, inverse = whitening(cov, eps)
+    kept = factored(images, eps)
+    vectors, size = kept["vectors"].double(), len(mean)
+    assert vectors.shape[1] <= n - 1
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(vectors.shape[1]).double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(kept["mean"].double(), mean, rtol=0, atol=1e-7)
+    for want, name, power in ((matrix, "matrix.values", -0.5), (inverse, "inverse.values", 0.5)):
+        have = torch.eye(size).double() * eps**power + (vectors * kept[name].double()) @ vectors.T
+        torch.testing.assert_close(have, want, rtol=0, atol=2e-6 * eps**-0.5)
+
+
+def test_the_gram_route_agrees_to_the_rounding_of_float64():
+    images = correlated(20)
+    kept = factored(images, 0.1, torch.float64)
+    mean, cov = moments(images)
+    matrix, _ = whitening(cov, 0.1)
+    have = torch.eye(len(mean)).double() * 0.1**-0.5 + (kept["vectors"] * kept["matrix.values"]) @ kept["vectors"].T
+    torch.testing.assert_close(have, matrix, rtol=0, atol=1e-11)
+    torch.testing.assert_close(kept["mean"], mean, rtol=0, atol=1e-14)
+
+
+def test_few_images_in_model_space_and_back():
+    images, others = correlated(20), correlated(50, seed=1)
+    transform = zca(images, 0.1)
+    mean, cov = moments(images)
+    matrix, _ = whitening(cov, 0.1)
+    want = ((as_doubles(others) - mean) @ matrix).view(others.shape)
+    have = transform(others)
+    torch.testing.assert_close(have.double(), want, rtol=0, atol=5e-6)
+    torch.testing.assert_close(transform.invert(have), others / 255, rtol=0, atol=1e-5)
+    torch.testing.assert_close(transform.encode(others / 255), have, rtol=0, atol=1e-5)
+    torch.testing.assert_close(transform.matrix.double(), matrix, rtol=0, atol=5e-6)
+    assert "matrix" not in transform.state()
+
+
+def test_gradients_go_through_the_factors():
+    transform = zca(correlated(20), 0.1)
+    z = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (grad,) = torch.autograd.grad(transform.invert(z).sum(), z)
+    inverse = whitening(moments(correlated(20))[1], 0.1)[1]
+    torch.testing.assert_close(grad.flatten(1), inverse.sum(1).float().expand(3, -1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [20, 400])
+def test_nothing_is_fitted_before_it_is_used_and_once_then(n, tmp_path, caplog):
+    caplog.set_level("INFO")
+    images = correlated(n)
+    transform = zca(images, 0.1, "blobs").to("cpu")
+    ((kind, spec, words),) = transform.needs()
+    transform.spec()
+    assert words.startswith("ZCA of 32 dimensions, about 0 s and ")
+    assert not Store().has(kind, spec)
+    assert not (tmp_path / "home").exists()
+    transform(images)
+    transform.to("cpu").invert(transform(images))
+    assert Store().has(kind, spec)
+    assert [record.message.split(" in ")[0] for record in caplog.records] == [
+        f"making the {words}",
+        "made the ZCA of blobs",
+    ]
+
+
+def test_what_it_costs_grows_with_the_smaller_side():
+    cheap, held = zca_price(1000, 12_288)
+    dear, more = zca_price(90_000, 12_288)
+    assert dear > 100 * cheap
+    assert more > 20 * held
+    # of one core: what was measured, see its source
+    one = torch.get_num_threads()
+    assert zca_price(4000, 2500)[0] * one == pytest.approx(5.0, rel=0.3)
+    assert zca_price(2500, 3072)[0] * one == pytest.approx(4.2, rel=0.3)
+
+
+@pytest.mark.parametrize("method", ["dm", "mtt", "ncfm", "cvdd"])
+def test_a_plan_fits_nothing_and_says_what_is_to_be_made(method, tmp_path):
+    planned = plan(resolve({"method": method, "ipc": 1, "device": "cpu", "data.preprocess": "zca"}), out=str(tmp_path))
+    first = planned["stages"][0]["artefacts"][0]
+    assert first["what"].startswith("ZCA of 784 dimensions, about ")
+    assert not first["exists"]
+    assert not (tmp_path / "home" / "zca").exists()
