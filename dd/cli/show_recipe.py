@@ -49,6 +49,8 @@ def _stage(stage: dict[str, Any]) -> str:
     words = []
     if "artefacts" in stage:
         words.append(f"{stage['done']} of {stage['of']} artefacts exist" if stage["of"] else "nothing to prepare")
+    if stage.get("unknown"):
+        words.append("what else there is, and whether classes have enough images, shows once this is there")
     if "iterations" in stage:
         words.append(f"{stage['iterations']} iterations")
     if "exists" in stage:

@@ -10,6 +10,7 @@ from dd.data._entry import Entry
 from dd.errors import UsageError
 from dd.io import home, writable
 from dd.io.download import download, unpack
+from dd.runs.store import require_making
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def fetch(entry: Entry) -> Found:
     """
     if entry.page:
         raise missing(entry, "may not be downloaded")
+    require_making(f"{entry.name}, {sum(remote.megabytes for remote in entry.remotes):.0f} MB to download")
     folder = writable(downloads(), "set DD_HOME to a folder that can be written to")
     try:
         for remote in entry.remotes:

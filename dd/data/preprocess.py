@@ -18,7 +18,7 @@ from torch import Tensor
 from dd.data._entry import Constants
 from dd.errors import UsageError
 from dd.io import sha256_tensors
-from dd.runs.store import Store
+from dd.runs.store import NotMade, Store
 from dd.sizes import readable_size, readable_time
 
 log = logging.getLogger(__name__)
@@ -210,24 +210,36 @@ def zca(images: Tensor, eps: float, what: str = "") -> Zca:
     """
     if len(images) < 2:
         raise UsageError(f"ZCA needs at least 2 training images, not {len(images)}; use data.preprocess=standard")
-    fitted_on, count, size = sha256_tensors({"images": images})[:16], len(images), images[0].numel()
-    spec: dict[str, Any] = {"format": 1, "eps": eps, "fitted_on": fitted_on}
-    if count < size:
-        spec["format"] = 2
-    words = f"ZCA of {size:,} dimensions"
-    seconds, memory = zca_price(count, size)
-    price = f"about {readable_time(seconds)} and {readable_size(memory)} to make"
+    fitted_on, few = sha256_tensors({"images": images})[:16], len(images) < images[0].numel()
+    need = _zca_need(len(images), images[0].numel(), eps, fitted_on)
+    _, spec, words = need
 
     def make() -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-        log.info("making the %s, %s", words, price)
-        return (factored if count < size else _dense)(images, eps), {}
+        log.info("making the %s", words)
+        return (factored if few else _dense)(images, eps), {}
 
     @cache
     def fit() -> Mapping[str, Tensor]:
         name = f"the ZCA of {what}" if what else "a ZCA"
         return Store().tensors("zca", spec, make, what=name).tensors or {}
 
-    return Zca(eps, fitted_on, fit, making=(("zca", spec, f"{words}, {price}"),))
+    return Zca(eps, fitted_on, fit, making=(need,))
+
+
+def unfitted_zca(count: int, size: int, eps: float) -> Zca:
+    """For a plan: the ZCA of `count` images of `size` values that are not decoded yet; it has no tensors."""
+
+    def fit() -> Mapping[str, Tensor]:
+        raise NotMade("the decoded images")
+
+    return Zca(eps, "", fit, making=(_zca_need(count, size, eps, ""),))
+
+
+def _zca_need(count: int, size: int, eps: float, fitted_on: str) -> Need:
+    spec: dict[str, Any] = {"format": 2 if count < size else 1, "eps": eps, "fitted_on": fitted_on}
+    seconds, memory = zca_price(count, size)
+    words = f"ZCA of {size:,} dimensions (about {readable_time(seconds)}, {readable_size(memory)})"
+    return "zca", spec, words
 
 
 def zca_price(count: int, size: int) -> tuple[float, int]:

@@ -1,7 +1,8 @@
 """Real images as methods see them: three splits on the device, one value space, one fingerprint."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -13,10 +14,11 @@ from dd.data._content import Encoded, by_class, stratified
 from dd.data.augment import parse
 from dd.data.preprocess import Preprocess
 from dd.data.settings import DataSettings
-from dd.data.sources import Raw, locate, whole
+from dd.data.sources import About, Located, Raw, locate, whole
 from dd.data.split import Opened, Split, require_usable
 from dd.errors import UsageError
 from dd.io import digest, sha256_tensors
+from dd.runs.store import NotMade, nothing_made, require_making
 
 _TRANSFORM_ROWS = 4096  # images transformed at a time, when all are
 _KEEP_BYTES = 8 << 30  # transformed images are kept up to this size, which follows from shapes alone
@@ -139,8 +141,12 @@ def open_data(name: str, settings: DataSettings, device: torch.device | str, *, 
         opened, known = streamed.open_streamed(located, content, settings, device)
         classes = content.listing().classes
     else:
-        known = whole(located, content, settings.size)
-        opened, classes = _on_device(known, settings, device), known.classes
+        try:
+            known = whole(located, content, settings.size)
+            opened, classes = _on_device(known, settings, device), known.classes
+        except NotMade:
+            opened, known = _undecoded(located, content, settings, device)
+            classes = content.listing().classes
     strategy = known.augment if settings.augment is None else settings.augment or "none"
     parse(strategy)
     channels, size, _ = opened.shape
@@ -183,6 +189,26 @@ def _on_device(raw: Raw, settings: DataSettings, device: torch.device) -> Opened
         shape=(images.shape[1], height, width),
         content=_content(raw),
     )
+
+
+def _undecoded(
+    located: Located, content: Encoded, settings: DataSettings, device: torch.device
+) -> tuple[Opened, About]:
+    """Data for a plan: labels and shapes are known, what the pixels decide is not.
+
+    Raises:
+        NotMade: without a decoded image there is no saying what all would be brought to.
+    """
+    try:
+        with nothing_made():  # constants come with decoding, and are no want of their own
+            opened, known = streamed.open_streamed(located, content, replace(settings, preprocess="standard"), device)
+    except UsageError:
+        require_making(f"what is to be known of the images of {located.name}")
+        raise
+    if settings.preprocess == "zca":
+        size = math.prod(opened.shape)
+        opened = replace(opened, preprocess=pre.unfitted_zca(len(opened.train), size, settings.zca_eps))
+    return opened, known
 
 
 def _fitted(raw: Raw, images: Tensor, settings: DataSettings) -> Preprocess:

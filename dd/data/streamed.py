@@ -27,7 +27,7 @@ from dd.errors import UsageError
 from dd.io import digest
 from dd.rng import generator
 from dd.runs.cost import total_memory
-from dd.runs.store import Store
+from dd.runs.store import NotMade, Store
 
 DEVICE_SHARE = 0.25  # of the device's memory that decoded pixels may take
 FIT_IMAGES = 10_000  # what constants and sizes are taken from, at most
@@ -271,7 +271,10 @@ def _constants(located: Located, part: Part, target: Target, settings: DataSetti
         return {"mean": mean, "std": std}
 
     spec = {"format": 1, **key, "holdout": [settings.holdout, settings.holdout_seed]}
-    found = Store().value("constants", spec, fit, what=f"mean and deviation of {located.name}").value
+    try:
+        found = Store().value("constants", spec, fit, what=f"mean and deviation of {located.name}").value
+    except NotMade:
+        return _UNSCALED  # in a plan, which asks for no pixels
     return pre.standard(torch.empty(0), (tuple(found["mean"]), tuple(found["std"])))
 
 

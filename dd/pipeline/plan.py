@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dd.engine.method import Task
@@ -9,6 +10,7 @@ from dd.pipeline.label import store_spec
 from dd.pipeline.task import make_task
 from dd.recipes import Recipe
 from dd.runs import RunFolder, runs_root
+from dd.runs.store import NotMade, nothing_made
 from dd.sets.label_writer import size_on_disk
 from dd.training.relabel import LabelSettings
 
@@ -30,30 +32,48 @@ def locate(recipe: Recipe, out: str | None = None) -> RunFolder:
 
 
 def plan(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
-    """What a run would do, without doing it: stages, and which artefacts exist."""
-    folder, task = locate(recipe, out), make_task(recipe)
-    recipe = settled(recipe, task, folder)
-    needs = [*task.data.preprocess.needs(), *recipe.method.needs(task)]
-    have = [task.store.has(kind, spec) for kind, spec, _ in needs]
-    made = task.store.has(SETS, set_key(recipe, task))
-    artefacts = [
-        {"what": what, "exists": there, "path": str(task.store.path(kind, spec))}
-        for (kind, spec, what), there in zip(needs, have, strict=True)
-    ]
+    """What a run would do, without doing it: stages, and which artefacts exist.
+
+    Nothing is made, decoded or downloaded.  Of images that were never decoded, headers and labels are read: nothing
+    that is made of them exists, either.  Where there is nothing to read, what follows from it is left out.
+    """
+    folder = locate(recipe, out)
+    with nothing_made() as wanted:
+        try:
+            task = make_task(recipe)
+            recipe = settled(recipe, task, folder)
+            needs = [*task.data.preprocess.needs(), *recipe.method.needs(task)]
+            labels = planned_labels(recipe, task)
+            made = task.store.has(SETS, set_key(recipe, task))
+        except NotMade:
+            task, needs, labels, made = None, [], None, False
+    prepare = _prepare(task, wanted, needs)
     students = recipe.eval.students
-    labels = planned_labels(recipe, task)
     return {
         "name": recipe.name,
         "recipe": recipe.hash,
         "folder": str(folder.path),
         "finished": folder.is_finished(),
         "stages": [
-            {"stage": "prepare", "artefacts": artefacts, "done": sum(have), "of": len(needs)},
+            prepare,
             {"stage": "synthesise", "iterations": recipe.method.iterations, "exists": made},
             *([labels] if labels else []),
             {"stage": "evaluate", "protocol": recipe.eval.protocol, "students": students},
         ],
     }
+
+
+def _prepare(
+    task: Task | None, wanted: Sequence[str], needs: Sequence[tuple[str, Mapping[str, Any], str]]
+) -> dict[str, Any]:
+    """The first stage: what opening the data takes, and what the method needs, which is unknown without a task."""
+    artefacts: list[dict[str, Any]] = [{"what": what, "exists": False, "path": None} for what in wanted]
+    for kind, spec, what in needs:
+        assert task is not None
+        artefacts.append({"what": what, "exists": task.store.has(kind, spec), "path": str(task.store.path(kind, spec))})
+    done = sum(artefact["exists"] for artefact in artefacts)
+    stage = {"stage": "prepare", "artefacts": artefacts, "done": done, "of": len(artefacts)}
+    return stage if task else stage | {"unknown": True}
 
 
 def planned_labels(recipe: Recipe, task: Task) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from dd.io import digest, home, load_tensors, locked, save_tensors, sha256_file,
 
 log = logging.getLogger(__name__)
 
+_wanted: ContextVar[list[str] | None] = ContextVar("wanted", default=None)
+_CHEAP = ("surveys",)  # made in a plan, too: they read the headers of images
 _WAY_OUT = "set DD_HOME to a folder that can be written to"
 
 Payload = tuple[Mapping[str, Tensor], Mapping[str, Any]]
@@ -52,6 +55,32 @@ class Artefact:
     tensors: Mapping[str, Tensor] | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
     value: Any = None
+
+
+class NotMade(Exception):
+    """Something is not there, and nothing may be made or fetched now; the text says what."""
+
+
+@contextlib.contextmanager
+def nothing_made() -> Iterator[list[str]]:
+    """While the block runs, whatever would be made or downloaded raises `NotMade`: a plan runs nothing.
+
+    Yields:
+        A list that what was wanted is added to.
+    """
+    wanted: list[str] = []
+    token = _wanted.set(wanted)
+    try:
+        yield wanted
+    finally:
+        _wanted.reset(token)
+
+
+def require_making(what: str) -> None:
+    """Raise `NotMade` inside of `nothing_made`, with what would be made or fetched."""
+    if (wanted := _wanted.get()) is not None:
+        wanted.append(what)
+        raise NotMade(what)
 
 
 class _Damaged(Exception):
@@ -108,6 +137,9 @@ class Store:
             names: one name for the log per spec.
         """
         found = [self.peek(kind, spec) for spec in specs]
+        for what, there in zip(names, found, strict=True):
+            if there is None:
+                require_making(what)
         with contextlib.ExitStack() as locks:
             # in one order for all processes, so that no two wait for each other
             for i in sorted((i for i in range(len(specs)) if found[i] is None), key=lambda i: digest(specs[i])):
@@ -225,6 +257,8 @@ class Store:
         what = what or f"{kind} {digest(spec)}"
         found = None if force else self.peek(kind, spec)
         if found is None:
+            if kind not in _CHEAP:
+                require_making(what)
             with self._lock(kind, spec, what):
                 # another process may have made it while we waited
                 found = None if force else self._load_or_discard(kind, spec, what)

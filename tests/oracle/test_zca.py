@@ -211,7 +211,7 @@ def test_nothing_is_fitted_before_it_is_used_and_once_then(n, tmp_path, caplog):
     transform = zca(images, 0.1, "blobs").to("cpu")
     ((kind, spec, words),) = transform.needs()
     transform.spec()
-    assert words.startswith("ZCA of 32 dimensions, about 0 s and ")
+    assert words.startswith("ZCA of 32 dimensions (about 0 s, ")
     assert not Store().has(kind, spec)
     assert not (tmp_path / "home").exists()
     transform(images)
@@ -238,6 +238,6 @@ def test_what_it_costs_grows_with_the_smaller_side():
 def test_a_plan_fits_nothing_and_says_what_is_to_be_made(method, tmp_path):
     planned = plan(resolve({"method": method, "ipc": 1, "device": "cpu", "data.preprocess": "zca"}), out=str(tmp_path))
     first = planned["stages"][0]["artefacts"][0]
-    assert first["what"].startswith("ZCA of 784 dimensions, about ")
+    assert first["what"].startswith("ZCA of 784 dimensions (about ")
     assert not first["exists"]
     assert not (tmp_path / "home" / "zca").exists()
