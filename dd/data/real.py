@@ -145,6 +145,7 @@ def open_data(name: str, settings: DataSettings, device: torch.device | str, *, 
             known = whole(located, content, settings.size)
             opened, classes = _on_device(known, settings, device), known.classes
         except NotMade:
+            assert isinstance(content, Encoded), "arrays are there once they are read"
             opened, known = _undecoded(located, content, settings, device)
             classes = content.listing().classes
     strategy = known.augment if settings.augment is None else settings.augment or "none"
