@@ -138,6 +138,7 @@ def test_the_share_out_of_range_is_counted(task):
     ("set_", "start", "words"),
     [
         ((13.6, 13.8), (54.0, 54.2), "the set collapsed: 13.7 % against 54.1 at its start (chance 25.0)"),
+        ((38.0, 38.2), (54.0, 54.2), "the set collapsed: 38.1 %"),  # 13 above chance, from 29
         ((46.0, 46.2), (54.0, 54.2), "the iterations made the set worse: 46.1 % against 54.1 at its start"),
         ((46.0, 60.0), (58.0, 58.2), ""),  # within its students' spread
         ((53.0, 53.1), (54.0, 54.1), ""),  # surely, but by a point
