@@ -27,11 +27,12 @@ def test_a_plan_before_and_after(place, small):
     plan, words = planned(place, small)
     assert not plan["finished"]
     prepare, synthesise, evaluate = plan["stages"]
-    assert (prepare["done"], prepare["of"]) == (0, 2)
-    assert [artefact["exists"] for artefact in prepare["artefacts"]] == [False, False]
+    assert (prepare["done"], prepare["of"]) == (0, 3)  # the images are decoded by the run, not by its plan
+    assert [artefact["exists"] for artefact in prepare["artefacts"]] == [False, False, False]
+    assert prepare["artefacts"][0]["what"].startswith("the decoded images of folder:")
     assert (synthesise["iterations"], synthesise["exists"]) == (4, False)
     assert evaluate["students"] == 2
-    assert words.count("to make") == 3
+    assert words.count("to make") == 4
     assert not place.runs.exists()
 
     report = place.dd("run", *small, "--json").report
