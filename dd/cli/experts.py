@@ -172,7 +172,7 @@ def _facts(pool: "Pool") -> dict[str, Any]:
         "experts": str(len(pool.shards)),
         "kind": trained["kind"],
         "epochs": str(trained["epochs"]),
-        "network": f"{network['arch']} width {network['width']}",
+        "network": network["arch"] if network["width"] is None else f"{network['arch']} width {network['width']}",
         "held_out": f"{min(scores):.1f} to {max(scores):.1f}" if scores else "",
         "size": readable_size(pool.bytes),
         "bytes": pool.bytes,
