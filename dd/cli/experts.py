@@ -185,8 +185,10 @@ def _facts(pool: "Pool") -> dict[str, Any]:
 def _words(cost: "Price") -> str:
     if not cost.missing:
         return f"all {cost.count} experts are there"
+    if cost.seconds is None:
+        return f"{cost.missing} of {cost.count} experts to read, {readable_size(cost.bytes)} on disk"
     return (
-        f"{cost.missing} of {cost.count} experts to train: about {_duration(cost.seconds or 0)} on this machine "
+        f"{cost.missing} of {cost.count} experts to train: about {_duration(cost.seconds)} on this machine "
         f"(from a few uncompiled steps), {readable_size(cost.bytes)} on disk"
     )
 

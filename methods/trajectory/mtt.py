@@ -40,7 +40,9 @@ class Prepared:
 class MTT(Method):
     """Matching training trajectories: the student's parameters should end where the expert's do.
 
-    Defaults follow the authors' command-line defaults; published cells stand in the recipe file.
+    Defaults follow the authors' command-line defaults, apart from `span` (theirs is 3; nearly all published cells
+    have 2) and `start_max` (theirs is 25; the author advises to begin with 1 and to raise it until a run becomes
+    unstable).  Published cells stand in the recipe file.
 
     Attributes:
         iterations: outer iterations; each matches one segment of one expert.
