@@ -149,6 +149,11 @@ def standard(images: Tensor, constants: Constants | None = None) -> Standard:
     return Standard(torch.tensor(mean), torch.tensor(std))
 
 
+def plain(channels: int) -> Standard:
+    """Pixels from 0 to 1 as they are: nothing is subtracted, and the deviation is 1."""
+    return Standard(torch.zeros(channels), torch.ones(channels))
+
+
 def zca(images: Tensor, eps: float, what: str = "") -> Zca:
     """ZCA fitted on uint8 images (n, c, h, w), kept in the cache: O(n D² + D³), half a minute for CIFAR-10 on a CPU.
 
