@@ -100,7 +100,8 @@ SHARED = {
     "experts.epochs=100 experts.rho=.01 experts.alpha=.3 eval.batch=128",
     "tesla": f"{OUTER} {PLAIN} iterations=10000 backprop=frozen start_from=real experts.kind=sgd experts.epochs=50",
     "ast": f"{OUTER} iterations=5000 momentum=.9 experts.kind=ast experts.epochs=50 experts.lr=.003 "
-    "experts.momentum=.9 experts.weight_decay=1e-3 experts.clip=10 experts.penalty=2 experts.decay=.6 experts.batch=256",
+    "experts.momentum=.9 experts.weight_decay=1e-3 experts.clip=10 experts.penalty=2 experts.decay=.6 "
+    "experts.batch=256",
 }
 # TESLA's cells without a command of the authors' have MTT's settings
 OF_MTT = ("cifar10.ipc10", "cifar10.ipc50", "cifar100.ipc1", "cifar100.ipc10")
