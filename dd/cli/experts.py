@@ -172,7 +172,7 @@ def _facts(pool: "Pool") -> dict[str, Any]:
         "experts": str(len(pool.shards)),
         "kind": trained["kind"],
         "epochs": str(trained["epochs"]),
-        "network": f"{network['arch']} width {network['width']}",
+        "network": network["arch"] if network["width"] is None else f"{network['arch']} width {network['width']}",
         "held_out": f"{min(scores):.1f} to {max(scores):.1f}" if scores else "",
         "size": readable_size(pool.bytes),
         "bytes": pool.bytes,
@@ -185,7 +185,9 @@ def _facts(pool: "Pool") -> dict[str, Any]:
 def _words(cost: "Price") -> str:
     if not cost.missing:
         return f"all {cost.count} experts are there"
+    if cost.seconds is None:
+        return f"{cost.missing} of {cost.count} experts to read, {readable_size(cost.bytes)} on disk"
     return (
-        f"{cost.missing} of {cost.count} experts to train: about {readable_time(cost.seconds or 0)} on this machine "
+        f"{cost.missing} of {cost.count} experts to train: about {readable_time(cost.seconds)} on this machine "
         f"(from a few uncompiled steps), {readable_size(cost.bytes)} on disk"
     )

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 _DEFAULTS = 40  # columns, at most
 _ELSEWHERE = """Every run also has settings of data, student and eval; with the values of a recipe: dd show method=NAME
-Evaluation protocols, eval.protocol=NAME: dd recipes --protocols"""
+Evaluation protocols, eval.protocol=NAME: dd recipes --protocols
+Architectures, student.arch=NAME: {architectures}, timm:NAME, torchvision:NAME"""
 
 
 @click.command(
@@ -61,7 +62,9 @@ def _show(method: "About") -> None:
         words = f"{setting.about.removesuffix('.')} ({setting.type})" if setting.about else setting.type
         table.add_row(setting.key, _value(setting.default), words)
     print_table(console(), table)
-    click.echo(f"\n{_ELSEWHERE}")
+    from dd.networks.spec import ARCHITECTURES
+
+    click.echo(f"\n{_ELSEWHERE.format(architectures=', '.join(ARCHITECTURES))}")
 
 
 def _value(value: Any) -> str:

@@ -143,10 +143,14 @@ def _labels(labels: Mapping[str, Any]) -> str:
 
 
 def _protocol(report: "Report") -> str:
+    from dd.networks.spec import NORMED
+
     protocol, student = report.protocol, report.student
     length = f"{protocol['steps']} steps" if protocol.get("steps") else f"{protocol.get('epochs')} epochs"
-    network = " ".join(f"{key} {student[key]}" for key in ("depth", "width", "norm") if student.get(key) is not None)
-    return f"{length} of batch {protocol.get('batch')}, {student.get('arch')} ({network})"
+    keys = ("depth", "width", "norm") if student.get("arch") in NORMED else ("depth", "width")
+    sizes = " ".join(f"{key} {student[key]}" for key in keys if student.get(key) is not None)
+    network = f"{student.get('arch')} ({sizes})" if sizes else student.get("arch")
+    return f"{length} of batch {protocol.get('batch')}, {network}"
 
 
 def _cost(cost: Mapping[str, float | None]) -> str:

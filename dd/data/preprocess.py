@@ -195,6 +195,11 @@ def standard(images: Tensor, constants: Constants | None = None) -> Standard:
     return Standard(torch.tensor(mean), torch.tensor(std))
 
 
+def plain(channels: int) -> Standard:
+    """Pixels from 0 to 1 as they are: nothing is subtracted, and the deviation is 1."""
+    return Standard(torch.zeros(channels), torch.ones(channels))
+
+
 def zca(images: Tensor, eps: float, what: str = "") -> Zca:
     """ZCA to be fitted on uint8 images (n, c, h, w) when it is first used, and kept in the cache.
 
@@ -210,13 +215,13 @@ def zca(images: Tensor, eps: float, what: str = "") -> Zca:
     """
     if len(images) < 2:
         raise UsageError(f"ZCA needs at least 2 training images, not {len(images)}; use data.preprocess=standard")
-    fitted_on, few = sha256_tensors({"images": images})[:16], len(images) < images[0].numel()
+    fitted_on = sha256_tensors({"images": images})[:16]
     need = _zca_need(len(images), images[0].numel(), eps, fitted_on)
     _, spec, words = need
 
     def make() -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         log.info("making the %s", words)
-        return (factored if few else _dense)(images, eps), {}
+        return fit_zca(images, eps), {}
 
     @cache
     def fit() -> Mapping[str, Tensor]:
@@ -224,6 +229,11 @@ def zca(images: Tensor, eps: float, what: str = "") -> Zca:
         return Store().tensors("zca", spec, make, what=name).tensors or {}
 
     return Zca(eps, fitted_on, fit, making=(need,))
+
+
+def fit_zca(images: Tensor, eps: float) -> dict[str, Tensor]:
+    """The tensors of a `Zca` of uint8 images (n, c, h, w), by the smaller of images and dimensions."""
+    return (factored if len(images) < images[0].numel() else _dense)(images, eps)
 
 
 def unfitted_zca(count: int, size: int, eps: float) -> Zca:

@@ -16,6 +16,8 @@ from dd.runs.cost import total_memory
 from dd.runs.store import Store
 from dd.sets import DistilledSet
 
+LR_FLOOR = 100  # the floor of a learned lr is its first value divided by this; the published methods have none
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -155,6 +157,7 @@ class Synthetic(nn.Module):
     """
 
     targets: Tensor
+    lr_floor: float = 0.0  # a learned lr is not let below it: no student can be trained with a negative one
 
     def __init__(self, images: Tensor, targets: Tensor, labels: Tensor | None = None, lr: float | None = None) -> None:
         super().__init__()
@@ -164,6 +167,7 @@ class Synthetic(nn.Module):
         self.lr = (
             None if lr is None else nn.Parameter(torch.tensor(float(lr), device=images.device, dtype=images.dtype))
         )
+        self.lr_floor = 0.0 if lr is None else lr / LR_FLOOR
 
     @torch.no_grad()
     def take(self, images: Tensor, labels: Tensor | None = None, lr: float | None = None) -> None:
@@ -175,7 +179,8 @@ class Synthetic(nn.Module):
         if self.labels is not None and labels is not None:
             self.labels.copy_(labels)
         if self.lr is not None and lr is not None:
-            self.lr.fill_(lr)
+            self.lr_floor = min(self.lr_floor, lr / LR_FLOOR) if lr > 0 else self.lr_floor
+            self.lr.fill_(max(lr, self.lr_floor))
 
 
 @dataclass(frozen=True)

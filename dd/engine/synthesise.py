@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from dd.engine import parallel
 from dd.engine.checkpoint import Checkpoint
-from dd.engine.method import Method, Objective, Skip, Synthetic, Task
+from dd.engine.method import LR_FLOOR, Method, Objective, Skip, Synthetic, Task
 from dd.errors import RunError
 from dd.runs.stop import Stop
 from dd.training.allocator import keep_large_buffers
@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 CHECKPOINT_EVERY = 10  # iterations, at least
 SAVING = 0.05  # share of the time that checkpoints may take: 100 images of 224 pixels are 180 MB with Adam's state
 FREE_SAVING = 1.0  # seconds of saving that are not counted, so that small sets are saved every time
-MAX_SKIPS = 50  # skipped iterations in a row after which a run has gone wrong
+WINDOW = 100  # last iterations in which skips are counted; all of them in a shorter run
+MAX_SKIPPED = 0.95  # share of the window that may be skipped: with less than one update in twenty nothing is learned
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,58 @@ class _Budget:
         self._saving += time.perf_counter() - now
 
 
+class _Skips:
+    """Which of the last iterations were skipped, and when that is too many."""
+
+    def __init__(self, window: int, skipped: Sequence[int] | int, first: int) -> None:
+        if isinstance(skipped, int):  # a state of before there was a window: so many in a row
+            skipped = range(first - skipped, first)
+        self._window, self._skipped = window, list(skipped)
+
+    def recent(self, it: int) -> list[int]:
+        """Those before iteration `it` that still count there, which a resumed run has to know."""
+        return [at for at in self._skipped if it - self._window < at < it]
+
+    def see(self, it: int, outcome: Objective) -> None:
+        """Take note of iteration `it`.
+
+        Raises:
+            RunError: all but a few iterations of a whole window were skipped.
+        """
+        self._skipped = self.recent(it) + [it] * isinstance(outcome, Skip)
+        full, many = it + 1 >= self._window, len(self._skipped) >= MAX_SKIPPED * self._window
+        if isinstance(outcome, Skip) and full and many:
+            raise RunError(
+                f"{len(self._skipped)} of the last {self._window} iterations were skipped ({outcome.reason}): nothing "
+                "is learned. Lower lr_img or lr_lr, or the window of start epochs"
+            )
+
+
+class _Floor:
+    """Keeps a learned lr where students can be trained with it, and says so the first time."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def hold(self, syn: Synthetic, it: int) -> dict[str, float]:
+        """The learned lr for the log, where there is one; at its floor where iteration `it` took it below."""
+        if syn.lr is None:
+            return {}
+        value = float(syn.lr.detach())
+        if not value < syn.lr_floor:
+            return {"lr": value}
+        if not self._said:
+            log.warning(
+                "the students' learned lr became %.3g at iteration %d: it is kept at %.3g, a %dth of its first value; "
+                "lower lr_lr, or lr_img with it",
+                *(value, it, syn.lr_floor, LR_FLOOR),
+            )
+        self._said = True
+        with torch.no_grad():
+            syn.lr.fill_(syn.lr_floor)
+        return {"lr": float(syn.lr.detach())}
+
+
 def synthesise(
     method: Method,
     task: Task,
@@ -87,24 +140,24 @@ def synthesise(
         `syn`, after the last iteration.
 
     Raises:
-        RunError: a term or a gradient is not finite, or too many iterations were skipped in a row; the last good state
-            is saved.
+        RunError: a term, a gradient or a finished variable is not finite, or too many of the last iterations were
+            skipped; the last good state is saved.
         Interrupted: a signal came; the state is saved.
     """
     keep_large_buffers()
     optimisers = list(method.optimisers(syn))
     rates = _rates(optimisers)
     loaded = checkpoint.load(syn, optimisers) if checkpoint else None
-    first, facts = loaded or (0, {"skips": 0})
+    first, facts = loaded or (0, {"skips": []})
     if loaded:
         log.info("synthesis goes on at iteration %d of %d", first, method.iterations)
-    skips = facts["skips"]
+    skips, floor = _Skips(min(WINDOW, method.iterations), facts["skips"], first), _Floor()
     budget = _Budget()
 
     def save(it: int) -> None:
         if checkpoint and parallel.is_first():
             with budget.spent():
-                checkpoint.save(it, syn, optimisers, {"skips": skips})
+                checkpoint.save(it, syn, optimisers, {"skips": skips.recent(it)})
 
     with watch.stop.deferred():
         for it in range(first, method.iterations):
@@ -112,21 +165,20 @@ def synthesise(
             scalars = watch.probed(syn, it)
             outcome = method.loss(syn, task, prepared, it)
             _set_rates(optimisers, rates, method.rate(it))
-            skips = skips + 1 if isinstance(outcome, Skip) else 0
             try:
                 scalars |= _update(outcome, syn, optimisers, it)
-                _limit(skips, outcome)
+                skips.see(it, outcome)
             except RunError:
-                skips -= isinstance(outcome, Skip)  # this iteration comes again
                 if _is_finite(syn):
                     save(it)
                 raise
             method.project(syn, task)
-            if syn.lr is not None:
-                scalars["lr"] = float(syn.lr.detach())
+            scalars |= floor.hold(syn, it)
             watch.log(it, scalars)
             if (it + 1) % CHECKPOINT_EVERY == 0 and budget.allows:
                 save(it + 1)
+        if not _is_finite(syn):
+            raise RunError(_not_finite("a variable is not finite after the last update", method.iterations - 1))
         if last := watch.probed(syn, method.iterations):
             watch.log(method.iterations, last)
         _heed(watch.stop, save, method.iterations)
@@ -174,14 +226,6 @@ def _update(outcome: Objective, syn: Synthetic, optimisers: Sequence[Optimizer],
         optimiser.step()
     shown = values if len(values) > 1 else {}
     return {"loss": sum(values.values()), **shown, "skipped": 0}
-
-
-def _limit(skips: int, outcome: Objective) -> None:
-    if skips >= MAX_SKIPS and isinstance(outcome, Skip):
-        raise RunError(
-            f"{skips} iterations in a row were skipped ({outcome.reason}): "
-            "lower lr_img or lr_lr, or the window of start epochs"
-        )
 
 
 def _not_finite(what: str, it: int) -> str:

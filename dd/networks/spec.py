@@ -9,15 +9,20 @@ from pydantic import Field
 from torch import nn
 
 from dd.errors import UsageError, nearest
-from dd.networks import zoo
+from dd.networks import small, zoo
 from dd.networks.convnet import ConvNet, map_side
 from dd.networks.layers import Activation, Norm, Pooling
 from dd.networks.resnet import ResNet18
 
-ARCHITECTURES = ("convnet", "resnet18")
+ARCHITECTURES = ("convnet", "resnet18", "alexnet", "vgg11", "lenet", "mlp", "vit")
 _CONVNET = re.compile(r"convnet(?:d?(\d+))?")
 _DEPTH_UP_TO = ((32, 3), (64, 4), (128, 5), (256, 6))  # of the literature: side in pixels, blocks
-_WIDTH = {"convnet": 128, "resnet18": 64}
+# as published; an architecture that is missing has no such size
+_WIDTH = {"convnet": 128, "resnet18": 64, "alexnet": 128, "vgg11": 64, "mlp": 128, "vit": 512}
+_DEPTH = {"vit": 6}
+NORMED = ("convnet", "resnet18", "alexnet", "vgg11")  # whose norm is a choice
+_OF_BLOCKS = {"resnet18": ResNet18, "alexnet": small.alexnet, "vgg11": small.vgg11}
+_SMALLEST = {"alexnet": 8, "vgg11": 32, "lenet": 16}  # side in pixels that their poolings leave something of
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,16 @@ class NetworkSpec:
     """A network by name; what is None is decided by `resolve`.
 
     Attributes:
-        arch: "convnet" (also "ConvNetD3", "convnet3": with the depth), "resnet18", "timm:NAME" or "torchvision:NAME".
-        depth: blocks of the ConvNet; None: 3 for images up to 32 pixels, 4 up to 64, 5 up to 128, 6 up to 256.
-        width: channels of the first block; None: the published 128 (ConvNet) and 64 (ResNet-18).
-        norm: of convnet and resnet18; "batch" cannot be a student of trajectory matching.
+        arch: "convnet" (also "ConvNetD3", "convnet3": with the depth), "resnet18", "alexnet", "vgg11", "lenet", "mlp",
+            "vit", "timm:NAME" or "torchvision:NAME".
+        depth: blocks of the ConvNet; None: 3 for images up to 32 pixels, 4 up to 64, 5 up to 128, 6 up to 256.  Of the
+            ViT; None: the published 6.
+        width: channels of the first block, of the MLP's hidden layers or of the ViT's tokens; None: as published, 128
+            (ConvNet, AlexNet, MLP), 64 (ResNet-18, VGG-11), 512 (ViT).  LeNet has none.
+        norm: of convnet, resnet18, alexnet and vgg11; the others have none or their own, whatever is said.  "batch"
+            cannot be a student of trajectory matching.
         pooling: of convnet.
-        activation: of convnet and resnet18.
+        activation: of all but vit and the networks of timm and torchvision.
     """
 
     arch: str = "convnet"
@@ -50,19 +59,26 @@ def resolve(spec: NetworkSpec, size: int, channels: int = 3) -> NetworkSpec:
         channels: channels of an image; grey 28×28 images count as 32×32.
 
     Raises:
-        UsageError: an unknown architecture, a number that it does not have, or too many blocks for the image.
+        UsageError: an unknown architecture, a number that it does not have, too many blocks for the image, or an image
+            that is too small for it.
     """
     if zoo.is_zoo_name(spec.arch):
         _refuse(spec, "depth", "width")
         return spec
     arch, depth = _architecture(spec)
-    if arch == "resnet18":
-        _refuse(spec, "depth")
-    else:
+    if arch == "convnet":
         depth = _depth(depth, spec.pooling, map_side(channels, size))
-    width = _WIDTH[arch] if spec.width is None else spec.width
-    if width < 1:
-        raise UsageError(f"student.width={width} must be at least 1")
+    elif arch in _DEPTH:
+        depth = _DEPTH[arch] if depth is None else depth
+    else:
+        _refuse(spec, "depth")
+    if arch not in _WIDTH:
+        _refuse(spec, "width")
+    width = _WIDTH.get(arch) if spec.width is None else spec.width
+    for name, value in (("depth", depth), ("width", width)):
+        if value is not None and value < 1:
+            raise UsageError(f"student.{name}={value} must be at least 1")
+    _fits(arch, size, map_side(channels, size))
     return replace(spec, arch=arch, depth=depth, width=width)
 
 
@@ -119,11 +135,18 @@ def build(
 def _construct(spec: NetworkSpec, channels: int, size: int, classes: int) -> nn.Module:
     if zoo.is_zoo_name(spec.arch):
         return zoo.build(spec.arch, channels, size, classes)
+    shape = channels, size, classes
+    if spec.arch == "lenet":
+        return small.lenet(*shape, spec.activation)
     assert spec.width is not None
-    if spec.arch == "resnet18":
-        return ResNet18(channels, size, classes, spec.width, spec.norm, spec.activation)
+    if spec.arch == "mlp":
+        return small.mlp(*shape, spec.width, spec.activation)
+    if spec.arch in _OF_BLOCKS:
+        return _OF_BLOCKS[spec.arch](*shape, spec.width, spec.norm, spec.activation)
     assert spec.depth is not None
-    return ConvNet(channels, size, classes, spec.depth, spec.width, spec.norm, spec.pooling, spec.activation)
+    if spec.arch == "vit":
+        return small.vit(*shape, spec.depth, spec.width)
+    return ConvNet(*shape, spec.depth, spec.width, spec.norm, spec.pooling, spec.activation)
 
 
 def _architecture(spec: NetworkSpec) -> tuple[str, int | None]:
@@ -154,6 +177,17 @@ def _depth(asked: int | None, pooling: str, side: int) -> int:
         most = "" if deepest is None else f" and at most {deepest}, as each block halves the {side}x{side} map"
         raise UsageError(f"student.depth={asked} must be at least 1{most}")
     return asked
+
+
+def _fits(arch: str, size: int, side: int) -> None:
+    """Raise `UsageError` where an architecture cannot take images of `size` pixels, which are maps of `side`."""
+    if side < _SMALLEST.get(arch, 1):
+        raise UsageError(
+            f"student.arch={arch} needs images of {_SMALLEST[arch]} pixels, these have {size}: "
+            f"data.size={_SMALLEST[arch]}, or another architecture"
+        )
+    if arch == "vit" and size % small.PATCH:
+        raise UsageError(f"student.arch=vit cuts images into patches of {small.PATCH} pixels; {size} is no multiple")
 
 
 def _refuse(spec: NetworkSpec, *fields: str) -> None:

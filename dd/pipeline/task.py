@@ -63,7 +63,7 @@ def task_for(data: RealData, targets: Tensor, settings: Recipe | Evaluation) -> 
     return Task(
         data=data,
         targets=targets.to(device),
-        student=resolve_network(settings.student, data.size),
+        student=resolve_network(settings.student, data.size, data.channels),
         seed=settings.seed,
         device=device,
         store=Store(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from dd.recipes.checks import instance
-from dd.recipes.schema import describe, leaves
+from dd.recipes.schema import describe, key_of, leaves
 
 _HEADING = re.compile(r"Attributes\b.*:")  # "Attributes:", "Attributes beyond those of SRe2L:"
 _ENTRY = re.compile(r" {4}(\w+): (.*)")
@@ -92,4 +92,4 @@ def _parts(cls: type) -> tuple[str, dict[str, str]]:
             entries[match[1]] = last = [match[2]]
         else:
             last.append(line.strip())
-    return "\n".join(lines[:start]).strip(), {name: " ".join(words).strip() for name, words in entries.items()}
+    return "\n".join(lines[:start]).strip(), {key_of(name): " ".join(words).strip() for name, words in entries.items()}

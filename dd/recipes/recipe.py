@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from dd.evaluation.protocols import Protocol
     from dd.networks import NetworkSpec
 
-_WAYS = ("method", "preset", "like", "init")  # how settings were arrived at; the settings themselves are what counts
+# how settings were arrived at; the settings themselves, and the digests of files, are what counts
+_WAYS = ("method", "preset", "like", "init", "experts.from")
 _NO_PART = "data.workers"  # of an identity: no result depends on it
 _LATER = {"data.size": None, "data.stream": "auto"}  # as they were before they could be set: earlier hashes stand
 _OMITTED = ("ipc", "fraction", "preset", "like", "init")  # not written where they are None
@@ -44,7 +45,7 @@ class Recipe:
         eval: how students are trained and scored.
         method_ref: what to write after `method=` to get this method: its name, or an absolute path.
         digests: SHA-256 of the files that determine the result: of `method` where it is a file, of
-            `init`, of teachers.
+            `init`, of teachers, of the experts' files.
         origin: where each dotted key got its value, in words.
         cell: the recipe table that applies, with the accuracy it is expected to reach, or None.
         changed: keys whose values differ from what the recipe file says.

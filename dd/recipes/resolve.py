@@ -74,14 +74,17 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
     bare |= {key: settled.values.get(key, bare[key]) for key in IN_A_CELL}
     origin = {"device": "auto", **settled.origin} if bare["device"] == "auto" else settled.origin
     files: dict[int, Path] = {}
+    digests: dict[str, str] = {}
     with problems.caught():
         bare["device"] = resolve_device(bare["device"])
     with problems.caught():
         files = _teacher_files(settled.parts)
+    with problems.caught():
+        digests = _expert_files(settled.parts)
     problems.raise_any()
     assert cls is not None
     changed = _changed(published.parts, settled.parts, bare, published.values)
-    return _recipe(cls, bare, settled.parts, table, origin=origin, changed=changed, files=files)
+    return _recipe(cls, bare, settled.parts, table, origin=origin, changed=changed, files=files, digests=digests)
 
 
 def run_options(overrides: Mapping[str, Any]) -> RunOptions:
@@ -218,10 +221,11 @@ def _recipe(
     origin: Mapping[str, str],
     changed: tuple[str, ...],
     files: Mapping[int, Path],
+    digests: dict[str, str],
 ) -> Recipe:
     from dd.io import sha256_file
 
-    ref, digests = bare.pop("method"), {}
+    ref = bare.pop("method")
     if ".py" in ref:  # a file in the making: its text is part of the recipe
         path, _, name = ref.partition(".py")
         file = Path(path + ".py").expanduser().resolve()
@@ -260,3 +264,14 @@ def _teacher_files(parts: Parts) -> dict[int, Path]:
         return {}
     sources = [source(name, parts.student) for name in names]
     return {at: origin.path for at, origin in enumerate(sources) if isinstance(origin, SavedWeights)}
+
+
+def _expert_files(parts: Parts) -> dict[str, str]:
+    """The hash of the files that a method's experts come from."""
+    from dd.training import ExpertSettings
+    from dd.training.buffers import buffer_hash
+
+    experts = getattr(parts.method, "experts", None)
+    if not isinstance(experts, ExpertSettings) or experts.from_ is None:
+        return {}
+    return {"experts.from": buffer_hash(experts.from_)}

@@ -54,12 +54,17 @@ class Leaf:
         raise ValueError(f"{self.key}={_shown(value)} {_trouble(first)}; expected {describe(self.annotation)}")
 
 
+def key_of(name: str) -> str:
+    """The key of a field: `from` for `from_`, as Python's own words get an underscore to be names."""
+    return name.removesuffix("_")
+
+
 def leaves(instance: Any, prefix: str = "") -> dict[str, Leaf]:
     """All settings of a settings dataclass by dotted key, in the order of its fields; nested ones included."""
     hints = get_type_hints(type(instance), include_extras=True)
     found: dict[str, Leaf] = {}
     for field in _fields(instance):
-        value, key = getattr(instance, field.name), f"{prefix}{field.name}"
+        value, key = getattr(instance, field.name), f"{prefix}{key_of(field.name)}"
         if dataclasses.is_dataclass(value):
             found |= leaves(value, f"{key}.")
         else:
@@ -71,7 +76,7 @@ def build(instance: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     """A copy of a settings dataclass with the values of the given dotted keys in place; keys elsewhere are ignored."""
     changes: dict[str, Any] = {}
     for field in _fields(instance):
-        value, key = getattr(instance, field.name), f"{prefix}{field.name}"
+        value, key = getattr(instance, field.name), f"{prefix}{key_of(field.name)}"
         if dataclasses.is_dataclass(value):
             changes[field.name] = build(value, values, f"{key}.")
         elif key in values:

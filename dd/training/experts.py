@@ -14,6 +14,7 @@ from dd.errors import RunError
 from dd.io import digest
 from dd.networks import Functional, saved_bytes
 from dd.runs.store import Artefact
+from dd.training.buffers import Buffers, buffer_hash
 from dd.training.loop import Fit, Path, Trainer, passes
 from dd.training.stacked import StackedTrainer
 
@@ -44,6 +45,9 @@ class ExpertSettings:
         decay: factor of lr from the epoch after half of them + 1 on, where momentum begins anew (kind ast).
         seed: root seed of the pool, apart from the run's, so that runs with other seeds share it.
         store: type of the stored snapshots; bfloat16 halves the disk and keeps three digits.
+        from_: folder of the authors' expert buffers (`replay_buffer_N.pt`), or one of them, read instead of training
+            any: the first `count` experts and `epochs` epochs; of the other settings `store` alone counts then.  Such
+            experts have seen the held-out images.
         stack: experts trained at once with stacked parameters; None for 1 on a CPU, and on a GPU for what a quarter of
             its memory holds, 10 at most.
     """
@@ -63,6 +67,7 @@ class ExpertSettings:
     decay: Annotated[float, Field(gt=0, le=1)] = 0.6
     seed: Annotated[int, Field(ge=0)] = 0
     store: Literal["float32", "bfloat16"] = "float32"
+    from_: str | None = None
     stack: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -76,7 +81,7 @@ class Trajectories:
     Attributes:
         snapshots: per expert, (epochs + 1, P) on the CPU, memory-mapped, as stored; row 0 is the initialisation.
         holdout: per expert, accuracy on the held-out images in percent after the last epoch, None without a hold-out.
-        seconds: what training them took, summed over experts, whether now or earlier.
+        seconds: what training (or reading) them took, summed over experts, whether now or earlier.
     """
 
     snapshots: tuple[Tensor, ...]
@@ -97,8 +102,18 @@ class Trajectories:
 
 def expert_spec(task: Task, settings: ExpertSettings, member: int) -> dict[str, Any]:
     """Everything that determines one expert: the key of its artefact."""
+    if settings.from_ is not None:
+        return {
+            "version": VERSION,
+            "data": task.data.fingerprint,  # on which it was tried
+            "network": asdict(task.student),
+            "settings": {"kind": "files", "epochs": settings.epochs, "store": settings.store},
+            "files": buffer_hash(settings.from_),
+            "member": member,
+        }
     irrelevant = {
         "count",
+        "from_",
         "stack",
         *(name for kind, names in _OF_KIND.items() if kind != settings.kind for name in names),
     }
@@ -123,6 +138,8 @@ def expert_needs(task: Task, settings: ExpertSettings) -> list[tuple[str, dict[s
 
 def stack_size(task: Task, settings: ExpertSettings) -> int:
     """How many experts are trained at once, from the settings, the shapes and the device's total memory."""
+    if settings.from_ is not None:
+        return 1
     if settings.stack is not None:
         return settings.stack
     if task.device.type == "cpu":
@@ -136,13 +153,14 @@ def stack_size(task: Task, settings: ExpertSettings) -> int:
 
 
 def trajectories(task: Task, settings: ExpertSettings) -> Trajectories:
-    """The pool that `settings` asks for, trained where it does not exist yet.
+    """The pool that `settings` asks for, trained (or read from files) where it does not exist yet.
 
     Every expert is an artefact of its own, a shard of the pool: a pool can be extended, and an interrupted one goes on
     with the next expert.  One manifest lists the shards of a pool.
 
     Raises:
         RunError: an expert diverged.
+        UsageError: files of experts do not fit this run, see `dd.training.buffers`.
     """
     pool = _Pool(task, settings, task.functional())
     members, at_once = range(settings.count), stack_size(task, settings)
@@ -179,13 +197,19 @@ class _Pool:
     template: Functional
 
     @cached_property
+    def files(self) -> Buffers:
+        assert self.settings.from_ is not None
+        return Buffers(self.task, self.settings.from_, self.settings.epochs)
+
+    @cached_property
     def trainer(self) -> Trainer:
         return Trainer(self.task.build, self.task.compile, self.task.precision)
 
     def make(self, members: Sequence[int], missing: Sequence[int]) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
-        """Train those of `members` whose positions are given: (tensors, info) of each for the store."""
-        made = []
-        for number, kept in self._trained([members[position] for position in missing]):
+        """Train or read those of `members` whose positions are given: (tensors, info) of each for the store."""
+        made, numbers = [], [members[position] for position in missing]
+        read = ((number, self.files.expert(number)) for number in numbers)
+        for number, kept in self._trained(numbers) if self.settings.from_ is None else read:
             if not kept.isfinite().all():
                 lr = self.settings.lr
                 raise RunError(f"expert {number} diverged: its parameters are not finite; lower experts.lr={lr}")
@@ -258,4 +282,5 @@ def expert_logits(task: Task, pool: Trajectories, index: Tensor, members: Sequen
 
 
 def _words(task: Task, settings: ExpertSettings, member: int) -> str:
-    return f"expert {member + 1} of {settings.count} ({settings.kind}, {task.data.name}, {settings.epochs} epochs)"
+    kind = settings.kind if settings.from_ is None else f"from {settings.from_}"
+    return f"expert {member + 1} of {settings.count} ({kind}, {task.data.name}, {settings.epochs} epochs)"

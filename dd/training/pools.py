@@ -55,7 +55,7 @@ class Price:
     Attributes:
         count: experts asked for.
         missing: of these, how many are not there yet.
-        seconds: about what training them takes here; None where none is missing.
+        seconds: about what training them takes here; None where none is missing, or where they come from files.
         bytes: what they take on disk.
     """
 
@@ -96,7 +96,8 @@ def price(task: Task, settings: ExpertSettings) -> Price:
     missing = sum(not task.store.has(KIND, expert_spec(task, settings, m)) for m in range(settings.count))
     snapshot = task.functional().size * getattr(torch, settings.store).itemsize
     size = missing * (settings.epochs + 1) * snapshot
-    return Price(settings.count, missing, missing * _seconds_per_expert(task, settings) if missing else None, size)
+    trained = missing if settings.from_ is None else 0
+    return Price(settings.count, missing, trained * _seconds_per_expert(task, settings) if trained else None, size)
 
 
 def _seconds_per_expert(task: Task, settings: ExpertSettings) -> float:

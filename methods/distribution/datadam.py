@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dd.engine.accumulate import Terms
 from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
+from dd.errors import UsageError
 from dd.networks import captured, embed
 
 from ._classes import FeatureMatching, Group, class_means
@@ -50,7 +51,13 @@ class DataDAM(FeatureMatching):
         def seen(images: Tensor, sizes: list[int]) -> tuple[list[Tensor], Tensor]:
             with captured(network, (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus)) as maps:
                 features = embed(network, images)
-            return [class_means(attention(m, self.power), sizes) for m in maps[:-1]], class_means(features, sizes)
+            spatial = [m for m in maps if m.dim() == 4]
+            if len(spatial) < 2:
+                raise UsageError(
+                    f"student.arch={task.student.arch} has {len(spatial)} maps behind activations, and attention is "
+                    "matched on all but the last: use an architecture of convolutions"
+                )
+            return [class_means(attention(m, self.power), sizes) for m in spatial[:-1]], class_means(features, sizes)
 
         def discrepancy(group: Group) -> Terms:
             with torch.no_grad():

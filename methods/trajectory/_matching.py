@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from dd.data.augment import Draw, apply, draw
-from dd.engine.method import Synthetic, Task
+from dd.engine.method import Task
 from dd.engine.unroll import Backprop, FrozenAdjoint, FullGraph, Stepwise
-from dd.errors import RunError
 from dd.networks import Functional, saved_bytes
 from dd.rng import generator
 from dd.training import Trajectories
@@ -83,10 +82,14 @@ class Segment:
     target: Tensor
 
 
-def draw_segment(task: Task, pool: Trajectories, it: int, low: int, high: int, span: int) -> Segment:
-    """The segment of iteration `it`, beginning at an epoch uniform in {low, ..., high - 1}."""
-    expert = expert_at(len(pool), it, task.seed)
-    epoch = int(torch.randint(low, high, (), generator=task.generator("start epoch", it)))
+def draw_segment(task: Task, pool: Trajectories, it: int, low: int, high: int, span: int, again: int = 0) -> Segment:
+    """The segment of iteration `it`, beginning at an epoch uniform in {low, ..., high - 1}.
+
+    With `again` another one: the first after the iteration's own, the second, ...; any expert may come there.
+    """
+    rng = task.generator("another segment", it, again) if again else task.generator("start epoch", it)
+    expert = int(torch.randint(len(pool), (), generator=rng)) if again else expert_at(len(pool), it, task.seed)
+    epoch = int(torch.randint(low, high, (), generator=rng))
     start = pool.snapshot(expert, epoch, task.device)
     return Segment(expert, epoch, start, pool.snapshot(expert, epoch + span, task.device))
 
@@ -175,19 +178,3 @@ def graph_bytes(task: Task, batch: int) -> int:
         _ = theta - lr * gradient  # the update keeps the gradient
     flat = 2 * 4 * network.size  # parameters and gradient do not grow with the batch
     return flat + max(sum(seen.values()) - flat, 0) * batch // 2
-
-
-def learned_lr(syn: Synthetic, it: int) -> Tensor:
-    """The student's learned lr, which no student can be trained with where it left the positive numbers.
-
-    Raises:
-        RunError: it did.
-    """
-    assert syn.lr is not None
-    value = float(syn.lr.detach())
-    if value <= 0:
-        raise RunError(
-            f"the student's learned lr became {value:.3g} before iteration {it}: lower lr_lr, or lr_img with it, "
-            "or start_max"
-        )
-    return syn.lr

@@ -16,7 +16,7 @@ from dd.engine.registry import register
 from dd.networks import Functional
 from dd.training import ExpertSettings, expert_logits
 
-from ._matching import draw_segment, learned_lr, trajectory_distance
+from ._matching import draw_segment, trajectory_distance
 from .mtt import MTT, Prepared
 
 
@@ -110,6 +110,7 @@ class AST(MTT):
 
     def loss(self, syn: Synthetic, task: Task, prepared: Prepared, it: int) -> Objective:
         """The distance at the end, and those at the epochs between."""
+        assert syn.lr is not None
         segment = draw_segment(task, prepared.pool, it, *self.window(it), self.span)
         start = segment.start
         if self.perturb:
@@ -118,7 +119,7 @@ class AST(MTT):
         scale = balance(segment.epoch, self.start_max) if self.balance else 1.0
         loss, variables = self.student(syn, task, prepared, it, scale=scale)
         options = {"steps": self.steps, "momentum": self.momentum, "at": (*between, self.steps)}
-        *middle, end = prepared.backprop(loss, start, learned_lr(syn, it), variables, **options)
+        *middle, end = prepared.backprop(loss, start, syn.lr, variables, **options)
         terms = {"distance": trajectory_distance(end, start, segment.target)}
         for i, theta in enumerate(middle, 1):
             target = prepared.pool.snapshot(segment.expert, segment.epoch + i, task.device)

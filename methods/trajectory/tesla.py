@@ -9,7 +9,7 @@ from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.sets import DistilledSet
 
-from ._matching import draw_segment, learned_lr, trajectory_distance
+from ._matching import draw_segment
 from .mtt import MTT, Prepared
 
 
@@ -42,9 +42,7 @@ class TESLA(MTT):
         """MTT's distance; the labels of the segment's target where they are asked for."""
         segment = draw_segment(task, prepared.pool, it, *self.window(it), self.span)
         labels = prepared.network.predict(segment.target, syn.images) if self.labels == "target" else None
-        loss, variables = self.student(syn, task, prepared, it, labels)
-        (end,) = prepared.backprop(loss, segment.start, learned_lr(syn, it), variables, steps=self.steps)
-        return {"distance": trajectory_distance(end, segment.start, segment.target)}
+        return {"distance": self.distance(syn, task, prepared, it, segment, labels)}
 
     def finish(self, syn: Synthetic, task: Task, prepared: Prepared) -> DistilledSet:
         """The images, with hard labels or with the logits of the experts at the last target epoch."""

@@ -55,6 +55,17 @@ def test_run_load_and_evaluate(place, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("arch", ["vgg11", "alexnet", "lenet", "mlp", "vit"])
+def test_a_set_of_a_convnet_trains_other_architectures(finished, arch):
+    student = {"arch": arch} | ({} if arch == "lenet" else {"width": 8})
+    with finished.entered():
+        outcome = dd.run("random", **SETTINGS)
+        report = dd.evaluate(outcome.set, compile=False, device="cpu", student=student, **{"eval.students": 1})
+    assert report.student["arch"] == arch
+    assert len(report.accuracy.values) == 1
+    assert 0 <= report.accuracy.mean <= 100
+
+
 def test_it_is_the_same_run_as_the_command_lines(finished):
     with finished.entered():
         outcome = dd.run("random", **SETTINGS)

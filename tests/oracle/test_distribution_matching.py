@@ -14,6 +14,7 @@ from dd.data.augment import apply, draw, siamese
 from dd.engine.method import Synthetic
 from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
+from dd.errors import UsageError
 from dd.networks import NetworkSpec, build, captured, products
 from dd.rng import generator
 
@@ -271,6 +272,21 @@ def test_all_activations_but_the_last_are_looked_at(make_task, blobs):
         features = network.embed(torch.zeros(2, 1, 28, 28))
     assert [datadam.attention(m, 1.0).shape[1] for m in maps[:-1]] == [1024, 256]
     assert features.shape[1] == 4 * 16
+
+
+@pytest.mark.parametrize("arch", ["alexnet", "vgg11", "lenet", "mlp", "vit"])
+def test_attention_is_of_maps_or_refused(make_task, blobs, arch):
+    width = {"lenet": None, "vit": 8}.get(arch, 4)
+    task = make_task(blobs(size=28, classes=2, per_class=4), ipc=1, student=NetworkSpec(arch, width=width))
+    method = DATADAM(**SMALL, augment=False)
+    syn = method.start(task, None)
+    if arch in ("mlp", "vit"):
+        with pytest.raises(UsageError, match=f"student.arch={arch} has 0 maps"):
+            method.loss(syn, task, None, 0)
+        return
+    _, found = gradient(method, syn, task)
+    assert found.isfinite().all()
+    assert found.abs().max() > 0
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def test_every_setting_is_part_of_the_key_and_of_the_result(task, name):
 
 def test_settings_without_a_part_in_the_result_have_none_in_the_key(task):
     own = {name for names in OF_KIND.values() for name in names}
-    assert set(CHANGES) | {"count"} | own == set(asdict(SETTINGS))
+    assert set(CHANGES) | {"count", "from_"} | own == set(asdict(SETTINGS))
     for kind in ("sgd", *OF_KIND):
         settings = replace(SETTINGS, kind=kind)
         spec = expert_spec(task, settings, 0)

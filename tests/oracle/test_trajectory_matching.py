@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import signal
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -11,13 +12,15 @@ import torch
 import torch.nn.functional as F
 
 from dd.data.augment import apply, augment, draw
+from dd.engine.checkpoint import Checkpoint
 from dd.engine.method import Skip, Synthetic
 from dd.engine.registry import get
-from dd.engine.synthesise import synthesise
+from dd.engine.synthesise import Watch, synthesise
 from dd.engine.unroll import FullGraph, Stepwise
-from dd.errors import RunError
+from dd.errors import Interrupted
 from dd.networks import Functional, NetworkSpec, build
 from dd.rng import generator
+from dd.runs.stop import Stop
 from dd.training import ExpertSettings, Trajectories
 
 matching = importlib.import_module("dd.methods.trajectory._matching")
@@ -379,13 +382,19 @@ def test_row_means_of_labels_stay_over_a_hundred_steps():
     assert (y.detach() - first).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("lr", [0.0, -1e-3])
-def test_a_learned_lr_that_is_not_positive_ends_the_run(make_task, lr):
-    method = MTT(steps=2, start_max=4, experts=EXPERTS)
-    task = make_task()
-    syn = Synthetic(torch.zeros(8, 1, 8, 8), task.targets, lr=lr)
-    with pytest.raises(RunError, match=r"lower lr_lr"):
-        method.loss(syn, task, prepared_for(method), 7)
+@pytest.mark.parametrize("name", ["mtt", "ftd", "tesla", "datm", "ast"])
+def test_a_learned_lr_that_passes_through_zero_leaves_a_set_that_trains_students(make_task, name, caplog):
+    cls = get(name)
+    method = cls(iterations=1, steps=2, start_max=4, lr_init=5.0, lr_lr=1e6, lr_img=1e-3, experts=EXPERTS)
+    method = replace(method, threshold=1e9) if name == "datm" else method
+    task, prepared = make_task(), prepared_for(method)
+    syn = method.start(task, prepared)
+    (term, *_) = method.loss(syn, task, prepared, 0).values()
+    assert float(torch.autograd.grad(term, syn.lr)[0]) > 0  # so large an lr overshoots: the update is downwards
+    synthesise(method, task, prepared, syn)
+    made = method.finish(syn, task, prepared)
+    assert made.lr == pytest.approx(0.05)
+    assert "learned lr became -" in caplog.text
 
 
 # --- DATM's gate -----------------------------------------------------------------------------------------------------
@@ -399,20 +408,85 @@ def gated(make_task, threshold, iterations=1):
     return method, task, prepared_for(method), syn
 
 
+def distance_of(method, syn, task, prepared, it, again):
+    """The distance on one segment of an iteration, by the segment alone."""
+    segment = matching.draw_segment(task, prepared.pool, it, *method.window(it), method.span, again)
+    loss, variables = method.student(syn, task, prepared, it)
+    (end,) = prepared.backprop(loss, segment.start, syn.lr, variables, steps=method.steps)
+    return float(matching.trajectory_distance(end, segment.start, segment.target).detach())
+
+
 def test_the_gate_opens_at_the_threshold_and_closes_above_it(make_task):
     method, task, prepared, syn = gated(make_task, 100.0)
     value = method.loss(syn, task, prepared, 0)["distance"].item()
     at = replace(method, threshold=value).loss(syn, task, prepared, 0)
     assert at["distance"].item() == value
-    above = replace(method, threshold=value - 1e-6).loss(syn, task, prepared, 0)
+    others = [distance_of(method, syn, task, prepared, 0, again) for again in range(1, 5)]
+    lowest = min([value, *others])
+    above = replace(method, threshold=lowest - 1e-6).loss(syn, task, prepared, 0)
     assert isinstance(above, Skip)
     assert above.value == value
     assert "threshold" in above.reason
+    assert "on 4 other segments" in above.reason
+    assert isinstance(replace(method, threshold=value - 1e-6, tries=1).loss(syn, task, prepared, 0), Skip)
     with torch.no_grad():
         syn.labels[3, 2] = math.nan
     nan = method.loss(syn, task, prepared, 0)
     assert isinstance(nan, Skip)
     assert math.isnan(nan.value)
+
+
+def test_the_first_segment_below_the_threshold_is_taken(make_task):
+    method, task, prepared, syn = gated(make_task, 100.0)
+    seen = Counter()
+    for it in range(12):
+        values = [distance_of(method, syn, task, prepared, it, again) for again in range(5)]
+        assert method.loss(syn, task, prepared, it)["distance"].item() == values[0]  # as with no other segments
+        threshold = sorted(values)[1]
+        first = next(again for again, value in enumerate(values) if value <= threshold)
+        taken = replace(method, threshold=threshold).loss(syn, task, prepared, it)
+        assert taken["distance"].item() == values[first]
+        alone = replace(method, threshold=threshold, tries=1).loss(syn, task, prepared, it)
+        assert isinstance(alone, Skip) == (first > 0)
+        seen[first] += 1
+    assert len(seen) > 2
+
+
+def test_other_segments_are_any_expert_and_any_epoch_of_the_window(make_task):
+    _, task, prepared, _ = gated(make_task, 1.0)
+    pool = prepared.pool
+    drawn = [matching.draw_segment(task, pool, it, 1, 4, 2, again) for it in range(40) for again in (1, 2, 3)]
+    assert Counter(segment.epoch for segment in drawn).keys() == {1, 2, 3}
+    assert Counter(segment.expert for segment in drawn).keys() == {0, 1, 2}
+    again = [matching.draw_segment(task, pool, it, 1, 4, 2, again) for it in range(40) for again in (1, 2, 3)]
+    assert [(s.expert, s.epoch) for s in drawn] == [(s.expert, s.epoch) for s in again]
+    firsts = [matching.draw_segment(task, pool, it, 1, 4, 2) for it in range(40)]
+    assert [(s.expert, s.epoch) for s in drawn[::3]] != [(s.expert, s.epoch) for s in firsts]
+
+
+def test_an_interrupted_run_draws_the_same_segments(make_task, tmp_path):
+    method, task, prepared, _ = gated(make_task, 100.0, iterations=9)
+
+    def fresh():
+        return Synthetic(torch.randn(8, 1, 8, 8, generator=generator(5)), task.targets, torch.zeros(8, 4), lr=0.05)
+
+    values = [distance_of(method, fresh(), task, prepared, it, 0) for it in range(9)]
+    method = replace(method, threshold=sorted(values)[3])
+    rows = []
+    whole = fresh()
+    synthesise(method, task, prepared, whole, None, Watch(log=lambda it, row: rows.append(row["skipped"])))
+    for stop_after in (1, 4):
+        checkpoint = Checkpoint(tmp_path / f"{stop_after}.safetensors", "datm")
+        stop = Stop("")
+
+        def end(it, row, stop=stop, at=stop_after):
+            stop.requested = signal.SIGTERM if it == at else stop.requested
+
+        with pytest.raises(Interrupted):
+            synthesise(method, task, prepared, fresh(), checkpoint, Watch(log=end, stop=stop))
+        resumed = fresh()
+        synthesise(method, task, prepared, resumed, checkpoint)
+        assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
 
 
 def test_a_gated_iteration_changes_nothing(make_task):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dd.errors import UsageError
-from dd.networks import NetworkSpec, build, resolve
+from dd.networks import NetworkSpec, build, embed, resolve
+from dd.networks.spec import ARCHITECTURES as OURS
 from dd.rng import generator
 
 
@@ -48,6 +49,12 @@ def test_resolving_twice_changes_nothing():
         ({"width": 0}, "width=0"),
         ({"arch": "resnet18", "depth": 3}, "depth=3.*resnet18"),
         ({"arch": "timm:resnet18", "width": 8}, "width=8.*timm"),
+        ({"arch": "vgg11", "depth": 3}, "depth=3.*vgg11"),
+        ({"arch": "lenet", "width": 8}, "width=8.*lenet"),
+        ({"arch": "mlp", "depth": 2}, "depth=2.*mlp"),
+        ({"arch": "vit", "width": 20}, "width=20.*8 heads"),
+        ({"arch": "vit", "depth": 0}, "depth=0"),
+        ({"arch": "vgg-11"}, "'vgg-11'.*'vgg11'"),
         ({"norm": "instances"}, "norm 'instances'.*'instance'"),
         ({"norm": "group", "width": 6}, "6.*4"),
         ({"pooling": "mean"}, "pooling 'mean'"),
@@ -79,9 +86,38 @@ def test_a_spec_is_frozen():
 ARCHITECTURES = [
     NetworkSpec(width=4),
     NetworkSpec("resnet18", width=4),
+    NetworkSpec("alexnet", width=4),
+    NetworkSpec("vgg11", width=2),
+    NetworkSpec("lenet"),
+    NetworkSpec("mlp", width=4),
+    NetworkSpec("vit", depth=1, width=8),
     NetworkSpec("timm:test_resnet"),
     NetworkSpec("torchvision:squeezenet1_1"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "says"),
+    [
+        ("vgg11", 28, "vgg11 needs images of 32 pixels, these have 28.*data.size=32"),
+        ("lenet", 12, "lenet needs images of 16 pixels"),
+        ("alexnet", 4, "alexnet needs images of 8 pixels"),
+        ("vit", 30, "patches of 4 pixels; 30"),
+    ],
+)
+def test_an_image_that_is_too_small_is_refused(arch, size, says):
+    with pytest.raises(UsageError, match=says):
+        resolve(NetworkSpec(arch), size)
+    with pytest.raises(UsageError, match=says):
+        make(NetworkSpec(arch), channels=3, size=size)
+
+
+@pytest.mark.parametrize("arch", OURS)
+def test_every_architecture_of_ours_has_its_sizes_and_takes_grey_images_of_28_pixels(arch):
+    spec = resolve(NetworkSpec(arch), 28, 1)
+    assert resolve(spec, 28, 1) == spec
+    published = {"convnet": (3, 128), "resnet18": (None, 64), "alexnet": (None, 128), "vgg11": (None, 64)}
+    assert (spec.depth, spec.width) == (published | {"lenet": (None, None), "mlp": (None, 128), "vit": (6, 512)})[arch]
 
 
 @pytest.mark.parametrize("spec", ARCHITECTURES, ids=lambda spec: spec.arch)
@@ -122,10 +158,12 @@ def test_every_combination_runs(norm, activation):
 
 
 def test_embeddings_are_what_the_linear_layer_sees():
-    x = torch.randn(2, 1, 16, 16, generator=generator(0))
-    for spec in ARCHITECTURES[:2]:
-        net = make(spec)
-        assert torch.equal(net.classifier(net.embed(x)), net(x))
+    x = torch.randn(2, 1, 32, 32, generator=generator(0))
+    for spec in ARCHITECTURES:
+        if spec.arch in OURS:
+            net = make(spec, size=32)
+            last = [layer for layer in net.modules() if isinstance(layer, torch.nn.Linear)][-1]
+            assert torch.equal(last(embed(net, x)), net(x))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -517,3 +517,43 @@ def test_a_named_architecture_lays_down_the_sizes_of_a_cell_and_of_a_recipe_file
 def test_a_cell_of_ours_with_a_network_of_torchvision():
     recipe = resolve({"method": "sre2l", "ipc": 10, "device": "cpu", "student.arch": "torchvision:resnet18"})
     assert (recipe.student.arch, recipe.student.width) == ("torchvision:resnet18", None)
+
+
+# --- experts from files ----------------------------------------------------------------------------------------------
+
+
+def test_experts_from_files_are_in_the_identity_by_their_content(tmp_path):
+    def buffers(name, *contents):
+        folder = tmp_path / name
+        folder.mkdir()
+        for number, content in enumerate(contents):
+            (folder / f"replay_buffer_{number}.pt").write_bytes(content)
+        return str(folder)
+
+    def run(**settings):
+        return resolve({"method": "mtt", "ipc": 1, "device": "cpu", **settings})
+
+    plain, one = run(), run(**{"experts.from": buffers("one", b"a", b"b")})
+    assert "experts.from" not in plain.identity()
+    assert one.method.experts.from_ == str(tmp_path / "one")
+    assert one.flat()["experts.from"] == str(tmp_path / "one")
+    assert one.hash == run(experts={"from": buffers("moved", b"a", b"b")}).hash
+    others = [
+        run(**{"experts.from": buffers(name, *content)}) for name, content in (("c", [b"a"]), ("d", [b"b", b"a"]))
+    ]
+    assert len({recipe.hash for recipe in (plain, one, *others)}) == 4
+    file = tmp_path / "recipe.toml"
+    for recipe in (plain, one):
+        file.write_text(recipe.to_toml(), encoding="utf-8")
+        again = resolve({"recipe": str(file)})
+        assert (again.hash, again.method) == (recipe.hash, recipe.method)
+    with pytest.raises(UsageError, match=r"experts\.from=.*nowhere: no such folder or file"):
+        run(**{"experts.from": str(tmp_path / "nowhere")})
+
+
+def test_a_key_that_is_a_word_of_python_is_explained():
+    from dd.recipes.about import about
+
+    (found,) = [setting for setting in about("mtt").settings if setting.key == "experts.from"]
+    assert "replay_buffer_N.pt" in found.about
+    assert found.default is None

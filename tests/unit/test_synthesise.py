@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam
 
 from dd.engine.checkpoint import Checkpoint
 from dd.engine.method import Method, Skip, Synthetic
-from dd.engine.synthesise import CHECKPOINT_EVERY, MAX_SKIPS, Watch, synthesise
+from dd.engine.synthesise import CHECKPOINT_EVERY, MAX_SKIPPED, WINDOW, Watch, synthesise
 from dd.errors import Interrupted, RunError
 from dd.runs.stop import Stop
 
@@ -343,41 +343,98 @@ def test_no_probe_no_column(rig):
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 
-def test_fifty_skips_in_a_row_stop_the_run(rig):
-    assert MAX_SKIPS == 50
-    method = Toy(iterations=200, skip=frozenset(range(7, 100)))
+def test_a_window_of_skips_stops_the_run(rig):
+    assert (WINDOW, MAX_SKIPPED) == (100, 0.95)
+    method = Toy(iterations=400, skip=frozenset(range(7, 300)))
     with pytest.raises(RunError) as error:
         rig.run(method)
     text = str(error.value)
-    assert "50 iterations in a row were skipped (it is iteration 56)" in text
-    assert "lower lr_img or lr_lr" in text
-    assert [it for name, it in method.calls if name == "loss"][-1] == 56
-    it, _, saved = rig.saved()
-    assert it == 56
+    assert "95 of the last 100 iterations were skipped (it is iteration 101): nothing is learned" in text
+    assert "Lower lr_img or lr_lr" in text
+    assert [it for name, it in method.calls if name == "loss"][-1] == 101
+    it, facts, saved = rig.saved()
+    assert (it, facts) == (101, {"skips": list(range(7, 101))})
     assert equal(saved, rig.run(Toy(iterations=7), checkpoint=False))
     # the same command says the same thing again
     with pytest.raises(RunError) as again:
-        rig.run(Toy(iterations=200, skip=frozenset(range(7, 100))))
+        rig.run(Toy(iterations=400, skip=frozenset(range(7, 300))))
     assert str(again.value) == text
     assert [it for it, _ in rig.rows] == []
 
 
-def test_forty_nine_skips_do_not(rig):
-    skip = frozenset(range(7, 56)) | frozenset(range(57, 106))
-    method = Toy(iterations=110, skip=skip)
+def test_six_updates_in_a_hundred_do_not(rig):
+    method = Toy(iterations=330, skip=frozenset(it for it in range(330) if it % 100 >= 6))
     rig.run(method)
-    assert sum(row["skipped"] for _, row in rig.rows) == 98
+    assert sum(row["skipped"] for _, row in rig.rows) == 3 * 94 + 24
 
 
-@pytest.mark.parametrize("k", [20, 30, 45])
+@pytest.mark.parametrize(("iterations", "skipped"), [(1, 1), (20, 19)])
+def test_in_a_short_run_all_iterations_are_the_window(rig, iterations, skipped):
+    with pytest.raises(RunError, match=f"{skipped} of the last {iterations} iterations"):
+        rig.run(Toy(iterations=iterations, skip=frozenset(range(iterations - skipped, iterations))))
+    rig.run(Toy(iterations=20, skip=frozenset(range(2, 20))), checkpoint=False)
+
+
+@pytest.mark.parametrize("k", [20, 70, 99])
 def test_skips_are_counted_across_an_interruption(rig, k):
-    skip = frozenset(range(7, 100))
+    skip = frozenset(range(7, 300))
     with pytest.raises(Interrupted):
-        rig.run(Toy(iterations=200, skip=skip), stop_after=k)
-    method = Toy(iterations=200, skip=skip)
-    with pytest.raises(RunError, match=r"50 iterations .*iteration 56"):
+        rig.run(Toy(iterations=400, skip=skip), stop_after=k)
+    method = Toy(iterations=400, skip=skip)
+    with pytest.raises(RunError, match=r"95 of .*iteration 101"):
         rig.run(method)
-    assert [it for name, it in method.calls if name == "loss"] == list(range(k + 1, 57))
+    assert [it for name, it in method.calls if name == "loss"] == list(range(k + 1, 102))
+
+
+def test_a_count_of_before_is_that_many_in_a_row(rig):
+    method = Toy(iterations=400, skip=frozenset(range(7, 300)))
+    with pytest.raises(Interrupted):
+        rig.run(method, stop_after=30)
+    syn, optimisers = rig.syn, method.optimisers(rig.syn)
+    it, facts = rig.checkpoint.load(syn, optimisers)
+    assert len(facts["skips"]) == 24
+    rig.checkpoint.save(it, syn, optimisers, {"skips": 24})
+    with pytest.raises(RunError, match=r"95 of .*iteration 101"):
+        rig.run(method)
+
+
+# --- a learned lr below zero -----------------------------------------------------------------------------------------
+
+
+def falling(*at):
+    """Iterations whose objective falls with lr, by so much that lr passes through zero."""
+    return Toy(spoil=dict.fromkeys(at, lambda syn: syn.images.square().mean() + 1e6 * syn.lr))
+
+
+def test_a_learned_lr_is_kept_above_zero_and_that_is_said_once(rig, caplog):
+    with caplog.at_level(logging.WARNING):
+        end = rig.run(falling(5, 13))
+    rates = [row["lr"] for _, row in rig.rows]
+    assert rates[4] > 0.09
+    assert rates[5] == rates[13] == min(rates) == pytest.approx(0.1 / 100)
+    assert len(caplog.messages) == 1
+    assert "learned lr became -" in caplog.messages[0]
+    assert "at iteration 5: it is kept at 0.001, a 100th of its first value; lower lr_lr" in caplog.messages[0]
+    assert float(end["lr"]) > 0
+
+
+def test_it_is_kept_there_at_the_last_iteration_and_across_an_interruption(rig):
+    whole = rig.run(falling(5, 22), checkpoint=False)
+    assert float(whole["lr"]) == pytest.approx(0.1 / 100)
+    for k in (4, 5, 21):
+        with pytest.raises(Interrupted):
+            rig.run(falling(5, 22), stop_after=k)
+    assert equal(rig.run(falling(5, 22)), whole)
+
+
+def test_the_floor_follows_an_lr_that_a_run_begins_from():
+    syn = Synthetic(torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.long), lr=0.1)
+    syn.take(torch.ones(1, 1, 2, 2), lr=0.0005)  # a set's own
+    assert syn.lr.item() == pytest.approx(0.0005)
+    assert syn.lr_floor == pytest.approx(0.0005 / 100)
+    syn.take(torch.ones(1, 1, 2, 2), lr=-3.0)
+    assert syn.lr.item() == pytest.approx(0.0005 / 100)
+    assert Synthetic(torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.long)).lr_floor == 0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -392,7 +449,7 @@ def test_a_term_that_is_not_finite_is_named_and_the_good_state_kept(rig, value, 
     assert f"at iteration {at}; the last good state is kept" in said
     assert "smaller lr_img or lr_lr" in said
     it, facts, saved = rig.saved()
-    assert (it, facts) == (at, {"skips": 0})
+    assert (it, facts) == (at, {"skips": []})
     good = rig.run(Toy(iterations=at), checkpoint=False)
     assert equal(saved, good)
 
@@ -434,6 +491,21 @@ def test_a_step_that_overshoots_into_infinity_does_not_overwrite_the_good_state(
         rig.run(method)
     it, _, saved = rig.saved()
     assert it == 10
+    assert all(value.isfinite().all() for value in saved.values())
+
+
+def test_a_last_step_into_infinity_gives_no_set(rig):
+    class Unclamped(Toy):
+        def project(self, syn, task):
+            pass
+
+    def steep(syn):
+        return 3e38 * (syn.images - syn.images.detach()).sum()
+
+    with pytest.raises(RunError, match="not finite after the last update at iteration 22; the last good state"):
+        rig.run(Unclamped(spoil={21: steep, 22: steep}))
+    it, _, saved = rig.saved()
+    assert it == 20
     assert all(value.isfinite().all() for value in saved.values())
 
 
