@@ -54,7 +54,7 @@ class Entry:
         remotes: where to get it.
         page: where a user gets it, when we may not download it.
         within: the data set whose files hold it, when it is a part of another one.
-        varied: images differ in size, so that a user must say to what they are resized.
+        side: height and width of all its images in pixels; None where they differ in size.
         test: names of its test part among parquet files, in order; () takes the usual ones.
         classes_expected: number of classes of the whole data set; 0 when there are several editions.
         lossless: the published images are lossless, so that a JPEG copy is worth a note.
@@ -76,8 +76,13 @@ class Entry:
     remotes: tuple[Remote, ...] = ()
     page: str = ""
     within: str = ""
-    varied: bool = False
+    side: int | None = None
     test: tuple[str, ...] = ()
     classes_expected: int = 10
     lossless: bool = True
     note: str = ""
+
+    @property
+    def varied(self) -> bool:
+        """Whether images differ in size, so that a user must say to what they are resized."""
+        return self.side is None

@@ -27,7 +27,6 @@ _WHOLE = Entry(
     parquet=("imagenet-1k", "imagenet1k", "imagenet", "ImageNet", "ILSVRC2012"),
     hub=("ILSVRC/imagenet-1k", "imagenet-1k"),
     page=_PAGE,
-    varied=True,
     test=("val", "validation", "valid"),  # labels of the test part are secret
     classes_expected=1000,
     lossless=False,

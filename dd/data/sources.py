@@ -95,6 +95,21 @@ class SourceInfo:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What the images of a data set are like.
+
+    Attributes:
+        side: height and width in pixels, None where they differ in size.
+        channels: 1 or 3.
+        classes: of the whole data set; None where there are several editions.
+    """
+
+    side: int | None
+    channels: int
+    classes: int | None
+
+
+@dataclass(frozen=True)
 class Located:
     """A data set that was found but not read.
 
@@ -149,6 +164,12 @@ def whole(located: Located, content: Arrays | Encoded, size: int | None = None, 
     known = about(located, arrays.classes, arrays.notes, arrays.jpeg)
     tensors = {key: getattr(arrays, key) for key in _TENSORS}
     return Raw(name=located.name, classes=arrays.classes, where=located.where, **tensors, **vars(known))
+
+
+def kind_of(name: str) -> Kind | None:
+    """What images of a data set are like, by its name; nothing is looked for, and of a user's own nothing is known."""
+    entry = CATALOGUE.get(name)
+    return Kind(entry.side, entry.channels, entry.classes_expected or None) if entry else None
 
 
 def list_sources() -> list[SourceInfo]:

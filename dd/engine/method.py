@@ -216,6 +216,14 @@ class Method:
     even: ClassVar[bool] = False
     iterations: int = 0
 
+    @classmethod
+    def by_ipc(cls, ipc: int) -> Mapping[str, Any]:
+        """Settings that follow from the images per class, by dotted key: what holds where nobody says otherwise.
+
+        They stand in the resolved recipe; a recipe file, a cell and the command line are all stronger.
+        """
+        return {}
+
     def settle(self, task: Task) -> "Method":
         """This method with everything decided that depends on shapes or on the size of the machine ("auto").
 

@@ -71,9 +71,12 @@ def listed(method: str) -> list[Listed]:
 def _listed(method: str, file: RecipeFile, cell: Cell, problems: Problems) -> Listed:
     from dd.engine import registry
 
-    parts = Parts.of(registry.get(method)(), cell.dataset)
+    cls = registry.get(method)
+    parts = Parts.of(cls(), cell.dataset)
     known = parts.known() | {key: BARE[key] for key in IN_A_CELL}
     layers = [Layer(*table) for table in file.layers(cell.dataset, cell.size, cell.preset)]
+    if cell.size.startswith("ipc"):
+        layers.insert(0, Layer("", cls.by_ipc(int(cell.size.removeprefix("ipc")))))
     numbers = expect.numbers(parts, layers, cell, known, problems)
     return Listed(cell, _presets(file, cell), parts.settle(layers, known, problems).parts, numbers)
 

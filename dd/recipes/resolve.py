@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dd.errors import UsageError, nearest
-from dd.recipes import checks, expect, tables
+from dd.recipes import checks, expect, near, tables
 from dd.recipes.device import resolve_device
 from dd.recipes.merge import BARE, COMMAND_LINE, IN_A_CELL, Layer, Problems, merge
 from dd.recipes.parts import Parts
@@ -16,6 +16,7 @@ from dd.recipes.recipe import Recipe
 from dd.recipes.schema import Leaf, flatten, groups
 
 if TYPE_CHECKING:
+    from dd.data import Kind
     from dd.engine.method import Method
 
 _DEFAULT_IPC = 10
@@ -60,15 +61,17 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
     cls, method = _method(bare["method"], problems)
     parts = Parts.of(method, bare["dataset"])
     known = parts.known()
+    asked = [_flat(layer, known, partial=method is None) for layer in asked]
     table = _Table()
     if cls is not None:
         with problems.caught():
             checks.no_clash(cls, parts.own(), BARE)
-            table = _table(cls, bare, known, problems)
+            table = _table(cls, bare, known, asked, problems)
     in_a_cell = known | {key: BARE[key] for key in IN_A_CELL}
+    with problems.caught():
+        table = replace(table, layers=(*_by_ipc(cls, bare, [*table.layers, *asked]), *table.layers))
     published = parts.settle(list(table.layers), in_a_cell, problems)
     numbers = expect.numbers(parts, table.layers, table.cell, in_a_cell, problems) if table.cell else ()
-    asked = [_flat(layer, known, partial=method is None) for layer in asked]
     settled = parts.settle([*table.layers, *asked], known | BARE, problems)
     with problems.caught():
         checks.student(settled.parts.student)
@@ -151,23 +154,49 @@ def _flat(layer: Layer, known: Mapping[str, Leaf], *, partial: bool) -> Layer:
     return Layer(layer.where, flat)
 
 
-def _table(cls: "type[Method]", bare: Mapping[str, Any], known: Mapping[str, Leaf], problems: Problems) -> _Table:
+def _table(
+    cls: "type[Method]", bare: Mapping[str, Any], known: Mapping[str, Leaf], asked: list[Layer], problems: Problems
+) -> _Table:
     """Find the tables of the method's recipe file that apply."""
     own = {key.partition(".")[0] for key in known}
     file = tables.read(cls, cls.name, groups(known), own)
     here = bare["dataset"], tables.size_name(bare["ipc"], bare["fraction"])
+    images = near.kind(here[0], {key: value for layer in asked for key, value in layer.settings.items()})
     dataset, size, preset = *here, bare["preset"]
     if bare["like"] is not None:
         with problems.caught():
             dataset, size = tables.split_cell_name(bare["like"])
             if (dataset, size, None) not in file.cells:
                 raise tables.unknown_cell(file, bare["like"])
+            near.require_alike(file, file.cells[dataset, size, None], here[0], images)
     if preset is not None:
         with problems.caught():
             _check_preset(file, dataset, size, preset)
     layers = tuple(Layer(where, settings) for where, settings in file.layers(dataset, size, preset))
     cell = file.cells.get((dataset, size, preset)) if (dataset, size) == here else None
-    return _Table(layers, cell, _notices(cls.name, file, here, bare))
+    return _Table(layers, cell, _notices(cls.name, file, here, images, bare))
+
+
+def _by_ipc(cls: "type[Method] | None", bare: Mapping[str, Any], others: list[Layer]) -> list[Layer]:
+    """What a method's own rule says for the images per class, as the weakest layer; nothing where it has no rule.
+
+    Of uneven classes the rule sees the mean.
+
+    Raises:
+        UsageError: a fraction is asked for, and something that the rule would say is said nowhere.
+    """
+    ipc = round(statistics.fmean(bare["ipc"])) if isinstance(bare["ipc"], tuple) else bare["ipc"]
+    if cls is None or not (rule := cls.by_ipc(ipc or 1)):
+        return []
+    if ipc is not None:
+        return [Layer(f"rule of {cls.name} for ipc={ipc}", rule)]
+    missing = [key for key in rule if not any(key in layer.settings for layer in others)]
+    if missing:
+        raise UsageError(
+            f"{cls.name}: {', '.join(missing)} follow from ipc, which fraction={bare['fraction']} does not say; "
+            f"give them: {' '.join(f'{key}=N' for key in missing)}"
+        )
+    return []
 
 
 def _check_preset(file: tables.RecipeFile, dataset: str, size: str, preset: str) -> None:
@@ -179,7 +208,9 @@ def _check_preset(file: tables.RecipeFile, dataset: str, size: str, preset: str)
     raise UsageError(f"unknown preset {preset!r}{nearest(preset, file.preset_names()) or '; this method has none'}")
 
 
-def _notices(method: str, file: tables.RecipeFile, here: tuple[str, str], bare: Mapping[str, Any]) -> tuple[str, ...]:
+def _notices(
+    method: str, file: tables.RecipeFile, here: tuple[str, str], images: "Kind | None", bare: Mapping[str, Any]
+) -> tuple[str, ...]:
     if bare["like"] is not None:
         return (f"settings of {method} are those of {bare['like']}; for {'.'.join(here)} they are unverified",)
     if (*here, None) in file.cells or (*here, bare["preset"]) in file.cells:
@@ -188,8 +219,8 @@ def _notices(method: str, file: tables.RecipeFile, here: tuple[str, str], bare: 
     missing = f"no recipe of {method} for {'.'.join(here)}: {used} are used, unverified"
     ipc = bare["ipc"]
     wanted = f"ipc{statistics.fmean(ipc):g}" if isinstance(ipc, tuple) else here[1]
-    if (cell := file.nearest(here[0], wanted)) is None:
-        return (missing,)
+    if (cell := near.nearest(file, here[0], wanted, images)) is None:
+        return (f"{missing}; no cell is near",) if file.cells else (missing,)
     return (f"{missing}; the nearest is {cell.name}, taken with like={cell.name}",)
 
 

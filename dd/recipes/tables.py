@@ -92,16 +92,6 @@ class RecipeFile:
                 found.append((f"{self.file} [{cell.name}]", cell.settings))
         return [(where, settings) for where, settings in found if settings]
 
-    def nearest(self, dataset: str, size: str) -> Cell | None:
-        """The cell closest to one that is missing: the same data set first, then the nearest size by its logarithm.
-
-        Args:
-            dataset: name of the data set.
-            size: "ipc10" or "fraction0.1"; of uneven classes, their mean.
-        """
-        plain = [cell for cell in self.cells.values() if cell.preset is None]
-        return min(plain, key=lambda cell: (cell.dataset != dataset, _distance(cell.size, size)), default=None)
-
 
 def split_cell_name(name: str) -> tuple[str, str]:
     """`"cifar10.ipc50"` to `("cifar10", "ipc50")`.
@@ -123,6 +113,13 @@ def size_name(ipc: int | tuple[int, ...] | None, fraction: float | None) -> str:
         return f"ipc{ipc}"
     name = f"ipc{'-'.join(map(str, ipc))}"
     return name if len(name) <= _LONGEST else f"ipc{min(ipc)}to{max(ipc)}-{digest(list(ipc), length=8)}"
+
+
+def size_distance(one: str, other: str) -> float:
+    """How far two sizes (`"ipc10"`) are apart, by the ratio of their numbers; an ipc and a fraction are very far."""
+    (kind, a), (other_kind, b) = ((m[1], float(m[2])) for m in map(_SIZE.fullmatch, (one, other)) if m)
+    far = 0.0 if kind == other_kind else 1e6
+    return far + abs(math.log(max(a, 1e-9)) - math.log(max(b, 1e-9)))
 
 
 def read(method: type, name: str, known_groups: set[str], fields: set[str]) -> RecipeFile:
@@ -230,9 +227,3 @@ def _is_expectation(expect: Any) -> bool:
         return not expect["verified"]
     numbers = isinstance(band, list) and len(band) == 2 and all(isinstance(x, int | float) for x in band)
     return numbers and 0 <= band[0] <= band[1] <= 100
-
-
-def _distance(one: str, other: str) -> float:
-    (kind, a), (other_kind, b) = ((m[1], float(m[2])) for m in map(_SIZE.fullmatch, (one, other)) if m)
-    far = 0.0 if kind == other_kind else 1e6
-    return far + abs(math.log(max(a, 1e-9)) - math.log(max(b, 1e-9)))

@@ -1,6 +1,7 @@
 """DC: dataset condensation with gradient matching (Zhao et al., ICLR 2021, arXiv:2006.05929)."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -15,9 +16,14 @@ from dd.engine import parallel
 from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
+from dd.errors import UsageError
 from dd.networks import Functional
 
-from ._classes import ENOUGH, Siamese
+from ._classes import ENOUGH, Siamese, has_batch_norm
+
+NETWORKS = 1000
+# ipc to (outer, inner): `get_loops` of the official code, and its author's advice for 100 (issue 2 of the repository)
+LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10), 100: (100, 2)}
 
 
 def gradient_distance(ours: Iterable[Tensor], real: Iterable[Tensor]) -> Tensor:
@@ -61,9 +67,10 @@ class DC(Siamese):
     """Gradient matching: synthetic images should pull a network's weights the way real ones do.
 
     A new network is taken every `outer` iterations; in between it is trained for `inner` passes on the synthetic set.
+    All three follow from ipc, as in the official code, where nothing else says them.
 
     Attributes beyond those shared with DM:
-        iterations: updates of the images: the paper's networks times `outer`.
+        iterations: updates of the images: the paper's 1,000 networks times `outer`.
         outer: updates per network.
         inner: passes over the synthetic images between two updates.
         lr_net: SGD learning rate of the network.
@@ -80,6 +87,26 @@ class DC(Siamese):
     inner: Annotated[int, Field(ge=1)] = 1
     lr_net: Annotated[float, Field(gt=0)] = 0.01
     batch_net: Annotated[int, Field(ge=1)] = 256
+
+    @classmethod
+    def by_ipc(cls, ipc: int) -> Mapping[str, Any]:
+        """The official code's loops and 1,000 networks; between its values of ipc those of the nearest by ratio."""
+        outer, inner = LOOPS[min(LOOPS, key=lambda known: abs(math.log(known / ipc)))]
+        return {"outer": outer, "inner": inner, "iterations": NETWORKS * outer}
+
+    def settle(self, task: Task) -> "DC":
+        """Nothing is left to decide; a network with batch norm is refused.
+
+        Raises:
+            UsageError: the student has batch norm.
+        """
+        if has_batch_norm(task.network("skeleton")):
+            raise UsageError(
+                f"{self.name} asks for gradients class by class, for which the authors freeze batch norm's statistics; that "
+                f"is not done here, and student.arch={task.student.arch} has batch norm: take one without it, as "
+                "student.arch=convnet student.norm=instance"
+            )
+        return self
 
     def prepare(self, task: Task) -> Functional:
         """The student; its module takes the weights of the iteration."""

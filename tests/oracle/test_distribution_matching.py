@@ -202,13 +202,14 @@ def value_by_hand(method, network, real, synthetic):
     if isinstance(method, DM):
         return distance.item()
     apart = sum((a - b).square().sum() for a, b in zip(*attentions, strict=True))
-    return (100 * apart + 100 * method.weight * distance).item()
+    weight = 0.01 if method.weight is None else method.weight  # of images of 8 pixels
+    return (100 * apart + 100 * weight * distance).item()
 
 
 @pytest.mark.parametrize("power", [1.0, 4.0])
 def test_the_attention_objective_by_hand(make_task, power):
     task = make_task(ipc=2, student=NetworkSpec(depth=2, width=4))
-    method = DATADAM(**SMALL, power=power, augment=False)
+    method = DATADAM(**SMALL, power=power, weight=0.03, augment=False)
     syn = method.start(task, None)
     value, _ = gradient(method, syn, task)
     network, by_hand = task.network("matching", 0), 0.0
@@ -216,6 +217,25 @@ def test_the_attention_objective_by_hand(make_task, power):
         batch = shared.group(syn, task, 0, [c], 12, "none")
         by_hand += value_by_hand(method, network, batch.real, batch.synthetic)
     assert value.item() == pytest.approx(by_hand, rel=1e-4)
+
+
+@pytest.mark.parametrize(("side", "weight"), [(8, 0.01), (28, 0.01), (32, 0.01), (64, 0.02)])
+def test_the_weight_of_features_follows_from_the_resolution(make_task, blobs, side, weight):
+    task = make_task(blobs(size=side, per_class=2, holdout=1, test=1), ipc=1, student=NetworkSpec(depth=2, width=4))
+    few = SMALL | {"batch_real": 2}
+    settled = DATADAM(**few).settle(task)
+    assert settled.weight == weight
+    assert settled.chunk is not None
+    assert DATADAM(**few, weight=0.5).settle(task).weight == 0.5
+    # unsettled or settled, the objective is the same
+    left, right = (gradient(method, method.start(task, None), task)[0] for method in (DATADAM(**few), settled))
+    other = DATADAM(**few, weight=0.5)
+    assert left == right
+    assert left != gradient(other, other.start(task, None), task)[0]
+
+
+def test_the_learning_rate_follows_from_ipc():
+    assert [DATADAM.by_ipc(ipc)["lr_img"] for ipc in (1, 50, 51, 100)] == [1.0, 1.0, 10.0, 10.0]
 
 
 def test_equal_momentum_steps_together_or_apart(make_task):

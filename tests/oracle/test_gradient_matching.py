@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from dd.data.augment import augment
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
+from dd.errors import UsageError
 from dd.networks import NetworkSpec
 from dd.rng import generator
 
@@ -152,3 +153,12 @@ def test_a_set_becomes_better_than_noise(make_task, blobs):
 
     assert accuracy(start.images.detach()) < 0.6
     assert accuracy(syn.images.detach()) > 0.9
+
+
+@pytest.mark.parametrize("cls", [DC, DSA])
+@pytest.mark.parametrize("student", [NetworkSpec(norm="batch"), NetworkSpec("torchvision:resnet18")], ids=str)
+def test_batch_norm_is_refused_before_anything_is_planned(make_task, blobs, cls, student):
+    task = make_task(blobs(), student=student)
+    with pytest.raises(UsageError, match=f"student.arch={student.arch} has batch norm"):
+        cls().settle(task)
+    assert cls().settle(make_task(blobs(), student=NetworkSpec(norm="layer"))) == cls()

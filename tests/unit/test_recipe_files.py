@@ -67,8 +67,6 @@ def named(run: tuple[str, str, int, str | None]) -> str:
 
 def built(method: str, dataset: str, ipc: int, preset: str | None = None) -> Any:
     words = {"method": method, "dataset": dataset, "ipc": ipc}
-    if dataset.startswith("image"):  # for whoever has the images
-        words |= {"dataset": "fashion-mini", "like": f"{dataset}.ipc{ipc}"}
     return resolve(words | ({"preset": preset} if preset else {}))
 
 

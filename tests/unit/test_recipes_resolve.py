@@ -271,6 +271,101 @@ def test_a_missing_cell_is_said_with_the_nearest_one(toy):
     assert "dataset=cifar10" in asked(toy).notices[0]  # the default data set is said
 
 
+SIZES = """
+[fashion-mini.ipc10]
+[cifar10.ipc10]
+[cifar100.ipc1]
+[tiny-imagenet.ipc50]
+[imagenette.ipc1]
+data.size = 128
+[imagenette.ipc10]
+data.size = 128
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "cell"),
+    [
+        ({"dataset": "imagewoof", "data.size": 128, "ipc": 5}, "imagenette.ipc10"),
+        ({"dataset": "imagewoof", "data.size": 128, "ipc": 2}, "imagenette.ipc1"),
+        ({"dataset": "imagewoof", "ipc": 2}, "imagenette.ipc1"),  # it brings a size
+        ({"dataset": "imagenette", "data.size": 128, "ipc": 50}, "imagenette.ipc10"),
+        ({"dataset": "imagenette", "data.size": 32, "ipc": 50}, "cifar10.ipc10"),  # its own are four times as large
+        ({"dataset": "imagenet-1k", "data.size": 64, "ipc": 50}, "tiny-imagenet.ipc50"),
+        ({"dataset": "svhn", "ipc": 50}, "cifar10.ipc10"),
+        ({"dataset": "cifar100", "ipc": 50}, "cifar100.ipc1"),
+        ({"dataset": "tiny-imagenet", "ipc": 1}, "tiny-imagenet.ipc50"),
+        ({"dataset": "mnist", "ipc": 50}, "fashion-mini.ipc10"),
+        ({"dataset": "imagenet-1k", "data.size": 299}, None),
+        ({"dataset": "folder:."}, None),  # of which nothing is known
+    ],
+    ids=str,
+)
+def test_a_near_cell_is_one_of_similar_images(tmp_path, settings, cell):
+    (tmp_path / "toy.py").write_text(METHOD, encoding="utf-8")
+    (tmp_path / "toy.toml").write_text(SIZES, encoding="utf-8")
+    (notice,) = asked(str(tmp_path / "toy.py"), **settings).notices
+    assert notice.endswith(f"the nearest is {cell}, taken with like={cell}" if cell else "; no cell is near")
+
+
+def test_a_grey_28_pixel_cell_is_never_near_128_pixel_colour(tmp_path):
+    (tmp_path / "toy.py").write_text(METHOD, encoding="utf-8")
+    (tmp_path / "toy.toml").write_text("[fashion-mini.ipc10]\niterations = 1\n", encoding="utf-8")
+    toy, far = str(tmp_path / "toy.py"), {"dataset": "imagenette", "data.size": 128}
+    assert asked(toy, **far).notices[-1].endswith("; no cell is near")
+    for settings in (far, {"dataset": "imagenette"}):
+        (line,) = complaints(method=toy, like="fashion-mini.ipc10", device="cpu", **settings)
+        assert "grey images of 28 pixels" in line
+        assert "imagenette has colour images of" in line
+    assert asked(toy, like="fashion-mini.ipc10", dataset="mnist").method.iterations == 1
+    assert asked(toy, like="fashion-mini.ipc10", dataset="cifar10").method.iterations == 1
+
+
+RULED = METHOD.replace(
+    "    def __post_init__",
+    """    @classmethod
+    def by_ipc(cls, ipc):
+        return {"iterations": 10 * ipc, "experts.count": ipc}
+
+    def __post_init__""",
+)
+
+
+def test_a_methods_own_rule_is_weaker_than_everything_that_is_said(tmp_path):
+    (tmp_path / "toy.py").write_text(RULED, encoding="utf-8")
+    (tmp_path / "toy.toml").write_text(RECIPES, encoding="utf-8")
+    toy = str(tmp_path / "toy.py")
+    ruled = asked(toy, ipc=7)
+    assert (value(ruled, "iterations"), value(ruled, "experts.count")) == (70, 7)
+    assert ruled.origin["iterations"] == "rule of toy for ipc=7"
+    assert value(asked(toy, ipc=10), "iterations") == 100  # the cell
+    assert value(asked(toy, ipc=7, iterations=3), "iterations") == 3
+    assert value(asked(toy, ipc=7, experts={"count": 3}), "experts.count") == 3
+    assert resolve(tomllib.loads(ruled.to_toml())).hash == ruled.hash
+    assert asked(toy, ipc=10).expect is not None
+    assert value(asked(toy, ipc=3, like="cifar10.ipc50"), "iterations") == 30  # by what is asked, not by the cell
+    (line,) = complaints(method=toy, fraction=0.1, iterations=3, device="cpu")
+    assert "toy: experts.count follow from ipc, which fraction=0.1 does not say" in line
+    assert value(asked(toy, fraction=0.1, iterations=3, experts={"count": 3}), "iterations") == 3
+
+
+def test_loops_of_gradient_matching_follow_from_ipc():
+    loops = {}
+    for ipc in (1, 2, 5, 10, 15, 20, 30, 40, 50, 80, 1000):
+        method = resolve({"method": "dsa", "dataset": "svhn", "ipc": ipc, "device": "cpu"}).method
+        assert method.iterations == 1000 * method.outer
+        loops[ipc] = (method.outer, method.inner)
+    assert (loops[1], loops[10], loops[20], loops[30], loops[40], loops[50]) == (
+        (1, 1),
+        (10, 50),
+        (20, 25),
+        (30, 20),
+        (40, 15),
+        (50, 10),
+    )
+    assert (loops[2], loops[5], loops[15], loops[80], loops[1000]) == ((1, 1), (10, 50), (20, 25), (100, 2), (100, 2))
+
+
 def test_like_takes_the_table_of_another_cell(toy):
     recipe = asked(toy, ipc=3, like="cifar10.ipc50")
     assert (recipe.data.preprocess, recipe.eval.protocol, recipe.precision) == ("zca", "mtt", "bf16")
