@@ -19,7 +19,7 @@ from dd.evaluation.protocols import Protocol
 from dd.sets import DistilledSet
 from dd.sets.label_forms import label_temperature
 from dd.sets.soft_labels import LabelStore
-from dd.sets.tiles import decode, decoded_labels, mosaic
+from dd.sets.tiles import decoded, decoded_labels, mosaic
 from dd.training.loop import Batches, in_company, passes
 
 Images = Tensor | Callable[[Tensor], Tensor]
@@ -61,7 +61,7 @@ def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
         targets = distilled.labels if distilled.label_kind == "hard" else distilled.targets()
         if factor == 1 and distilled.images.numel() * 4 > AT_ONCE:
             return partial(distilled.pixels, preprocess), targets.to(preprocess.mean.device)
-        images = decode(distilled.pixels(preprocess), factor)
+        images = decoded(distilled.pixels(preprocess), factor, preprocess)
         return images, decoded_labels(targets, factor, distilled.n).to(images.device)
 
     return Arm(name, lambda _: digest, load, distilled.n * factor**2)
@@ -118,7 +118,7 @@ def decoded_arm(task: Task, factor: int) -> Arm:
         more = replace(task, targets=task.targets.repeat_interleave(factor**2))
         index = more.real_indices("decoded control", j)
         images = mosaic(task.data.train.images(index), factor)
-        return decode(images, factor), decoded_labels(task.targets, factor, len(images))
+        return decoded(images, factor, task.data.preprocess), decoded_labels(task.targets, factor, len(images))
 
     def key(j: int) -> dict[str, Any]:
         return {"mosaics": counts, "factor": factor, "draw": j}

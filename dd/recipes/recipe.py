@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 # how settings were arrived at; the settings themselves, and the digests of files, are what counts
 _WAYS = ("method", "preset", "like", "init", "experts.from")
 _NO_PART = "data.workers"  # of an identity: no result depends on it
-_LATER = {"data.size": None, "data.stream": "auto"}  # as they were before they could be set: earlier hashes stand
+# as they were before they could be set: earlier hashes stand
+_LATER = {
+    "data.size": None,
+    "data.stream": "auto",
+    "experts.drops": [],
+    "experts.drop": 0.2,
+    "lr_per": "iteration",
+    "sgd_momentum": 0.5,
+    "optimiser": "adamw",
+    "shared": True,
+    "order": "drawn",
+}
 _OMITTED = ("ipc", "fraction", "preset", "like", "init")  # not written where they are None
 
 

@@ -3,18 +3,25 @@
 An image of a set with decode factor f is a mosaic of f x f tiles; each tile, enlarged, is a training image.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dd.data import Preprocess
+
+GREY = 0.5  # of a pixel that pads a mosaic, as in the official code
 
 
 def decode(images: Tensor, factor: int) -> Tensor:
     """The training images that mosaics stand for; differentiable.
 
-    Where the side does not divide, zeros are added at the right and below, so that all tiles are as large.
+    Where the side does not divide, mid-grey is added at the right and below, so that all tiles are as large.
 
     Args:
-        images: (n, c, h, w).
+        images: (n, c, h, w) pixels where 0 is black and 1 white.
         factor: tiles per side.
 
     Returns:
@@ -24,10 +31,19 @@ def decode(images: Tensor, factor: int) -> Tensor:
         return images
     h, w = images.shape[2:]
     tile_h, tile_w = -(-h // factor), -(-w // factor)
-    images = F.pad(images, (0, tile_w * factor - w, 0, tile_h * factor - h))
+    images = F.pad(images, (0, tile_w * factor - w, 0, tile_h * factor - h), value=GREY)
     rows = images.split(tile_h, 2)
     tiles = torch.cat([tile for row in rows for tile in row.split(tile_w, 3)])
     return F.interpolate(tiles, size=(h, w), mode="bilinear", align_corners=False)
+
+
+def decoded(images: Tensor, factor: int, preprocess: "Preprocess") -> Tensor:
+    """`decode` for mosaics in model space: what they stand for as pixels, taken to model space."""
+    if factor == 1:
+        return images
+    if preprocess.kind == "standard" and images.shape[2] % factor == images.shape[3] % factor == 0:
+        return decode(images, factor)  # one scale and shift per channel goes through an enlargement
+    return preprocess.encode(decode(preprocess.invert(images), factor))
 
 
 def mosaic(images: Tensor, factor: int, side: int | None = None) -> Tensor:

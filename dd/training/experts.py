@@ -42,6 +42,8 @@ class ExpertSettings:
         alpha: weight of the orthogonal component (kind ftd).
         clip: first epochs, over which a factor of the loss rises from 1/2 towards 1; 0 for none (kind ast).
         penalty: weight of the gradient penalty, see `dd.training.penalty`; 0 for none (kind ast).
+        drops: shares of the epochs after which lr falls to `drop` times what it was; momentum goes on (not kind ast).
+        drop: that factor.
         decay: factor of lr from the epoch after half of them + 1 on, where momentum begins anew (kind ast).
         seed: root seed of the pool, apart from the run's, so that runs with other seeds share it.
         store: type of the stored snapshots; bfloat16 halves the disk and keeps three digits.
@@ -65,6 +67,8 @@ class ExpertSettings:
     clip: Annotated[int, Field(ge=0)] = 10
     penalty: Annotated[float, Field(ge=0)] = 2.0
     decay: Annotated[float, Field(gt=0, le=1)] = 0.6
+    drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    drop: Annotated[float, Field(gt=0, le=1)] = 0.2
     seed: Annotated[int, Field(ge=0)] = 0
     store: Literal["float32", "bfloat16"] = "float32"
     from_: str | None = None
@@ -72,6 +76,7 @@ class ExpertSettings:
 
 
 _OF_KIND = {"ftd": ("rho", "alpha"), "ast": ("clip", "penalty", "decay")}
+_DROPS = ("drops", "drop")  # part of a key only where there are any: experts from before stay
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ def expert_spec(task: Task, settings: ExpertSettings, member: int) -> dict[str, 
         "from_",
         "stack",
         *(name for kind, names in _OF_KIND.items() if kind != settings.kind for name in names),
+        *(() if settings.drops and settings.kind != "ast" else _DROPS),
     }
     return {
         "version": VERSION,
@@ -260,12 +266,16 @@ def expert_fit(settings: ExpertSettings, images: int, strategy: str) -> Fit:
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         strategy=strategy if settings.augment else "none",
+        decay_at=tuple(int(share * settings.epochs) * per_pass for share in settings.drops),
+        decay=settings.drop if settings.drops else Fit.decay,
+        keep_state=bool(settings.drops),
     )
     if settings.kind == "ftd":
         return replace(fit, sam=(settings.rho, settings.alpha))
     if settings.kind == "ast":
         return replace(
             fit,
+            keep_state=False,
             decay_at=((settings.epochs // 2 + 2) * per_pass,) if settings.decay < 1 else (),
             decay=settings.decay,
             factors=tuple(0.5 + 0.5 * epoch / settings.clip for epoch in range(settings.clip)),

@@ -67,17 +67,27 @@ def group(syn: Synthetic, task: Task, it: int, classes: Sequence[int], batch_rea
     return Group(classes, real, real_sizes, synthetic, sizes)
 
 
-def real_images(task: Task, it: int, classes: Sequence[int], count: int) -> tuple[Tensor, list[int]]:
+def real_images(
+    task: Task, it: int, classes: Sequence[int], count: int, drawn: bool = True
+) -> tuple[Tensor, list[int]]:
     """`count` real images of each class, without replacement, class after class, and how many of each there are.
 
-    A smaller class gives all that it has.
+    A smaller class gives all that it has.  Where they are not drawn they are the first ones, in every iteration.
     """
     pools = [task.data.train.of_class(c) for c in classes]
-    drawn = [
+    if not drawn:
+        index = [pool[:count] for pool in pools]
+        return task.data.train.images(torch.cat(index)), [len(i) for i in index]
+    orders = [
         torch.randperm(len(p), generator=task.generator("real", it, c)) for p, c in zip(pools, classes, strict=True)
     ]
-    index = [pool[order[:count]] for pool, order in zip(pools, drawn, strict=True)]
+    index = [pool[order[:count]] for pool, order in zip(pools, orders, strict=True)]
     return task.data.train.images(torch.cat(index)), [len(i) for i in index]
+
+
+def first_of_class(task: Task) -> Tensor:
+    """(n,) indices of the first real training images of every class, one for every target."""
+    return torch.stack([task.data.train.of_class(int(c))[r] for c, r in zip(task.targets, task.ranks, strict=True)])
 
 
 def augment_by_class(draws: Sequence[Draw], images: Tensor, sizes: Sequence[int]) -> Tensor:

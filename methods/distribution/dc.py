@@ -102,8 +102,8 @@ class DC(Siamese):
         """
         if has_batch_norm(task.network("skeleton")):
             raise UsageError(
-                f"{self.name} asks for gradients class by class, for which the authors freeze batch norm's statistics; that "
-                f"is not done here, and student.arch={task.student.arch} has batch norm: take one without it, as "
+                f"{self.name} asks for gradients class by class, for which the authors freeze batch norm's statistics; "
+                f"that is not done here, and student.arch={task.student.arch} has batch norm: take one without it, as "
                 "student.arch=convnet student.norm=instance"
             )
         return self

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from dd.data.augment import draw_sequence
 from dd.engine import parallel
@@ -19,11 +19,12 @@ from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import Functional, embed
 from dd.sets import DistilledSet
-from dd.sets.tiles import decode, decoded_labels, mosaic
+from dd.sets.tiles import decode, decoded, decoded_labels, mosaic
 from dd.training import ExpertSettings, Trajectories, expert_needs, stack_size, trajectories
 
-from ._classes import Chunked, augment_by_class, class_means, real_images
+from ._classes import Chunked, augment_by_class, class_means, first_of_class, real_images
 from ._ncfd import Sampler, characteristic, discrepancy
+from ._plateau import Plateau
 
 _PER_COMPONENT = 16  # frequencies that share a scale (the paper's section 5.1: T / 16 components)
 
@@ -63,14 +64,17 @@ class Mosaics(Synthetic):
     Attributes:
         features: D of the network that is matched on.
         sampler: None for Gaussian frequencies.
+        plateau: what is left of the learning rate; None for other schedules.
         velocity: the sampler's momentum, flat.
     """
 
     velocity: Tensor
 
-    def __init__(self, images: Tensor, task: Task, features: int, sampler: Sampler | None) -> None:
+    def __init__(
+        self, images: Tensor, task: Task, features: int, sampler: Sampler | None, plateau: Plateau | None
+    ) -> None:
         super().__init__(images, task.targets)
-        self.features, self.sampler = features, sampler
+        self.features, self.sampler, self.plateau = features, sampler, plateau
         size = sum(p.numel() for p in sampler.parameters()) if sampler else 0
         self.register_buffer("velocity", images.new_zeros(size))
         self._invert = task.data.preprocess.invert
@@ -91,17 +95,27 @@ class NCFM(Chunked):
         scale * sum over classes of NCFD(f(A(real)), f(A(decoded)); t) + weight * CE of the trained one on A(decoded).
 
     Features are of unit norm, each sample's.  Images are mosaics of factor x factor tiles.  The released code never
-    trains the sampling network: `sampler=gaussian` is what it does.  It also steps its optimiser once per class and
-    always shows the first 1,024 images of a class; here a step is one iteration's, and real images are drawn anew.
-    The pool is trained with DSA, where the authors use another augmentation with CutMix.
+    trains the sampling network: `sampler=gaussian` is what it does, and `preset=code` is that code.  What it does not
+    copy: there the optimiser steps once per class and phase, here once an iteration (`lr_per=class` moves as far), and
+    there the pool is trained with IDC's augmentation and CutMix, here with DSA.
 
     Attributes beyond those shared with DM:
-        lr_img: AdamW learning rate of the pixels in [0, 1].
-        weight_decay: AdamW's.
-        schedule: "cosine" to zero over the iterations, or "constant".
+        lr_img: learning rate of the pixels in [0, 1].
+        lr_per: what `lr_img` and `weight_decay` are of: the step of an iteration, or the released code's steps, one per
+            class for the discrepancy and one for the calibration.  Of P such steps AdamW moves an image, which has a
+            gradient in one or two of them, about sqrt(P) times as far as one step would, and decays it P times; SGD
+            moves it as far as one step, and decays it P times.
+        optimiser: "adamw", or "sgd" with momentum.
+        sgd_momentum: of SGD.
+        weight_decay: of the pixels, AdamW's own or SGD's.
+        schedule: "cosine" to zero over the iterations; "plateau" halves the rate where the loss has not fallen by a
+            ten-thousandth for more than 500 iterations; or "constant".
         factor: tiles per side of a stored image.
         frequencies: T, a multiple of 16.
         sampler: "learned" by minimax, or "gaussian", t ~ N(0, I).
+        shared: all classes of an iteration see the same frequencies; otherwise each has its own.
+        order: "drawn", real images are drawn anew every iteration; "file", always the first `batch_real` of a class,
+            which the mosaics begin with too.
         lr_sampler: SGD learning rate of the sampling network.
         momentum_sampler: its momentum.
         amplitude: weight of the amplitudes [alpha].
@@ -119,11 +133,16 @@ class NCFM(Chunked):
 
     lr_img: Annotated[float, Field(gt=0)] = 1e-3
     batch_real: Annotated[int, Field(ge=1)] = 1024
+    lr_per: Literal["iteration", "class"] = "iteration"
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    sgd_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     factor: Annotated[int, Field(ge=1)] = 2
     frequencies: Annotated[int, Field(ge=32, multiple_of=_PER_COMPONENT)] = 1024
     sampler: Literal["learned", "gaussian"] = "learned"
+    shared: bool = True
+    order: Literal["drawn", "file"] = "drawn"
     lr_sampler: Annotated[float, Field(gt=0)] = 1e-3
     momentum_sampler: Annotated[float, Field(ge=0, lt=1)] = 0.5
     amplitude: Annotated[float, Field(ge=0)] = 0.5
@@ -154,20 +173,33 @@ class NCFM(Chunked):
     def start(self, task: Task, prepared: Pool) -> Synthetic:
         """Mosaics of real images, each made smaller; a sampler whose weights are drawn from the run's seed."""
         more = replace(task, targets=task.targets.repeat_interleave(self.factor**2))
-        images = mosaic(task.data.train.raw(more.real_indices("start")).float() / 255, self.factor)
+        index = more.real_indices("start") if self.order == "drawn" else first_of_class(more)
+        images = mosaic(task.data.train.raw(index).float() / 255, self.factor)
         features, sampler = embed(prepared.network, task.data.train.images(torch.tensor([0]))).shape[1], None
         if self.sampler == "learned":
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=task.generator("sampler"))))
                 sampler = Sampler(features, self.frequencies // _PER_COMPONENT, _PER_COMPONENT).to(task.device)
-        return Mosaics(images, task, features, sampler)
+        plateau = Plateau(task.device) if self.schedule == "plateau" else None
+        return Mosaics(images, task, features, sampler, plateau)
 
     def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
-        """AdamW on the pixels; its state is pixel by pixel."""
-        return [AdamW([syn.images], lr=self.lr_img, weight_decay=self.weight_decay, foreach=False)]
+        """AdamW or SGD on the pixels, its state pixel by pixel, at the rate that the plateaus have left."""
+        assert isinstance(syn, Mosaics)
+        steps = len(syn.targets.unique()) * (2 if self.calibration else 1) if self.lr_per == "class" else 1
+        if self.optimiser == "adamw":
+            far = math.sqrt(steps)  # and decay is lr times weight_decay
+            optimiser = AdamW([syn.images], lr=far * self.lr_img, weight_decay=far * self.weight_decay, foreach=False)
+        else:
+            decay = steps * self.weight_decay
+            optimiser = SGD([syn.images], lr=self.lr_img, momentum=self.sgd_momentum, weight_decay=decay)
+        if (plateau := syn.plateau) is not None:
+            # the engine sets the rate anew before every step
+            optimiser.register_step_pre_hook(lambda *_: plateau.slow(optimiser))
+        return [optimiser]
 
     def rate(self, it: int) -> float:
-        """Cosine from 1 to 0."""
+        """Cosine from 1 to 0, unless another schedule is asked for."""
         return (1 + math.cos(math.pi * it / self.iterations)) / 2 if self.schedule == "cosine" else 1.0
 
     def loss(self, syn: Synthetic, task: Task, prepared: Pool, it: int) -> Objective:
@@ -189,20 +221,24 @@ class NCFM(Chunked):
 
         def of(classes: Sequence[int]) -> Terms:
             mine = held if classes is leading and held else self._features(syn, task, prepared, it, classes)
-            terms = {"discrepancy": self.scale * self._discrepancy(mine, mine.ours, frequencies)}
+            own = frequencies if self.shared else [self._of_class(syn, task, it, c) for c in classes]
+            terms = {"discrepancy": self.scale * self._discrepancy(mine, mine.ours, own)}
             if self.calibration:
                 terms["calibration"] = self.calibration * self._calibrate(prepared, mine, classes)
             return terms
 
         names = ("discrepancy", "calibration") if self.calibration else ("discrepancy",)
-        return accumulated([partial(of, c) for c in (leading, *groups) if c], syn.images, names)
+        terms = accumulated([partial(of, c) for c in (leading, *groups) if c], syn.images, names)
+        if syn.plateau is not None:
+            syn.plateau.see(torch.stack([term.detach() for term in terms.values()]).sum() / task.classes, self.lr_img)
+        return terms
 
     def _features(self, syn: Mosaics, task: Task, prepared: Pool, it: int, classes: Sequence[int]) -> Features:
         """Features of real (no graph) and of decoded images of some classes, under one sequence of draws per class."""
         slots = [(syn.targets == c).nonzero().flatten() for c in classes]
-        decoded = torch.cat([decode(syn.images[s], self.factor) for s in slots])
-        images, sizes = task.data.preprocess.encode(decoded), [len(s) * self.factor**2 for s in slots]
-        chosen, real_sizes = real_images(task, it, classes, self.batch_real)
+        shown = torch.cat([decode(syn.images[s], self.factor) for s in slots])
+        images, sizes = task.data.preprocess.encode(shown), [len(s) * self.factor**2 for s in slots]
+        chosen, real_sizes = real_images(task, it, classes, self.batch_real, self.order == "drawn")
         shape = (task.data.channels, task.data.size, task.data.size)
         strategy = self.strategy or "none"
         draws = [draw_sequence(strategy, 1, shape, task.generator("siamese", it, c)) for c in classes]
@@ -220,10 +256,22 @@ class NCFM(Chunked):
         each = F.cross_entropy(logits, owner, reduction="none")
         return class_means(each[:, None], held.sizes).sum()
 
-    def _discrepancy(self, held: Features, ours: Tensor, frequencies: Tensor) -> Tensor:
-        """Summed over the classes that are held."""
-        phi = characteristic(ours, frequencies, held.sizes), characteristic(held.real, frequencies, held.real_sizes)
-        return discrepancy(*phi, self.amplitude, self.phase).sum()
+    def _discrepancy(self, held: Features, ours: Tensor, frequencies: Tensor | Sequence[Tensor]) -> Tensor:
+        """Summed over the classes that are held, with frequencies for all of them or for each."""
+        if isinstance(frequencies, Tensor):
+            phi = characteristic(ours, frequencies, held.sizes), characteristic(held.real, frequencies, held.real_sizes)
+            return discrepancy(*phi, self.amplitude, self.phase).sum()
+        parts = zip(ours.split(held.sizes), held.real.split(held.real_sizes), frequencies, strict=True)
+        each = [(characteristic(x, t, [len(x)]), characteristic(real, t, [len(real)])) for x, real, t in parts]
+        return torch.cat([discrepancy(*phi, self.amplitude, self.phase) for phi in each]).sum()
+
+    def _of_class(self, syn: Mosaics, task: Task, it: int, c: int) -> Tensor:
+        """(T, D) frequencies of one class in an iteration, from the sampler as it stands."""
+        rng = task.generator("frequencies", it, c)
+        if syn.sampler is None:
+            return torch.randn(self.frequencies, syn.features, generator=rng).to(task.device)
+        with torch.no_grad():
+            return syn.sampler(*syn.sampler.draw(rng))
 
     def _frequencies(self, syn: Mosaics, task: Task, prepared: Pool, it: int, held: Features | None) -> Tensor:
         """(T, D) frequencies of the iteration, after the sampler's own step on the features that are held.
@@ -256,8 +304,8 @@ class NCFM(Chunked):
         images = task.data.preprocess.encode(syn.images.detach())
         tiles: dict[str, Any] = {"image_kind": "tiles", "decode_factor": self.factor} if self.factor > 1 else {}
         if self.refine:
-            decoded = decode(images, self.factor)
-            logits = prepared.template.predict(prepared.experts.last(0, task.device), decoded)
+            shown = decoded(images, self.factor, task.data.preprocess)
+            logits = prepared.template.predict(prepared.experts.last(0, task.device), shown)
             labels = refined(logits, decoded_labels(syn.targets, self.factor, len(images)))
             tiles |= {"labels": labels, "label_kind": "probabilities"}
         return replace(made, images=images, **tiles)

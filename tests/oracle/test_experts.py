@@ -67,9 +67,9 @@ def test_snapshots_begin_with_the_fresh_network_and_follow_every_epoch(task):
     assert not torch.equal(pool.snapshots[0], pool.snapshots[1])
 
 
-@pytest.mark.parametrize("kind", ["sgd", "ftd"])
-def test_an_expert_by_hand(task, kind):
-    settings = replace(SETTINGS, kind=kind, momentum=0.5, weight_decay=0.01, rho=0.2, alpha=0.3)
+@pytest.mark.parametrize(("kind", "drops"), [("sgd", ()), ("ftd", ()), ("sgd", (0.34, 0.7))])
+def test_an_expert_by_hand(task, kind, drops):
+    settings = replace(SETTINGS, kind=kind, momentum=0.5, weight_decay=0.01, rho=0.2, alpha=0.3, drops=drops, drop=0.1)
     kept = trajectories(task, settings).snapshots[1]
     network, theta, velocity = task.functional(), fresh(task, 1), None
     assert torch.equal(kept[0], theta)
@@ -89,7 +89,7 @@ def test_an_expert_by_hand(task, kind):
                 g = sharp - 0.3 * (g - (g @ sharp) / (sharp @ sharp) * sharp)
             g = g + 0.01 * theta
             velocity = g if velocity is None else 0.5 * velocity + g
-            theta = theta - 0.05 * velocity
+            theta = theta - 0.05 * 0.1 ** (epoch if drops else 0) * velocity  # after one and two epochs of three
         assert (kept[epoch + 1] - theta).norm() < 1e-4 * (theta - kept[0]).norm()
 
 
@@ -214,6 +214,7 @@ CHANGES = {
     "seed": 1,
     "store": "bfloat16",
     "stack": 2,
+    "drops": (0.5,),
 }
 OF_KIND = {"ftd": {"rho": 0.5, "alpha": 0.9}, "ast": {"clip": 1, "penalty": 0.5, "decay": 0.3}}
 
@@ -228,7 +229,10 @@ def test_every_setting_is_part_of_the_key_and_of_the_result(task, name):
 
 def test_settings_without_a_part_in_the_result_have_none_in_the_key(task):
     own = {name for names in OF_KIND.values() for name in names}
-    assert set(CHANGES) | {"count", "from_"} | own == set(asdict(SETTINGS))
+    assert set(CHANGES) | {"count", "from_", "drop"} | own == set(asdict(SETTINGS))
+    assert expert_spec(task, replace(SETTINGS, drop=0.5), 0) == expert_spec(task, SETTINGS, 0)  # where nothing drops
+    falling = replace(SETTINGS, drops=(0.5,))
+    assert expert_spec(task, replace(falling, drop=0.5), 0) != expert_spec(task, falling, 0)
     for kind in ("sgd", *OF_KIND):
         settings = replace(SETTINGS, kind=kind)
         spec = expert_spec(task, settings, 0)

@@ -10,11 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from dd.data.augment import draw_sequence
+from dd.data.preprocess import zca
+from dd.engine.checkpoint import Checkpoint
 from dd.engine.registry import get
-from dd.engine.synthesise import synthesise
+from dd.engine.synthesise import Watch, synthesise
+from dd.errors import Interrupted
 from dd.evaluation.arms import set_arm
 from dd.networks import NetworkSpec
 from dd.rng import generator
+from dd.runs.stop import Stop
 from dd.sets.tiles import decode, decoded_labels, mosaic
 from dd.training import ExpertSettings
 
@@ -311,9 +315,26 @@ def test_a_side_that_does_not_divide_is_padded():
     found = decode(torch.ones(1, 1, 28, 28), 3)  # tiles of ten pixels, two of them beyond the image
     assert found.shape == (9, 1, 28, 28)
     assert found[0].min().item() == pytest.approx(1)
-    assert found[8].min().item() == 0
+    assert found[8].min().item() == pytest.approx(0.5)  # mid-grey
     made = mosaic(torch.ones(9, 1, 28, 28), 3)
     assert made.shape == (1, 1, 28, 28)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["standard", "zca"])
+def test_what_is_evaluated_is_what_was_matched(make_task, blobs, tmp_path, monkeypatch, kind, factor):
+    # sides that divide and those that do not: the images of NCFM's loss are those a student of its set is shown
+    task = make_task(blobs(), ipc=2, student=NetworkSpec(depth=2, width=4))
+    if kind == "zca":
+        monkeypatch.setenv("DD_HOME", str(tmp_path))
+        task = replace(task, data=replace(task.data, preprocess=zca(task.data.train.raw(torch.arange(100)), eps=0.1)))
+    method = replace(NCFM(**SMALL), factor=factor, strategy=None)
+    prepared = method.prepare(task)
+    syn = method.start(task, prepared)
+    matched = torch.cat([method._features(syn, task, prepared, 0, [c]).images for c in range(4)])
+    evaluated, labels = set_arm("it", method.finish(syn, task, prepared), task.data.preprocess).load(0)
+    by_class = evaluated[labels.argsort(stable=True)]
+    torch.testing.assert_close(matched.detach(), by_class, rtol=1e-4, atol=1e-4)
 
 
 def test_a_mosaic_holds_its_images_made_smaller():
@@ -382,3 +403,125 @@ def test_the_rate_falls_along_a_cosine():
     assert [method.rate(it) for it in (0, 50)] == pytest.approx([1, 0.5])
     assert method.rate(99) < 1e-3
     assert NCFM(iterations=100, schedule="constant").rate(70) == 1
+
+
+# --- the released code's settings -------------------------------------------------------------------------------------
+
+
+def test_plateaus_are_those_of_pytorchs_scheduler(monkeypatch):
+    plateau = importlib.import_module("dd.methods.distribution._plateau")
+    monkeypatch.setattr(plateau, "PATIENCE", 3)
+    weight = torch.zeros((), requires_grad=True)
+    theirs = torch.optim.SGD([weight], lr=1e-6)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, factor=0.5, patience=3)
+    state, ours = plateau.Plateau(torch.device("cpu")), torch.optim.SGD([weight], lr=1.0)
+    losses = [5, 4, 4, 3.9999, 4, 4, 4, 4, 3, *[3.5] * 60]
+    for loss in losses:
+        scheduler.step(loss)
+        state.see(torch.tensor(float(loss)), 1e-6)
+        again = plateau.Plateau(torch.device("cpu"))
+        again.load_state_dict(state.state_dict())  # what a checkpoint carries is all there is
+        state = again
+        ours.param_groups[0]["lr"] = 1.0
+        state.slow(ours)
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"] / 1e-6, rel=1e-12)
+    assert 0 < theirs.param_groups[0]["lr"] < 0.1e-6  # it fell, and stopped falling where a fall is below 1e-8
+
+
+def test_a_plateau_slows_the_images_and_survives_an_interruption(make_task, blobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("dd.methods.distribution._plateau"), "PATIENCE", 0)
+    task = make_task(blobs(), ipc=1, student=NetworkSpec(depth=2, width=4))
+    method = NCFM(**SMALL | {"iterations": 8, "lr_img": 0.05}, sampler="gaussian", schedule="plateau", shared=False)
+    prepared = method.prepare(task)
+    whole = method.start(task, prepared)
+    synthesise(method, task, prepared, whole)
+    assert whole.plateau.factor < 1
+    for it in range(1, 9):  # eight processes, each of which goes one iteration further
+        part, checkpoint, stop = method.start(task, prepared), Checkpoint(tmp_path / "state", "key"), Stop("")
+
+        def leave(done, _, last=it - 1, stop=stop):
+            if done == last:
+                stop.requested = 15
+
+        if it < 8:
+            with pytest.raises(Interrupted):
+                synthesise(method, task, prepared, part, checkpoint, Watch(log=leave, stop=stop))
+        else:
+            synthesise(method, task, prepared, part, checkpoint)
+    assert torch.equal(part.images, whole.images)
+    constant = replace(method, schedule="constant")
+    other = constant.start(task, prepared)
+    synthesise(constant, task, prepared, other)
+    assert not torch.equal(other.images, whole.images)
+
+
+@pytest.mark.parametrize("calibration", [0.0, 1.0])
+def test_the_rate_of_a_class_step_is_that_of_one_step_an_iteration(played, calibration):
+    # the released loop by hand: for every class a step on all images, then, with calibration, once more
+    task, _, prepared = played
+    few = SMALL | {"lr_img": 1e-3}
+    method = NCFM(**few, lr_per="class", calibration=calibration, weight_decay=0.01, sampler="gaussian")
+    syn = method.start(task, prepared)
+    (ours,) = method.optimisers(syn)
+    images = torch.nn.Parameter(torch.ones_like(syn.images))
+    theirs = torch.optim.AdamW([images], lr=1e-3, weight_decay=0.0)
+    phases = 2 if calibration else 1
+    iterations = 300
+    for _ in range(iterations):
+        for _ in range(phases):
+            for c in range(4):
+                images.grad = torch.where((syn.targets == c).view(-1, 1, 1, 1), 1.0, 0.0) * torch.ones_like(images)
+                theirs.step()
+    moved = (1 - images.detach()) / iterations
+    # the same gradient in every iteration, in `phases` of its 4 * phases steps
+    one = torch.nn.Parameter(torch.ones(()))
+    single = torch.optim.AdamW([one], lr=ours.param_groups[0]["lr"], weight_decay=0.0)
+    for _ in range(iterations):
+        one.grad = torch.ones(())
+        single.step()
+    mine = float(1 - one.detach()) / iterations * math.sqrt(phases)  # one of two gradients alone is 1 / sqrt(2) of both
+    assert moved.mean().item() == pytest.approx(mine, rel=0.02)
+    steps = 4 * phases
+    assert ours.param_groups[0]["lr"] * ours.param_groups[0]["weight_decay"] == pytest.approx(steps * 1e-3 * 0.01)
+    sgd = replace(method, optimiser="sgd", sgd_momentum=0.25)
+    (group,) = sgd.optimisers(syn)[0].param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (1e-3, 0.25, pytest.approx(steps * 0.01))
+    plain = replace(method, lr_per="iteration").optimisers(syn)[0].param_groups[0]
+    assert (plain["lr"], plain["weight_decay"]) == (1e-3, 0.01)
+
+
+@pytest.mark.parametrize("sampler", ["learned", "gaussian"])
+def test_frequencies_of_each_class_by_a_loop(played, sampler):
+    task, _, prepared = played
+    values = []
+    for chunk in (4, 3, 1):
+        method = NCFM(**SMALL, shared=False, sampler=sampler, chunk=chunk, lr_sampler=1e-30, calibration=0.0)
+        syn = method.start(task, prepared)
+        values.append(method.loss(syn, task, prepared, 2)["discrepancy"].item())
+    by_hand = 0.0
+    for c in range(4):
+        held = method._features(syn, task, prepared, 2, [c])
+        rng = task.generator("frequencies", 2, c)
+        if sampler == "learned":
+            t = syn.sampler(*syn.sampler.draw(rng))
+        else:
+            t = torch.randn(64, syn.features, generator=rng)
+        by_hand += 300 * between(held.real, held.ours, t).item()
+    assert values == pytest.approx([by_hand] * 3, rel=1e-4)
+    shared = NCFM(**SMALL, sampler=sampler, lr_sampler=1e-30, calibration=0.0)
+    assert shared.loss(syn, task, prepared, 2)["discrepancy"].item() != pytest.approx(by_hand, rel=1e-4)
+
+
+def test_the_first_images_of_a_class_in_file_order(played):
+    task, _, prepared = played
+    method = NCFM(**SMALL, order="file", strategy=None)
+    first = [(task.data.train.labels == c).nonzero().flatten() for c in range(4)]
+    for it in (0, 5):
+        held = method._features(method.start(task, prepared), task, prepared, it, [2])
+        shown = task.data.train.images(first[2][:12])
+        with torch.no_grad():
+            assert torch.allclose(held.real, F.normalize(ncfm.embed(prepared.network, shown), dim=1))
+    start = method.start(task, prepared)
+    raw = torch.cat([task.data.train.raw(index[:8]) for index in first]).float() / 255
+    assert torch.equal(start.images.detach(), mosaic(raw, 2))
+    assert not torch.equal(start.images, NCFM(**SMALL).start(task, prepared).images)
