@@ -48,6 +48,7 @@ def _row(method: str, row: "Listed") -> dict[str, Any]:
     return {
         "method": method,
         "cell": row.cell.name,
+        "side": row.side,
         "protocol": expect.in_words(row.parts.eval),
         "presets": row.presets,
         "note": row.cell.note,
@@ -58,12 +59,12 @@ def _row(method: str, row: "Listed") -> dict[str, Any]:
 def _show(rows: list[dict[str, Any]]) -> None:
     from dd.recipes import expect
 
-    table = plain_table("method", "cell", "expected %", "verified", "protocol", "presets", "cost", "source")
+    table = plain_table("method", "cell", "px", "expected %", "verified", "protocol", "presets", "cost", "source")
     for row in rows:
         nothing = {"verified": False, "protocol": row["protocol"]}
         for entry in row["expect"] or [nothing]:
             verified, presets = "yes" if entry["verified"] else "no", " ".join(row["presets"])
-            facts = (expect.band(entry), verified, entry["protocol"], presets)
+            facts = (str(row["side"] or ""), expect.band(entry), verified, entry["protocol"], presets)
             table.add_row(row["method"], row["cell"], *facts, entry.get("cost", ""), entry.get("source", ""))
     print_table(console(wide=_WIDE), table)
 

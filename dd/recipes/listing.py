@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dd.recipes import expect, tables
+from dd.recipes import expect, near, tables
 from dd.recipes.merge import BARE, IN_A_CELL, Layer, Problems
 from dd.recipes.parts import Parts
 from dd.recipes.schema import groups
@@ -29,6 +29,12 @@ class Listed:
     presets: tuple[str, ...]
     parts: Parts
     numbers: "tuple[tuple[Protocol, Mapping[str, Any]], ...]"
+
+    @property
+    def side(self) -> int | None:
+        """Height and width of its images in pixels; None where they differ in size and the cell says none."""
+        images = near.kind(self.cell.dataset, {"data.size": self.parts.data.size})
+        return images.side if images else None
 
 
 def recipe_file(method: str) -> RecipeFile:

@@ -87,7 +87,7 @@ def test_recipes(capsys):
     assert {row["method"] for row in rows} == {"datm"}
     cell = next(row for row in rows if row["cell"] == "fashion-mini.ipc10")
     assert "smoke" in cell["presets"]
-    assert cell["protocol"] == "quick"
+    assert (cell["protocol"], cell["side"]) == ("quick", 28)
     assert [bool(number["source"]) for number in cell["expect"]] == [True]
     text = said(capsys, "recipes")
     for words in ("datm", "mtt", "random", "fashion-mini.ipc10", "cifar100.ipc50"):
