@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from dd.data._content import Arrays, Items, Listing, Part
+from dd.data.settings import Resize
 from dd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,22 +52,31 @@ class Header:
 
 @dataclass(frozen=True)
 class Target:
-    """What all images are brought to: channels, and the side of a square in pixels."""
+    """What all images are brought to: channels, the side of a square in pixels, and by which way."""
 
     channels: int
     side: int
+    resize: Resize = "fit"
+
+    def key(self) -> dict[str, Any]:
+        """What the pixels depend on, JSON-able; without the way where it is the one from before there were several."""
+        return {"channels": self.channels, "side": self.side} | (
+            {} if self.resize == "fit" else {"resize": self.resize}
+        )
 
 
-def decode(listing: Listing, channels: int | None = None, side: int | None = None) -> tuple[Arrays, list[Broken]]:
+def decode(
+    listing: Listing, channels: int | None = None, side: int | None = None, resize: Resize = "fit"
+) -> tuple[Arrays, list[Broken]]:
     """Decode both splits of a listing to one size.
 
-    Images of another size have their shorter side resized to it and their centre cropped.  Broken images are left out
-    and reported.
+    Broken images are left out and reported.
 
     Args:
         listing: the encoded images.
         channels: 1 or 3; None: 1 when all images are grey, else 3.
         side: height and width in pixels; None: those that most images have, of oblong ones the shorter.
+        resize: how images are brought to it, see `DataSettings`.
 
     Returns:
         The images with notes on what was done to them, and the broken ones.
@@ -76,7 +86,7 @@ def decode(listing: Listing, channels: int | None = None, side: int | None = Non
     """
     parts = (listing.train, listing.test)
     found, good = all_headers(listing)
-    target = choose(good, channels, side)
+    target = choose(good, channels, side, resize)
     decoded = [pixels(part, row, target) for part, row in zip(parts, found, strict=True)]
     (train_images, train_labels, broken), (test_images, test_labels, more) = decoded
     notes = (*listing.notes, *notes_on(good, target))
@@ -102,12 +112,14 @@ def headers(items: Items, index: Sequence[int]) -> list[Header | Broken]:
     return each(items, index, lambda i: _header(items.load(i)))
 
 
-def choose(headers: Sequence[Header], channels: int | None = None, side: int | None = None) -> Target:
+def choose(
+    headers: Sequence[Header], channels: int | None = None, side: int | None = None, resize: Resize = "fit"
+) -> Target:
     """One target for all: the most common size (of equally common ones the smallest), its shorter side."""
     sizes = Counter((header.width, header.height) for header in headers)
     (width, height), _ = min(sizes.items(), key=lambda item: (-item[1], item[0]))
     grey = all(header.grey for header in headers)
-    return Target(channels or (1 if grey else 3), side or min(width, height))
+    return Target(channels or (1 if grey else 3), side or min(width, height), resize)
 
 
 def refuse(broken: Sequence[Broken], name: str) -> None:
@@ -122,9 +134,11 @@ def refuse(broken: Sequence[Broken], name: str) -> None:
 def notes_on(headers: Sequence[Header], target: Target) -> list[str]:
     """What bringing all images to `target` changes."""
     side, notes = target.side, []
-    other = sum((header.width, header.height) != (side, side) for header in headers)
+    kept = target.resize != "shorter" or shorter_side(side) == side
+    other = sum(not kept or (header.width, header.height) != (side, side) for header in headers)
     if other:
-        notes.append(f"{other:,} of {len(headers):,} images were resized and centre-cropped to {side} x {side} pixels")
+        done = "squashed" if target.resize == "squash" else "resized and centre-cropped"
+        notes.append(f"{other:,} of {len(headers):,} images were {done} to {side} x {side} pixels")
     grey = sum(header.grey for header in headers)
     if target.channels == 3 and grey:
         notes.append(f"{grey:,} grey images were turned into colour")
@@ -173,34 +187,64 @@ def threads(workers: int | None) -> int:
 
 
 def fit(item: bytes | Path, target: Target) -> np.ndarray:
-    """The pixels of an image, uint8 (c, side, side): shorter side resized (bicubic), centre cropped.
+    """The pixels of an image, uint8 (c, side, side), brought to size as the target says.
 
     The same bytes always give the same pixels.
     """
-    from PIL import Image, ImageOps
-
-    mode, size = "L" if target.channels == 1 else "RGB", (target.side, target.side)
-    with _open(item) as image:
-        image.load()
-        image = image if image.mode == mode else image.convert(mode)
-    if image.size != size:
-        image = ImageOps.fit(image, size, method=Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
+    pixels = np.asarray(squared(original(item, target.channels), target.side, target.resize))
     return pixels[None] if target.channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def resized(images: Tensor, side: int) -> Tensor:
-    """Decoded images, uint8 (n, c, h, w), brought to (n, c, side, side) as files would be."""
-    from PIL import Image, ImageOps
+def original(item: bytes | Path, channels: int) -> "Image":
+    """An image in its own size, in grey (1 channel) or colour (3)."""
+    mode = "L" if channels == 1 else "RGB"
+    with _open(item) as image:
+        image.load()
+        return image if image.mode == mode else image.convert(mode)
 
-    if images.shape[-2:] == (side, side):
+
+def shorter_side(side: int) -> int:
+    """What "shorter" brings the shorter side to before the centre of `side` pixels is cut out: 224 -> 256, 32 -> 32.
+
+    RDED's rule for every size (official code), which at 224 is everybody's: an eighth is cut away.
+    """
+    return side // 7 * 8
+
+
+def squared(image: "Image", side: int, resize: Resize = "fit") -> "Image":
+    """A decoded image as a square of `side` pixels; see `DataSettings` for the ways.
+
+    "fit" is bicubic.  The others are torchvision's `Resize`, as those whom they follow have it: bilinear, antialiased as
+    all of Pillow's resizing is.
+    """
+    from PIL import ImageOps
+    from PIL.Image import Resampling
+
+    if resize == "shorter":
+        least, (width, height) = shorter_side(side), image.size
+        # as torchvision: the longer side is truncated, the margins are rounded
+        size = (least, int(least * height / width)) if width <= height else (int(least * width / height), least)
+        image = image if image.size == size else image.resize(size, Resampling.BILINEAR)
+        left, top = (round((length - side) / 2) for length in size)
+        return image.crop((left, top, left + side, top + side))
+    if image.size == (side, side):
+        return image
+    if resize == "squash":
+        return image.resize((side, side), Resampling.BILINEAR)
+    return ImageOps.fit(image, (side, side), method=Resampling.BICUBIC)
+
+
+def resized(images: Tensor, side: int, resize: Resize = "fit") -> Tensor:
+    """Decoded images, uint8 (n, c, h, w), brought to (n, c, side, side) as files would be."""
+    from PIL import Image
+
+    if images.shape[-2:] == (side, side) and (resize != "shorter" or shorter_side(side) == side):
         return images
     rows = np.empty((*images.shape[:2], side, side), dtype=np.uint8)
 
     def one(i: int) -> None:
         for channel, pixels in enumerate(images[i].numpy()):
-            fitted = ImageOps.fit(Image.fromarray(pixels), (side, side), method=Image.Resampling.BICUBIC)
-            rows[i, channel] = np.asarray(fitted)
+            rows[i, channel] = np.asarray(squared(Image.fromarray(pixels), side, resize))
 
     list(pool().map(one, range(len(images))))
     return torch.from_numpy(rows)

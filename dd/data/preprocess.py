@@ -195,6 +195,11 @@ def standard(images: Tensor, constants: Constants | None = None) -> Standard:
     return Standard(torch.tensor(mean), torch.tensor(std))
 
 
+def plain(channels: int) -> Standard:
+    """Pixels from 0 to 1 as they are: nothing is subtracted, and the deviation is 1."""
+    return Standard(torch.zeros(channels), torch.ones(channels))
+
+
 def zca(images: Tensor, eps: float, what: str = "") -> Zca:
     """ZCA to be fitted on uint8 images (n, c, h, w) when it is first used, and kept in the cache.
 

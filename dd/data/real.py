@@ -1,20 +1,23 @@
 """Real images as methods see them: three splits on the device, one value space, one fingerprint."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
 from dd.data import preprocess as pre
 from dd.data import streamed
-from dd.data._content import Encoded, by_class, stratified
+from dd.data._content import Arrays, Encoded, by_class, stratified
+from dd.data._decoding import Source
+from dd.data._images import Target
 from dd.data.augment import parse
+from dd.data.originals import Originals
 from dd.data.preprocess import Preprocess
-from dd.data.settings import DataSettings
-from dd.data.sources import About, Located, Raw, locate, whole
+from dd.data.settings import DataSettings, Resize
+from dd.data.sources import About, Located, Raw, locate, test_images, whole
 from dd.data.split import Opened, Split, require_usable
 from dd.errors import UsageError
 from dd.io import digest, sha256_tensors
@@ -33,12 +36,14 @@ class DeviceSplit:
         labels: int64 (n,), on the same device.
         preprocess: with its tensors on the same device.
         classes: number of classes of the data set.
+        originals: see `Split`.
     """
 
     pixels: Tensor
     labels: Tensor
     preprocess: Preprocess
     classes: int
+    originals: Originals | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -98,6 +103,7 @@ class RealData:
         where: what it was read from.
         licence: "not stated" is a value.
         notes: what a user should know about it, or "".
+        test_as: gives the test images brought to size in another way; None where there is no other.
     """
 
     name: str
@@ -113,11 +119,32 @@ class RealData:
     where: str
     licence: str
     notes: str = ""
+    test_as: Callable[[Resize], Split] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(c, h, w) of an image."""
         return self.channels, self.size, self.size
+
+    @property
+    def black(self) -> tuple[float, ...] | None:
+        """What a black pixel is in model space, per channel; None in whitened data, where that depends on its place."""
+        if self.preprocess.kind != "standard":
+            return None
+        zeros = torch.zeros(1, self.channels, 1, 1, device=self.preprocess.mean.device)
+        return tuple(self.preprocess.encode(zeros).flatten().tolist())
+
+    def tested(self, resize: Resize | None) -> Split:
+        """The test images as a protocol brings them to size; None for the way of all other images.
+
+        Raises:
+            UsageError: these images know no other way.
+        """
+        if resize is None:
+            return self.test
+        if self.test_as is None:
+            raise UsageError(f"the test images of {self.name} are at hand in one size only: eval.test_resize=null")
+        return self.test_as(resize)
 
 
 def open_data(name: str, settings: DataSettings, device: torch.device | str, *, download: bool = True) -> RealData:
@@ -142,8 +169,8 @@ def open_data(name: str, settings: DataSettings, device: torch.device | str, *, 
         classes = content.listing().classes
     else:
         try:
-            known = whole(located, content, settings.size)
-            opened, classes = _on_device(known, settings, device), known.classes
+            known = whole(located, content, settings.size, settings.resize)
+            opened, classes = _on_device(known, located, content, settings, device), known.classes
         except NotMade:
             assert isinstance(content, Encoded), "arrays are there once they are read"
             opened, known = _undecoded(located, content, settings, device)
@@ -165,10 +192,13 @@ def open_data(name: str, settings: DataSettings, device: torch.device | str, *, 
         where=located.where,
         licence=known.licence,
         notes=known.notes,
+        test_as=cache(lambda resize: opened.test if resize == settings.resize else opened.test_as(resize)),
     )
 
 
-def _on_device(raw: Raw, settings: DataSettings, device: torch.device) -> Opened:
+def _on_device(
+    raw: Raw, located: Located, content: Arrays | Encoded, settings: DataSettings, device: torch.device
+) -> Opened:
     height, width = raw.train_images.shape[-2:]
     if height != width:
         raise UsageError(f"{raw.name} has images of {width} x {height} pixels; only square ones are supported")
@@ -177,18 +207,31 @@ def _on_device(raw: Raw, settings: DataSettings, device: torch.device) -> Opened
     images, labels = raw.train_images, raw.train_labels
     if len(held):
         images, labels = images.index_select(0, kept), labels[kept]
-    there = _fitted(raw, images, settings).to(device)
+    there, classes = _fitted(raw, images, settings).to(device), len(raw.classes)
 
-    def split(images: Tensor, labels: Tensor) -> DeviceSplit:
-        return DeviceSplit(images.to(device), labels.to(device), there, len(raw.classes))
+    def split(images: Tensor, labels: Tensor, originals: Originals | None = None) -> DeviceSplit:
+        return DeviceSplit(images.to(device), labels.to(device), there, classes, originals)
 
+    # what is kept for later holds no training image
+    given = content if isinstance(content, Encoded) else content.test_images
+    channels, test_labels = raw.test_images.shape[1], raw.test_labels
+
+    def test_as(resize: Resize) -> Split:
+        return split(test_images(located, given, Target(channels, height, resize)), test_labels)
+
+    originals = None
+    if isinstance(content, Encoded) and settings.size is not None:
+        items = content.listing().train.items
+        source = Source(items.take(kept.tolist()) if len(held) else items, device, raw.name, settings.workers)
+        originals = Originals(source, labels.to(device), there, images.shape[1])
     return Opened(
-        train=split(images, labels),
+        train=split(images, labels, originals),
         holdout=split(raw.train_images.index_select(0, held), raw.train_labels[held]),
         test=split(raw.test_images, raw.test_labels),
         preprocess=there,
         shape=(images.shape[1], height, width),
         content=_content(raw),
+        test_as=test_as,
     )
 
 
@@ -200,9 +243,10 @@ def _undecoded(
     Raises:
         NotMade: without a decoded image there is no saying what all would be brought to.
     """
+    space = "none" if settings.preprocess == "none" else "standard"
     try:
         with nothing_made():  # constants come with decoding, and are no want of their own
-            opened, known = streamed.open_streamed(located, content, replace(settings, preprocess="standard"), device)
+            opened, known = streamed.open_streamed(located, content, replace(settings, preprocess=space), device)
     except UsageError:
         require_making(f"what is to be known of the images of {located.name}")
         raise
@@ -213,6 +257,8 @@ def _undecoded(
 
 
 def _fitted(raw: Raw, images: Tensor, settings: DataSettings) -> Preprocess:
+    if settings.preprocess == "none":
+        return pre.plain(images.shape[1])
     if settings.preprocess == "zca":
         return pre.zca(images, settings.zca_eps, raw.name)
     return pre.standard(images, raw.constants)

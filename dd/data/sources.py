@@ -19,6 +19,7 @@ from dd.data import _embedded, _find, _folder, _idx, _imagenet, _images, _native
 from dd.data._catalogue import CATALOGUE
 from dd.data._content import Arrays, Encoded
 from dd.data._entry import ALL_AUGMENTATIONS, Constants, Entry
+from dd.data.settings import Resize
 from dd.errors import UsageError, unknown
 from dd.runs.store import Store
 
@@ -129,18 +130,22 @@ def load_raw(name: str, *, download: bool = True) -> Raw:
     return whole(located, located.read())
 
 
-def whole(located: Located, content: Arrays | Encoded, size: int | None = None) -> Raw:
+def whole(located: Located, content: Arrays | Encoded, size: int | None = None, resize: Resize = "fit") -> Raw:
     """All of what was found, decoded, with what is known about it.
 
     Args:
         located: where it was found.
         content: what was read there.
         size: height and width in pixels to which images are brought; None for their own.
+        resize: how, see `DataSettings`.
 
     Raises:
         UsageError: images are broken.
     """
-    arrays = _decoded(located, content, size) if isinstance(content, Encoded) else _sized(content, size)
+    if isinstance(content, Encoded):
+        arrays = _decoded(located, content, size, resize)
+    else:
+        arrays = _sized(content, size, resize)
     known = about(located, arrays.classes, arrays.notes, arrays.jpeg)
     tensors = {key: getattr(arrays, key) for key in _TENSORS}
     return Raw(name=located.name, classes=arrays.classes, where=located.where, **tensors, **vars(known))
@@ -226,18 +231,46 @@ def _read(entry: Entry, found: _find.Found) -> Arrays | Encoded:
     return _native.cifar(found.path, hundred=entry.native == "cifar100")
 
 
-def _sized(arrays: Arrays, size: int | None) -> Arrays:
+def test_images(located: Located, content: Tensor | Encoded, target: _images.Target) -> Tensor:
+    """The test images alone, uint8 (m, c, h, w), brought to size in a way of their own.
+
+    Args:
+        located: where they were found.
+        content: what was read there: of arrays the test images.
+        target: what they are brought to.
+
+    Raises:
+        UsageError: images are broken.
+    """
+    if isinstance(content, Tensor):
+        return _images.resized(content, target.side, target.resize)
+
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        part = content.listing().test
+        headers = _images.headers(part.items, range(len(part)))
+        images, _, broken = _images.pixels(part, headers, target)
+        _images.refuse(broken, located.name)
+        return {"test_images": images}, {}
+
+    spec = {"format": _CACHE_FORMAT, "name": located.name, "files": content.key, "test": target.key()}
+    kept = Store().tensors("images", spec, make, what=f"the decoded test images of {located.name}")
+    assert kept.tensors is not None, "made of tensors"
+    return kept.tensors["test_images"]
+
+
+def _sized(arrays: Arrays, size: int | None, resize: Resize) -> Arrays:
+    size = arrays.train_images.shape[-1] if size is None and resize == "shorter" else size
     if size is None:
         return arrays
-    train, test = (_images.resized(images, size) for images in (arrays.train_images, arrays.test_images))
+    train, test = (_images.resized(images, size, resize) for images in (arrays.train_images, arrays.test_images))
     return replace(arrays, train_images=train, test_images=test)
 
 
-def _decoded(located: Located, content: Encoded, size: int | None) -> Arrays:
+def _decoded(located: Located, content: Encoded, size: int | None, resize: Resize) -> Arrays:
     """Encoded images as arrays, from the cache where they are there."""
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        arrays, broken = _images.decode(content.listing(), located.channels, size)
+        arrays, broken = _images.decode(content.listing(), located.channels, size, resize)
         _images.refuse(broken, located.name)
         tensors = {key: getattr(arrays, key) for key in _TENSORS}
         return tensors, {"classes": arrays.classes, "notes": arrays.notes, "jpeg": arrays.jpeg}
@@ -245,6 +278,8 @@ def _decoded(located: Located, content: Encoded, size: int | None) -> Arrays:
     spec: dict[str, Any] = {"format": _CACHE_FORMAT, "name": located.name, "files": content.key}
     if size is not None:
         spec["size"] = size
+    if resize != "fit":
+        spec["resize"] = resize
     kept = Store().tensors("images", spec, make, what=f"the decoded images of {located.name}")
     assert kept.tensors is not None, "made of tensors"
     tensors = {key: kept.tensors[key] for key in _TENSORS}

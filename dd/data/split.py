@@ -1,13 +1,15 @@
 """One part of a data set as methods see it, wherever its images are kept, and what opening a data set yields."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dd.data.originals import Originals
 from dd.data.preprocess import Preprocess
+from dd.data.settings import Resize
 from dd.errors import UsageError
 
 
@@ -17,6 +19,11 @@ class Split(Protocol):
     @property
     def labels(self) -> Tensor:
         """int64 (n,), on the device."""
+        ...
+
+    @property
+    def originals(self) -> Originals | None:
+        """The files as they are, where these are images that were brought to size; None where the images are all."""
         ...
 
     def __len__(self) -> int:
@@ -51,6 +58,7 @@ class Opened:
         preprocess: fitted on `train`.
         shape: (c, h, w) of an image.
         content: hash of all that the pixels and labels depend on.
+        test_as: the test images brought to size in another way.
     """
 
     train: Split
@@ -59,6 +67,7 @@ class Opened:
     preprocess: Preprocess
     shape: tuple[int, int, int]
     content: str
+    test_as: Callable[[Resize], Split]
 
 
 def require_usable(name: str, classes: tuple[str, ...], train_labels: Tensor, test_labels: Tensor) -> None:

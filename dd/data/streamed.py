@@ -4,21 +4,20 @@ Which images a batch holds follows from the generator alone, and an image's pixe
 depends on the number of threads, and results equal those of the same images kept on the device.
 """
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dd.data import _images
 from dd.data import preprocess as pre
 from dd.data._content import Arrays, Encoded, Items, Part, by_class, stratified
-from dd.data._images import CHUNK, Broken, Header, Target
+from dd.data._decoding import Decoding, Source, ahead
+from dd.data._images import Header, Target
+from dd.data.originals import Originals
 from dd.data.preprocess import Preprocess
 from dd.data.settings import DataSettings
 from dd.data.sources import About, Located, about
@@ -47,6 +46,7 @@ class StreamedSplit:
         target: what images are brought to.
         name: of the data set, for messages.
         workers: threads; None: one per core, at most 16.
+        sized: a size was asked for, so that files may hold more than the images show.
     """
 
     items: Items
@@ -56,9 +56,15 @@ class StreamedSplit:
     target: Target
     name: str
     workers: int | None = None
+    sized: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def originals(self) -> Originals | None:
+        """See `Split`."""
+        return Originals(self._source, self.labels, self.preprocess, self.target.channels) if self.sized else None
 
     def images(self, index: Tensor) -> Tensor:
         """See `Split`."""
@@ -70,7 +76,7 @@ class StreamedSplit:
         Raises:
             UsageError: images are broken; names them.
         """
-        return _Decoding(self, index.cpu()).pixels()
+        return self._decoding(index.cpu()).pixels()
 
     def of_class(self, c: int) -> Tensor:
         """See `Split`."""
@@ -81,78 +87,23 @@ class StreamedSplit:
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
         # on a CPU the threads also transform: the caller's thread would have to wait for a core they are busy on
         here = self.preprocess if self.labels.device.type == "cpu" else None
-        waiting = iter(order.split(size) if len(order) else ())
-        ahead: deque[_Decoding] = deque()
-        try:
-            while True:
-                for index in waiting:
-                    ahead.append(_Decoding(self, index, here))
-                    if len(ahead) > self._ahead(size):
-                        break
-                if not ahead:
-                    return
-                batch = ahead.popleft()
-                labels = self.labels.index_select(0, batch.index.to(self.labels.device, non_blocking=True))
-                yield batch.pixels() if here else self.preprocess(batch.pixels()), labels
-        finally:
-            for batch in ahead:
-                batch.cancel()
+        begins = (partial(self._decoding, index, here) for index in (order.split(size) if len(order) else ()))
+        for batch in ahead(begins, size, self.workers):
+            labels = self.labels.index_select(0, batch.index.to(self.labels.device, non_blocking=True))
+            yield batch.pixels() if here else self.preprocess(batch.pixels()), labels
 
-    def _ahead(self, size: int) -> int:
-        """Batches to be decoded while one is used: at least one, and enough to give every thread two chunks."""
-        return max(1, -(-2 * CHUNK * _images.threads(self.workers) // size))
+    def _decoding(self, index: Tensor, preprocess: Preprocess | None = None) -> Decoding:
+        target = self.target
+        shape = (target.channels, target.side, target.side)
+        return Decoding(self._source, index, shape, lambda _, item: _images.fit(item, target), preprocess)
+
+    @property
+    def _source(self) -> Source:
+        return Source(self.items, self.labels.device, self.name, self.workers)
 
     @cached_property
     def _by_class(self) -> tuple[Tensor, ...]:
         return by_class(self.labels.cpu(), self.classes)
-
-
-class _Decoding:
-    """Images on their way: threads write them into one tensor, pinned where the device is a GPU.
-
-    Args:
-        split: whose images they are.
-        index: int64 (k,), which.
-        preprocess: what the threads apply; None: the images stay bytes.
-    """
-
-    def __init__(self, split: StreamedSplit, index: Tensor, preprocess: Preprocess | None = None) -> None:
-        self.index, self._split, self._preprocess = index, split, preprocess
-        channels, side = split.target.channels, split.target.side
-        self._device = split.labels.device
-        shape = (len(index), channels, side, side)
-        dtype = torch.float32 if preprocess else torch.uint8
-        self._pixels = torch.empty(shape, dtype=dtype, pin_memory=self._device.type == "cuda")
-        # in the order of storage, so that rows of one file are read together
-        slots = torch.argsort(index, stable=True).tolist()
-        chunks = [slots[start : start + CHUNK] for start in range(0, len(slots), CHUNK)]
-        self._futures: list[Future[list[Broken]]] = [
-            _images.pool(split.workers).submit(self._decode, chunk) for chunk in chunks
-        ]
-
-    def pixels(self) -> Tensor:
-        """(k, c, h, w) on the device, once all are there: uint8, or float32 in the space of `preprocess`."""
-        _images.refuse([broken for future in self._futures for broken in future.result()], self._split.name)
-        return self._pixels.to(self._device, non_blocking=True)
-
-    def cancel(self) -> None:
-        """Nobody wants them any more."""
-        for future in self._futures:
-            future.cancel()
-
-    def _decode(self, slots: list[int]) -> list[Broken]:
-        items, target = self._split.items, self._split.target
-        rows = np.empty((len(slots), *self._pixels.shape[1:]), dtype=np.uint8)
-        broken: list[Broken] = []
-        for row, place in zip(rows, self.index[slots].tolist(), strict=True):
-            found = _images.attempt(items, place, lambda i: _images.fit(items.load(i), target))
-            if isinstance(found, Broken):
-                broken.append(found)
-            else:
-                row[...] = found
-        pixels = torch.from_numpy(rows)
-        self._pixels[slots] = pixels if self._preprocess is None else self._preprocess(pixels)
-        return broken
 
 
 def wanted(located: Located, content: Arrays | Encoded, settings: DataSettings, device: torch.device) -> bool:
@@ -173,7 +124,7 @@ def wanted(located: Located, content: Arrays | Encoded, settings: DataSettings, 
     listing = content.listing()
     target = _known(located, settings)
     if target is None and (headers := _probed(listing.train)):
-        target = _images.choose(headers, located.channels, settings.size)
+        target = _images.choose(headers, located.channels, settings.size, settings.resize)
     if target is None:
         return False  # nothing can be read, which is said where images are decoded
     pixels = (len(listing.train) + len(listing.test)) * target.channels * target.side**2
@@ -201,12 +152,13 @@ def open_streamed(
     target = _settled(located, content, settings)
     kept, held = stratified(listing.train.labels, settings.holdout, settings.holdout_seed, "holdout")
     train = listing.train.take(kept) if len(held) else listing.train
-    key = {"files": content.key, "channels": target.channels, "side": target.side}
+    key = {"files": content.key, **target.key()}
     there = _constants(located, train, target, settings, key).to(device)
 
     def split(part: Part) -> StreamedSplit:
-        labels = part.labels.to(device)
-        return StreamedSplit(part.items, labels, there, len(listing.classes), target, located.name, settings.workers)
+        labels, sized = part.labels.to(device), settings.size is not None
+        known = (len(listing.classes), target, located.name, settings.workers, sized)
+        return StreamedSplit(part.items, labels, there, *known)
 
     opened = Opened(
         train=split(train),
@@ -215,6 +167,7 @@ def open_streamed(
         preprocess=there,
         shape=(target.channels, target.side, target.side),
         content=digest(key, length=64),
+        test_as=lambda resize: replace(split(listing.test), target=replace(target, resize=resize)),
     )
     notes = [*listing.notes, f"decoded to {target.side} x {target.side} pixels whenever they are used"]
     lossless = located.entry is not None and located.entry.lossless
@@ -254,11 +207,13 @@ def _settled(located: Located, content: Encoded, settings: DataSettings) -> Targ
             f"the images of {located.name} differ in size ({width} x {height} and {other} x {tall} pixels among them) "
             "and are streamed; say what they are resized to, such as data.size=224"
         )
-    return Target(located.channels or found["channels"], settings.size or found["side"])
+    return Target(located.channels or found["channels"], settings.size or found["side"], settings.resize)
 
 
 def _constants(located: Located, part: Part, target: Target, settings: DataSettings, key: dict[str, Any]) -> Preprocess:
-    """Published constants, or fitted ones, which are kept."""
+    """None, published ones, or fitted ones, which are kept."""
+    if settings.preprocess == "none":
+        return pre.plain(target.channels)
     if located.entry:
         return pre.standard(torch.empty(0), located.entry.constants)
 
@@ -286,7 +241,9 @@ def _probed(part: Part) -> list[Header]:
 
 
 def _known(located: Located, settings: DataSettings) -> Target | None:
-    return Target(located.channels, settings.size) if located.channels and settings.size else None
+    if located.channels and settings.size:
+        return Target(located.channels, settings.size, settings.resize)
+    return None
 
 
 _UNSCALED = pre.standard(torch.empty(0), ((0.5,), (0.5,)))

@@ -7,7 +7,7 @@ align_corners=False; a crop is never larger than the image, so antialiasing has 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field
 from torch import Generator, Tensor
 
 from dd.data.augment import Draw, Shape, apply, draw_sequence, known_strategy, parse
+from dd.errors import UsageError
 
 STRETCH = 4 / 3  # largest ratio of a crop's sides (Szegedy et al. 2015, section 6)
 _TRIES = 10  # at a crop that fits, as in torchvision
@@ -34,6 +35,7 @@ class ViewPolicy:
     Attributes:
         crop: least share of an image's area that a random resized crop keeps; None for no crop.
         stretch: largest ratio of the sides of a crop; 1 for squares.
+        pad: black pixels around an image before a random crop of its own size: a shift by at most so many.
         flip: mirror half of the images.
         tiles: tiles per side whose columns and rows are shuffled before the crop (RDED, Sun et al., CVPR 2024).
         strategy: IDC's augmentation per image, see `dd.data.augment.draw_sequence`; "data" for the data set's DSA
@@ -45,6 +47,7 @@ class ViewPolicy:
 
     crop: Annotated[float, Field(gt=0, le=1)] | None = None
     stretch: Annotated[float, Field(ge=1)] = STRETCH
+    pad: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
     tiles: Annotated[int, Field(ge=1)] = 1
     strategy: Annotated[str, AfterValidator(_strategy)] = "none"
@@ -67,6 +70,8 @@ class View:
     Attributes:
         tiles: (n, 2, t) int64, for every image the order of its columns and of its rows of tiles.
         boxes: (n, 4) int64 top, left, height, width of the crops in pixels.
+        shifts: (n, 2) int64, down and to the right; what comes in is `black`.
+        black: (c,) float32, in model space.
         flips: (n,) bool.
         draws: operations in order.
         partner: (n,) int64, the place in the batch of the image that is mixed in.
@@ -81,6 +86,8 @@ class View:
     partner: Tensor | None = None
     weight: float = 1.0
     patch: tuple[int, int, int, int] | None = None
+    shifts: Tensor | None = None
+    black: Tensor | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """(n, c, h, w) views of as many images; new memory wherever anything is done."""
@@ -88,6 +95,9 @@ class View:
             images = shuffled_tiles(images, self.tiles)
         if self.boxes is not None:
             images = resized_crop(images, self.boxes)
+        if self.shifts is not None:
+            assert self.black is not None, "it comes with the shifts"
+            images = shifted(images, self.shifts, self.black)
         if self.flips is not None:
             images = torch.where(self.flips.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
         for one in self.draws:
@@ -109,7 +119,14 @@ class View:
         return self.weight * targets + (1 - self.weight) * targets[self.partner.to(targets.device)]
 
 
-def draw_view(policy: ViewPolicy, n: int, shape: Shape, generator: Generator, data_strategy: str = "none") -> View:
+def draw_view(
+    policy: ViewPolicy,
+    n: int,
+    shape: Shape,
+    generator: Generator,
+    data_strategy: str = "none",
+    black: Sequence[float] | None = None,
+) -> View:
     """Decide a batch of `n` views.
 
     Args:
@@ -118,25 +135,83 @@ def draw_view(policy: ViewPolicy, n: int, shape: Shape, generator: Generator, da
         shape: (channels, height, width) of an image.
         generator: a CPU generator.
         data_strategy: what the policy's strategy "data" stands for.
+        black: per channel in model space; needed where the policy pads.
+
+    Raises:
+        UsageError: the policy pads, and what is black is not known, as in whitened data.
     """
-    tiles = boxes = flips = None
+    tiles = boxes = shifts = flips = None
     if policy.tiles > 1:
         tiles = torch.rand(n, 2, policy.tiles, generator=generator).argsort(2)
     if policy.crop is not None:
         boxes = draw_boxes(n, shape[1:], (policy.crop, 1.0), generator, policy.stretch)
+    if policy.pad:
+        if black is None:
+            raise UsageError("views with a pad of black need data.preprocess=standard: whitened pixels have no black")
+        shifts = torch.randint(-policy.pad, policy.pad + 1, (n, 2), generator=generator)
     if policy.flip:
         flips = torch.rand(n, generator=generator) < 0.5
     strategy = policy.operations(data_strategy)
     draws = draw_sequence(strategy, n, shape, generator) if strategy != "none" else ()
-    view = View(tiles, boxes, flips, draws)
+    filled = None if shifts is None or black is None else torch.tensor(black)
+    view = View(tiles, boxes, flips, draws, shifts=shifts, black=filled)
     if policy.mix == "none" or float(torch.rand((), generator=generator)) >= policy.mix_share:
         return view
     partner = torch.randperm(n, generator=generator)
     own = _beta(policy.mix_alpha, generator)
     if policy.mix == "mixup":
-        return View(tiles, boxes, flips, draws, partner, own)
+        return replace(view, partner=partner, weight=own)
     patch = draw_patch(1 - own, shape[1:], generator)
-    return View(tiles, boxes, flips, draws, partner, 1 - patch[2] * patch[3] / (shape[1] * shape[2]), patch)
+    share = patch[2] * patch[3] / (shape[1] * shape[2])
+    return replace(view, partner=partner, weight=1 - share, patch=patch)
+
+
+@dataclass(frozen=True, eq=False)
+class BoxDraw:
+    """Random resized crops as far as they can be drawn before the sizes of their images are known.
+
+    Attributes:
+        shares: (n, tries) float64, of an image's area.
+        ratios: (n, tries) float64, of width to height.
+        places: (n, 2) float64 in [0, 1), down and to the right.
+        stretch: largest ratio of the sides.
+    """
+
+    shares: Tensor
+    ratios: Tensor
+    places: Tensor
+    stretch: float
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return len(self.shares)
+
+    def of(self, start: int, stop: int) -> "BoxDraw":
+        """Those from `start` to before `stop`."""
+        rows = slice(start, stop)
+        return BoxDraw(self.shares[rows], self.ratios[rows], self.places[rows], self.stretch)
+
+    def boxes(self, size: tuple[int, int]) -> Tensor:
+        """(n, 4) int64 boxes (top, left, height, width) in an image of `size` (height, width) pixels."""
+        height, width = size
+        wide = (self.shares * height * width * self.ratios).sqrt().round().long()
+        high = (self.shares * height * width / self.ratios).sqrt().round().long()
+        fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
+        first = fits.long().argmax(1, keepdim=True)
+        high, wide = high.gather(1, first).squeeze(1), wide.gather(1, first).squeeze(1)
+        top, left = (self.places[:, 0] * (height - high + 1)).long(), (self.places[:, 1] * (width - wide + 1)).long()
+        boxes = torch.stack([top, left, high, wide], 1)
+        whole = (min(height, round(width * self.stretch)), min(width, round(height * self.stretch)))
+        centred = torch.tensor([(height - whole[0]) // 2, (width - whole[1]) // 2, *whole])
+        return torch.where(fits.any(1, keepdim=True), boxes, centred)
+
+
+def draw_shares(n: int, area: tuple[float, float], generator: Generator, stretch: float = STRETCH) -> BoxDraw:
+    """Random resized crops, as torchvision draws them, of images whose size is not known yet; see `draw_boxes`."""
+    shares = area[0] + (area[1] - area[0]) * torch.rand(n, _TRIES, generator=generator, dtype=torch.float64)
+    ratios = (math.log(stretch) * (2 * torch.rand(n, _TRIES, generator=generator, dtype=torch.float64) - 1)).exp()
+    return BoxDraw(shares, ratios, torch.rand(n, 2, generator=generator, dtype=torch.float64), stretch)
 
 
 def draw_boxes(
@@ -154,20 +229,7 @@ def draw_boxes(
         generator: a CPU generator.
         stretch: largest ratio of the sides.
     """
-    height, width = size
-    shares = area[0] + (area[1] - area[0]) * torch.rand(n, _TRIES, generator=generator, dtype=torch.float64)
-    ratios = (math.log(stretch) * (2 * torch.rand(n, _TRIES, generator=generator, dtype=torch.float64) - 1)).exp()
-    wide = (shares * height * width * ratios).sqrt().round().long()
-    high = (shares * height * width / ratios).sqrt().round().long()
-    fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
-    first = fits.long().argmax(1, keepdim=True)
-    high, wide = high.gather(1, first).squeeze(1), wide.gather(1, first).squeeze(1)
-    places = torch.rand(n, 2, generator=generator, dtype=torch.float64)
-    top, left = (places[:, 0] * (height - high + 1)).long(), (places[:, 1] * (width - wide + 1)).long()
-    boxes = torch.stack([top, left, high, wide], 1)
-    whole = (min(height, round(width * stretch)), min(width, round(height * stretch)))
-    centred = torch.tensor([(height - whole[0]) // 2, (width - whole[1]) // 2, *whole])
-    return torch.where(fits.any(1, keepdim=True), boxes, centred)
+    return draw_shares(n, area, generator, stretch).boxes(size)
 
 
 def draw_patch(share: float, size: tuple[int, int], generator: Generator) -> tuple[int, int, int, int]:
@@ -200,6 +262,18 @@ def resized_crop(images: Tensor, boxes: Tensor, side: int | None = None) -> Tens
     rows = _weights(boxes[:, 0], boxes[:, 2], images.shape[2], images.dtype)
     columns = _weights(boxes[:, 1], boxes[:, 3], images.shape[3], images.dtype)
     return rows[:, None] @ images @ columns[:, None].transpose(2, 3)
+
+
+def shifted(images: Tensor, shifts: Tensor, fill: Tensor) -> Tensor:
+    """Images moved by whole pixels, (n, 2) int64 down and to the right; what comes in is `fill`, (c,)."""
+    n, _, height, width = images.shape
+    shifts, fill = shifts.to(images.device), fill.to(images).view(1, -1, 1, 1)
+    rows = torch.arange(height, device=images.device) - shifts[:, :1]
+    columns = torch.arange(width, device=images.device) - shifts[:, 1:]
+    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None, :]
+    each = torch.arange(n, device=images.device)[:, None, None]
+    at = (each, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :])
+    return torch.where(inside, images.permute(0, 2, 3, 1)[at].permute(0, 3, 1, 2), fill)
 
 
 def shuffled_tiles(images: Tensor, orders: Tensor) -> Tensor:

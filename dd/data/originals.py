@@ -1,0 +1,122 @@
+"""Images as their files have them, before they are brought to size: crops are cut from the whole picture.
+
+One image at a time is decoded by each thread, and what is cut from it kept, so that their size costs no memory.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from dd.data._decoding import Cut, Decoding, Source, ahead
+from dd.data._images import original
+from dd.data.preprocess import Preprocess
+from dd.data.views import BoxDraw, draw_shares
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Originals:
+    """The files of one part of a data set.
+
+    Attributes:
+        source: where they are; positions are those of the part's images.
+        labels: int64 (n,), on the device.
+        preprocess: with its tensors on the device.
+        channels: 1 or 3.
+    """
+
+    source: Source
+    labels: Tensor
+    preprocess: Preprocess
+    channels: int
+
+    def crops(self, index: Tensor, draw: BoxDraw, side: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Crops of images, each brought to a square: cut out, then resized bilinearly, antialiased.
+
+        Args:
+            index: int64 (k,), which images.
+            draw: of k m crops, image by image.
+            side: of a crop in pixels.
+
+        Returns:
+            uint8 (k, m, c, side, side) on the device; the boxes, int64 (k, m, 4) top, left, height, width in pixels of
+            the file; and the sizes of the files, int64 (k, 2) height, width; both on the CPU.
+
+        Raises:
+            UsageError: images are broken; names them.
+        """
+        index, m = index.cpu(), draw.count // max(len(index), 1)
+        boxes, sizes = torch.empty(len(index), m, 4, dtype=torch.int64), torch.empty(len(index), 2, dtype=torch.int64)
+
+        def cut(slot: int, item: bytes | Path) -> np.ndarray:
+            image = original(item, self.channels)
+            sizes[slot] = torch.tensor([image.height, image.width])
+            boxes[slot] = draw.of(slot * m, (slot + 1) * m).boxes((image.height, image.width))
+            return np.stack([_cropped(image, box, side) for box in boxes[slot].tolist()])
+
+        pixels = Decoding(self.source, index, (m, self.channels, side, side), cut).pixels()
+        return pixels, boxes, sizes
+
+    def squashed(self, index: Tensor, side: int) -> Tensor:
+        """uint8 (k, c, side, side) on the device: the whole pictures, out of proportion.  Errors as for `crops`."""
+
+        def cut(_: int, item: bytes | Path) -> np.ndarray:
+            image = original(item, self.channels)
+            return _cropped(image, [0, 0, image.height, image.width], side)
+
+        return Decoding(self.source, index.cpu(), (self.channels, side, side), cut).pixels()
+
+    def batches(self, size: int, generator: Generator, side: int, least: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """One shuffled pass of (crops in model space, labels), half of the crops mirrored: torchvision's for ImageNet.
+
+        Everything is drawn before it is decoded, batch by batch; the last batch may be shorter.
+
+        Args:
+            size: images in a batch.
+            generator: a CPU generator.
+            side: of a crop in pixels.
+            least: least share of a picture's area that a crop keeps.
+
+        Raises:
+            UsageError: images are broken; names them.
+        """
+        # on a CPU the threads also transform, see `StreamedSplit.batches`
+        here = self.preprocess if self.labels.device.type == "cpu" else None
+        order = torch.randperm(len(self.labels), generator=generator)
+
+        def begin(index: Tensor) -> Decoding:
+            draw = draw_shares(len(index), (least, 1.0), generator)
+            flips = (torch.rand(len(index), generator=generator) < 0.5).tolist()
+            shape = (self.channels, side, side)
+            return Decoding(self.source, index, shape, self._mirrored(draw, flips, side), here)
+
+        begins = (partial(begin, index) for index in (order.split(size) if len(order) else ()))
+        for batch in ahead(begins, size, self.source.workers):
+            labels = self.labels.index_select(0, batch.index.to(self.labels.device, non_blocking=True))
+            yield batch.pixels() if here else self.preprocess(batch.pixels()), labels
+
+    def _mirrored(self, draw: BoxDraw, flips: list[bool], side: int) -> Cut:
+        def cut(slot: int, item: bytes | Path) -> np.ndarray:
+            image = original(item, self.channels)
+            (box,) = draw.of(slot, slot + 1).boxes((image.height, image.width)).tolist()
+            pixels = _cropped(image, box, side)
+            return pixels[:, :, ::-1] if flips[slot] else pixels
+
+        return cut
+
+
+def _cropped(image: "Image", box: Sequence[int], side: int) -> np.ndarray:
+    """uint8 (c, side, side) of a box (top, left, height, width): cut out first, so that nothing beside it shines in."""
+    from PIL.Image import Resampling
+
+    top, left, height, width = box
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)).resize((side, side), Resampling.BILINEAR))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
