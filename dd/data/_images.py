@@ -214,8 +214,8 @@ def shorter_side(side: int) -> int:
 def squared(image: "Image", side: int, resize: Resize = "fit") -> "Image":
     """A decoded image as a square of `side` pixels; see `DataSettings` for the ways.
 
-    "fit" is bicubic.  The others are torchvision's `Resize`, as those whom they follow have it: bilinear, antialiased as
-    all of Pillow's resizing is.
+    "fit" is bicubic.  The others are torchvision's `Resize`, as those whom they follow have it: bilinear, and
+    antialiased like all of Pillow's resizing.
     """
     from PIL import ImageOps
     from PIL.Image import Resampling

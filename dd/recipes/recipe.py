@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
 _WAYS = ("method", "preset", "like", "init")  # how settings were arrived at; the settings themselves are what counts
 _NO_PART = "data.workers"  # of an identity: no result depends on it
-_LATER = {"data.size": None, "data.stream": "auto"}  # as they were before they could be set: earlier hashes stand
+# as they were before they could be set: earlier hashes stand
+_LATER = {
+    "data.size": None,
+    "data.stream": "auto",
+    "data.resize": "fit",
+    "eval.test_resize": None,
+    "eval.views.pad": 0,
+    "crops.originals": False,
+    "squeeze.optimiser": "sgd",
+}
 _OMITTED = ("ipc", "fraction", "preset", "like", "init")  # not written where they are None
 
 

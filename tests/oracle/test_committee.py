@@ -210,5 +210,5 @@ def test_an_image_alone_has_no_batch():
         logits(teacher(), IMAGES[:1], "batch", 7)
     # one that is left over joins the piece before it
     assert torch.equal(logits(teacher(), IMAGES, "batch", 7), logits(teacher(), IMAGES, "batch"))
-    with pytest.raises(UsageError, match="unknown mode of a teacher 'train'"):
-        logits(teacher(), IMAGES, "train")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match="unknown mode of a teacher 'trained'"):
+        logits(teacher(), IMAGES, "trained")  # pyright: ignore[reportArgumentType]

@@ -135,10 +135,11 @@ def test_what_a_plan_needs_is_what_is_made(task, tmp_path):
 def test_every_setting_is_part_of_the_key(task, make_task, blobs):
     changes = {
         "epochs": 4, "lr": 0.2, "momentum": 0.5, "weight_decay": 0.0, "batch": 16, "schedule": "constant", "warmup": 1,
-        "augment": False, "seed": 1,
+        "augment": False, "seed": 1, "optimiser": "adam",
     }  # fmt: skip
     assert changes.keys() == asdict(SETTINGS).keys()
     specs = [squeeze_spec(task, SPEC, SETTINGS)]
+    specs += [squeeze_spec(task, SPEC, replace(SETTINGS, augment=how)) for how in ("pad", "crops")]
     specs += [squeeze_spec(task, SPEC, replace(SETTINGS, **{name: value})) for name, value in changes.items()]
     specs += [squeeze_spec(task, replace(SPEC, width=7), SETTINGS)]
     specs += [squeeze_spec(make_task(blobs(seed=1, strategy=DSA)), SPEC, SETTINGS)]
@@ -151,7 +152,9 @@ def test_every_setting_reaches_the_training():
     fit = squeeze_fit(replace(SETTINGS, warmup=1), 128, DSA)
     assert (fit.steps, fit.warmup, fit.cosine, fit.strategy) == (18, 6, 1.0, DSA)
     assert (fit.lr, fit.momentum, fit.weight_decay) == (0.1, 0.9, 5e-4)
-    assert squeeze_fit(replace(SETTINGS, augment=False, schedule="constant"), 128, DSA).strategy == "none"
+    for how in (False, "pad", "crops"):
+        assert squeeze_fit(replace(SETTINGS, augment=how, schedule="constant"), 128, DSA).strategy == "none"
+    assert squeeze_fit(replace(SETTINGS, optimiser="adam"), 128, DSA).optimiser == "adam"
     with pytest.raises(ValueError, match=r"squeeze\.warmup=3 must be less than squeeze\.epochs=3"):
         replace(SETTINGS, warmup=3)
 
