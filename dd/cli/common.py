@@ -46,12 +46,12 @@ def remark(text: str) -> None:
     click.echo(text, err=True)
 
 
-def console() -> "Console":
-    """Results for people; plain where stdout is no terminal or `NO_COLOR` is set."""
+def console(wide: int = _WIDE) -> "Console":
+    """Results for people, `wide` columns where no terminal sets them, and plain there, or with `NO_COLOR`."""
     from rich.console import Console
 
-    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE
-    return Console(width=wide, highlight=False, soft_wrap=False, emoji=False, markup=False)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else wide
+    return Console(width=width, highlight=False, soft_wrap=False, emoji=False, markup=False)
 
 
 def plain_table(*headings: str, show_header: bool = True) -> "Table":

@@ -8,7 +8,9 @@ from dd.cli.common import STRICT, console, emit, examples, json_option, plain_ta
 
 if TYPE_CHECKING:
     from dd.evaluation.protocols import Protocol
-    from dd.recipes import RecipeFile
+    from dd.recipes import Listed
+
+_WIDE = 400  # columns where nobody's terminal sets a width: a cell is a line
 
 
 @click.command(
@@ -29,40 +31,41 @@ def command(methods: tuple[str, ...], protocols: bool, as_json: bool) -> None:
         _protocols(as_json)
         return
     from dd.engine.registry import entries
-    from dd.recipes import recipe_file
+    from dd.recipes import listed
 
-    rows: list[dict[str, Any]] = []
-    for method in methods or [entry.name for entry in entries() if entry.error is None]:
-        rows += _rows(method, recipe_file(method))
+    names = methods or [entry.name for entry in entries() if entry.error is None]
+    rows = [_row(method, row) for method in names for row in listed(method)]
     if as_json:
         emit({"recipes": rows})
     else:
         _show(rows)
 
 
-def _rows(method: str, file: "RecipeFile") -> list[dict[str, Any]]:
-    cells = list(file.cells.values())
-    rows = []
-    for cell in cells:
-        alone = (cell.dataset, cell.size, None) not in file.cells  # a preset of a cell that there is not
-        if cell.preset is None or alone:
-            own = {c.preset for c in cells if c.preset and (c.dataset, c.size) == (cell.dataset, cell.size)}
-            presets = [] if alone else sorted(own | set(file.presets))
-            rows.append(
-                {"method": method, "cell": cell.name, "presets": presets, "note": cell.note, "expect": cell.expect}
-            )
-    return rows
+def _row(method: str, row: "Listed") -> dict[str, Any]:
+    """A cell, and each of its numbers with the protocol that it is of."""
+    from dd.recipes import expect
+
+    return {
+        "method": method,
+        "cell": row.cell.name,
+        "protocol": expect.in_words(row.parts.eval),
+        "presets": row.presets,
+        "note": row.cell.note,
+        "expect": [{**entry, "protocol": expect.in_words(protocol)} for protocol, entry in row.numbers],
+    }
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    table = plain_table("method", "cell", "expected %", "verified", "presets", "cost")
+    from dd.recipes import expect
+
+    table = plain_table("method", "cell", "expected %", "verified", "protocol", "presets", "cost", "source")
     for row in rows:
-        expect = row["expect"] or {}
-        low, high = expect.get("accuracy") or (None, None)
-        band = "" if low is None else f"{low:g} to {high:g}"
-        verified = "yes" if expect.get("verified") else "no"
-        table.add_row(row["method"], row["cell"], band, verified, " ".join(row["presets"]), expect.get("cost", ""))
-    print_table(console(), table)
+        nothing = {"verified": False, "protocol": row["protocol"]}
+        for entry in row["expect"] or [nothing]:
+            verified, presets = "yes" if entry["verified"] else "no", " ".join(row["presets"])
+            facts = (expect.band(entry), verified, entry["protocol"], presets)
+            table.add_row(row["method"], row["cell"], *facts, entry.get("cost", ""), entry.get("source", ""))
+    print_table(console(wide=_WIDE), table)
 
 
 def _protocols(as_json: bool) -> None:

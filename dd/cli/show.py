@@ -1,8 +1,14 @@
 """`dd show`: the resolved recipe, and where each value came from."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import click
 
 from dd.cli.common import LENIENT, emit, examples, json_option, remark, settings
+
+if TYPE_CHECKING:
+    from dd.recipes import Recipe
 
 
 @click.command(
@@ -26,6 +32,8 @@ def command(settings: tuple[str, ...], as_json: bool) -> None:
     if not as_json:
         for line in recipe.notices:
             remark(line)
+        for line in _expected(recipe):
+            remark(line)
         click.echo(recipe.to_toml(origins=True), nl=False)
         return
     origin = {key: recipe.origin.get(key, "default") for key in recipe.flat()}
@@ -41,3 +49,14 @@ def command(settings: tuple[str, ...], as_json: bool) -> None:
             "notices": recipe.notices,
         }
     )
+
+
+def _expected(recipe: "Recipe") -> Iterator[str]:
+    """What the cell says that is reached, by the protocol that the run uses first."""
+    from dd.recipes import expect
+
+    for protocol, entry in sorted(recipe.numbers, key=lambda number: number[1] is not recipe.expect):
+        mine = entry is recipe.expect
+        yield f"{'expected' if mine else 'the cell says'}: {expect.in_a_line(entry, protocol)}"
+    if recipe.numbers and recipe.expect is None:
+        yield "expected: no recorded number for these settings"

@@ -7,6 +7,7 @@ from dd.evaluation.notes import SHARE_SHOWN, share
 from dd.evaluation.report import Report
 from dd.pipeline.task import context
 from dd.recipes import Recipe
+from dd.recipes.expect import in_words
 from dd.runs import RunFolder
 from dd.runs.pictures import SHOWN, contact_sheet, curve, progress_plot
 from dd.runs.track import read_log
@@ -55,11 +56,12 @@ def judged(report: Report, recipe: Recipe, command: str, remark: str = "") -> Re
     if expect and "accuracy" in expect:
         low, high = expect["accuracy"]
         inside = low <= report.accuracy.mean <= high
-        verdict, note = ("inside" if inside else "outside"), f"expected {low} to {high} %"
+        under = f" under {in_words(recipe.eval)}" if len(recipe.numbers) > 1 else ""
+        verdict, note = ("inside" if inside else "outside"), f"expected {low} to {high} %{under}"
         if not expect.get("verified", False):
             verdict, note = (
                 "unverified",
-                f"{verdict} of the published band {low} to {high} %, which we have not reproduced",
+                f"{verdict} of the published band {low} to {high} %{under}, which we have not reproduced",
             )
     elif recipe.changed:
         note = f"settings differ from the recipe's: {', '.join(recipe.changed[:5])}"

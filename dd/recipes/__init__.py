@@ -1,7 +1,7 @@
 """Settings: field defaults < recipe file < command line, resolved into one printable, hashable `Recipe`."""
 
 from dd.recipes.evaluation import Evaluation, resolve_evaluation
-from dd.recipes.listing import cells, recipe_file
+from dd.recipes.listing import Listed, cells, listed, recipe_file
 from dd.recipes.parse import parse_overrides, parse_value
 from dd.recipes.recipe import Recipe
 from dd.recipes.resolve import RunOptions, resolve, run_options
@@ -10,10 +10,12 @@ from dd.recipes.tables import Cell, RecipeFile
 __all__ = [
     "Cell",
     "Evaluation",
+    "Listed",
     "Recipe",
     "RecipeFile",
     "RunOptions",
     "cells",
+    "listed",
     "parse_overrides",
     "parse_value",
     "recipe_file",

@@ -26,6 +26,15 @@ class Parts:
     student: "NetworkSpec"
     eval: "Protocol"
 
+    @classmethod
+    def of(cls, method: "Method | None", dataset: str) -> "Parts":
+        """A method with data, student and evaluation settings where nothing is said about them."""
+        from dd.data import DataSettings
+        from dd.evaluation.protocols import default_protocol
+        from dd.networks import NetworkSpec
+
+        return cls(method, DataSettings(), NetworkSpec(), default_protocol(dataset))
+
     def known(self) -> dict[str, Leaf]:
         """Every key of these parts."""
         found: dict[str, Leaf] = {}

@@ -55,7 +55,8 @@ class Recipe:
         digests: SHA-256 of the files that determine the result: of `method` where it is a file, of
             `init`, of teachers.
         origin: where each dotted key got its value, in words.
-        cell: the recipe table that applies, with the accuracy it is expected to reach, or None.
+        cell: the recipe table that applies, or None.
+        numbers: what the cell says that is reached, each after the protocol it is of.
         changed: keys whose values differ from what the recipe file says.
         notices: lines the user should see before the run.
     """
@@ -79,6 +80,7 @@ class Recipe:
     digests: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
     cell: Cell | None = None
+    numbers: "tuple[tuple[Protocol, Mapping[str, Any]], ...]" = ()
     changed: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
 
@@ -94,8 +96,13 @@ class Recipe:
 
     @property
     def expect(self) -> Mapping[str, Any] | None:
-        """The band this run is expected to reach; None where there is no cell, or where settings were changed."""
-        return None if self.cell is None or self.changed else self.cell.expect
+        """What this run is expected to reach: the cell's first number under a protocol that trains students as its own.
+
+        None where there is none, or where settings beside the evaluation's were changed.
+        """
+        if any(not key.startswith("eval.") for key in self.changed):
+            return None
+        return next((e for protocol, e in self.numbers if protocol.training() == self.eval.training()), None)
 
     def settled(self, method: "Method", kept: Mapping[str, Any]) -> "Recipe":
         """This recipe with what its method left open decided.

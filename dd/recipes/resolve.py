@@ -3,12 +3,12 @@
 import statistics
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dd.errors import UsageError, nearest
-from dd.recipes import checks, tables
+from dd.recipes import checks, expect, tables
 from dd.recipes.device import resolve_device
 from dd.recipes.merge import BARE, COMMAND_LINE, IN_A_CELL, Layer, Problems, merge
 from dd.recipes.parts import Parts
@@ -58,7 +58,7 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
     asked = _asked(overrides, problems)
     bare = _bare(asked, problems)
     cls, method = _method(bare["method"], problems)
-    parts = Parts(method, *_defaults(bare["dataset"]))
+    parts = Parts.of(method, bare["dataset"])
     known = parts.known()
     table = _Table()
     if cls is not None:
@@ -67,6 +67,7 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
             table = _table(cls, bare, known, problems)
     in_a_cell = known | {key: BARE[key] for key in IN_A_CELL}
     published = parts.settle(list(table.layers), in_a_cell, problems)
+    numbers = expect.numbers(parts, table.layers, table.cell, in_a_cell, problems) if table.cell else ()
     asked = [_flat(layer, known, partial=method is None) for layer in asked]
     settled = parts.settle([*table.layers, *asked], known | BARE, problems)
     with problems.caught():
@@ -81,7 +82,8 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
     problems.raise_any()
     assert cls is not None
     changed = _changed(published.parts, settled.parts, bare, published.values)
-    return _recipe(cls, bare, settled.parts, table, origin=origin, changed=changed, files=files)
+    recipe = _recipe(cls, bare, settled.parts, table, origin=origin, files=files)
+    return replace(recipe, changed=changed, numbers=numbers)
 
 
 def run_options(overrides: Mapping[str, Any]) -> RunOptions:
@@ -136,15 +138,6 @@ def _method(name: str | None, problems: Problems) -> "tuple[type[Method] | None,
         cls = registry.get(name)
         return cls, checks.instance(cls, name)
     return None, None
-
-
-def _defaults(dataset: str) -> tuple[Any, Any, Any]:
-    """Data, student and evaluation settings where nothing is said about them."""
-    from dd.data import DataSettings
-    from dd.evaluation.protocols import default_protocol
-    from dd.networks import NetworkSpec
-
-    return DataSettings(), NetworkSpec(), default_protocol(dataset)
 
 
 def _flat(layer: Layer, known: Mapping[str, Leaf], *, partial: bool) -> Layer:
@@ -216,7 +209,6 @@ def _recipe(
     table: _Table,
     *,
     origin: Mapping[str, str],
-    changed: tuple[str, ...],
     files: Mapping[int, Path],
 ) -> Recipe:
     from dd.io import sha256_file
@@ -246,7 +238,6 @@ def _recipe(
         digests=digests,
         origin=origin,
         cell=table.cell,
-        changed=changed,
         notices=notices,
     )
 

@@ -6,7 +6,16 @@
     [presets.smoke]                 `preset=smoke` for any cell, applied before the cell's own
 
 Groups of settings stand as sub-tables or as dotted keys (`experts.count = 100`).  `expect` and `note` in a cell are not
-settings: `expect = { accuracy = [lo, hi], verified = true, source = "...", cost = "..." }`.
+settings: `expect = { accuracy = [lo, hi], verified = true, source = "...", cost = "..." }`, under the cell's protocol.
+Where there are numbers under several protocols, a table for each; a run is judged by the one whose protocol it uses:
+
+    [[cifar100.ipc10.expect]]
+    accuracy = [50.0, 57.0]
+    ...
+    [[cifar100.ipc10.expect]]
+    eval.epochs = 1000              beside the cell's own protocol, or beside `protocol = "NAME"`
+    accuracy = [60.0, 66.0]
+    ...
 """
 
 import inspect
@@ -27,7 +36,7 @@ _SIZE = re.compile(r"(ipc|fraction)(\d+(?:\.\d+)?)")
 _NAME = re.compile(r"(?P<dataset>.+?)\.(?P<size>(?:ipc|fraction)\d+(?:\.\d+)?)(?:\.(?P<preset>[^.]+))?")
 _LONGEST = 32  # letters of the name of a size, which is a folder's: of a thousand classes it would be too long
 _NOT_SETTINGS = ("expect", "note")
-_EXPECT = {"accuracy", "verified", "source", "cost"}
+_EXPECT = {"accuracy", "verified", "source", "cost", "protocol", "eval"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,8 @@ class Cell:
         size: "ipc10" or "fraction0.1".
         preset: the preset's name, or None for the cell itself.
         settings: dotted key to value, only what the table itself says.
-        expect: accuracy band in percent, whether a run was seen to reach it, source of the values, cost; or None.
+        expect: accuracy band in percent, whether a run was seen to reach it, source of the values, cost; one mapping
+            for each protocol that there is a number under.  `protocol` and `eval` say which, where not the cell's.
         note: a remark for the reader.
         file: the recipe file, in words.
     """
@@ -48,7 +58,7 @@ class Cell:
     size: str
     preset: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    expect: Mapping[str, Any] | None = None
+    expect: tuple[Mapping[str, Any], ...] = ()
     note: str = ""
     file: str = ""
 
@@ -200,16 +210,20 @@ def _cell(
     problems: list[str],
 ) -> Cell:
     settings = flatten({k: v for k, v in table.items() if k not in _NOT_SETTINGS}, known_groups)
-    expect = table.get("expect")
-    if expect is not None and not _is_expectation(expect):
+    expect = table.get("expect", [])
+    expect = tuple(expect) if isinstance(expect, list) else (expect,)
+    if not all(map(_is_expectation, expect)):
         problems.append(
-            f"{file} [{'.'.join(filter(None, at))}]: expect must be {{ accuracy = [lo, hi], verified = true }}"
+            f"{file} [{'.'.join(filter(None, at))}]: expect must be {{ accuracy = [lo, hi], verified = true }}, "
+            "or a list of such tables"
         )
     return Cell(*at, settings=settings, expect=expect, note=str(table.get("note", "")), file=file)
 
 
 def _is_expectation(expect: Any) -> bool:
     if not isinstance(expect, Mapping) or not set(expect) <= _EXPECT or not isinstance(expect.get("verified"), bool):
+        return False
+    if not isinstance(expect.get("protocol", ""), str) or not isinstance(expect.get("eval", {}), Mapping):
         return False
     band = expect.get("accuracy")
     if band is None:

@@ -87,10 +87,47 @@ def test_recipes(capsys):
     assert {row["method"] for row in rows} == {"datm"}
     cell = next(row for row in rows if row["cell"] == "fashion-mini.ipc10")
     assert "smoke" in cell["presets"]
-    assert cell["expect"]["source"]
+    assert cell["protocol"] == "quick"
+    assert [bool(number["source"]) for number in cell["expect"]] == [True]
     text = said(capsys, "recipes")
     for words in ("datm", "mtt", "random", "fashion-mini.ipc10", "cifar100.ipc50"):
         assert words in text
+
+
+NUMBERS = """
+import dataclasses
+from dd.engine.method import Method
+from dd.engine.registry import register
+
+
+@register("numbered")
+@dataclasses.dataclass(frozen=True)
+class Numbered(Method):
+    pass
+"""
+
+
+def test_a_cell_with_numbers_under_two_protocols(capsys, tmp_path):
+    (tmp_path / "numbered.py").write_text(NUMBERS, encoding="utf-8")
+    (tmp_path / "numbered.toml").write_text(
+        '[cifar10.ipc10]\neval = { protocol = "cvdd", batch = 10 }\n'
+        '[[cifar10.ipc10.expect]]\naccuracy = [50, 57]\nverified = false\nsource = "paper: 53.6"\n'
+        '[[cifar10.ipc10.expect]]\neval.epochs = 1000\naccuracy = [60, 66]\nverified = true\nsource = "ours"\n',
+        encoding="utf-8",
+    )
+    file = str(tmp_path / "numbered.py")
+    (row,) = told(capsys, "recipes", file)["recipes"]
+    assert (row["protocol"], [n["protocol"] for n in row["expect"]]) == (
+        "cvdd, batch=10",
+        ["cvdd, batch=10", "cvdd, epochs=1000, batch=10"],
+    )
+    lines = said(capsys, "recipes", file).splitlines()
+    assert [("50 to 57" in line, "60 to 66" in line) for line in lines[1:]] == [(True, False), (False, True)]
+    assert "cvdd, epochs=1000, batch=10" in lines[2]
+    assert run_command_line(["show", f"method={file}", "dataset=cifar10", "ipc=10", "eval.epochs=1000"]) == 0
+    told_first, told_next, *_ = capsys.readouterr().err.splitlines()
+    assert told_first == "expected: 60 to 66 % under cvdd, epochs=1000, batch=10, verified (ours)"
+    assert told_next == "the cell says: 50 to 57 % under cvdd, batch=10, not verified (paper: 53.6)"
 
 
 def test_data(capsys):

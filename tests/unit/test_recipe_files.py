@@ -58,7 +58,7 @@ def settings(method: str, dataset: str, ipc: int, preset: str | None) -> dict[st
         if "protocol" in layer.get("eval", {}) or "eval.protocol" in layer:
             merged = {key: value for key, value in merged.items() if not key.startswith("eval.")}
         merged |= dotted(layer)
-    return {key: value for key, value in merged.items() if not key.startswith("expect.")}
+    return {key: value for key, value in merged.items() if key.partition(".")[0] != "expect"}
 
 
 def named(run: tuple[str, str, int, str | None]) -> str:
@@ -128,10 +128,16 @@ def expectations() -> Iterator[Any]:
     for method, dataset, ipc, table in cells():
         presets = set(own_presets(table))
         if not presets or set(table) - presets:
-            yield pytest.param(table["expect"], id=f"{method}-{dataset}-{ipc}")
+            yield from each(table["expect"], f"{method}-{dataset}-{ipc}")
         for preset in own_presets(table):
             if "expect" in table[preset] or not set(table) - presets:
-                yield pytest.param(table[preset]["expect"], id=f"{method}-{dataset}-{ipc}-{preset}")
+                yield from each(table[preset]["expect"], f"{method}-{dataset}-{ipc}-{preset}")
+
+
+def each(expect: Any, name: str) -> Iterator[Any]:
+    """A number under the cell's own protocol, or one under each of several."""
+    for number, entry in enumerate(expect if isinstance(expect, list) else [expect]):
+        yield pytest.param(entry, id=f"{name}-{number}" if number else name)
 
 
 @pytest.mark.parametrize("expect", list(expectations()))

@@ -12,7 +12,9 @@ from dd.data import DataSettings
 from dd.engine import registry
 from dd.errors import UsageError
 from dd.evaluation.protocols import PROTOCOLS
+from dd.evaluation.report import Report, Score
 from dd.networks import NetworkSpec
+from dd.pipeline.outcome import judged
 from dd.recipes import cells, parse_overrides, resolve, resolve_evaluation, run_options
 from dd.recipes.recipe import Recipe
 from dd.training.relabel import LabelSettings
@@ -302,6 +304,84 @@ def test_the_band_holds_only_for_the_recipe_as_it_stands(toy):
     assert asked(toy, ipc=10, preset="tiny").expect is None
 
 
+SEVERAL = """
+[fashion-mini.ipc10]
+eval = { protocol = "quick", batch = 64 }
+
+[[fashion-mini.ipc10.expect]]
+accuracy = [70, 72]
+verified = true
+source = "own"
+
+[[fashion-mini.ipc10.expect]]
+eval.steps = 900
+accuracy = [74, 75]
+verified = false
+source = "longer"
+
+[[fashion-mini.ipc10.expect]]
+protocol = "mtt"
+eval = { lr = 0.02 }
+accuracy = [76, 77]
+verified = false
+source = "another"
+
+[[fashion-mini.ipc10.expect]]
+protocol = "mtt"
+accuracy = [78, 79]
+verified = false
+source = "as published"
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "source"),
+    [
+        ({}, "own"),
+        ({"eval.students": 2, "eval.full": True}, "own"),
+        ({"eval.steps": 900}, "longer"),
+        ({"eval.steps": 901}, None),
+        ({"eval.protocol": "quick", "eval.steps": 900}, None),  # the batch is not the cell's then
+        ({"eval.protocol": "quick", "eval.steps": 900, "eval.batch": 64}, "longer"),
+        ({"eval.protocol": "mtt", "eval.lr": 0.02}, "another"),
+        ({"eval.protocol": "mtt"}, "as published"),
+        ({"eval.protocol": "mtt", "lr_img": 1}, None),
+        ({"student.width": 5}, None),
+        ({"init": __file__}, None),
+    ],
+    ids=str,
+)
+def test_a_run_is_judged_by_the_number_of_its_own_protocol(tmp_path, settings, source):
+    (tmp_path / "toy.py").write_text(METHOD, encoding="utf-8")
+    (tmp_path / "toy.toml").write_text(SEVERAL, encoding="utf-8")
+    recipe = asked(str(tmp_path / "toy.py"), ipc=10, **settings)
+    assert (recipe.expect or {}).get("source") == source
+    assert [(p.protocol, p.steps, p.epochs, p.batch, p.lr) for p, _ in recipe.numbers] == [
+        ("quick", 300, None, 64, 0.01),
+        ("quick", 900, None, 64, 0.01),
+        ("mtt", None, 1000, 256, 0.02),
+        ("mtt", None, 1000, 256, 0.01),
+    ]
+
+
+def test_the_verdict_is_by_that_number(tmp_path):
+    (tmp_path / "toy.py").write_text(METHOD, encoding="utf-8")
+    (tmp_path / "toy.toml").write_text(SEVERAL, encoding="utf-8")
+    facts: dict[str, Any] = dict.fromkeys(("control", "start", "full"))
+    facts |= {key: {} for key in ("missing", "protocol", "student", "dataset", "bytes")}
+    report = Report(accuracy=Score((74.5, 74.7)), fingerprint="", **facts)
+    words = {}
+    for steps in (300, 900, 901):
+        found = judged(report, asked(str(tmp_path / "toy.py"), ipc=10, **{"eval.steps": steps}), "")
+        words[steps] = f"{found.verdict}: {found.verdict_note}"
+    assert words == {
+        300: "outside: expected 70 to 72 % under quick, batch=64",
+        900: "unverified: inside of the published band 74 to 75 % under quick, steps=900, batch=64, "
+        "which we have not reproduced",
+        901: "unverified: settings differ from the recipe's: eval.steps",
+    }
+
+
 def test_hash_covers_what_determines_the_result_and_nothing_else(toy, tmp_path):
     base = asked(toy, ipc=10)
     for same in (
@@ -416,6 +496,10 @@ def test_run_options():
         ("[fashion-mini.ipc10]\nseed = 3\n", "[fashion-mini.ipc10]: unknown key 'seed'"),
         ("[fashion-mini.ipc10]\nlr_img = 0\n", "[fashion-mini.ipc10]: lr_img=0 is out of range"),
         ("[fashion-mini.ipc10]\nexpect = { accuracy = [9, 3], verified = true }\n", "expect must be"),
+        ("[[fashion-mini.ipc10.expect]]\naccuracy = [3, 9]\n", "expect must be"),
+        ("[[fashion-mini.ipc10.expect]]\nverified = false\neval = 3\n", "expect must be"),
+        ("[[fashion-mini.ipc10.expect]]\nverified = false\nprotocol = 'mt'\n", "expect: unknown eval.protocol 'mt'"),
+        ("[[fashion-mini.ipc10.expect]]\nverified = false\neval.epoch = 2\n", "expect: unknown key 'eval.epoch'"),
         ("[fashion-mini.ipc10\n", "not TOML"),
     ],
 )
