@@ -222,10 +222,11 @@ def in_company(batches: Batches) -> Batches:
 
 def viewed(batches: Batches, policy: ViewPolicy, data: RealData) -> Batches:
     """Views of the batches' images; labels are mixed as their images are, and become probabilities for that."""
+    black = data.black if policy.pad else None
 
     def passes(rng: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         for images, targets in batches(rng, number):
-            view = draw_view(policy, len(images), data.shape, rng, data.augment, data.black)
+            view = draw_view(policy, len(images), data.shape, rng, data.augment, black)
             if policy.mix != "none":
                 targets = targets if targets.dim() > 1 else F.one_hot(targets, len(data.classes)).float()
                 targets = view.mixed(targets)

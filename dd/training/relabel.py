@@ -157,10 +157,11 @@ class Labeller:
             temperature: of the probabilities.
             micro: images of a micro-batch.
         """
+        black = data.black if policy.pad else None
 
         def passes(rng: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
             for images, targets in batches(rng, number):
-                view = draw_view(policy, len(images), data.shape, rng, data.augment, data.black)
+                view = draw_view(policy, len(images), data.shape, rng, data.augment, black)
                 views = view(images)
                 own = targets if targets.dim() == 1 else targets.argmax(1)
                 partner = own if view.partner is None else own[view.partner.to(own.device)]
