@@ -1,10 +1,13 @@
 """Small real data and tasks that take milliseconds, for tests of everything above the data."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from dd.data import RealData
+from dd.data._images import resized
 from dd.data.preprocess import standard
 from dd.data.real import DeviceSplit
 from dd.engine.method import Task
@@ -36,7 +39,10 @@ def make_blobs(classes=4, size=8, per_class=32, holdout=4, test=8, seed=0, strat
         images = prototypes[labels] + noise * torch.randn(len(labels), 1, size, size, generator=rng)
         return DeviceSplit((images * 16 + 128).round().clamp(0, 255).byte(), labels, space, classes)
 
-    return RealData(
+    def test_as(resize):
+        return replace(data.test, pixels=resized(data.test.pixels, size, resize))
+
+    data = RealData(
         name="blobs",
         classes=tuple(f"class {c}" for c in range(classes)),
         channels=1,
@@ -49,7 +55,9 @@ def make_blobs(classes=4, size=8, per_class=32, holdout=4, test=8, seed=0, strat
         fingerprint=f"blobs {classes} {size} {per_class} {holdout} {test} {seed} {strategy} {spread} {noise}",
         where="memory",
         licence="none needed",
+        test_as=test_as,
     )
+    return data
 
 
 @pytest.fixture(scope="session")

@@ -209,8 +209,8 @@ def _on_device(
         images, labels = images.index_select(0, kept), labels[kept]
     there, classes = _fitted(raw, images, settings).to(device), len(raw.classes)
 
-    def split(images: Tensor, labels: Tensor, originals: Originals | None = None) -> DeviceSplit:
-        return DeviceSplit(images.to(device), labels.to(device), there, classes, originals)
+    def split(images: Tensor, labels: Tensor) -> DeviceSplit:
+        return DeviceSplit(images.to(device), labels.to(device), there, classes)
 
     # what is kept for later holds no training image
     given = content if isinstance(content, Encoded) else content.test_images
@@ -219,13 +219,13 @@ def _on_device(
     def test_as(resize: Resize) -> Split:
         return split(test_images(located, given, Target(channels, height, resize)), test_labels)
 
-    originals = None
+    train = split(images, labels)
     if isinstance(content, Encoded) and settings.size is not None:
-        items = content.listing().train.items
-        source = Source(items.take(kept.tolist()) if len(held) else items, device, raw.name, settings.workers)
-        originals = Originals(source, labels.to(device), there, images.shape[1])
+        items = content.listing().train.items.take(kept.tolist())
+        source = Source(items, device, raw.name, settings.workers)
+        train = replace(train, originals=Originals(source, train.labels, there, channels))
     return Opened(
-        train=split(images, labels, originals),
+        train=train,
         holdout=split(raw.train_images.index_select(0, held), raw.train_labels[held]),
         test=split(raw.test_images, raw.test_labels),
         preprocess=there,
@@ -243,9 +243,10 @@ def _undecoded(
     Raises:
         NotMade: without a decoded image there is no saying what all would be brought to.
     """
+    space = "none" if settings.preprocess == "none" else "standard"
     try:
         with nothing_made():  # constants come with decoding, and are no want of their own
-            opened, known = streamed.open_streamed(located, content, replace(settings, preprocess="standard"), device)
+            opened, known = streamed.open_streamed(located, content, replace(settings, preprocess=space), device)
     except UsageError:
         require_making(f"what is to be known of the images of {located.name}")
         raise

@@ -7,12 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dd.data import Preprocess, RealData
-from dd.data.augment import Shape
-from dd.data.views import ViewPolicy, draw_view
 from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
@@ -134,19 +131,6 @@ def full_arm(data: RealData, batch: int) -> Arm:
         raise NotImplementedError("read in batches")
 
     return Arm("all real images", lambda _: "full", load, len(data.train), whole if batch == 1 else in_company(whole))
-
-
-def viewed(batches: Batches, policy: ViewPolicy, shape: Shape, strategy: str, classes: int) -> Batches:
-    """Views of the batches' images; labels are mixed as their images are, and become probabilities for that."""
-
-    def passes(rng: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, targets in batches(rng, number):
-            view = draw_view(policy, len(images), shape, rng, strategy)
-            if policy.mix != "none":
-                targets = view.mixed(targets if targets.dim() > 1 else F.one_hot(targets, classes).float())
-            yield view(images), targets
-
-    return passes
 
 
 def shuffled(

@@ -22,14 +22,13 @@ from dd.evaluation.arms import (
     set_arm,
     shuffled,
     stored_arm,
-    viewed,
 )
 from dd.evaluation.notes import notes_on
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report, Score
 from dd.sets import DistilledSet
 from dd.sets.soft_labels import LabelStore
-from dd.training.loop import Batches, Trainer, accuracy, predict, recall, right
+from dd.training.loop import Batches, Trainer, accuracy, predict, recall, right, viewed
 from dd.training.relabel import Labeller
 
 KIND = "students"
@@ -122,7 +121,7 @@ class Evaluator:
         fit = self.protocol.fit(arm.n, lr, data.augment, temperature)
         network = next(self._shared_trainer().train([(self.task.seed, "student", j)], batches, fit))
         holdout = accuracy(network, data.holdout.batches(512)) if len(data.holdout) else None
-        logits, labels = predict(network, data.test.batches(512))
+        logits, labels = predict(network, data.tested(self.protocol.test_resize).batches(512))
         predicted = logits.argmax(1)
         classes, balanced = recall(predicted, labels, len(data.classes))
         row = {"test": right(predicted, labels), "balanced": balanced, "classes": classes}
@@ -136,10 +135,9 @@ class Evaluator:
             return batches, arm.temperature
         if labeller is not None:
             temperature = labeller.temperature(protocol.temperature)
-            drawn = (protocol.views, data.shape, data.augment)
-            return labeller.live(batches, *drawn, temperature, protocol.micro), temperature
+            return labeller.live(batches, protocol.views, data, temperature, protocol.micro), temperature
         if protocol.views != ViewPolicy():
-            batches = viewed(batches, protocol.views, data.shape, data.augment, len(data.classes))
+            batches = viewed(batches, protocol.views, data)
         return batches, 1.0
 
     def _shared_trainer(self) -> Trainer:

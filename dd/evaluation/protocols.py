@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from dd.data.settings import Resize
 from dd.data.views import ViewPolicy
 from dd.io import digest
 from dd.training.criteria import CrossEntropy
@@ -33,6 +34,7 @@ _LATER = (
     "temperature",
     "temperature_squared",
     "micro",
+    "test_resize",
 )
 _Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -64,6 +66,7 @@ class Protocol:
             of the matching family.
         warmup: epochs in which lr rises in a line from a hundredth.
         views: how images are cropped, mirrored, mixed.
+        test_resize: how test images are brought to size, see `DataSettings.resize`; None: as all others.
         temperature: of student and teacher, where labels are a teacher's.
         temperature_squared: the loss times its square, which matters to SGD alone.
         micro: images that go through the student together, adding up to a step; None for all.
@@ -98,6 +101,7 @@ class Protocol:
     temperature: Annotated[float, Field(gt=0)] = 1.0
     temperature_squared: bool = False
     micro: Annotated[int, Field(ge=1)] | None = None
+    test_resize: Resize | None = None
     pilots: Annotated[int, Field(ge=1)] = 2
     full: bool | None = None
     full_students: Annotated[int, Field(ge=1)] = 2
@@ -154,11 +158,14 @@ class Protocol:
     def training(self) -> dict[str, Any]:
         """The fields that decide a student's accuracy."""
         default = asdict(Protocol())
-        return {
+        found = {
             name: value
             for name, value in asdict(self).items()
             if name not in _NO_PART_OF_THE_NUMBER and not (name in _LATER and value == default[name])
         }
+        if "views" in found and not self.views.pad:  # came later than views
+            del found["views"]["pad"]
+        return found
 
     def fingerprint(self, student: dict[str, Any], strategy: str, labels: Mapping[str, Any] | None = None) -> str:
         """Hash of all that two numbers must share to be compared, but the data and who teaches them.
@@ -212,7 +219,7 @@ PROTOCOLS: dict[str, Protocol] = {
         temperature=4.0,
     ),
     # SRe2L on ImageNet-1K: batch 1024, AdamW, cosine to zero, T 20 (Yin et al. 2023, official scripts)
-    "sre2l": replace(_SOFT, protocol="sre2l", batch=1024),
+    "sre2l": replace(_SOFT, protocol="sre2l", batch=1024, test_resize="shorter"),
     # SRe2L on Tiny-ImageNet: SGD .2 with 5 epochs of warm-up, all parameters decayed, nothing mixed, the loss times T^2
     "sre2l-tiny": replace(
         _SOFT,
@@ -227,20 +234,20 @@ PROTOCOLS: dict[str, Protocol] = {
         temperature_squared=True,
         views=ViewPolicy(crop=0.08, flip=True),
     ),
-    # SRe2L on CIFAR-100: images moved by up to 4 pixels, MixUp, T 30, all parameters decayed
+    # SRe2L on CIFAR-100: images padded with 4 black pixels and cropped, MixUp, T 30, all parameters decayed
     "sre2l-cifar": replace(
         _SOFT,
         protocol="sre2l-cifar",
         epochs=400,
         batch=128,
         spare_vectors=False,
-        views=ViewPolicy(strategy="flip_crop", mix="mixup", mix_alpha=0.8),
+        views=ViewPolicy(pad=4, flip=True, mix="mixup", mix_alpha=0.8),
         temperature=30.0,
     ),
     # CDA: as SRe2L with batches of 128 (Yin & Shen 2024, official scripts)
-    "cda": replace(_SOFT, protocol="cda", batch=128),
+    "cda": replace(_SOFT, protocol="cda", batch=128, test_resize="shorter"),
     # SRe2L++ and CV-DD: 16 images as two times 8 (Cui et al. 2025, official scripts; there cosine and lr also change
-    # with data set, ipc and network)
+    # with data set, ipc and network, and images of 224 pixels are tested as SRe2L's: eval.test_resize=shorter)
     "cvdd": replace(_SOFT, protocol="cvdd", batch=16, micro=8),
     # MEAL V2: plain SGD on the mean of the teachers' probabilities (labels.ensemble=prob_mean), no weight decay (Shen &
     # Savvides 2020, official code; there the student begins pretrained, here fresh as all)
@@ -259,14 +266,16 @@ PROTOCOLS: dict[str, Protocol] = {
         views=ViewPolicy(crop=0.08, flip=True),
         temperature=1.0,
     ),
-    # RDED: tiles are shuffled, crops keep half of the area, lr ends at half (Sun et al. 2024, official code; there the
-    # batch changes with data set and ipc, and the best of the last epochs on the test set is the result)
+    # RDED: tiles are shuffled, crops keep half of the area, lr ends at half, test images of any size lose an eighth
+    # (Sun et al. 2024, official code; there the batch changes with data set and ipc, and the best of the last epochs on
+    # the test set is the result)
     "rded": replace(
         _SOFT,
         protocol="rded",
         batch=50,
         cosine=2.0,
         views=ViewPolicy(tiles=2, crop=0.5, flip=True, mix="cutmix"),
+        test_resize="shorter",
     ),
     # NCFM: AdamW, lr halved at every fifth, IDC's augmentation of every image, CutMix for half the batches (Wang et al.
     # 2025, official code; there the best of every 100th epoch on the test set is the result, here the last)

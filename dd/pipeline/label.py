@@ -37,6 +37,11 @@ def store_spec(settings: LabelSettings, protocol: Protocol, task: Task) -> Store
         raise UsageError("labels.high calibrates labels of single images: it needs eval.views.mix=none")
     n = len(task.targets)
     batch = min(protocol.batch, n)
+    if settings.teacher_mode == "train" and min(batch, n % batch or batch) < 4:
+        raise UsageError(
+            f"labels.teacher_mode=train halves every batch, and {n} images in batches of {batch} leave a half of one, "
+            "of which batch statistics say nothing; choose another eval.batch"
+        )
     return StoreSpec(
         n=n,
         classes=task.data.classes,
@@ -46,8 +51,9 @@ def store_spec(settings: LabelSettings, protocol: Protocol, task: Task) -> Store
         policy=protocol.views,
         shape=task.data.shape,
         seed=task.seed,
-        micro=min(protocol.micro or batch, batch) if settings.teacher_mode == "batch" else None,
+        micro=min(protocol.micro or batch, batch) if settings.teacher_mode != "eval" else None,
         strategy=task.data.augment,
+        black=task.data.black if protocol.views.pad else None,
         replay=settings.replay,
     )
 
@@ -75,8 +81,8 @@ def label(
             left = needed * len(missing) // spec.epochs
             log.info("%s; %d of %d epochs are there", require_room(folder.labels, left), done, spec.epochs)
 
-        def logits(views: Tensor, _view: View, images: Tensor) -> Tensor:
-            return labeller.logits(views, own[images], protocol.micro)
+        def logits(views: Tensor, view: View, images: Tensor) -> Tensor:
+            return labeller.logits(views, own[images], protocol.micro, _seed(view, images))
 
         with bar("label", spec.epochs, done) as progress:
             for number, epoch in enumerate(missing, done + 1):
@@ -85,6 +91,12 @@ def label(
         store = writer.store
     views = store.reference(folder.set) | {"labeller": labeller.origin}
     return replace(distilled, label_kind="views", labels=distilled.own_classes(), views=views), store
+
+
+def _seed(view: View, images: Tensor) -> int:
+    """Of what dropout drops while teachers look at a batch: it follows from the batch, so resuming changes none."""
+    drawn = {"images": images} if view.boxes is None else {"images": images, "boxes": view.boxes}
+    return int(sha256_tensors(drawn)[:15], 16)
 
 
 def stored_labels(distilled: DistilledSet, beside: Path | None, protocol: Protocol) -> LabelStore | None:

@@ -30,6 +30,11 @@ _LATER = {
     "optimiser": "adamw",
     "shared": True,
     "order": "drawn",
+    "data.resize": "fit",
+    "eval.test_resize": None,
+    "eval.views.pad": 0,
+    "crops.originals": False,
+    "squeeze.optimiser": "sgd",
 }
 _OMITTED = ("ipc", "fraction", "preset", "like", "init")  # not written where they are None
 

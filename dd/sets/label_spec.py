@@ -42,6 +42,7 @@ class StoreSpec:
         micro: for labels that depend on their batch (teachers with batch statistics) the size of the micro-batches that
             were labelled together, see `pieces`; None for labels of every view alone.
         strategy: what the policy's strategy "data" stands for.
+        black: per channel in model space, where the policy pads; else None.
         replay: "seed" to draw the views again, "records" to keep them.
         images: SHA-256 of the images the labels were made for.
         teacher: JSON-able facts about who made them: names, hashes, mode, ensemble, weights.
@@ -57,6 +58,7 @@ class StoreSpec:
     seed: int = 0
     micro: int | None = None
     strategy: str = "none"
+    black: tuple[float, ...] | None = None
     replay: Literal["seed", "records"] = "seed"
     images: str = ""
     teacher: Mapping[str, Any] = field(default_factory=dict)
@@ -80,9 +82,10 @@ class StoreSpec:
             )
         if self.replay not in ("seed", "records"):
             raise UsageError(f"soft labels: replay is {self.replay!r}; known: seed, records")
-        if self.replay == "records" and (self.policy.tiles > 1 or self.policy.operations(self.strategy) != "none"):
+        policy = self.policy
+        if self.replay == "records" and (policy.tiles > 1 or policy.pad or policy.operations(self.strategy) != "none"):
             raise UsageError(
-                "soft labels: replay='records' keeps no tiles and no strategy of a view; use replay='seed'"
+                "soft labels: replay='records' keeps no tiles, no pad and no strategy of a view; use replay='seed'"
             )
 
     @property
@@ -98,18 +101,21 @@ class StoreSpec:
         """The view of one batch of an epoch, drawn from the seed."""
         images = min(self.batch, self.n - number * self.batch)
         rng = generator(self.seed, "views", epoch, number)
-        return draw_view(self.policy, images, self.shape, rng, self.strategy)
+        return draw_view(self.policy, images, self.shape, rng, self.strategy, self.black)
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values |= {"form": self.form.spec(), "policy": asdict(self.policy), "teacher": dict(self.teacher)}
+        if not self.policy.pad:  # as before views had one: what earlier stores are known by stands
+            del values["policy"]["pad"], values["black"]
         return json.loads(json.dumps(values))
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "StoreSpec":
         """What `to_json` wrote; TypeError, KeyError, ValueError or UsageError where it is something else."""
         plain = {**values, "classes": tuple(values["classes"]), "shape": tuple(values["shape"])}
+        plain["black"] = None if values.get("black") is None else tuple(values["black"])
         return StoreSpec(**{**plain, "form": form_of(**values["form"]), "policy": ViewPolicy(**values["policy"])})
 
 

@@ -191,8 +191,8 @@ def _begin(folder: Path, spec: StoreSpec, classes: bytes) -> None:
         there, files = read_manifest(folder)
         have, want = there.to_json(), spec.to_json()
         for name in want:
-            if have[name] != want[name]:
-                raise _others(folder, f"{name}={_short(have[name])}, not {_short(want[name])}")
+            if have.get(name) != want[name]:
+                raise _others(folder, f"{name}={_short(have.get(name))}, not {_short(want[name])}")
         if files[CLASSES] != facts:
             raise _others(folder, "other classes of the images")
     if fresh or not (folder / CLASSES).exists() or (folder / CLASSES).read_bytes() != classes:

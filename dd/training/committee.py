@@ -5,19 +5,20 @@ Priors and votes are those of Cui et al., "Dataset Distillation via Committee Vo
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from dd.errors import UsageError, unknown
 from dd.sets.label_spec import pieces
 from dd.training.teachers import Teacher
 
 How = Literal["logit_mean", "logit_weighted", "prob_mean"]
-Mode = Literal["eval", "batch"]
+Mode = Literal["eval", "batch", "train"]
 _CHUNK = 256
 
 # Accuracy in percent of a student trained on images distilled from one member alone: constants in the official code.
@@ -76,28 +77,48 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
             layer.training, layer.track_running_stats = training, tracked
 
 
+@contextmanager
+def live_dropout(network: nn.Module, seed: int) -> Iterator[None]:
+    """Inside the block dropout drops what `seed` says; everything else stays as it is, the global generator too."""
+    layers = [layer for layer in network.modules() if isinstance(layer, _DropoutNd)]
+    devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
+    with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
+        torch.manual_seed(seed)
+        try:
+            for layer in layers:
+                layer.training = True
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
+
 @torch.no_grad()
-def logits(teacher: Teacher, images: Tensor, mode: Mode = "eval", micro: int | None = None) -> Tensor:
+def logits(teacher: Teacher, images: Tensor, mode: Mode = "eval", micro: int | None = None, seed: int = 0) -> Tensor:
     """A teacher's logits (n, classes) for images (n, c, h, w) in model space, without a graph.
 
     Args:
         teacher: the teacher; it is left as it was, to the bit.
         images: the views to label.
         mode: "eval" asks about every image alone.  "batch" normalises each micro-batch by its own statistics, CV-DD's
-            batch-specific soft labels: an image's label depends on the others of its micro-batch.
+            batch-specific soft labels: an image's label depends on the others of its micro-batch.  "train" is what its
+            code does: dropout drops, and every batch falls into two halves, whatever its students' micro-batches are.
         micro: images per micro-batch, see `dd.sets.label_spec.pieces`; None for all together.
+        seed: of what dropout drops in mode "train".
 
     Raises:
-        UsageError: a micro-batch of a single image in mode "batch".
+        UsageError: a micro-batch of a single image in mode "batch", or a half of one in mode "train".
     """
     if mode == "eval":
         return torch.cat([teacher.network(part) for part in images.split(micro or _CHUNK)])
-    if mode != "batch":
+    if mode not in get_args(Mode):
         raise unknown("mode of a teacher", mode, get_args(Mode))
-    parts = images.split(pieces(len(images), micro))
-    if len(images) == 1:
+    half = len(images) // 2
+    parts = images.split(pieces(len(images), micro) if mode == "batch" else [half, len(images) - half])
+    if min(map(len, parts)) < 2:
         raise UsageError("a single image has no batch statistics; label with teacher_mode=eval, or more at a time")
-    with batch_statistics(teacher.network):
+    drops = live_dropout(teacher.network, seed) if mode == "train" else nullcontext()
+    with batch_statistics(teacher.network), drops:
         return torch.cat([teacher.network(part) for part in parts])
 
 

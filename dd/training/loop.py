@@ -12,11 +12,13 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from dd.data import Split
+from dd.data import RealData, Split
 from dd.data.augment import augment
+from dd.data.views import ViewPolicy, draw_view
 from dd.rng import generator
 from dd.sets.label_spec import pieces
 from dd.training.allocator import keep_large_buffers
@@ -41,12 +43,12 @@ class Fit:
         steps: number of steps.
         lr: learning rate.
         momentum: heavy-ball momentum, as in `torch.optim.SGD`.
-        weight_decay: L2 penalty, as in `torch.optim.SGD`; AdamW's own.
+        weight_decay: L2 penalty, as in `torch.optim.SGD` and Adam; AdamW's own.
         decay_at: steps before which lr is multiplied by `decay` and the optimiser made anew (its momentum is lost), as
             the trajectory-matching family does.
         decay: the factor.
         keep_state: lr falls without the optimiser being made anew.
-        optimiser: "sgd" or "adamw".
+        optimiser: "sgd", "adam" or "adamw".
         cosine: lr follows (1 + cos(pi t / (cosine * steps))) / 2 at step t: 1 ends at zero, 2 at half; None for none.
         warmup: first steps, over which lr rises in a line from a hundredth.
         spare_vectors: no weight decay on biases and norm layers, parameters of less than two dimensions.
@@ -71,7 +73,7 @@ class Fit:
     penalty: float = 0.0
     momentum_after: float | None = None
     keep_state: bool = False
-    optimiser: Literal["sgd", "adamw"] = "sgd"
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
     cosine: float | None = None
     warmup: int = 0
     spare_vectors: bool = False
@@ -191,8 +193,9 @@ def make_optimiser(parameters: Iterable[Tensor], fit: Fit, step: int) -> Optimiz
     """The optimiser of `fit` from step `step` on, without a memory."""
     groups = _groups(list(parameters), fit)
     alone: Any = {"foreach": False, "fused": False}
-    if fit.optimiser == "adamw":
-        return AdamW(groups, lr=fit.rate(step), weight_decay=fit.weight_decay, **alone)
+    if fit.optimiser != "sgd":
+        kind = AdamW if fit.optimiser == "adamw" else Adam
+        return kind(groups, lr=fit.rate(step), weight_decay=fit.weight_decay, **alone)
     dropped = any(at <= step for at in fit.decay_at)
     momentum = fit.momentum if not dropped or fit.momentum_after is None else fit.momentum_after
     return SGD(groups, lr=fit.rate(step), momentum=momentum, weight_decay=fit.weight_decay, **alone)
@@ -215,6 +218,21 @@ def passes(split: Split, size: int) -> Batches:
 def in_company(batches: Batches) -> Batches:
     """The same but batches of a single image, which has no batch statistics: what is left over of a pass."""
     return lambda rng, number: (batch for batch in batches(rng, number) if len(batch[1]) > 1)
+
+
+def viewed(batches: Batches, policy: ViewPolicy, data: RealData) -> Batches:
+    """Views of the batches' images; labels are mixed as their images are, and become probabilities for that."""
+    black = data.black if policy.pad else None
+
+    def passes(rng: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in batches(rng, number):
+            view = draw_view(policy, len(images), data.shape, rng, data.augment, black)
+            if policy.mix != "none":
+                targets = targets if targets.dim() > 1 else F.one_hot(targets, len(data.classes)).float()
+                targets = view.mixed(targets)
+            yield view(images), targets
+
+    return passes
 
 
 def _groups(parameters: list[Tensor], fit: Fit) -> list[dict[str, Any]]:

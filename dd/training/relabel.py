@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, TypeAdapter
 from torch import Tensor
 
-from dd.data.augment import Shape
+from dd.data import RealData
 from dd.data.views import ViewPolicy, draw_view
 from dd.engine.method import Task
 from dd.sets.label_forms import LabelForm, calibrate, form_of, label_temperature
@@ -32,7 +32,8 @@ class LabelSettings:
         ensemble: one label of several teachers: "logit_mean" of their logits (G-VBSM, EDC), "logit_weighted" by their
             votes (CV-DD), or "prob_mean" of their probabilities (MEAL V2).
         tau: temperature of the votes of "logit_weighted"; CV-DD labels with 10.
-        teacher_mode: "eval", or "batch" for batch norm by the statistics of each micro-batch (BSSL, CV-DD).
+        teacher_mode: "eval"; "batch" for batch norm by the statistics of each micro-batch (BSSL, CV-DD); or "train", in
+            which CV-DD's code labels: two halves of every batch, and dropout drops.
         low: teachers less sure of an image's class than this see background (FerKD, `label_forms.calibrate`).
         high: teachers at least this sure are believed, the others' labels are the class, smoothed; 0 believes all.
         smooth: share of such a label that is spread evenly over all classes.
@@ -125,17 +126,18 @@ class Labeller:
         """The temperature that students and labels have in common: forms but all logits are made for 1."""
         return label_temperature(self.settings.form, self.settings.high, asked)
 
-    def logits(self, views: Tensor, own: Tensor, micro: int | None) -> Tensor:
+    def logits(self, views: Tensor, own: Tensor, micro: int | None, seed: int = 0) -> Tensor:
         """(b, classes) for a batch of views (b, c, h, w); where labels are calibrated, their logarithms.
 
         Args:
             views: the views.
             own: (b,) the classes of their images.
             micro: images of a micro-batch, which count where teachers use batch statistics.
+            seed: of dropout, which drops in the mode "train" alone; every teacher has its own.
         """
-        settings = self.settings
-        pieces = micro if settings.teacher_mode == "batch" else None
-        each = torch.stack([logits(teacher, views, settings.teacher_mode, pieces) for teacher in self.teachers])
+        settings, mode = self.settings, self.settings.teacher_mode
+        pieces = micro if mode == "batch" else None
+        each = torch.stack([logits(t, views, mode, pieces, seed + at) for at, t in enumerate(self.teachers)])
         weights = None if self.weights is None else torch.tensor(self.weights)
         together = ensemble(each.float(), settings.ensemble, weights)
         if not settings.high:
@@ -144,26 +146,28 @@ class Labeller:
         return trusted.clamp_min(torch.finfo(torch.float16).tiny).log()
 
     def live(
-        self, batches: Batches, policy: ViewPolicy, shape: Shape, strategy: str, temperature: float, micro: int | None
+        self, batches: Batches, policy: ViewPolicy, data: RealData, temperature: float, micro: int | None
     ) -> Batches:
         """Views of the batches' images with class probabilities, as a store of the same form would give them.
 
         Args:
             batches: images and their classes, (b,) int64 or one-hot.
             policy: how views are drawn, from each pass's generator.
-            shape: (channels, height, width) of an image.
-            strategy: what the policy's strategy "data" stands for.
+            data: the real images, whose shape, augmentation and value space views go by.
             temperature: of the probabilities.
             micro: images of a micro-batch.
         """
+        black = data.black if policy.pad else None
 
         def passes(rng: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
             for images, targets in batches(rng, number):
-                view = draw_view(policy, len(images), shape, rng, strategy)
+                view = draw_view(policy, len(images), data.shape, rng, data.augment, black)
                 views = view(images)
                 own = targets if targets.dim() == 1 else targets.argmax(1)
                 partner = own if view.partner is None else own[view.partner.to(own.device)]
-                found = self.logits(views, own, micro)
+                drops = self.settings.teacher_mode == "train"  # nothing else draws a seed
+                seed = int(torch.randint(2**62, (), generator=rng)) if drops else 0
+                found = self.logits(views, own, micro, seed)
                 form = self.settings.stored_as(found.shape[1])
                 yield views, form.decode(form.encode(found, own, partner), own, partner, temperature)
 

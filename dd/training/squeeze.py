@@ -8,31 +8,42 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from dd.data import RealData
+from dd.data.views import ViewPolicy
 from dd.engine.method import Task
 from dd.errors import RunError
 from dd.io import digest
 from dd.networks import NetworkSpec, build
 from dd.runs.store import Artefact
-from dd.training.loop import Fit, Trainer, accuracy, in_company, passes
+from dd.training.loop import Batches, Fit, Trainer, accuracy, in_company, passes, viewed
 from dd.training.passes import PassFile
 
 KIND = "teachers"
 VERSION = 1  # of the training procedure: part of every key, raised when its results change
+LEAST = 0.08  # share of the area that a crop keeps (Szegedy et al. 2015, and torchvision's recipe)
+_CROPS = ViewPolicy(crop=LEAST, flip=True)
+_PAD = ViewPolicy(pad=4, flip=True)  # He et al. 2016, section 4.2
 
 
 @dataclass(frozen=True)
 class SqueezeSettings:
     """How teachers are trained on the real images.  Defaults: SRe2L's for CIFAR-100 (official code), but with DSA.
 
+    The authors of the family augment as torchvision's recipes do: `augment="pad"` for small images, `"crops"` for
+    ImageNet's.
+
     Attributes:
         epochs: passes over the real training images.
         lr: learning rate.
         momentum: of SGD.
-        weight_decay: of SGD.
+        weight_decay: of SGD and of Adam, as a penalty.
         batch: real images per step.
         schedule: lr after the warm-up: constant, or half a cosine to zero.
         warmup: epochs in which lr rises linearly, from a hundredth.
-        augment: DSA, one operation per batch, with the data set's strategy.
+        augment: true, DSA, one operation per batch, with the data set's strategy; false, none; "pad", four black pixels
+            around every image, a random crop of its size, half mirrored; "crops", random resized crops of at least 8 %
+            of the area, half mirrored, which are cut from the files where images were brought to size.
+        optimiser: "sgd" or "adam".
         seed: root seed of the teachers, apart from the run's, so that runs with other seeds share them.
     """
 
@@ -43,7 +54,8 @@ class SqueezeSettings:
     batch: Annotated[int, Field(ge=2)] = 128
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 0
-    augment: bool = True
+    augment: bool | Literal["pad", "crops"] = True
+    optimiser: Literal["sgd", "adam"] = "sgd"
     seed: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
@@ -53,12 +65,18 @@ class SqueezeSettings:
 
 def squeeze_spec(task: Task, network: NetworkSpec, settings: SqueezeSettings) -> dict[str, Any]:
     """Everything that determines a teacher trained here: the key of its artefact."""
+    own = asdict(settings)
+    if settings.optimiser == "sgd":  # as when there was no other
+        del own["optimiser"]
+    shown = settings.augment if isinstance(settings.augment, str) else _strategy(settings, task.data.augment)
+    if settings.augment == "crops" and task.data.train.originals:
+        shown = "crops of files"
     return {
         "version": VERSION,
         "data": task.data.fingerprint,
-        "augment": task.data.augment if settings.augment else "none",
+        "augment": shown,
         "network": asdict(network),
-        "settings": asdict(settings),
+        "settings": own,
         "compile": task.compile,
         "precision": task.precision,
         "device": task.device.type,
@@ -73,7 +91,8 @@ def squeeze_fit(settings: SqueezeSettings, images: int, strategy: str) -> Fit:
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
-        strategy=strategy if settings.augment else "none",
+        strategy=_strategy(settings, strategy),
+        optimiser=settings.optimiser,
         cosine=1.0 if settings.schedule == "cosine" else None,
         warmup=settings.warmup * per_pass,
     )
@@ -113,7 +132,7 @@ def _squeeze(
     data = task.data
     fit = squeeze_fit(settings, len(data.train), data.augment)
     trainer = Trainer(partial(build_teacher, task, network, task.classes), task.compile, task.precision)
-    batches = in_company(passes(data.train, settings.batch))
+    batches = in_company(_shown(data, settings))
     trained = next(trainer.train([(settings.seed, "teacher")], batches, fit, keeps=[keep]))
     state = {name: value.cpu() for name, value in trained.state_dict().items()}
     if not all(value.isfinite().all() for value in state.values()):
@@ -127,6 +146,22 @@ def _squeeze(
         "data": data.name,
     }
     return state, info
+
+
+def _strategy(settings: SqueezeSettings, strategy: str) -> str:
+    """The DSA strategy that is applied to batches."""
+    return strategy if settings.augment is True else "none"
+
+
+def _shown(data: RealData, settings: SqueezeSettings) -> Batches:
+    """Passes over the training images as the augmentation shows them; DSA is applied later."""
+    originals = data.train.originals
+    if settings.augment == "crops" and originals:
+        return lambda rng, _: originals.batches(settings.batch, rng, data.size, LEAST)
+    plain = passes(data.train, settings.batch)
+    if isinstance(settings.augment, bool):
+        return plain
+    return viewed(plain, _CROPS if settings.augment == "crops" else _PAD, data)
 
 
 def build_teacher(task: Task, network: NetworkSpec, classes: int, rng: torch.Generator) -> nn.Module:

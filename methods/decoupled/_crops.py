@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from dd.data.views import draw_boxes, resized_crop
+from dd.data import RealData
+from dd.data.views import BoxDraw, draw_shares, resized_crop
 from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.sets.tiles import mosaic
@@ -41,6 +42,8 @@ class CropSettings:
         crops: random crops of each real image.
         candidates: real images of a class that are looked at; a class with fewer gives all it has.
         least: least share of an image's area that a crop keeps; crops are square.
+        originals: crops are cut from the files, where these are images that were brought to size, as RDED cuts them;
+            false: from the squares.
         order: "low" takes the lowest cross entropies, as RDED does; "high" the highest; "medium" those in the middle.
     """
 
@@ -49,6 +52,7 @@ class CropSettings:
     candidates: Annotated[int, Field(ge=1)] = 300
     least: Annotated[float, Field(gt=0, le=1)] = 0.08
     order: Order = "low"
+    originals: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +94,7 @@ def patch_needs(
             "version": VERSION,
             "data": task.data.fingerprint,
             "teachers": list(teachers),
-            "settings": {"kind": type(settings).__name__, **asdict(settings)},
+            "settings": {"kind": type(settings).__name__, **_key(settings)},
             "seed": task.seed,
             "classes": [block.start, block.stop],
             "counts": _counts(task)[block.start : block.stop],
@@ -158,15 +162,55 @@ def stitched_class(
     data, f, m = task.data, settings.factor, settings.crops
     rng, pool = task.common("patches", c), data.train.of_class(c)
     index = pool[torch.randperm(len(pool), generator=rng)[: settings.candidates]]
-    images = data.train.images(index)
-    boxes = draw_boxes(len(index) * m, (data.size, data.size), (settings.least, 1.0), rng, stretch=1)
-    side = data.size // f
-    scores = score(members, images, boxes, c, side)
-    allowed = None if judge is None else judge(images, boxes, c)
+    draw, side = draw_shares(len(index) * m, (settings.least, 1.0), rng, stretch=1), data.size // f
+    make = _of_files if settings.originals and data.train.originals else _of_squares
+    found = make(data, index, draw, side, judge is not None)
+    scores = scored(members, found.some, len(index), m, c, data.size)
+    allowed = None if judge is None else judge(found.images, found.boxes, c)
     chosen, crop = select(scores, count * f**2, settings.order, allowed)
-    tiles = resized_crop(images[chosen], boxes.view(len(index), m, 4)[chosen.cpu(), crop.cpu()], side)
+    tiles = found.some(chosen.cpu() * m + crop.cpu())
     tiles = tiles.view(f**2, count, *tiles.shape[1:]).transpose(0, 1).flatten(0, 1)
     return to_bytes(data.preprocess, mosaic(tiles, f, data.size)).cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Crops of real images.
+
+    Attributes:
+        some: int64 (n,) numbers of crops, counted image by image, -> (n, c, side, side) in model space.
+        images: (k, c, h, w) in model space, what they were cut from; None where nobody looks at it.
+        boxes: (k m, 4), where in `images`, see `draw_boxes`.
+    """
+
+    some: Callable[[Tensor], Tensor]
+    images: Any
+    boxes: Tensor
+
+
+def _of_squares(data: RealData, index: Tensor, draw: BoxDraw, side: int, _: bool) -> _Candidates:
+    """Crops of the images as they were brought to size."""
+    images, boxes = data.train.images(index), draw.boxes((data.size, data.size))
+    return _Candidates(partial(_cut, images, boxes, side), images, boxes)
+
+
+def _cut(images: Tensor, boxes: Tensor, side: int, numbers: Tensor) -> Tensor:
+    """(n, c, side, side): crops by their numbers, of images (k, c, h, w) with boxes (k m, 4)."""
+    owners = numbers // (len(boxes) // len(images))
+    return resized_crop(images[owners.to(images.device)], boxes[numbers], side)
+
+
+def _of_files(data: RealData, index: Tensor, draw: BoxDraw, side: int, looked_at: bool) -> _Candidates:
+    """Crops of the files, of which no more than the crops is kept; boxes are those in the squashed pictures."""
+    originals = data.train.originals
+    assert originals is not None
+    crops, boxes, sizes = originals.crops(index, draw, side)
+    crops = crops.flatten(0, 1)
+    images = data.preprocess(originals.squashed(index, data.size)) if looked_at else None
+    scale = (data.size / sizes.double()).repeat(1, 2)[:, None]
+    squashed = (boxes * scale).round().long()
+    squashed[..., 2:] = squashed[..., 2:].clamp_min(1).minimum(data.size - squashed[..., :2])
+    return _Candidates(lambda numbers: data.preprocess(crops[numbers.to(crops.device)]), images, squashed.flatten(0, 1))
 
 
 def score(members: Sequence[nn.Module], images: Tensor, boxes: Tensor, c: int, side: int) -> Tensor:
@@ -179,14 +223,30 @@ def score(members: Sequence[nn.Module], images: Tensor, boxes: Tensor, c: int, s
         c: the class.
         side: of a crop in pixels; zeros around it fill the image.
     """
-    owner = torch.arange(len(images), device=images.device).repeat_interleave(len(boxes) // len(images))
+    some = partial(_cut, images, boxes, side)
+    return scored(members, some, len(images), len(boxes) // len(images), c, images.shape[2])
+
+
+def scored(
+    members: Sequence[nn.Module], some: Callable[[Tensor], Tensor], images: int, m: int, c: int, size: int
+) -> Tensor:
+    """(images, m) cross entropy at class `c` of crops, a mean over members.
+
+    Args:
+        members: networks in evaluation mode.
+        some: gives crops by their numbers, counted image by image.
+        images: how many images.
+        m: crops of each.
+        c: the class.
+        size: of an image in pixels, which zeros around a crop fill.
+    """
     found = []
-    for rows, part in zip(owner.split(_CHUNK), boxes.split(_CHUNK), strict=True):
-        crops = framed(resized_crop(images[rows], part, side), images.shape[2])
-        target = torch.full((len(rows),), c, device=images.device)
+    for numbers in torch.arange(images * m).split(_CHUNK):
+        crops = framed(some(numbers), size)
+        target = torch.full((len(numbers),), c, device=crops.device)
         each = [F.cross_entropy(member(crops).float(), target, reduction="none") for member in members]
         found.append(torch.stack(each).mean(0))
-    return torch.cat(found).view(len(images), -1)
+    return torch.cat(found).view(images, m)
 
 
 def framed(crops: Tensor, side: int) -> Tensor:
@@ -223,6 +283,10 @@ def select(scores: Tensor, count: int, order: Order, allowed: Tensor | None = No
     first = (len(ranked) - count) // 2 if order == "medium" else 0
     chosen = ranked[first : first + count]
     return chosen, crop[chosen]
+
+
+def _key(settings: CropSettings) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if name != "originals" or value}
 
 
 def _blocks(classes: int) -> list[range]:

@@ -192,6 +192,32 @@ def test_dropout_stays_off():
     assert torch.equal(with_dropout, logits(teacher(), IMAGES, "batch"))
 
 
+@pytest.mark.parametrize("n", [8, 7, 4])
+def test_train_mode_is_a_network_in_training_mode_on_two_halves(n):
+    """CV-DD's code: what is left over of an epoch is halved too, and dropout drops; nothing is left behind."""
+    it = teacher(dropout=True)
+    before = {name: value.clone() for name, value in it.network.state_dict().items()}
+    state = torch.random.get_rng_state()
+    found = logits(it, IMAGES[:n], "train", 3, seed=5)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in it.network.state_dict().items())
+    assert not any(layer.training for layer in it.network.modules())
+    network = teacher(dropout=True).network.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        wanted = torch.cat([network(half) for half in (IMAGES[: n // 2], IMAGES[n // 2 : n])])
+    assert torch.allclose(found, wanted)
+    assert (found == 0).any()  # dropped
+    assert torch.equal(logits(it, IMAGES[:n], "train", None, seed=5), found)
+    assert not torch.equal(logits(it, IMAGES[:n], "train", seed=6), found)
+
+
+def test_train_mode_without_dropout_is_batch_mode_on_halves():
+    assert torch.equal(logits(teacher(), IMAGES, "train"), logits(teacher(), IMAGES, "batch", 4))
+    with pytest.raises(UsageError, match="a single image has no batch statistics"):
+        logits(teacher(), IMAGES[:3], "train")
+
+
 def test_without_batch_norm_the_modes_agree():
     it = teacher("instance", dropout=True)
     assert torch.allclose(logits(it, IMAGES, "batch", 4), logits(it, IMAGES))
@@ -210,5 +236,5 @@ def test_an_image_alone_has_no_batch():
         logits(teacher(), IMAGES[:1], "batch", 7)
     # one that is left over joins the piece before it
     assert torch.equal(logits(teacher(), IMAGES, "batch", 7), logits(teacher(), IMAGES, "batch"))
-    with pytest.raises(UsageError, match="unknown mode of a teacher 'train'"):
-        logits(teacher(), IMAGES, "train")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match="unknown mode of a teacher 'trained'"):
+        logits(teacher(), IMAGES, "trained")  # pyright: ignore[reportArgumentType]

@@ -3,18 +3,22 @@
 import importlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms import functional as tv
 
-from dd.data.views import draw_boxes, resized_crop
+from dd.data import DataSettings, open_data
+from dd.data.views import draw_boxes, draw_shares, resized_crop
 from dd.engine.registry import get
 from dd.errors import UsageError
 from dd.rng import generator
 from dd.runs import Store
 from dd.sets.tiles import mosaic
 
-from .conftest import SQUEEZE
+from .conftest import SQUEEZE, STUDENT
 
 RDED, SPP = get("rded"), get("sre2lpp")
 patches = importlib.import_module("dd.methods.decoupled._crops")
@@ -174,6 +178,89 @@ def test_tiles_are_the_patches_k_n_plus_k_and_so_on(task, net, factor, edges):
                 (top, bottom), (left, right) = edges[row : row + 2], edges[column : column + 2]
                 rows, columns = ([i * side // n for i in range(n)] for n in (bottom - top, right - left))
                 assert torch.equal(images[3 * c + k, :, top:bottom, left:right], whole[:, rows][:, :, columns])
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Pictures of four classes, wide, high and square, by the names of their classes."""
+    monkeypatch.setenv("DD_HOME", str(tmp_path / "home"))
+    rng = np.random.default_rng(0)
+    for c in range(4):
+        prototype = rng.uniform(30, 220, (4, 4))
+        folder = tmp_path / "set" / f"class {c}"
+        folder.mkdir(parents=True)
+        for number, size in enumerate([(30, 20), (20, 30), (24, 24)] * 8):
+            smooth = np.asarray(Image.fromarray(prototype.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR))
+            noisy = smooth + rng.normal(0, 25, smooth.shape)
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:02}.png")
+    return tmp_path / "set"
+
+
+def opened(files, stream=False, size=8):
+    return open_data(f"folder:{files}", DataSettings(size=size, stream=stream, holdout=0.2), "cpu")
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_patches_of_files_are_cut_from_whole_pictures(make_task, files, factor):
+    """By hand: torchvision's crops of every file, scored in their frame, the best of each, the best of those."""
+    task = make_task(opened(files), student=STUDENT, ipc=2)
+    settings = CropSettings(factor=factor, crops=3, candidates=14, originals=True)
+    method = RDED(squeeze=SQUEEZE, crops=settings)
+    images, side = made(method, task), 8 // factor
+    network = method.prepare(task).teachers[0].network
+    space, data = task.data.preprocess, task.data.train
+    paths = [data.originals.source.items.load(i) for i in range(len(data))]
+    for c in range(4):
+        rng, pool = task.common("patches", c), data.of_class(c)
+        index = pool[torch.randperm(len(pool), generator=rng)[:14]]
+        draw, best = draw_shares(len(index) * 3, (0.08, 1.0), rng, stretch=1), []
+        for k, at in enumerate(index.tolist()):
+            picture, crops = Image.open(paths[at]), []
+            for box in draw.of(3 * k, 3 * k + 3).boxes((picture.height, picture.width)).tolist():
+                crop = tv.pil_to_tensor(tv.resized_crop(picture, *box, size=[side, side]))
+                framed = F.pad(space(crop[None]), [(8 - side) // 2] * 4)
+                crops.append((F.cross_entropy(network(framed), torch.tensor([c])).item(), crop))
+            best.append(min(crops, key=lambda pair: pair[0]))
+        chosen = [crop for _, crop in sorted(best, key=lambda pair: pair[0])[: 2 * factor**2]]
+        for k in range(2):
+            tiles = [chosen[2 * t + k] for t in range(factor**2)]
+            rows = [torch.cat(tiles[factor * r : factor * (r + 1)], 2) for r in range(factor)]
+            assert torch.equal(images[2 * c + k], torch.cat(rows, 1))
+
+
+@pytest.mark.parametrize("name", ["rded", "nrrdd"])
+def test_streamed_files_give_the_same_patches(make_task, files, name):
+    found = []
+    for stream in (False, True):
+        method, task = get(name), make_task(opened(files, stream), student=STUDENT, ipc=2)
+        crops = replace(method().crops, factor=2, crops=3, candidates=16, originals=True)
+        found.append(made(method(squeeze=SQUEEZE, crops=crops), task))
+        squares = made(method(squeeze=SQUEEZE, crops=replace(crops, originals=False)), task)
+        assert not torch.equal(found[-1], squares)
+    assert torch.equal(*found)
+
+
+def test_where_there_are_no_files_it_makes_no_difference(task):
+    plain, asked = (made(RDED(squeeze=SQUEEZE, crops=CropSettings(originals=o)), task) for o in (False, True))
+    assert torch.equal(plain, asked)
+
+
+def test_a_box_of_a_file_is_looked_at_in_the_squashed_picture(files):
+    data = opened(files)
+    index, draw = torch.tensor([0, 1, 2]), draw_shares(3 * 4, (0.08, 1.0), generator(1), stretch=1)
+    found = patches._of_files(data, index, draw, 4, True)
+    assert torch.equal(found.images, data.preprocess(data.train.originals.squashed(index, 8)))
+    _, boxes, sizes = data.train.originals.crops(index, draw, 4)
+    for box, own, (height, width) in zip(
+        found.boxes.view(3, 4, 4).flatten(0, 1).tolist(),
+        boxes.flatten(0, 1).tolist(),
+        sizes.repeat_interleave(4, 0).tolist(),
+        strict=True,
+    ):
+        scale = [8 / height, 8 / width] * 2
+        assert all(abs(b - o * s) <= 1 for b, o, s in zip(box, own, scale, strict=True))
+        assert 0 <= box[0] < box[0] + box[2] <= 8
+        assert 0 <= box[1] < box[1] + box[3] <= 8
 
 
 def test_orders_differ_and_a_poor_class_is_refused(task):

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from dd.data.views import draw_view
 from dd.engine.registry import get
@@ -17,6 +18,7 @@ from dd.pipeline.label import label, store_spec, stored_labels
 from dd.rng import generator
 from dd.runs import RunFolder
 from dd.sets import DistilledSet
+from dd.sets.label_spec import file_of
 from dd.training.committee import batch_statistics, votes
 from dd.training.loop import accuracy
 from dd.training.relabel import Labeller, LabelSettings
@@ -155,6 +157,23 @@ def test_batch_specific_labels_follow_the_students_halves(task, members, tmp_pat
     saved = replace(made, views={**made.views})
     with pytest.raises(UsageError, match="micro-batches of 2, not 4"):
         stored_labels(saved, tmp_path / "set.safetensors", replace(protocol, micro=None))
+
+
+def test_labels_of_halves_with_live_dropout_are_the_same_after_a_restart(task, members, tmp_path):
+    """What drops follows from the batch: epochs that are written anew hold the same labels."""
+    network = nn.Sequential(members[0].network, nn.Dropout(0.5)).eval()
+    drops = replace(members[0], network=network)
+    small, protocol = make_set(task), replace(PROTOCOL, batch=4, micro=2)
+    asked = labeller(task, [drops], teacher_mode="train")
+    _, store = label(small, asked, protocol, task, RunFolder(tmp_path))
+    kept = [(store.path / file_of(epoch)).read_bytes() for epoch in range(2)]
+    assert kept[0] != kept[1]
+    (store.path / file_of(1)).unlink()
+    _, again = label(small, asked, protocol, task, RunFolder(tmp_path))
+    assert [(again.path / file_of(epoch)).read_bytes() for epoch in range(2)] == kept
+    with pytest.raises(UsageError, match="leave a half of one"):
+        store_spec(LabelSettings(teacher_mode="train"), replace(PROTOCOL, batch=3), task)
+    assert store_spec(LabelSettings(teacher_mode="train"), protocol, task).micro == 2
 
 
 def test_every_arm_has_the_same_teachers_labels(task, members, tmp_path):

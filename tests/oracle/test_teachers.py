@@ -4,13 +4,18 @@ import json
 import logging
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
+from torchvision.transforms import functional as tv
 
+from dd.data import DataSettings, open_data
 from dd.data.augment import augment
+from dd.data.views import draw_boxes
 from dd.errors import RunError, UsageError
 from dd.io import digest, sha256_file, sha256_tensors
 from dd.networks import NetworkSpec, build
@@ -68,6 +73,89 @@ def test_a_teacher_by_hand(task):
     assert teacher.holdout > 60  # it learnt something: chance is 25
     assert teacher.classes == task.data.classes
     assert teacher.sha256 == sha256_tensors(ours)
+
+
+def loops(task, settings, batches_of, kind=torch.optim.SGD):
+    """The same loop over batches that are already augmented."""
+    network = build(SPEC, channels=1, size=8, classes=4, generator=generator(settings.seed, "teacher", "weights"))
+    momentum = {"momentum": settings.momentum} if kind is torch.optim.SGD else {}
+    optimiser = kind(network.parameters(), settings.lr, weight_decay=settings.weight_decay, **momentum)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs * 6)
+    for epoch in range(settings.epochs):
+        for images, labels in batches_of(generator(settings.seed, "teacher", "order", epoch)):
+            optimiser.zero_grad()
+            F.cross_entropy(network(images), labels).backward()
+            optimiser.step()
+            schedule.step()
+    return network.eval().state_dict()
+
+
+def test_adam_by_hand(task):
+    settings = replace(SETTINGS, optimiser="adam", lr=1e-3, augment=False)
+    (teacher,) = teachers(task, [NAME], settings)
+    expected = loops(task, settings, lambda rng: task.data.train.batches(24, rng), torch.optim.Adam)
+    ours = teacher.network.state_dict()
+    assert all(torch.allclose(ours[name], value, atol=1e-5) for name, value in expected.items())
+
+
+def test_on_padded_images_by_hand(task):
+    """torchvision's RandomCrop with padding, and its flip: pixels are bytes there, so what comes in is black."""
+    settings = replace(SETTINGS, augment="pad")
+    (teacher,) = teachers(task, [NAME], settings)
+
+    def batches(rng):
+        for index in torch.randperm(128, generator=rng).split(24):
+            shifts = torch.randint(-4, 5, (len(index), 2), generator=rng).tolist()
+            flips = torch.rand(len(index), generator=rng) < 0.5
+            images = []
+            for pixels, (down, right), flip in zip(task.data.train.raw(index), shifts, flips, strict=True):
+                crop = tv.crop(tv.pad(pixels, [4]), 4 - down, 4 - right, 8, 8)
+                images.append(tv.hflip(crop) if flip else crop)
+            yield task.data.preprocess(torch.stack(images)), task.data.train.labels[index]
+
+    expected, ours = loops(task, settings, batches), teacher.network.state_dict()
+    assert all(torch.allclose(ours[name], value, atol=1e-5) for name, value in expected.items())
+
+
+def test_on_crops_of_the_images_by_hand(task):
+    settings = replace(SETTINGS, augment="crops")
+    (teacher,) = teachers(task, [NAME], settings)
+
+    def batches(rng):
+        for index in torch.randperm(128, generator=rng).split(24):
+            boxes = draw_boxes(len(index), (8, 8), (0.08, 1.0), rng)
+            flips = torch.rand(len(index), generator=rng) < 0.5
+            images = []
+            for image, box, flip in zip(task.data.train.images(index), boxes.tolist(), flips, strict=True):
+                crop = tv.resized_crop(image, *box, size=[8, 8])
+                images.append(tv.hflip(crop) if flip else crop)
+            yield torch.stack(images), task.data.train.labels[index]
+
+    expected, ours = loops(task, settings, batches), teacher.network.state_dict()
+    assert all(torch.allclose(ours[name], value, atol=1e-4) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_on_crops_of_files_where_there_are_files(make_task, tmp_path, monkeypatch, stream):
+    monkeypatch.setenv("DD_HOME", str(tmp_path / "home"))
+    rng = np.random.default_rng(0)
+    for number in range(64):
+        folder = tmp_path / "set" / f"class {number % 4}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (12, 20), dtype=np.uint8)).save(folder / f"{number:02}.png")
+    data = open_data(f"folder:{tmp_path / 'set'}", DataSettings(size=8, stream=stream, holdout=0), "cpu")
+    task, settings = make_task(data), replace(SETTINGS, augment="crops", batch=len(data.train) // 6 + 1)
+    (teacher,) = teachers(task, [NAME], settings)
+    shown = data.train.originals
+    expected = loops(task, settings, lambda rng: shown.batches(settings.batch, rng, 8, 0.08))
+    ours = teacher.network.state_dict()
+    assert all(torch.allclose(ours[name], value, atol=1e-5) for name, value in expected.items())
+    spec = squeeze_spec(task, SPEC, settings)
+    assert spec["augment"] == "crops of files"
+    squares = make_task(
+        replace(data, train=replace(data.train, **({"sized": False} if stream else {"originals": None})))
+    )
+    assert squeeze_spec(squares, SPEC, settings)["augment"] == "crops"
 
 
 def test_it_is_frozen_and_in_evaluation_mode(task):
@@ -135,10 +223,11 @@ def test_what_a_plan_needs_is_what_is_made(task, tmp_path):
 def test_every_setting_is_part_of_the_key(task, make_task, blobs):
     changes = {
         "epochs": 4, "lr": 0.2, "momentum": 0.5, "weight_decay": 0.0, "batch": 16, "schedule": "constant", "warmup": 1,
-        "augment": False, "seed": 1,
+        "augment": False, "seed": 1, "optimiser": "adam",
     }  # fmt: skip
     assert changes.keys() == asdict(SETTINGS).keys()
     specs = [squeeze_spec(task, SPEC, SETTINGS)]
+    specs += [squeeze_spec(task, SPEC, replace(SETTINGS, augment=how)) for how in ("pad", "crops")]
     specs += [squeeze_spec(task, SPEC, replace(SETTINGS, **{name: value})) for name, value in changes.items()]
     specs += [squeeze_spec(task, replace(SPEC, width=7), SETTINGS)]
     specs += [squeeze_spec(make_task(blobs(seed=1, strategy=DSA)), SPEC, SETTINGS)]
@@ -151,7 +240,9 @@ def test_every_setting_reaches_the_training():
     fit = squeeze_fit(replace(SETTINGS, warmup=1), 128, DSA)
     assert (fit.steps, fit.warmup, fit.cosine, fit.strategy) == (18, 6, 1.0, DSA)
     assert (fit.lr, fit.momentum, fit.weight_decay) == (0.1, 0.9, 5e-4)
-    assert squeeze_fit(replace(SETTINGS, augment=False, schedule="constant"), 128, DSA).strategy == "none"
+    for how in (False, "pad", "crops"):
+        assert squeeze_fit(replace(SETTINGS, augment=how, schedule="constant"), 128, DSA).strategy == "none"
+    assert squeeze_fit(replace(SETTINGS, optimiser="adam"), 128, DSA).optimiser == "adam"
     with pytest.raises(ValueError, match=r"squeeze\.warmup=3 must be less than squeeze\.epochs=3"):
         replace(SETTINGS, warmup=3)
 

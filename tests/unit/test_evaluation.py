@@ -171,6 +171,7 @@ COUNTS = {
     "temperature": 2.0,
     "temperature_squared": True,
     "micro": 8,
+    "test_resize": "fit",
 }
 DOES_NOT = {
     "protocol": "mine",

@@ -30,7 +30,7 @@ quick-soft  adamw 2e-3 .01  150  50   - 4  0 0 1 0
 VIEWS = """
 sre2l       .08 1 1 none      cutmix 1  1
 sre2l-tiny  .08 1 1 none      none   1  1
-sre2l-cifar -   0 1 flip_crop mixup  1  .8
+sre2l-cifar -   1 1 none      mixup  1  .8
 cda         .08 1 1 none      cutmix 1  1
 cvdd        .08 1 1 none      cutmix 1  1
 rded        .5  1 2 none      cutmix 1  1
@@ -38,6 +38,8 @@ ncfm        -   0 1 data      cutmix .5 1
 mealv2      .08 1 1 none      none   1  1
 quick-soft  .3  1 1 none      cutmix 1  1
 """
+# black pixels around an image before it is cropped to its size, and how test images are brought to theirs
+TOUCHED = {"sre2l-cifar": (4, None), "sre2l": (0, "shorter"), "cda": (0, "shorter"), "rded": (0, "shorter")}
 N = 2000  # images: 2, 8, 16, 40 or 125 steps a pass
 
 
@@ -96,7 +98,8 @@ def test_ncfms_lr_is_halved_at_every_fifth():
 @pytest.mark.parametrize("row", rows(VIEWS), ids=lambda row: row[0])
 def test_the_views_of_a_student(row):
     name, crop, flip, tiles, strategy, mix, share, alpha = row
-    assert PROTOCOLS[name].views == ViewPolicy(
+    assert (PROTOCOLS[name].views.pad, PROTOCOLS[name].test_resize) == TOUCHED.get(name, (0, None))
+    assert replace(PROTOCOLS[name].views, pad=0) == ViewPolicy(
         crop=None if crop == "-" else float(crop),
         stretch=4 / 3,
         flip=flip == "1",
@@ -109,12 +112,14 @@ def test_the_views_of_a_student(row):
 
 
 def test_on_cifar_sre2l_moves_images_by_up_to_4_pixels_and_mirrors_half():
-    """Padded by 4 and cropped (official script): every shift of -4 to 4 either way."""
-    lit = torch.zeros(400, 1, 32, 32)
+    """Padded by 4 and cropped (official script): every shift of -4 to 4 either way, with black coming in."""
+    black = -2.5  # in model space, where 0 is the mean
+    lit = torch.full((400, 1, 32, 32), black)
     lit[:, 0, 16, 10] = 1.0
-    view = draw_view(PROTOCOLS["sre2l-cifar"].views, 400, (1, 32, 32), generator(0, "views"))
+    view = draw_view(PROTOCOLS["sre2l-cifar"].views, 400, (1, 32, 32), generator(0, "views"), "none", [black])
     seen = unmixed(view)(lit)
-    assert torch.equal(seen.sum((1, 2, 3)), torch.ones(400))
+    assert torch.equal((seen - black).sum((1, 2, 3)), torch.full((400,), 1 - black))
+    seen = seen - black
     spots = seen.flatten(1).argmax(1)
     down, right = spots // 32 - 16, spots % 32
     assert set(down.tolist()) == set(range(-4, 5))

@@ -301,6 +301,7 @@ def test_a_store_goes_on_only_with_what_it_holds(tmp_path, change, message):
         ({"replay": "disk"}, "'disk'"),
         ({"replay": "records", "policy": ViewPolicy(tiles=2)}, "replay='seed'"),
         ({"replay": "records", "policy": ViewPolicy(strategy="flip")}, "replay='seed'"),
+        ({"replay": "records", "policy": ViewPolicy(pad=2)}, "replay='seed'"),
     ],
 )
 def test_a_spec_that_cannot_be_is_refused(change, message):
@@ -329,9 +330,9 @@ def test_views_that_the_seed_no_longer_draws_are_noticed(tmp_path, monkeypatch):
     kept = written(tmp_path.with_name("kept"), a_spec(replay="records"))
     first = next(kept.epoch(0)).view(load(torch.arange(8)))
 
-    def other(policy, n, shape, rng, strategy="none"):
+    def other(policy, n, shape, rng, *rest):
         draw("flip", n, shape, rng)
-        return draw_view(policy, n, shape, rng, strategy)
+        return draw_view(policy, n, shape, rng, *rest)
 
     monkeypatch.setattr(label_spec, "draw_view", other)
     with pytest.raises(RunError, match="draws other views"):
