@@ -245,6 +245,8 @@ def _decoded(located: Located, content: Encoded, size: int | None) -> Arrays:
     spec: dict[str, Any] = {"format": _CACHE_FORMAT, "name": located.name, "files": content.key}
     if size is not None:
         spec["size"] = size
+    if content.notes:
+        spec["notes"] = content.notes  # kept with the images
     kept = Store().tensors("images", spec, make, what=f"the decoded images of {located.name}")
     assert kept.tensors is not None, "made of tensors"
     tensors = {key: kept.tensors[key] for key in _TENSORS}

@@ -1,11 +1,13 @@
 """Checks of settings against the world: names of data sets and protocols, files, devices, networks."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dd.errors import UsageError, unknown
+from dd.io import user_path
 
 if TYPE_CHECKING:
     from dd.engine.method import Method
@@ -69,7 +71,7 @@ def student(spec: "NetworkSpec") -> None:
 
 def readable(key: str, path: str) -> Path:
     """The path of an existing file, `~` expanded, or `UsageError`."""
-    found = Path(path).expanduser()
-    if not found.exists():
+    found = user_path(path, key)
+    if not os.path.exists(found):
         raise UsageError(f"{key}={path}: no such file")
     return found

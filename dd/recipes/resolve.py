@@ -216,14 +216,14 @@ def _recipe(
     changed: tuple[str, ...],
     files: Mapping[int, Path],
 ) -> Recipe:
-    from dd.io import sha256_file
+    from dd.io import sha256_file, user_path
 
     ref, digests = bare.pop("method"), {}
     if ".py" in ref:  # a file in the making: its text is part of the recipe
-        path, _, name = ref.partition(".py")
-        file = Path(path + ".py").expanduser().resolve()
+        path, _, name = ref.rpartition(".py")
+        file = user_path(path + ".py", "method").resolve()
         ref, digests["method"] = f"{file}{name}", sha256_file(file)
-    if bare["init"] is not None and (init := Path(bare["init"]).expanduser()).is_file():
+    if bare["init"] is not None and (init := user_path(bare["init"], "init")).is_file():
         digests["init"] = sha256_file(init)
     digests |= {f"teachers[{at}]": sha256_file(file) for at, file in files.items()}
     notices = table.notices
