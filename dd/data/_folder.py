@@ -98,9 +98,7 @@ def listed(root: Path, file: Path, images: str, classes: tuple[str, ...]) -> Par
     return Part(ImageFiles(root, [f"{images}/{row[0]}" for row in rows]), torch.tensor(labels, dtype=torch.int64))
 
 
-def _encoded(
-    root: Path, train: Part, test: Part | None, classes: tuple[str, ...], notes: tuple[str, ...]
-) -> Encoded:
+def _encoded(root: Path, train: Part, test: Part | None, classes: tuple[str, ...], notes: tuple[str, ...]) -> Encoded:
     @cache
     def listing() -> Listing:
         return Listing(train, test, classes, notes) if test else with_test_part(train, classes, notes)

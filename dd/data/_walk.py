@@ -13,10 +13,13 @@ from dd.errors import UsageError
 
 _SHOWN = 3  # names in a note
 # what lies beside images and is none: nobody misses it
-_COMPANIONS = set(
-    ".bib .cfg .csv .db .doc .docx .htm .html .ini .ipynb .json .jsonl .log .m .mat .md .md5 .pdf .py .rst .sh .sha256 "
-    ".tsv .txt .url .xls .xlsx .xml .yaml .yml".split()
-)
+# fmt: off
+_COMPANIONS = {
+    ".bib", ".cfg", ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log", ".m",
+    ".mat", ".md", ".md5", ".pdf", ".py", ".rst", ".sh", ".sha256", ".tsv", ".txt", ".url", ".xls", ".xlsx", ".xml",
+    ".yaml", ".yml",
+}
+# fmt: on
 
 
 @dataclass(eq=False)
@@ -85,7 +88,7 @@ class Passed:
 
 
 def walk(root: Path, only: Sequence[str] | None = None) -> tuple[Folder, Passed]:
-    """All folders below `root`, and what was passed over: hidden things, links that lead back, files that are no images.
+    """All folders below `root`, and what was passed over: hidden things, links back, files that are no images.
 
     Every folder and file is taken once, by its real path: first those that no link leads to.
 
@@ -123,8 +126,9 @@ class _Walk:
         self._look([self._top])
         while self._folder_links:
             # the shallowest first: a class that is a link before a link within a class
-            self._folder_links.sort(key=lambda link: (link[0].path.count("/"), join(link[0].path, link[1])), reverse=True)
-            self._follow(*self._folder_links.pop())
+            link = min(self._folder_links, key=_depth)
+            self._folder_links.remove(link)
+            self._follow(*link)
         self._take_file_links()
         for folder in self._top.below():
             folder.images.sort()
@@ -217,6 +221,10 @@ _NAMED_COMPANIONS = {"license", "licence", "readme", "makefile", "thumbs.db"}
 def _hidden(name: str, is_folder: bool) -> bool:
     """Whether it is none of the user's: `.ipynb_checkpoints`, `._x.jpg`, `__MACOSX`, as for Hugging Face `datasets`."""
     return name.startswith((".", "__") if is_folder else ".")
+
+
+def _depth(link: tuple[Folder, str]) -> tuple[int, str]:
+    return link[0].path.count("/"), join(link[0].path, link[1])
 
 
 def _suffix(name: str) -> str:

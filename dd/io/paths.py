@@ -1,5 +1,6 @@
 """The one road of every path that a user names, on the command line, in Python or in the environment."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -19,10 +20,10 @@ def user_path(text: str | Path, what: str = "", *, absolute: bool = True) -> Pat
     """
     try:
         path = Path(text).expanduser()
-        os.stat(os.fsencode(path))
+        # what is missing, or too long, is told by those who want it to be there
+        with contextlib.suppress(OSError):
+            os.stat(os.fsencode(path))
     except (RuntimeError, ValueError) as error:  # no such user's home; a NUL, or a character no file name can have
         named = f"{what}={text}" if what else str(text)
         raise UsageError(f"{named!r} is no path: {error}") from error
-    except OSError:
-        pass  # what is missing, or too long, is told by those who want it to be there
     return path.absolute() if absolute else path

@@ -14,21 +14,12 @@ if TYPE_CHECKING:
     from dd.evaluation.protocols import Protocol
     from dd.networks import NetworkSpec
 
-_PATHS = ("folder:", "parquet:")
-
 
 def dataset(name: str) -> None:
-    """Raise `UsageError` unless `name` is a data set's, or `folder:PATH` or `parquet:PATH` with a path that exists."""
-    if name.startswith(_PATHS):
-        kind, _, path = name.partition(":")
-        if not Path(path).expanduser().exists():
-            raise UsageError(f"dataset={name}: no such {'folder' if kind == 'folder' else 'file or folder'}: {path!r}")
-        return
-    from dd.data import list_sources
+    """Raise `UsageError` unless `name` is a data set's, or names a user's own by a path that exists."""
+    from dd.data.sources import require_known
 
-    names = [source.name for source in list_sources() if ":" not in source.name]
-    if name not in names:
-        raise UsageError(f"{unknown('dataset', name, names)} (your own images: dataset=folder:PATH)")
+    require_known(name)
 
 
 def size(bare: Mapping[str, Any]) -> None:
