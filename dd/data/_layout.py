@@ -89,6 +89,7 @@ def notes_on(part: Folder) -> list[str]:
 @dataclass
 class _Reading:
     root: Path
+    train: list[Folder] = field(default_factory=list)
 
     def read(self, top: Folder) -> Layout:
         wrapper = None
@@ -125,7 +126,7 @@ class _Reading:
         return self._layout(top, train, parts, rest)
 
     def _layout(self, top: Folder, train: list[Folder], parts: dict[str, list[Folder]], rest: list[Folder]) -> Layout:
-        found = Layout(_merged(train))
+        self.train, found = train, Layout(_merged(train))
         for folder in train:
             found.notes += notes_on(folder)
         for split in TEST_ORDER:
@@ -146,6 +147,9 @@ class _Reading:
             found.listed = folders[0]
         elif all(folder.filled for folder in opened):
             found.test = _merged(opened)
+            # a class of which the training part has the folder but no image is refused as such where all is there
+            bare = {inner.name: [inner] for folder in self.train for inner in folder.empty if inner.name in found.test}
+            found.train = dict(sorted((bare | found.train).items()))
             for folder in opened:
                 found.notes += notes_on(folder)
         else:

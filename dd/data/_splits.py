@@ -1,8 +1,8 @@
 """Which part of a data set a name stands for: the keywords and separators of Hugging Face `datasets`, in any case.
 
-See "File names and splits" in the hub's documentation.  Two things are added: `=` separates, as in `split=test/` of
-partitioned tables, and `strict` tells names that say nothing else from those that only hold a keyword, for a class may
-be called `test_tube`.
+See "File names and splits" in the hub's documentation.  Added to them: `=` separates, as in `split=test/` of partitioned
+tables; `trainset`, `testSet` and `trainval` are words for parts too; and `strict` tells names that say nothing else from
+those that only hold a keyword, for a class may be called `test_tube`.
 """
 
 import re
@@ -14,7 +14,8 @@ KEYWORDS = {
     TEST: ("test", "testing", "eval", "evaluation"),
 }
 TEST_ORDER = (TEST, VALIDATION)  # which part the final numbers are taken on, the preferred first
-_SPLIT = {word: split for split, words in KEYWORDS.items() for word in words}
+_SPLIT = {word + end: split for split, words in KEYWORDS.items() for word in words for end in ("", "set")}
+_SPLIT["trainval"] = TRAIN
 _SEPARATORS = re.compile(r"[-._ 0-9=]+")
 
 

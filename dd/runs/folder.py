@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dd.io import locked, user_path, writable, write_text
+from dd.io import digest, locked, user_path, writable, write_text
 
+_LONGEST = 200  # bytes of a folder's name
 _WAY_OUT = "choose another place with out=FOLDER or DD_RUNS"
 
 
@@ -147,4 +148,7 @@ class RunFolder:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[:/\\]", "-", name)
+    plain = re.sub(r"[:/\\]", "-", name)
+    if len(os.fsencode(plain)) <= _LONGEST:
+        return plain
+    return f"{plain[:_LONGEST // 4]}…{digest(name)[:16]}"  # no file system takes it whole

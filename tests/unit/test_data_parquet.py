@@ -53,7 +53,9 @@ def test_two_splits_with_names_in_the_metadata(tmp_path):
     assert raw.train_images[:, 0, 0, 0].tolist() == [1, 2, 3]
     assert raw.train_labels.tolist() == [0, 1, 1]
     assert (raw.test_images[0, 0, 0, 0], raw.test_labels.tolist()) == (9, [1])
-    assert raw.notes == ""
+    assert raw.notes == (
+        "not used: data/validation-00000-of-00001.parquet, the validation part; no test images of zebra"
+    )
 
 
 def test_splits_told_by_folders(tmp_path):
