@@ -71,6 +71,8 @@ def class_folders(part: Folder, place: Path) -> Classes:
         return {name: [folder] for name, folder in part.filled.items()}
     if part.images:
         raise _flat(part, place)
+    if any(name.endswith(".parquet") for name in part.others):
+        raise UsageError(f"{place} holds no class folders, but parquet files; dataset=parquet:{place} reads those")
     if part.folders:
         raise UsageError(f"the {len(part.folders)} folders in {place} hold no images (png, jpg, bmp, webp, …)")
     raise UsageError(f"{place} holds no class folders; it wants {place.name}/CLASS/IMAGE.png")
@@ -95,6 +97,8 @@ class _Reading:
         wrapper = None
         while (only := _only(top)) and only.filled and (split_of(only.name) is None or TRAIN in _parts(only)):
             top = wrapper = only
+        if only and not only.filled and only.name.lower() in _NO_CLASS:
+            raise _flat(only, self._place(only), top)
         found = self._parts(top) or self._within_classes(top) or self._classes(top)
         if wrapper:
             found.notes.insert(0, f"read from the folder {wrapper.path}, the only one with images")
@@ -121,7 +125,7 @@ class _Reading:
             return None  # "train" among vehicles
         if flat := [folder for folder in train if not folder.filled]:
             if not rest or len(plain) > 1:
-                raise self._flat_part(flat[0], parts, rest)
+                raise self._flat_part(top, flat[0], parts, rest)
             return None
         return self._layout(top, train, parts, rest)
 
@@ -199,19 +203,22 @@ class _Reading:
             f"which may be classes; name it alone, as folder:{first}, or rename it if it is a class"
         )
 
-    def _flat_part(self, flat: Folder, parts: dict[str, list[Folder]], rest: Sequence[Folder]) -> UsageError:
+    def _flat_part(
+        self, top: Folder, flat: Folder, parts: dict[str, list[Folder]], rest: Sequence[Folder]
+    ) -> UsageError:
         named = [folder for folders in parts.values() for folder in folders]
         if rest or not flat.images:
             return UsageError(
                 f"the folders {some(_names(named))} in {self.root} are parts by their names, but they hold images and "
                 f"no class folders; sort them into {flat.name}/CLASS/…, or rename them if they are classes"
             )
-        return _flat(flat, self._place(flat))
+        return _flat(flat, self._place(flat), top)
 
 
-def _flat(folder: Folder, place: Path) -> UsageError:
-    """What to say of images without class folders, with what their labels may be."""
-    tables = [name for name in folder.others if name.lower().endswith(_TABLES)]
+def _flat(folder: Folder, place: Path, top: Folder | None = None) -> UsageError:
+    """What to say of images without class folders, with what their labels may be: in it, or in the folder above."""
+    others = folder.others + (top.others if top and top is not folder else [])
+    tables = [name for name in others if name.lower().endswith(_TABLES)]
     numbered = [match for name in folder.images if (match := _NUMBERED.fullmatch(name))]
     kinds = {match[1] for match in numbered}
     if 2 * len(numbered) > len(folder.images) and 1 < len(kinds) <= len(numbered) / 2:

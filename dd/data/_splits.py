@@ -1,8 +1,8 @@
 """Which part of a data set a name stands for: the keywords and separators of Hugging Face `datasets`, in any case.
 
-See "File names and splits" in the hub's documentation.  Added to them: `=` separates, as in `split=test/` of partitioned
-tables; `trainset`, `testSet` and `trainval` are words for parts too; and `strict` tells names that say nothing else from
-those that only hold a keyword, for a class may be called `test_tube`.
+See "File names and splits" in the hub's documentation.  Added to them: `=` separates, as in `split=test/` of
+partitioned tables; `trainset`, `testSet` and `trainval` are words for parts too; and `strict` tells names that say
+nothing else from those that only hold a keyword, for a class may be called `test_tube`.
 """
 
 import re

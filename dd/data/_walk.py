@@ -81,9 +81,9 @@ class Passed:
         if self.hidden:
             notes.append(f"hidden and not read: {self.hidden:,} of the names of images")
         if self.odd:
-            notes.append(f"no regular files and not read: {some(self.odd)}")
+            notes.append(f"no regular files and not read: {some(sorted(self.odd))}")
         if self.back:
-            notes.append(f"links to what is read anyway, not followed: {some(self.back)}")
+            notes.append(f"links to what is read anyway, not followed: {some(sorted(self.back))}")
         return tuple(notes)
 
 

@@ -151,4 +151,4 @@ def _plain(name: str) -> str:
     plain = re.sub(r"[:/\\]", "-", name)
     if len(os.fsencode(plain)) <= _LONGEST:
         return plain
-    return f"{plain[:_LONGEST // 4]}…{digest(name)[:16]}"  # no file system takes it whole
+    return f"{plain[: _LONGEST // 4]}…{digest(name)[:16]}"  # no file system takes it whole
