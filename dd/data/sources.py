@@ -196,7 +196,7 @@ def require_known(name: str) -> tuple[str, Path] | None:
         return None
     if not rest:
         raise UsageError(f"dataset={name} names no path; write dataset={kind}:PATH")
-    path = user_path(rest, f"dataset={kind}")
+    path = user_path(rest, f"dataset={kind}:")
     there, what = (os.path.isdir, "folder") if kind == "folder" else (os.path.exists, "file or folder")
     if not there(path):
         kept = " (it is a file)" if os.path.exists(path) else ""

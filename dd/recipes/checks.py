@@ -1,13 +1,12 @@
 """Checks of settings against the world: names of data sets and protocols, files, devices, networks."""
 
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dd.errors import UsageError, unknown
-from dd.io import user_path
+from dd.io import existing, user_path
 
 if TYPE_CHECKING:
     from dd.engine.method import Method
@@ -61,8 +60,5 @@ def student(spec: "NetworkSpec") -> None:
 
 
 def readable(key: str, path: str) -> Path:
-    """The path of an existing file, `~` expanded, or `UsageError`."""
-    found = user_path(path, key)
-    if not os.path.exists(found):
-        raise UsageError(f"{key}={path}: no such file")
-    return found
+    """The path of an existing file or folder, `~` expanded, or `UsageError`."""
+    return existing(user_path(path, key), f"{key}={path}")

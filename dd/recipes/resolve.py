@@ -120,7 +120,8 @@ def _bare(asked: list[Layer], problems: Problems) -> dict[str, Any]:
         checks.dataset(bare["dataset"])
     if bare["init"] is not None:
         with problems.caught():
-            checks.readable("init", bare["init"])
+            if checks.readable("init", bare["init"]).is_dir():
+                raise UsageError(f"init={bare['init']} is a folder; name the set's file in it, as set.safetensors")
     if bare["ipc"] is None and bare["fraction"] is None:
         bare["ipc"] = _DEFAULT_IPC
     return bare

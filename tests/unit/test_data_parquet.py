@@ -198,8 +198,8 @@ def test_a_part_of_tiny_imagenet_says_so(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- parts
 
-# files; the training part, the parts that may be the test part, and those that no name tells a part of.  Parts are those
-# that datasets 5.2 finds, but for the last four: it heeds case and not "=", takes train_val twice and knows no "set"
+# files; the training part, the parts that may be the test part, and those that no name tells a part of.  Parts are as
+# datasets 5.2 finds them, but for the last four: it heeds case and not "=", takes train_val twice and knows no "set"
 LAYOUTS = {
     "signs_train signs_test": ("signs_train", [("test", "signs_test")], ""),
     "training testing": ("training", [("test", "testing")], ""),
