@@ -178,7 +178,8 @@ def test_the_list_of_sources_opens_no_image(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["folders", "parquet"])
-def test_the_list_of_sources_counts_classes(tmp_path, capsys, layout):
+def test_the_list_of_sources_counts_classes(tmp_path, capsys, monkeypatch, layout):
+    monkeypatch.setenv("COLUMNS", "600")
     wanted = LISTS["imagenet-100"]["classes"].split()
     root = tmp_path / "sets" / "imagenet-1k"
     if layout == "folders":
