@@ -67,7 +67,8 @@ def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
 
     if path.is_dir():
         raise UsageError(f"{path} is a folder; name the set's file in it, for example {path / 'set.safetensors'}")
-    existing(path, f"cannot read the distilled set {path}")
+    if path.exists():
+        existing(path, f"cannot read the distilled set {path}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
