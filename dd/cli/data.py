@@ -1,13 +1,16 @@
 """`dd data`: real images by name, where they are, and whether they are sound."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table
 from dd.errors import UsageError
 from dd.sizes import readable_size
+
+if TYPE_CHECKING:
+    from dd.data.sources import SourceInfo
 
 
 class _Data(click.Group):
@@ -44,12 +47,18 @@ def command(ctx: click.Context, as_json: bool) -> None:
         return
     table = plain_table("dataset", "", "where", "size", "licence")
     for source in sources:
-        absent = (
-            "not here; never downloaded, wants an account" if source.page else "not here; downloaded when asked for"
-        )
-        where = source.where or ("" if ":" in source.name else absent)
-        table.add_row(source.name, source.description, where, readable_size(source.bytes), source.licence)
+        table.add_row(source.name, source.description, _where(source), readable_size(source.bytes), source.licence)
     print_table(console(), table)
+
+
+def _where(source: "SourceInfo") -> str:
+    if source.where is None:
+        absent = "never downloaded, wants an account" if source.page else "downloaded when asked for"
+        return "" if ":" in source.name else f"not here; {absent}"
+    if not source.lacks:
+        return source.where
+    there = f"{(source.classes or 0) - source.lacks:,} of its {source.classes:,} classes"
+    return f"{source.where} ({there})" if source.usable else f"not here; {source.where} has {there}"
 
 
 @command.command(
@@ -60,7 +69,10 @@ def command(ctx: click.Context, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def check(name: str, as_json: bool) -> None:
-    """Read every image of a dataset: classes and their counts, size, mean and std, broken files."""
+    """Read every image of a dataset: classes and their counts, size, mean and std, broken files.
+
+    What a run would refuse is said last, in the same words, and the exit code is 2.
+    """
     from dd.data.check import check as inspect
 
     found = inspect(name)
@@ -68,6 +80,8 @@ def check(name: str, as_json: bool) -> None:
         emit(found)
     else:
         _show(found)
+    if found["problems"]:
+        raise UsageError("\n".join(found["problems"]))
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -98,7 +98,7 @@ def _devices() -> dict[str, str]:
 
 
 def _folder(path: Path) -> dict[str, Any]:
-    path = path.expanduser().absolute()
+    path = path.absolute()
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     return {
         "path": str(path),

@@ -1,6 +1,6 @@
 """`dd eval`: score a set that exists."""
 
-from pathlib import Path
+import os
 
 import click
 
@@ -28,13 +28,14 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> None:
     """
     from dd.cli import show_report
     from dd.errors import UsageError
+    from dd.io import user_path
     from dd.recipes import parse_overrides
 
-    if "=" in file and not Path(file).exists():
+    if "=" in file and not os.path.exists(file):
         raise UsageError(f"say which set first: dd eval FILE {file}")
-    path = Path(file).expanduser()
-    path = path / "set.safetensors" if path.is_dir() else path
-    if not path.exists():
+    path = user_path(file)
+    path = path / "set.safetensors" if os.path.isdir(path) else path
+    if not os.path.exists(path):
         raise UsageError(f"no set at {path}; `dd run` writes one into its folder below ./runs")
     overrides = parse_overrides(settings)
     from dd.pipeline import evaluate_distilled

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +67,11 @@ class ImageFiles:
 
     def load(self, i: int) -> Path:
         """See `Items`."""
-        return self.root / self.paths[i]
+        return regular(self.root / self.paths[i])
 
     def name(self, i: int) -> str:
         """See `Items`."""
-        return self.paths[i]
+        return self.paths[i].encode(errors="backslashreplace").decode()  # a name need not be text
 
     def take(self, index: Sequence[int]) -> "ImageFiles":
         """See `Items`."""
@@ -109,10 +110,12 @@ class Encoded:
     Attributes:
         identity: JSON-able, changes whenever the files do (paths, sizes, times of change).
         listing: the list of images, read once.
+        notes: what is known of them beforehand that the identity does not tell, such as files that are not read.
     """
 
     identity: object
     listing: Callable[[], Listing]
+    notes: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -164,7 +167,26 @@ def file_identity(paths: Iterable[Path | str], root: Path) -> str:
     """
     total = hashlib.sha256()
     for path in paths:
-        status = os.stat(os.path.join(root, path))
         name = path if isinstance(path, str) else path.relative_to(root).as_posix()
-        total.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        try:
+            status = os.stat(os.path.join(root, path))
+            rest = f"\0{status.st_size}\0{status.st_mtime_ns}\n"
+        except OSError:  # a link that leads nowhere, which is told where the image is wanted
+            rest = "\0missing\n"
+        total.update(os.fsencode(name) + rest.encode())
     return total.hexdigest()
+
+
+def regular(path: Path) -> Path:
+    """The path of an image file.
+
+    Raises:
+        ValueError: there is none, or it is a pipe or a device, of which reading may never end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise ValueError("a link that leads nowhere" if path.is_symlink() else "no such file") from None
+    if not stat.S_ISREG(mode):
+        raise ValueError("no regular file")
+    return path

@@ -55,7 +55,7 @@ class Entry:
         page: where a user gets it, when we may not download it.
         within: the data set whose files hold it, when it is a part of another one.
         side: height and width of all its images in pixels; None where they differ in size.
-        test: names of its test part among parquet files, in order; () takes the usual ones.
+        test: the parts that are its test part, in order, by their names in `_splits`; () takes the usual ones.
         classes_expected: number of classes of the whole data set; 0 when there are several editions.
         lossless: the published images are lossless, so that a JPEG copy is worth a note.
         note: something a user should know about what we do with it.

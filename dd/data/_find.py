@@ -4,13 +4,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dd.data import _parquet
+from dd.data import _parquet, _tables
 from dd.data._catalogue import EMBEDDED
 from dd.data._entry import Entry
 from dd.errors import UsageError
-from dd.io import home, writable
+from dd.io import home, user_path, writable
 from dd.io.download import download, unpack
 from dd.runs.store import require_making
+
+_HERE = Path("data")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Found:
             files = list(self.path.iterdir())
             if any(file.is_dir() for file in files):
                 return None
-        return sum(file.stat().st_size for file in files)
+        return sum(file.stat().st_size for file in files if file.exists())  # a link may lead nowhere
 
 
 def downloads() -> Path:
@@ -44,9 +46,24 @@ def find(entry: Entry) -> Found | None:
     return None
 
 
+def lacks(entry: Entry, found: Found) -> int:
+    """How many classes of a data set are not where it was found, as folders and metadata tell it."""
+    if entry.native not in ("imagenet", "tiny"):
+        return 0
+    if found.parquet:
+        there = set(_tables.class_names(found.parquet.train[0]) or ())
+        if entry.classes is None or not there & set(entry.classes):  # they go by other names
+            return max(0, entry.classes_expected - len(there)) if there and not entry.within else 0
+    else:
+        there = {path.name for path in (found.path / "train").iterdir() if path.is_dir()}
+    if entry.classes is None:
+        return max(0, entry.classes_expected - len(there))
+    return len(set(entry.classes) - there)
+
+
 def roots() -> list[Path]:
     """Folders of data sets: `$DD_DATA`, Hugging Face's cache, where users keep them, Debian's, our downloads."""
-    return [*_named(), _hub(), Path("data"), Path.home() / "data", Path("/usr/share/datasets"), downloads()]
+    return [*_named(), _hub(), _HERE.absolute(), _user() / "data", Path("/usr/share/datasets"), downloads()]
 
 
 def fetch(entry: Entry) -> Found:
@@ -108,24 +125,28 @@ def _first(entry: Entry) -> str:
 
 def _named() -> list[Path]:
     value = os.environ.get("DD_DATA", "")
-    return [Path(part).expanduser() for part in value.split(os.pathsep) if part]
+    return [user_path(part, "DD_DATA") for part in value.split(os.pathsep) if part]
 
 
 def _hub() -> Path:
-    base = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or base / "hub").expanduser()
+    base = os.environ.get("HF_HOME") or _user() / ".cache" / "huggingface"
+    return user_path(os.environ.get("HF_HUB_CACHE") or user_path(base, "HF_HOME") / "hub", "HF_HUB_CACHE")
+
+
+def _user() -> Path:
+    return Path(os.path.expanduser("~"))  # stays "~" where there is no such folder
 
 
 def _shown(root: Path) -> str:
     if root in _named():
         return f"$DD_DATA={root}" + ("" if root.is_dir() else " (no such folder)")
-    if not root.is_absolute():
-        return f"./{root}"
-    return f"~/{root.relative_to(Path.home())}" if root.is_relative_to(Path.home()) else str(root)
+    if root == _HERE.absolute():
+        return f"./{_HERE}"
+    return f"~/{root.relative_to(_user())}" if root.is_relative_to(_user()) else str(root)
 
 
 def _below(root: Path, entry: Entry) -> Found | None:
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return None
     # a download of ours that was cut off is not there: `fetch` goes on with the files that are missing
     folders = [root / name for name in entry.folders] if root != downloads() or _complete(entry) else []

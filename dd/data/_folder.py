@@ -1,6 +1,7 @@
-"""A user's own images in folders, one per class (torchvision's `ImageFolder` rules)."""
+"""A user's own images in folders, one per class."""
 
 import os
+from collections.abc import Iterable
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -8,26 +9,33 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dd.data import _layout, _walk
 from dd.data._content import Encoded, ImageFiles, Listing, Part, file_identity, with_test_part
-from dd.errors import UsageError, unknown
-
-TEST_NAMES = ("test", "val", "valid", "validation")
+from dd.data._layout import Classes, annotations
+from dd.errors import UsageError, in_one_line, unknown
 
 
 def read(root: Path) -> Encoded:
-    """The images of ROOT/train/CLASS/… and ROOT/test (or val)/CLASS/…, or of ROOT/CLASS/… alone.
+    """The images of a user's folder, laid out in one of the ways of `_layout`.
 
     Raises:
-        UsageError: there is no such folder, it holds no images, or the test part has a class of its own.
+        UsageError: there is no such folder, it holds no images, it can be read in two ways, or the test part has a
+            class of its own.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UsageError(f"there is no folder {root}; folder:PATH wants PATH/train/CLASS/… or PATH/CLASS/…")
-    train = root / "train"
-    # a folder "train" that holds images rather than folders is a class of vehicles
-    if train.is_dir() and any(entry.is_dir() for entry in train.iterdir()):
-        test = next((root / name for name in TEST_NAMES if (root / name).is_dir()), None)
-        return encoded(root, train, test)
-    return encoded(root, root, None)
+    top, passed = _walk.walk(root)
+    found = _layout.laid_out(top, root)
+    classes = _names(found.train)
+    test = None
+    if found.test is not None:
+        _require_known(root, found.test, classes)
+        test = _labelled(root, found.test, classes)
+    elif found.listed is not None:
+        part = found.listed
+        test = listed(root, root / part.path / (annotations(part) or ""), _walk.join(part.path, "images"), classes)
+    notes = tuple(found.notes) + passed.notes()
+    return _encoded(root, _labelled(root, found.train, classes), test, classes, notes)
 
 
 def encoded(
@@ -45,55 +53,102 @@ def encoded(
     Raises:
         UsageError: there is no image, or the test part has a class of its own.
     """
-    classes, files, labels = images_below(train, root, only)
-    paths, part = files.paths, Part(files, labels)
-    test_part: Part | None = None
+    classes, part, more = images_below(train, root, only)
+    notes += more
+    test_part = None
     if test:
-        test_files, test_labels = _relabelled(test, root, classes, only)
-        paths, test_part = chain(paths, test_files.paths), Part(test_files, test_labels)
-
-    @cache
-    def listing() -> Listing:
-        return Listing(part, test_part, classes, notes) if test_part else with_test_part(part, classes, notes)
-
-    identity = {"files": file_identity(paths, root), "classes": classes, "split": test is not None}
-    return Encoded(identity, listing)
+        found, more = _class_folders(test, only)
+        _require_known(test, found, classes)
+        test_part = _labelled(test, found, classes, root)
+        notes += more
+    return _encoded(root, part, test_part, classes, notes)
 
 
 def images_below(
     folder: Path, root: Path, only: tuple[str, ...] | None = None
-) -> tuple[tuple[str, ...], ImageFiles, Tensor]:
-    """Class names in label order, all images of the class folders, which are not opened, and their labels (n,).
+) -> tuple[tuple[str, ...], Part, tuple[str, ...]]:
+    """Class names in label order, all images of the class folders, which are not opened, and notes.
 
     Raises:
         UsageError: there is no class folder, or none holds an image.
     """
-    from torchvision.datasets import ImageFolder
-
-    class Some(ImageFolder):
-        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-            names, numbers = super().find_classes(directory)
-            if only is None:
-                return names, numbers
-            return list(only), {name: number for number, name in enumerate(only) if name in numbers}
-
-    try:
-        found = Some(str(folder), allow_empty=True)
-    except FileNotFoundError as error:
-        raise UsageError(f"{folder} holds no class folders; it wants {folder.name}/CLASS/IMAGE.png") from error
-    if not found.samples:
-        raise UsageError(f"the {len(found.classes)} folders in {folder} hold no images (png, jpg, bmp, webp, …)")
-    skip = len(str(root)) + 1
-    paths = [path[skip:].replace(os.sep, "/") for path, _ in found.samples]
-    return tuple(found.classes), ImageFiles(root, paths), torch.tensor(found.targets, dtype=torch.int64)
+    found, notes = _class_folders(folder, only)
+    classes = only or _names(found)
+    return classes, _labelled(folder, found, classes, root), notes
 
 
-def _relabelled(
-    folder: Path, root: Path, classes: tuple[str, ...], only: tuple[str, ...] | None
-) -> tuple[ImageFiles, Tensor]:
-    names, files, labels = images_below(folder, root, only)
+def listed(root: Path, file: Path, images: str, classes: tuple[str, ...]) -> Part:
+    """The images whose labels a file lists, as for Tiny-ImageNet's validation part: name, tab, class.
+
+    Args:
+        root: what images are named from.
+        file: the list.
+        images: the folder of the images, below `root`.
+        classes: names in label order.
+
+    Raises:
+        UsageError: the list cannot be read, or names an unknown class.
+    """
     numbers = {name: number for number, name in enumerate(classes)}
-    for name in names:
-        if name not in numbers:
-            raise unknown(f"class in {folder}:", name, classes)
-    return files, torch.tensor([numbers[name] for name in names])[labels]
+    try:
+        rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        labels = [numbers[row[1]] for row in rows]
+    except (KeyError, IndexError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} does not go with the class folders of {root} ({in_one_line(error)})") from error
+    return Part(ImageFiles(root, [f"{images}/{row[0]}" for row in rows]), torch.tensor(labels, dtype=torch.int64))
+
+
+def _encoded(root: Path, train: Part, test: Part | None, classes: tuple[str, ...], notes: tuple[str, ...]) -> Encoded:
+    @cache
+    def listing() -> Listing:
+        return Listing(train, test, classes, notes) if test else with_test_part(train, classes, notes)
+
+    files = chain(paths(train), paths(test) if test else ())
+    identity = {"files": file_identity(files, root), "classes": classes, "split": test is not None}
+    return Encoded(identity, listing, notes)
+
+
+def paths(part: Part) -> Iterable[str]:
+    """The paths of a part's images, below what they are named from."""
+    assert isinstance(part.items, ImageFiles)
+    return part.items.paths
+
+
+def _class_folders(folder: Path, only: tuple[str, ...] | None) -> tuple[Classes, tuple[str, ...]]:
+    if not os.path.isdir(folder):
+        raise UsageError(f"there is no folder {folder}")
+    top, passed = _walk.walk(folder, only)
+    return _layout.class_folders(top, folder), (*_layout.notes_on(top), *passed.notes())
+
+
+def _labelled(root: Path, found: Classes, classes: tuple[str, ...], named_from: Path | None = None) -> Part:
+    """The images of class folders below `root`, by the position of their class."""
+    before = root.relative_to(named_from).as_posix() + "/" if named_from and named_from != root else ""
+    numbers = {name: number for number, name in enumerate(classes)}
+    every: list[str] = []
+    counts, labels = [], []
+    for name in sorted(found):
+        files = [before + path for folder in found[name] for path in folder.files()]
+        every += files
+        counts.append(len(files))
+        labels.append(numbers[name])
+    return Part(ImageFiles(named_from or root, every), _repeated(labels, counts))
+
+
+def _repeated(values: list[int], counts: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+
+
+def _names(found: Classes) -> tuple[str, ...]:
+    for name in found:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the name of the class folder {name!r} is no text (UTF-8); rename it") from error
+    return tuple(found)
+
+
+def _require_known(where: Path, found: Classes, classes: tuple[str, ...]) -> None:
+    for name in found:
+        if name not in classes:
+            raise unknown(f"class in {where}:", name, classes)

@@ -8,8 +8,10 @@ from pathlib import Path
 from dd.data import _folder, _parquet
 from dd.data._content import Encoded
 from dd.data._entry import ALL_AUGMENTATIONS, IMAGENET, Entry
+from dd.data._splits import VALIDATION
 from dd.errors import UsageError
 
+_VALIDATION = ("val", "validation", "valid")  # names of its folder, the usual one first
 _LICENCE = "ImageNet's terms: non-commercial research"
 _PAGE = "https://image-net.org/download-images or https://huggingface.co/datasets/ILSVRC/imagenet-1k"
 
@@ -27,7 +29,7 @@ _WHOLE = Entry(
     parquet=("imagenet-1k", "imagenet1k", "imagenet", "ImageNet", "ILSVRC2012"),
     hub=("ILSVRC/imagenet-1k", "imagenet-1k"),
     page=_PAGE,
-    test=("val", "validation", "valid"),  # labels of the test part are secret
+    test=(VALIDATION,),  # labels of the test part are secret
     classes_expected=1000,
     lossless=False,
 )
@@ -69,9 +71,14 @@ def read(entry: Entry, folder: Path, parquet: _parquet.Files | None) -> Encoded:
     if parquet:
         known = entry.name != _LARGE.name
         return _parquet.read(parquet, sorted_ids() if known else None, only=entry.classes)
-    train, test = folder / "train", next((p for name in _WHOLE.test if (p := folder / name).is_dir()), None)
+    train, test = folder / "train", next((p for name in _VALIDATION if (p := folder / name).is_dir()), None)
     if entry.classes and (missing := [name for name in entry.classes if not (train / name).is_dir()]):
         raise UsageError(f"{train} lacks {len(missing)} classes of {entry.name}: {', '.join(missing[:5])}")
+    if test and not any(path.is_dir() for path in test.iterdir()):
+        raise UsageError(
+            f"the validation images in {test} lie in no class folders, as ILSVRC2012 ships them; sort them into "
+            f"{test.name}/WNID/… (torchvision.datasets.ImageNet does so with the published archives)"
+        )
     return _folder.encoded(folder, train, test, only=entry.classes)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dd.data import _folder
-from dd.data._content import Arrays, Encoded, ImageFiles, Listing, Part, file_identity
+from dd.data._content import Arrays, Encoded, Listing, file_identity
 from dd.errors import UsageError
 
 
@@ -63,15 +63,8 @@ def tiny(folder: Path) -> Encoded:
         raise UsageError(f"{folder} lacks its folder val; fetch the data set again")
     if not (validation / "images").is_dir() or not annotations.is_file():
         return _folder.encoded(folder, folder / "train", validation)  # a copy that was sorted into class folders
-    classes, files, train_labels = _folder.images_below(folder / "train", folder)
-    rows = [line.split("\t") for line in annotations.read_text(encoding="utf-8").splitlines() if line.strip()]
-    numbers = {name: number for number, name in enumerate(classes)}
-    try:
-        labels = [numbers[row[1]] for row in rows]
-    except (KeyError, IndexError) as error:
-        raise UsageError(f"{annotations} does not go with the class folders of {folder / 'train'} ({error})") from error
-    test = ImageFiles(folder, [f"val/images/{row[0]}" for row in rows])
-    there = [path for path in test.paths if (folder / path).exists()]
-    identity = {"files": file_identity([*files.paths, *there], folder), "classes": classes}
-    parts = Part(files, train_labels), Part(test, torch.tensor(labels, dtype=torch.int64))
-    return Encoded(identity, lambda: Listing(*parts, classes))
+    classes, train, notes = _folder.images_below(folder / "train", folder)
+    test = _folder.listed(folder, annotations, "val/images", classes)
+    paths = [*_folder.paths(train), *(path for path in _folder.paths(test) if (folder / path).exists())]
+    identity = {"files": file_identity(paths, folder), "classes": classes}
+    return Encoded(identity, lambda: Listing(train, test, classes, notes), notes)

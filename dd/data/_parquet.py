@@ -1,35 +1,44 @@
 """Images in parquet files, as the Hugging Face hub and its libraries lay them out."""
 
-import json
-import re
-from collections.abc import Sequence
+import os
+import stat
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dd.data import _tables
 from dd.data._content import Encoded, Listing, Part, file_identity, with_test_part
-from dd.data._rows import Rows
-from dd.errors import UsageError, in_one_line
+from dd.data._splits import TEST_ORDER, TRAIN, split_of
+from dd.data._tables import Labels, Table
+from dd.data._walk import some
+from dd.errors import UsageError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-_SPLIT = re.compile(r"(train|test|validation|valid|val)(?![A-Za-z])")
-_TEST_ORDER = ("test", "validation", "valid", "val")
-_IMAGE_COLUMNS = ("img", "image")
-_LABEL_COLUMNS = ("label", "fine_label", "labels", "class")
+_Group = dict[str, list[Path]]
 
 
 @dataclass(frozen=True)
 class Files:
-    """Parquet files of one data set; `test` is empty when it has no test part."""
+    """Parquet files of one data set.
+
+    Attributes:
+        root: what the names of images that the files only name begin from.
+        train: of the training part.
+        tests: of the parts that may be the test part, the preferred first.
+        unread: those whose names tell no part, where others' do.
+    """
 
     root: Path
     train: tuple[Path, ...]
-    test: tuple[Path, ...] = ()
+    tests: tuple[tuple[str, tuple[Path, ...]], ...] = ()
+    unread: tuple[Path, ...] = ()
+
+    @property
+    def test(self) -> tuple[Path, ...]:
+        """Those of the preferred test part; empty when there is none."""
+        return self.tests[0][1] if self.tests else ()
 
 
 def find(folder: Path, test: tuple[str, ...] = ()) -> Files | None:
@@ -37,32 +46,37 @@ def find(folder: Path, test: tuple[str, ...] = ()) -> Files | None:
 
     Args:
         folder: of the data set.
-        test: names of the test part, the preferred first; () takes the usual ones.
+        test: the parts that may be its test part, the preferred first; () takes the usual ones.
     """
     paths = [*folder.glob("*.parquet"), *folder.glob("*/*.parquet"), *folder.glob("*/*/*.parquet")]
-    found = _grouped(paths, folder, test or _TEST_ORDER)
-    return next((files for _, files in sorted(found.items()) if files.test), None)
+    groups, _ = _grouped(paths, folder)
+    found = (_files(folder, group, test or TEST_ORDER) for _, group in sorted(groups.items()) if TRAIN in group)
+    return next((files for files in found if files.test), None)
 
 
 def at(path: Path) -> Files:
     """The files that a user names: one file, or a folder.
 
     Raises:
-        UsageError: there is nothing there, or several configurations of a data set.
+        UsageError: there is nothing there, several configurations of a data set, or no training part.
     """
-    if path.is_file():
+    if os.path.isfile(path):
         return Files(path.parent, (path,))
-    paths = sorted(path.rglob("*.parquet")) if path.is_dir() else []
+    paths = [file for file in sorted(path.rglob("*.parquet")) if not _hidden(file.relative_to(path))]
     if not paths:
         raise UsageError(f"there is no parquet file at {path}")
-    found = _grouped(paths, path)
-    if not found:
+    for file in paths:
+        _require_regular(file)
+    groups, unread = _grouped(paths, path)
+    if not groups:
         return Files(path, tuple(paths))
-    if len(found) > 1:
+    group = _only_group(groups, path)
+    if TRAIN not in group:
         raise UsageError(
-            f"{path} holds several data sets: {', '.join(map(str, sorted(found)))}; name one of these folders"
+            f"{path} holds no training part, only {some([_shown(files[0], path) for files in group.values()])}; name "
+            "that file or folder itself, or rename it to train"
         )
-    return next(iter(found.values()))
+    return _files(path, group, TEST_ORDER, unread)
 
 
 def read(
@@ -83,55 +97,45 @@ def read(
 
     @cache
     def listing() -> Listing:
-        tables = [_Table.of(paths) for paths in (files.train, files.test) if paths]
-        names = _class_names(tables, classes)
-        parts = [table.part(names, files.root) for table in tables]
+        train, test, said = _chosen(files)
+        labels = Labels.of([train, *([test] if test else [])], classes)
+        parts = [table.part(labels, files.root) for table in (train, test) if table]
+        names = labels.names
         if only is not None:
-            parts = [_selected(part, names, only, table.where) for part, table in zip(parts, tables, strict=True)]
+            wheres = [table.where for table in (train, test) if table]
+            parts = [_selected(part, names, only, where) for part, where in zip(parts, wheres, strict=True)]
             names = only
-        return Listing(parts[0], parts[1], names, notes) if files.test else with_test_part(parts[0], names, notes)
+        said = (*notes, *said)
+        return Listing(parts[0], parts[1], names, said) if test else with_test_part(parts[0], names, said)
 
     paths = [*files.train, *files.test]
     identity = {"files": file_identity(paths, files.root), "split": bool(files.test), "classes": classes}
-    return Encoded(identity if only is None else {**identity, "only": only}, listing)
+    if not files.test and (column := _tables.split_column(files.train[0])):
+        identity["split column"] = column
+    beside = [_shown(path, files.root) for path in (*files.unread, *(p for _, part in files.tests[1:] for p in part))]
+    return Encoded(identity if only is None else {**identity, "only": only}, listing, tuple(beside))
 
 
-@dataclass(frozen=True)
-class _Table:
-    """The labels of one split, where its images are, and the label names in its metadata, if any."""
-
-    paths: Sequence[Path]
-    column: str
-    labels: list[Any]
-    names: tuple[str, ...] | None
-
-    @property
-    def where(self) -> str:
-        return str(self.paths[0])
-
-    @classmethod
-    def of(cls, paths: Sequence[Path]) -> "_Table":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        where = str(paths[0])
-        try:
-            schema = pq.read_schema(paths[0])
-            image, label = _columns(schema, where)
-            labels = [value for path in paths for value in pq.read_table(path, columns=[label])[label].to_pylist()]
-        except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"{where} cannot be read as parquet: {in_one_line(error)}") from error
-        return cls(paths, image, labels, _metadata_names(schema, label))
-
-    def part(self, classes: tuple[str, ...], root: Path) -> Part:
-        numbers = {name: number for number, name in enumerate(classes)}
-        labels = [numbers.get(label, -1) if isinstance(label, str) else label for label in self.labels]
-        for row, label in enumerate(labels):
-            if label is None or not 0 <= label < len(classes):
-                raise UsageError(
-                    f"{self.where}: row {row} has the label {self.labels[row]!r}, not one of {len(classes)} classes"
-                )
-        return Part(Rows.of(self.paths, self.column, root), torch.tensor(labels, dtype=torch.int64))
+def _chosen(files: Files) -> tuple[Table, Table | None, list[str]]:
+    """The training part, the first test part that has labels, and what is not used."""
+    train = Table.of(files.train)
+    tests = [(split, paths, Table.of(paths)) for split, paths in files.tests]
+    notes, used = [], None
+    if files.unread:
+        names = [_shown(path, files.root) for path in files.unread]
+        notes.append(f"not used: {some(names)}, which no name tells a part of")
+    if not tests:
+        train, used, said = train.by_column()
+        return train, used, notes + said
+    for split, paths, table in tests:
+        name = _shown(paths[0], files.root) + (" …" if len(paths) > 1 else "")
+        if used:
+            notes.append(f"not used: {name}, the {split} part")
+        elif table.unlabelled:
+            notes.append(f"not used: {name}, the {split} part, which has no labels")
+        else:
+            used = table
+    return train, used, notes
 
 
 def _selected(part: Part, names: tuple[str, ...], only: tuple[str, ...], where: str) -> Part:
@@ -145,58 +149,65 @@ def _selected(part: Part, names: tuple[str, ...], only: tuple[str, ...], where: 
     return Part(part.items.take(kept.tolist()), labels[kept])
 
 
-def _grouped(paths: Sequence[Path], root: Path, test: tuple[str, ...] = _TEST_ORDER) -> dict[Path, Files]:
-    """Files by configuration, for those whose name, or whose folder's, tells their split."""
-    groups: dict[Path, dict[str, list[Path]]] = {}
+def _grouped(paths: Sequence[Path], root: Path) -> tuple[dict[Path, _Group], tuple[Path, ...]]:
+    """Files by configuration and split, and those of which neither is told.
+
+    As for Hugging Face `datasets`, a folder's name tells the split before a file's does, if any folder's does.
+    """
+    by_folder = _told(paths, root, _by_folder)
+    by_name = _told(paths, root, _by_name)
+    trains = any(TRAIN in group for group in by_folder.values())
+    groups = by_folder if trains or not any(TRAIN in group for group in by_name.values()) else by_name
+    groups = groups or by_name
+    told = {path for group in groups.values() for files in group.values() for path in files}
+    return groups, tuple(path for path in sorted(paths) if path not in told)
+
+
+def _told(paths: Sequence[Path], root: Path, tell: Callable[[Path], tuple[Path, str] | None]) -> dict[Path, _Group]:
+    groups: dict[Path, _Group] = {}
     for path in sorted(paths):
-        if match := _SPLIT.match(path.name):
-            groups.setdefault(path.parent, {}).setdefault(match[1], []).append(path)
-        elif match := _SPLIT.fullmatch(path.parent.name):
-            groups.setdefault(path.parent.parent, {}).setdefault(match[1], []).append(path)
-    return {
-        folder: Files(root, tuple(splits["train"]), tuple(next((splits[s] for s in test if s in splits), ())))
-        for folder, splits in groups.items()
-        if "train" in splits
-    }
+        if found := tell(path.relative_to(root)):
+            configuration, split = found
+            groups.setdefault(root / configuration, {}).setdefault(split, []).append(path)
+    return groups
 
 
-def _columns(schema: "pa.Schema", where: str) -> tuple[str, str]:
-    import pyarrow.types as types
-
-    def is_image(kind: "pa.DataType") -> bool:
-        return types.is_struct(kind) or types.is_binary(kind) or types.is_large_binary(kind)
-
-    def is_label(kind: "pa.DataType") -> bool:
-        return types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)
-
-    image = _pick([f.name for f in schema if is_image(f.type)], _IMAGE_COLUMNS)
-    label = _pick([f.name for f in schema if is_label(f.type)], _LABEL_COLUMNS)
-    if image is None or label is None:
-        missing = "a column of images (image, img)" if image is None else "a column of labels (label)"
-        raise UsageError(f"{where} lacks {missing}; it has {', '.join(schema.names)}")
-    return image, label
+def _by_folder(path: Path) -> tuple[Path, str] | None:
+    return next(((folder.parent, split) for folder in path.parents if (split := split_of(folder.name))), None)
 
 
-def _pick(names: list[str], known: tuple[str, ...]) -> str | None:
-    return next((name for name in known if name in names), names[0] if len(names) == 1 else None)
+def _by_name(path: Path) -> tuple[Path, str] | None:
+    split = split_of(path.stem)
+    return (path.parent, split) if split else None
 
 
-def _metadata_names(schema: "pa.Schema", label: str) -> tuple[str, ...] | None:
-    """Names that the Hugging Face libraries keep in the file's metadata."""
+def _only_group(groups: dict[Path, _Group], root: Path) -> _Group:
+    """The one data set that a user's folder holds; parts may lie in folders of their own."""
+    every = [split for group in groups.values() for split in group]
+    if len(every) == len(set(every)):
+        return {split: files for group in groups.values() for split, files in group.items()}
+    names = ", ".join(map(str, sorted(groups)))
+    raise UsageError(f"{root} holds several data sets: {names}; name one of these folders")
+
+
+def _files(root: Path, group: _Group, test: tuple[str, ...], unread: tuple[Path, ...] = ()) -> Files:
+    tests = tuple((split, tuple(group[split])) for split in test if split in group)
+    return Files(root, tuple(group[TRAIN]), tests, unread)
+
+
+def _hidden(path: Path) -> bool:
+    """Whether it is none of the user's, as for folders of images."""
+    return any(part.startswith((".", "__")) for part in path.parent.parts) or path.name.startswith(".")
+
+
+def _require_regular(path: Path) -> None:
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(map(str, features[label]["names"]))
-    except (KeyError, TypeError, ValueError):
-        return None
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); fetch it again, or remove it") from error
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{path} is no regular file; remove it, or name the files beside it")
 
 
-def _class_names(tables: Sequence[_Table], known: tuple[str, ...] | None) -> tuple[str, ...]:
-    found = next((table.names for table in tables if table.names), None)
-    if known and (found is None or len(found) == len(known)) and set(found or ()) != set(known):
-        return known  # the published spelling; copies write "T - shirt / top"
-    if found:
-        return found
-    labels = {label for table in tables for label in table.labels if label is not None}
-    if all(isinstance(label, str) for label in labels):
-        return tuple(sorted(labels))
-    return tuple(str(number) for number in range(max(labels) + 1))
+def _shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dd.data._content import regular
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -100,7 +102,7 @@ class Rows:
         value = self._value(i)
         if isinstance(value, dict):
             name = value.get("path") or ""
-            return value.get("bytes") or (self.root / name if name else b"")
+            return value.get("bytes") or (regular(self.root / name) if name else b"")
         return value or b""
 
     def name(self, i: int) -> str:

@@ -11,6 +11,8 @@ from dd.data._content import Arrays, Encoded, Listing, Part
 from dd.data._images import Broken, Header, Target
 from dd.data.preprocess import channel_counts, statistics_of
 from dd.data.sources import about, locate
+from dd.data.split import require_usable
+from dd.errors import UsageError
 
 _AT_ONCE = 256  # images in memory
 
@@ -25,7 +27,8 @@ def check(name: str, *, download: bool = True) -> dict[str, Any]:
     Returns:
         JSON-able: name, where, licence, notes, channels, size (pixels), classes (count), train and test (each total and
         per_class), mean and std (per channel of the training images, in [0, 1] units), constants (the published ones or
-        None), augment (the DSA strategy that suits it), broken (a list of file and reason; empty is good).
+        None), augment (the DSA strategy that suits it), broken (a list of file and reason; empty is good), problems
+        (lines in which a run would refuse it; empty is good).
 
     Raises:
         UsageError: it is unknown or nowhere, or not a single image can be read.
@@ -34,7 +37,8 @@ def check(name: str, *, download: bool = True) -> dict[str, Any]:
     content = located.read()
     found = _of_files(content.listing(), located.channels) if isinstance(content, Encoded) else _of_arrays(content)
     classes, jpeg, counts = (found.pop(key) for key in ("names", "jpeg", "counts"))
-    known = about(located, classes, found["notes"], jpeg)
+    train, test = (found.pop(f"{part}_labels") for part in ("train", "test"))
+    known = about(located, classes, found["notes"], jpeg, test)
     mean, std = statistics_of(counts)
     return found | {
         "name": name,
@@ -46,7 +50,24 @@ def check(name: str, *, download: bool = True) -> dict[str, Any]:
         "std": [round(value, 4) for value in std],
         "constants": [list(row) for row in known.constants] if known.constants else None,
         "augment": known.augment,
+        "problems": _problems(name, classes, train, test, found["broken"]),
     }
+
+
+def _problems(
+    name: str, classes: tuple[str, ...], train: Tensor, test: Tensor, broken: Sequence[dict[str, str]]
+) -> list[str]:
+    """What a run refuses, in its words."""
+    problems = []
+    for look in (
+        lambda: _images.refuse([Broken(**item) for item in broken], name),
+        lambda: require_usable(name, classes, train, test),
+    ):
+        try:
+            look()
+        except UsageError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _of_arrays(arrays: Arrays) -> dict[str, Any]:
@@ -57,6 +78,8 @@ def _of_arrays(arrays: Arrays) -> dict[str, Any]:
         "names": arrays.classes,
         "train": _per_class(arrays.train_labels, arrays.classes),
         "test": _per_class(arrays.test_labels, arrays.classes),
+        "train_labels": arrays.train_labels,
+        "test_labels": arrays.test_labels,
         "counts": channel_counts(arrays.train_images),
         "broken": [],
         "jpeg": arrays.jpeg,
@@ -75,6 +98,8 @@ def _of_files(listing: Listing, channels: int | None) -> dict[str, Any]:
         "names": listing.classes,
         "train": _per_class(train_labels, listing.classes),
         "test": _per_class(test_labels, listing.classes),
+        "train_labels": train_labels,
+        "test_labels": test_labels,
         "counts": counts,
         "broken": [{"file": item.file, "reason": item.reason} for item in broken + more],
         "jpeg": _images.jpegs(good),

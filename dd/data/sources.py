@@ -8,23 +8,28 @@ imagenet-1k imagenet-21k imagenette imagewoof imagefruit imagemeow imagesquawk i
 folder:PATH  parquet:PATH          a user's own
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dd.data import _embedded, _find, _folder, _idx, _imagenet, _images, _native, _parquet
 from dd.data._catalogue import CATALOGUE
 from dd.data._content import Arrays, Encoded
 from dd.data._entry import ALL_AUGMENTATIONS, Constants, Entry
+from dd.data._walk import some
 from dd.data.settings import Resize
 from dd.errors import UsageError, unknown
+from dd.io import user_path
 from dd.runs.store import Store
 
 _CACHE_FORMAT = 1  # a change of how images are decoded makes the cached ones stale
 _NOT_STATED = "not stated"
+_WAYS = "dataset=folder:PATH with PATH/train/CLASS/… or PATH/CLASS/…, or dataset=parquet:PATH"
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 _OWN: dict[str, Callable[[Path], Encoded]] = {
     "folder": _folder.read,
@@ -84,6 +89,9 @@ class SourceInfo:
         bytes: its size on disk, or of the download; None when not known.
         licence: "not stated" is a value.
         page: where a user gets it, when we may not download it; else "".
+        classes: how many classes it has; None when not known.
+        lacks: how many of them are not where it was found, as far as that shows without opening images.
+        usable: whether it can be asked for as it is: a subset can not without all of its classes.
     """
 
     name: str
@@ -92,6 +100,9 @@ class SourceInfo:
     bytes: int | None
     licence: str
     page: str = ""
+    classes: int | None = None
+    lacks: int = 0
+    usable: bool = True
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,7 @@ def whole(located: Located, content: Arrays | Encoded, size: int | None = None, 
         arrays = _decoded(located, content, size, resize)
     else:
         arrays = _sized(content, size, resize)
-    known = about(located, arrays.classes, arrays.notes, arrays.jpeg)
+    known = about(located, arrays.classes, arrays.notes, arrays.jpeg, arrays.test_labels)
     tensors = {key: getattr(arrays, key) for key in _TENSORS}
     return Raw(name=located.name, classes=arrays.classes, where=located.where, **tensors, **vars(known))
 
@@ -185,14 +196,9 @@ def list_sources() -> list[SourceInfo]:
 
 def locate(name: str, *, download: bool = True) -> Located:
     """Find a data set, downloading it if need be; arguments and errors as for `load_raw`."""
-    kind, colon, rest = name.partition(":")
-    if colon and kind in _OWN:
-        if not rest:
-            raise UsageError(f"dataset={name} names no path; write dataset={kind}:PATH")
-        path = Path(rest).expanduser()
+    if own := require_known(name):
+        kind, path = own
         return Located(name, str(path), None, lambda: _OWN[kind](path))
-    if name not in CATALOGUE:
-        raise unknown("data set", name, [*CATALOGUE, "folder:PATH", "parquet:PATH"])
     entry = CATALOGUE[name]
     if entry.native == "embedded":
         return Located(name, str(_embedded.FOLDER), entry, _embedded.read)
@@ -203,7 +209,28 @@ def locate(name: str, *, download: bool = True) -> Located:
     return Located(name, str(found.path), entry, lambda: _read(entry, found))
 
 
-def about(located: Located, classes: tuple[str, ...], notes: Sequence[str], jpeg: int) -> About:
+def require_known(name: str) -> tuple[str, Path] | None:
+    """Kind and path of a user's own data; None for a data set that goes by a name, which may be nowhere.
+
+    Raises:
+        UsageError: there is no such data set, or nothing at the path.
+    """
+    kind, colon, rest = name.partition(":")
+    if not colon or kind not in _OWN:
+        if name not in CATALOGUE:
+            raise UsageError(f"{unknown('dataset', name, CATALOGUE)} (your own images: {_WAYS})")
+        return None
+    if not rest:
+        raise UsageError(f"dataset={name} names no path; write dataset={kind}:PATH")
+    path = user_path(rest, f"dataset={kind}:")
+    there, what = (os.path.isdir, "folder") if kind == "folder" else (os.path.exists, "file or folder")
+    if not there(path):
+        kept = " (it is a file)" if os.path.exists(path) else ""
+        raise UsageError(f"dataset={name}: no such {what}: {str(path)!r}{kept}; your own images are {_WAYS}")
+    return kind, path
+
+
+def about(located: Located, classes: tuple[str, ...], notes: Sequence[str], jpeg: int, test_labels: Tensor) -> About:
     """What is known of a data set beside its images.
 
     Args:
@@ -211,8 +238,12 @@ def about(located: Located, classes: tuple[str, ...], notes: Sequence[str], jpeg
         classes: what it holds.
         notes: what reading it showed.
         jpeg: how many images were JPEG files.
+        test_labels: int64 (m,), on the CPU.
     """
     entry, notes = located.entry, list(notes)
+    counts = torch.bincount(test_labels, minlength=len(classes))
+    if untested := [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
+        notes.append(f"no test images of {some(untested)}")
     if entry and entry.note:
         notes.append(entry.note)
     if entry and jpeg and entry.lossless:
@@ -235,7 +266,18 @@ def _info(entry: Entry) -> SourceInfo:
     if found:
         size = None if entry.within else found.bytes()
     where = str(found.path) if found else None
-    return SourceInfo(entry.name, entry.description, where, size, entry.licence, entry.page)
+    lacks = _find.lacks(entry, found) if found else 0
+    return SourceInfo(
+        name=entry.name,
+        description=entry.description,
+        where=where,
+        bytes=size,
+        licence=entry.licence,
+        page=entry.page,
+        classes=entry.classes_expected or None,
+        lacks=lacks,
+        usable=not (lacks and entry.within),
+    )
 
 
 def _read(entry: Entry, found: _find.Found) -> Arrays | Encoded:
@@ -301,6 +343,8 @@ def _decoded(located: Located, content: Encoded, size: int | None, resize: Resiz
         spec["size"] = size
     if resize != "fit":
         spec["resize"] = resize
+    if content.notes:
+        spec["notes"] = content.notes  # kept with the images
     kept = Store().tensors("images", spec, make, what=f"the decoded images of {located.name}")
     assert kept.tensors is not None, "made of tensors"
     tensors = {key: kept.tensors[key] for key in _TENSORS}

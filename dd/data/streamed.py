@@ -172,7 +172,7 @@ def open_streamed(
     notes = [*listing.notes, f"decoded to {target.side} x {target.side} pixels whenever they are used"]
     lossless = located.entry is not None and located.entry.lossless
     jpeg = _images.jpegs(_probed(listing.train)) if lossless else 0
-    return opened, about(located, listing.classes, notes, jpeg)
+    return opened, about(located, listing.classes, notes, jpeg, listing.test.labels)
 
 
 def sample(count: int, limit: int, run: int, rng: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ one in the making is `path/to/file.py` or `path/to/file.py:name`.  Nothing is im
 
 import importlib
 import importlib.util
+import os
 import pkgutil
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from dd.errors import RunError, UsageError, unknown
+from dd.io import user_path
 
 if TYPE_CHECKING:
     from dd.engine.method import Method
@@ -130,8 +132,8 @@ def _load(point: EntryPoint) -> None:
 
 def _from_file(text: str) -> "type[Method]":
     path_text, _, wanted = text.partition(".py:")
-    path = Path(path_text if path_text.endswith(".py") else path_text + ".py").expanduser().resolve()
-    if not path.is_file():
+    path = user_path(path_text if path_text.endswith(".py") else path_text + ".py", "method").resolve()
+    if not os.path.isfile(path):
         raise UsageError(f"no method file {str(path)!r}; give the path of a Python file that registers one")
     module_name, content = "dd_method_" + path.stem, path.read_bytes()
     loaded = sys.modules.get(module_name)

@@ -5,13 +5,14 @@ import tempfile
 from pathlib import Path
 
 from dd.errors import UsageError
+from dd.io.paths import user_path
 
 
 def home() -> Path:
     """The folder of everything that runs share: `$DD_HOME`, else the user's cache folder; not necessarily there yet."""
     named = os.environ.get("DD_HOME")
     if named:
-        return Path(named).expanduser()
+        return user_path(named, "DD_HOME")
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("dd"))

@@ -1,11 +1,11 @@
 """The variables that a synthesis begins from."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from dd.engine.method import Synthetic, Task
 from dd.errors import UsageError
+from dd.io import user_path
 from dd.recipes import Recipe
 from dd.sets import DistilledSet, load
 
@@ -24,7 +24,7 @@ def begin(recipe: Recipe, whole: Task, prepared: Any, task: Task) -> Synthetic:
     """
     syn = recipe.method.start(task, prepared)
     if recipe.init is not None:
-        given, n = load(Path(recipe.init)), len(whole.targets)
+        given, n = load(user_path(recipe.init, "init")), len(whole.targets)
         if task.part is not None and given.n == n:
             slots = task.part.slots
             given = replace(given, images=given.images[slots], labels=given.labels[slots])

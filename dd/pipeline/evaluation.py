@@ -14,6 +14,7 @@ from dd.evaluation.evaluate import NOT_AT_HAND, Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.protocols import Protocol, default_protocol, protocol_of
 from dd.evaluation.report import Report
+from dd.io import user_path
 from dd.networks import NetworkSpec
 from dd.pipeline.label import store_spec, stored_labels
 from dd.pipeline.task import context, numerics, task_for
@@ -29,7 +30,8 @@ def evaluate(distilled: DistilledSet | str | Path, **settings: Any) -> Report:
     """Score a set, or the file of one, as `dd eval` does."""
     if isinstance(distilled, DistilledSet):
         return evaluate_distilled(distilled, settings)
-    return evaluate_distilled(load(Path(distilled)), settings, Path(distilled))
+    file = user_path(distilled)
+    return evaluate_distilled(load(file), settings, file)
 
 
 def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any], file: Path | None = None) -> Report:

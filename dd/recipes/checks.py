@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dd.errors import UsageError, unknown
+from dd.io import existing, user_path
 from dd.recipes.tables import size_name
 
 if TYPE_CHECKING:
@@ -13,21 +14,12 @@ if TYPE_CHECKING:
     from dd.evaluation.protocols import Protocol
     from dd.networks import NetworkSpec
 
-_PATHS = ("folder:", "parquet:")
-
 
 def dataset(name: str) -> None:
-    """Raise `UsageError` unless `name` is a data set's, or `folder:PATH` or `parquet:PATH` with a path that exists."""
-    if name.startswith(_PATHS):
-        kind, _, path = name.partition(":")
-        if not Path(path).expanduser().exists():
-            raise UsageError(f"dataset={name}: no such {'folder' if kind == 'folder' else 'file or folder'}: {path!r}")
-        return
-    from dd.data import list_sources
+    """Raise `UsageError` unless `name` is a data set's, or names a user's own by a path that exists."""
+    from dd.data.sources import require_known
 
-    names = [source.name for source in list_sources() if ":" not in source.name]
-    if name not in names:
-        raise UsageError(f"{unknown('dataset', name, names)} (your own images: dataset=folder:PATH)")
+    require_known(name)
 
 
 def size(bare: Mapping[str, Any]) -> None:
@@ -70,8 +62,5 @@ def student(spec: "NetworkSpec") -> None:
 
 
 def readable(key: str, path: str) -> Path:
-    """The path of an existing file, `~` expanded, or `UsageError`."""
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise UsageError(f"{key}={path}: no such file")
-    return found
+    """The path of an existing file or folder, `~` expanded, or `UsageError`."""
+    return existing(user_path(path, key), f"{key}={path}")

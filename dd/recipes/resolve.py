@@ -129,7 +129,8 @@ def _bare(asked: list[Layer], problems: Problems) -> dict[str, Any]:
         checks.dataset(bare["dataset"])
     if bare["init"] is not None:
         with problems.caught():
-            checks.readable("init", bare["init"])
+            if checks.readable("init", bare["init"]).is_dir():
+                raise UsageError(f"init={bare['init']} is a folder; name the set's file in it, as set.safetensors")
     if bare["ipc"] is None and bare["fraction"] is None:
         bare["ipc"] = _DEFAULT_IPC
     return bare
@@ -246,14 +247,14 @@ def _recipe(
     files: Mapping[int, Path],
     digests: dict[str, str],
 ) -> Recipe:
-    from dd.io import sha256_file
+    from dd.io import sha256_file, user_path
 
     ref = bare.pop("method")
     if ".py" in ref:  # a file in the making: its text is part of the recipe
-        path, _, name = ref.partition(".py")
-        file = Path(path + ".py").expanduser().resolve()
+        path, _, name = ref.rpartition(".py")
+        file = user_path(path + ".py", "method").resolve()
         ref, digests["method"] = f"{file}{name}", sha256_file(file)
-    if bare["init"] is not None and (init := Path(bare["init"]).expanduser()).is_file():
+    if bare["init"] is not None and (init := user_path(bare["init"], "init")).is_file():
         digests["init"] = sha256_file(init)
     digests |= {f"teachers[{at}]": sha256_file(file) for at, file in files.items()}
     notices = table.notices

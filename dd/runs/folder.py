@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dd.io import locked, writable, write_text
+from dd.io import digest, locked, user_path, writable, write_text
 
+_LONGEST = 200  # bytes of a folder's name
 _WAY_OUT = "choose another place with out=FOLDER or DD_RUNS"
 
 
 def runs_root(out: Path | str | None = None) -> Path:
     """Where run folders are: `out`, else `$DD_RUNS`, else ./runs."""
-    return Path(out or os.environ.get("DD_RUNS") or "runs").expanduser()
+    named, what = (out, "out") if out else (os.environ.get("DD_RUNS") or "runs", "DD_RUNS")
+    return user_path(named, what, absolute=False)
 
 
 @dataclass(frozen=True)
@@ -146,4 +148,7 @@ class RunFolder:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[:/\\]", "-", name)
+    plain = re.sub(r"[:/\\]", "-", name)
+    if len(os.fsencode(plain)) <= _LONGEST:
+        return plain
+    return f"{plain[: _LONGEST // 4]}…{digest(name)[:16]}"  # no file system takes it whole

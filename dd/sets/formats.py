@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 from torch import Tensor
 
 from dd.errors import UsageError
-from dd.io import load_tensors, save_tensors
+from dd.io import existing, load_tensors, save_tensors
 from dd.sets.distilled import TENSORS, DistilledSet
 
 FORMAT = "dd-distilled-set"
@@ -67,6 +67,8 @@ def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
 
     if path.is_dir():
         raise UsageError(f"{path} is a folder; name the set's file in it, for example {path / 'set.safetensors'}")
+    if path.exists():
+        existing(path, f"cannot read the distilled set {path}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -1,6 +1,7 @@
 """`init=SET`: a run that starts from a set that exists."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ def given(place, small, pictures):
     return ended.report["files"]["set"]
 
 
-def test_it_starts_there(place, small, given):
+def test_it_starts_there(place, small, given, monkeypatch):
     plain = place.dd("run", *small, "--json").report
-    ended = place.dd("run", *small, f"init={given}", "--json")
+    monkeypatch.setenv("HOME", str(Path(given).parent))
+    ended = place.dd("run", *small, f"init=~/{Path(given).name}", "--json")
     assert ended.code == 0, ended.err
     report = ended.report
     assert report["recipe_hash"] != plain["recipe_hash"]

@@ -227,3 +227,25 @@ def test_out_is_where_the_run_goes(capsys, tmp_path):
 )
 def test_sizes_for_people(number, text):
     assert readable_size(number) == text
+
+
+def test_a_check_ends_like_a_run(tmp_path, capsys):
+    from PIL import Image
+
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (4, 4), i).save(tmp_path / "set" / name / f"{i}.png")
+    assert run_command_line(["data", "check", "folder:set"]) == 0
+    (tmp_path / "set" / "a" / "1.png").write_bytes(b"?")
+    capsys.readouterr()
+    assert run_command_line(["data", "check", "folder:set"]) == 2
+    checked = capsys.readouterr()
+    assert "broken files: 1" in checked.out
+    assert run_command_line(["data", "check", "folder:set", "--json"]) == 2
+    as_json = capsys.readouterr()
+    assert run_command_line(["run", *TINY, "dataset=folder:set"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("dd: 1 broken images in folder:set: a/1.png (not an image)")
+    assert checked.err.splitlines() == [line]
+    assert [f"dd: {problem}" for problem in json.loads(as_json.out)["problems"]] == [line]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
+from dd.cli.main import run_command_line
 from dd.data import DataSettings, _images, list_sources, open_data
 from dd.data._catalogue import CATALOGUE
 from dd.data.sources import load_raw
@@ -174,6 +175,36 @@ def test_the_list_of_sources_opens_no_image(tmp_path, monkeypatch):
     assert rows["imagenet-21k"].where is None
     assert rows["imagenet-21k"].page
     assert not rows["cifar10"].page
+
+
+@pytest.mark.parametrize("layout", ["folders", "parquet"])
+def test_the_list_of_sources_counts_classes(tmp_path, capsys, monkeypatch, layout):
+    monkeypatch.setenv("COLUMNS", "600")
+    wanted = LISTS["imagenet-100"]["classes"].split()
+    root = tmp_path / "sets" / "imagenet-1k"
+    if layout == "folders":
+        write_folders(root, wanted[:2], train=1)
+    else:
+        write_parquet(root / "train-0.parquet", [0, 1], wanted[:2])
+        write_parquet(root / "validation-0.parquet", [0, 1], wanted[:2])
+    rows = {row.name: row for row in list_sources()}
+    assert (rows["imagenet-100"].classes, rows["imagenet-100"].lacks, rows["imagenet-100"].usable) == (100, 98, False)
+    assert (rows["imagenet-1k"].lacks, rows["imagenet-1k"].usable) == (998, True)
+    assert (rows["fashion-mini"].lacks, rows["fashion-mini"].usable) == (0, True)
+    assert run_command_line(["data"]) == 0
+    out = capsys.readouterr().out
+    assert f"not here; {root} has 2 of its 100 classes" in out
+    assert f"{root} (2 of its 1,000 classes)" in out
+
+
+def test_the_flat_validation_part_of_ilsvrc_is_told(tmp_path):
+    root = tmp_path / "sets" / "imagenet-1k"
+    write_folders(root, IDS[:2], val=0)
+    for name in IDS[:2]:
+        (root / "val" / name).rmdir()
+    picture(0).save(root / "val" / "ILSVRC2012_val_00000001.JPEG", "PNG")
+    with pytest.raises(UsageError, match=r"lie in no class folders, as ILSVRC2012 ships them; sort them into val/WNID"):
+        open_data("imagenet-1k", DataSettings(size=8), "cpu")
 
 
 def test_ten_thousand_classes_are_listed_without_opening_a_file(tmp_path, monkeypatch):

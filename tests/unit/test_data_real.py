@@ -191,7 +191,9 @@ def test_one_class_is_refused(tmp_path):
 
 
 def test_a_class_without_training_images_is_named(tmp_path):
-    root = write_folder(tmp_path / "set", ["a", "b"])
-    (root / "empty").mkdir()
+    root = tmp_path / "set"
+    write_folder(root / "train", ["a", "b"])
+    write_folder(root / "test", ["a", "empty"])
+    (root / "train" / "empty").mkdir()
     with pytest.raises(UsageError, match="no training images of empty"):
         open_data(f"folder:{root}", DataSettings(), "cpu")

@@ -294,7 +294,7 @@ def test_no_download_when_none_is_wanted(tmp_path):
 def test_unknown_names():
     with pytest.raises(UsageError, match="'cifar-10'; did you mean 'cifar10'"):
         load_raw("cifar-10")
-    with pytest.raises(UsageError, match="unknown data set 'zip:/x'"):
+    with pytest.raises(UsageError, match="unknown dataset 'zip:/x'"):
         load_raw("zip:/x")
 
 

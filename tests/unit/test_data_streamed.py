@@ -340,6 +340,7 @@ def test_streamed_data_of_no_use_are_refused(tmp_path):
         open_data(write_folder(tmp_path / "one", ["a"]), DataSettings(stream=True, size=8), "cpu")
     name = write_folder(tmp_path / "two", ["a", "b"])
     (tmp_path / "two" / "train" / "empty").mkdir()
+    (tmp_path / "two" / "test" / "a").rename(tmp_path / "two" / "test" / "empty")
     with pytest.raises(UsageError, match="no training images of empty"):
         open_data(name, DataSettings(stream=True, size=8), "cpu")
 

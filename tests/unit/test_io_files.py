@@ -14,12 +14,14 @@ from dd.errors import RunError, UsageError
 from dd.io import (
     atomic_path,
     digest,
+    existing,
     home,
     load_tensors,
     locked,
     save_tensors,
     sha256_file,
     sha256_tensors,
+    user_path,
     writable,
     write_json,
     write_text,
@@ -170,3 +172,50 @@ def test_a_lock_dies_with_its_process(tmp_path):
         holder.kill()
     with locked(lock, "it"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("x", "here/x"),
+        ("./x/../y", "here/x/../y"),
+        ("~/x", "me/x"),
+        ("~", "me"),
+        ("a [1] *?", "here/a [1] *?"),
+        ("link/x", "here/link/x"),
+        ("", "here"),
+        ("x" * 300, "here/" + "x" * 300),
+    ],
+)
+def test_every_path_takes_one_road(tmp_path, monkeypatch, text, path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert user_path(text, "out") == tmp_path / path
+    assert user_path(Path(text)).is_absolute()
+    monkeypatch.setenv("DD_HOME", text or ".")
+    assert home() == tmp_path / path
+
+
+@pytest.mark.parametrize("text", ["~nobody-here/x", "a\0b", "caf\udce9"])
+def test_what_is_no_path_is_one_line(text):
+    with pytest.raises(UsageError, match="is no path") as caught:
+        user_path(text, "init")
+    assert "init=" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_files_and_folders_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dead").symlink_to("nowhere")
+    assert existing(tmp_path, "x") == tmp_path
+    for name, words in (
+        ("pipe", "no regular file"),
+        ("loop", "links"),
+        ("dead", "no such file"),
+        ("no/x", "no such file"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            existing(tmp_path / name, f"recipe={name}")

@@ -33,6 +33,12 @@ def test_the_grammar_of_a_folder():
     )
 
 
+def test_the_folder_of_a_long_path_can_be_made(tmp_path):
+    one, other = (locate(tmp_path, dataset=f"folder:/{'ä/' * 200}{name}").path for name in ("a", "b"))
+    one.mkdir(parents=True)
+    assert one != other
+
+
 def test_finished_means_a_report_that_can_be_read(tmp_path):
     folder = locate(tmp_path)
     assert not folder.is_finished()
