@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # suffixes of files that hold images, in lower case: what Pillow decodes; of an animated one the first frame is taken
-READABLE = tuple(
-    ".apng .avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+# fmt: off
+READABLE = (
+    ".apng", ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+    ".tga", ".tif", ".tiff", ".webp",
 )
+# fmt: on
 CHUNK = 16  # images a thread takes at a time
 _MOST_WORKERS = 16  # of one process, whose interpreter's lock more would wait for
 _SHOWN = 5  # broken files named in an error

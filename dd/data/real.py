@@ -20,25 +20,27 @@ from dd.errors import UsageError
 from dd.io import digest, sha256_tensors
 from dd.runs.store import NotMade, nothing_made, require_making
 
-_TRANSFORM_ROWS = 4096  # images transformed at a time, when all are
+_AT_ONCE = 4096  # images transformed or counted at a time, when all are
 _KEEP_BYTES = 8 << 30  # transformed images are kept up to this size, which follows from shapes alone
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceSplit:
-    """A `Split` that is one uint8 tensor on the device.
+    """A `Split` that is one uint8 tensor on the device, or some rows of one that it shares with another split.
 
     Attributes:
-        pixels: uint8 (n, c, h, w).
+        pixels: uint8 (m, c, h, w).
         labels: int64 (n,), on the same device.
         preprocess: with its tensors on the same device.
         classes: number of classes of the data set.
+        rows: int64 (n,), on the same device: which of `pixels` are this split's; None: all of them, in their order.
     """
 
     pixels: Tensor
     labels: Tensor
     preprocess: Preprocess
     classes: int
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,8 +53,9 @@ class DeviceSplit:
 
     def raw(self, index: Tensor) -> Tensor:
         """See `Split`."""
+        index = index.to(self.labels.device)
         # twenty times as fast as `pixels[index]` on a CPU
-        return self.pixels.index_select(0, index.to(self.labels.device))
+        return self.pixels.index_select(0, index if self.rows is None else self.rows.index_select(0, index))
 
     def of_class(self, c: int) -> Tensor:
         """See `Split`."""
@@ -71,11 +74,12 @@ class DeviceSplit:
 
     @cached_property
     def _transformed(self) -> Tensor | None:
-        if not self.preprocess.costly or not len(self) or self.pixels.numel() * 4 > _KEEP_BYTES:
+        shape = (len(self), *self.pixels.shape[1:])
+        if not self.preprocess.costly or not len(self) or math.prod(shape) * 4 > _KEEP_BYTES:
             return None
-        whole = torch.empty(self.pixels.shape, dtype=torch.float32, device=self.pixels.device)
-        for rows, pixels in zip(whole.split(_TRANSFORM_ROWS), self.pixels.split(_TRANSFORM_ROWS), strict=True):
-            rows.copy_(self.preprocess(pixels))
+        whole = torch.empty(shape, dtype=torch.float32, device=self.pixels.device)
+        for rows, index in zip(whole.split(_AT_ONCE), torch.arange(len(self)).split(_AT_ONCE), strict=True):
+            rows.copy_(self.preprocess(self.raw(index)))
         return whole
 
 
@@ -174,20 +178,20 @@ def _on_device(raw: Raw, settings: DataSettings, device: torch.device) -> Opened
         raise UsageError(f"{raw.name} has images of {width} x {height} pixels; only square ones are supported")
     require_usable(raw.name, raw.classes, raw.train_labels, raw.test_labels)
     kept, held = stratified(raw.train_labels, settings.holdout, settings.holdout_seed, "holdout")
-    images, labels = raw.train_images, raw.train_labels
-    if len(held):
-        images, labels = images.index_select(0, kept), labels[kept]
-    there = _fitted(raw, images, settings).to(device)
+    there = _fitted(raw, kept, settings).to(device)
+    pixels = raw.train_images.to(device)  # shared by both parts of it: copies of gigabytes would not fit
 
-    def split(images: Tensor, labels: Tensor) -> DeviceSplit:
-        return DeviceSplit(images.to(device), labels.to(device), there, len(raw.classes))
+    def part(rows: Tensor) -> DeviceSplit:
+        labels = raw.train_labels[rows].to(device)
+        some = None if len(rows) == len(pixels) else rows.to(device)
+        return DeviceSplit(pixels, labels, there, len(raw.classes), some)
 
     return Opened(
-        train=split(images, labels),
-        holdout=split(raw.train_images.index_select(0, held), raw.train_labels[held]),
-        test=split(raw.test_images, raw.test_labels),
+        train=part(kept),
+        holdout=part(held),
+        test=DeviceSplit(raw.test_images.to(device), raw.test_labels.to(device), there, len(raw.classes)),
         preprocess=there,
-        shape=(images.shape[1], height, width),
+        shape=(pixels.shape[1], height, width),
         content=_content(raw),
     )
 
@@ -212,10 +216,16 @@ def _undecoded(
     return opened, known
 
 
-def _fitted(raw: Raw, images: Tensor, settings: DataSettings) -> Preprocess:
+def _fitted(raw: Raw, kept: Tensor, settings: DataSettings) -> Preprocess:
+    """The transform, fitted on the training images at the positions `kept` where it is fitted."""
     if settings.preprocess == "zca":
+        images = raw.train_images if len(kept) == len(raw.train_images) else raw.train_images.index_select(0, kept)
         return pre.zca(images, settings.zca_eps, raw.name)
-    return pre.standard(images, raw.constants)
+    if raw.constants:
+        return pre.standard(torch.empty(0), raw.constants)
+    counts = sum(pre.channel_counts(raw.train_images.index_select(0, rows)) for rows in kept.split(_AT_ONCE))
+    assert isinstance(counts, Tensor), "there is at least one image"
+    return pre.standard(torch.empty(0), pre.statistics_of(counts))
 
 
 def _content(raw: Raw) -> str:
