@@ -138,11 +138,7 @@ def _selected(part: Part, names: tuple[str, ...], only: tuple[str, ...], where: 
     """The images of some classes, labelled by their position among these."""
     if missing := [name for name in only if name not in names]:
         raise UsageError(f"{where} lacks {len(missing)} classes: {', '.join(missing[:5])}; it has {len(names)} others")
-    number = torch.full((len(names),), -1, dtype=torch.int64)
-    number[[names.index(name) for name in only]] = torch.arange(len(only))
-    labels = number[part.labels]
-    kept = torch.nonzero(labels >= 0).flatten()
-    return Part(part.items.take(kept.tolist()), labels[kept])
+    return part.only([names.index(name) for name in only])
 
 
 def _grouped(paths: Sequence[Path], root: Path, test: tuple[str, ...] = _TEST_ORDER) -> dict[Path, Files]:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from dd.data import preprocess as pre
 from dd.data import streamed
-from dd.data._content import Encoded, by_class, stratified
+from dd.data._content import Encoded, by_class, only_classes, stratified
 from dd.data.augment import parse
 from dd.data.preprocess import Preprocess
 from dd.data.settings import DataSettings
-from dd.data.sources import About, Located, Raw, locate, whole
+from dd.data.sources import About, Located, Raw, locate, size_question, whole
 from dd.data.split import Opened, Split, require_usable
 from dd.errors import UsageError
 from dd.io import digest, sha256_tensors
@@ -139,14 +139,14 @@ def open_data(name: str, settings: DataSettings, device: torch.device | str, *, 
     located = locate(name, download=download)
     if located.entry and located.entry.varied and settings.size is None:
         raise UsageError(f"the images of {name} differ in size; say what they are resized to, such as data.size=224")
-    content, device = located.read(), torch.device(device)
+    content, device = only_classes(located.read(), settings.classes), torch.device(device)
     if streamed.wanted(located, content, settings, device):
         assert isinstance(content, Encoded), "nothing else is wanted"
         opened, known = streamed.open_streamed(located, content, settings, device)
         classes = content.listing().classes
     else:
         try:
-            known = whole(located, content, settings.size)
+            known = whole(located, content, settings.size, settings.depth16)
             opened, classes = _on_device(known, settings, device), known.classes
         except NotMade:
             assert isinstance(content, Encoded), "arrays are there once they are read"
@@ -173,9 +173,8 @@ def open_data(name: str, settings: DataSettings, device: torch.device | str, *, 
 
 
 def _on_device(raw: Raw, settings: DataSettings, device: torch.device) -> Opened:
-    height, width = raw.train_images.shape[-2:]
-    if height != width:
-        raise UsageError(f"{raw.name} has images of {width} x {height} pixels; only square ones are supported")
+    if settings.size is None and (asked := size_question(raw.name, raw.train_images)):
+        raise UsageError(asked)
     require_usable(raw.name, raw.classes, raw.train_labels, raw.test_labels)
     kept, held = stratified(raw.train_labels, settings.holdout, settings.holdout_seed, "holdout")
     there = _fitted(raw, kept, settings).to(device)
@@ -191,7 +190,7 @@ def _on_device(raw: Raw, settings: DataSettings, device: torch.device) -> Opened
         holdout=part(held),
         test=DeviceSplit(raw.test_images.to(device), raw.test_labels.to(device), there, len(raw.classes)),
         preprocess=there,
-        shape=(pixels.shape[1], height, width),
+        shape=(pixels.shape[1], pixels.shape[2], pixels.shape[3]),
         content=_content(raw),
     )
 

@@ -5,7 +5,8 @@ fashion-mnist mnist svhn cifar10 cifar100 tiny-imagenet
                                    found where users have them, else downloaded
 imagenet-1k imagenet-21k imagenette imagewoof imagefruit imagemeow imagesquawk imageyellow imagenet-10 imagenet-100
                                    found where users have them, never downloaded
-folder:PATH  parquet:PATH          a user's own
+folder:PATH  parquet:PATH  npz:PATH
+                                   a user's own
 """
 
 from collections.abc import Callable, Sequence
@@ -15,19 +16,22 @@ from typing import Any
 
 from torch import Tensor
 
-from dd.data import _embedded, _find, _folder, _idx, _imagenet, _images, _native, _parquet
+from dd.data import _embedded, _find, _folder, _idx, _imagenet, _images, _native, _npz, _parquet
 from dd.data._catalogue import CATALOGUE
 from dd.data._content import Arrays, Encoded
 from dd.data._entry import ALL_AUGMENTATIONS, Constants, Entry
+from dd.data.settings import Depth16
 from dd.errors import UsageError, unknown
+from dd.networks.spec import USUAL_SIDE
 from dd.runs.store import Store
 
-_CACHE_FORMAT = 1  # a change of how images are decoded makes the cached ones stale
+_CACHE_FORMAT = 2  # a change of how images are decoded makes the cached ones stale
 _NOT_STATED = "not stated"
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
-_OWN: dict[str, Callable[[Path], Encoded]] = {
+_OWN: dict[str, Callable[[Path], Arrays | Encoded]] = {
     "folder": _folder.read,
     "parquet": lambda path: _parquet.read(_parquet.at(path)),
+    "npz": _npz.read,
 }
 
 
@@ -129,18 +133,19 @@ def load_raw(name: str, *, download: bool = True) -> Raw:
     return whole(located, located.read())
 
 
-def whole(located: Located, content: Arrays | Encoded, size: int | None = None) -> Raw:
+def whole(located: Located, content: Arrays | Encoded, size: int | None = None, depth16: Depth16 | None = None) -> Raw:
     """All of what was found, decoded, with what is known about it.
 
     Args:
         located: where it was found.
         content: what was read there.
         size: height and width in pixels to which images are brought; None for their own.
+        depth16: how images of more than 8 bits become 8.
 
     Raises:
-        UsageError: images are broken.
+        UsageError: images are broken, or something has to be said about them first.
     """
-    arrays = _decoded(located, content, size) if isinstance(content, Encoded) else _sized(content, size)
+    arrays = _decoded(located, content, size, depth16) if isinstance(content, Encoded) else sized(content, size)
     known = about(located, arrays.classes, arrays.notes, arrays.jpeg)
     tensors = {key: getattr(arrays, key) for key in _TENSORS}
     return Raw(name=located.name, classes=arrays.classes, where=located.where, **tensors, **vars(known))
@@ -154,6 +159,8 @@ def list_sources() -> list[SourceInfo]:
     rows.append(
         SourceInfo("parquet:PATH", "your own images: a parquet file, or a folder of them", None, None, _NOT_STATED)
     )
+    arrays = "your own images: arrays train_images, train_labels (and test_…), as MedMNIST has them"
+    rows.append(SourceInfo("npz:PATH", arrays, None, None, _NOT_STATED))
     return rows
 
 
@@ -166,7 +173,7 @@ def locate(name: str, *, download: bool = True) -> Located:
         path = Path(rest).expanduser()
         return Located(name, str(path), None, lambda: _OWN[kind](path))
     if name not in CATALOGUE:
-        raise unknown("data set", name, [*CATALOGUE, "folder:PATH", "parquet:PATH"])
+        raise unknown("data set", name, [*CATALOGUE, *(f"{kind}:PATH" for kind in _OWN)])
     entry = CATALOGUE[name]
     if entry.native == "embedded":
         return Located(name, str(_embedded.FOLDER), entry, _embedded.read)
@@ -226,18 +233,30 @@ def _read(entry: Entry, found: _find.Found) -> Arrays | Encoded:
     return _native.cifar(found.path, hundred=entry.native == "cifar100")
 
 
-def _sized(arrays: Arrays, size: int | None) -> Arrays:
+def sized(arrays: Arrays, size: int | None) -> Arrays:
+    """Arrays brought to squares of `size` pixels; None: as they are."""
     if size is None:
         return arrays
     train, test = (_images.resized(images, size) for images in (arrays.train_images, arrays.test_images))
     return replace(arrays, train_images=train, test_images=test)
 
 
-def _decoded(located: Located, content: Encoded, size: int | None) -> Arrays:
+def size_question(name: str, images: Tensor) -> str:
+    """What has to be said about the size of decoded images (n, c, h, w), in one line; "" where nothing has."""
+    height, width = images.shape[-2:]
+    if height != width:
+        return (
+            f"{name} has images of {width} x {height} pixels; only square ones are supported: say what they are "
+            f"brought to, such as data.size={min(height, width)}"
+        )
+    return _images.large_words(name, height) if height > USUAL_SIDE else ""
+
+
+def _decoded(located: Located, content: Encoded, size: int | None, depth16: Depth16 | None) -> Arrays:
     """Encoded images as arrays, from the cache where they are there."""
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        arrays, broken = _images.decode(content.listing(), located.channels, size)
+        arrays, broken = _images.decode(content.listing(), located.name, located.channels, size, depth16)
         _images.refuse(broken, located.name)
         tensors = {key: getattr(arrays, key) for key in _TENSORS}
         return tensors, {"classes": arrays.classes, "notes": arrays.notes, "jpeg": arrays.jpeg}
@@ -245,6 +264,8 @@ def _decoded(located: Located, content: Encoded, size: int | None) -> Arrays:
     spec: dict[str, Any] = {"format": _CACHE_FORMAT, "name": located.name, "files": content.key}
     if size is not None:
         spec["size"] = size
+    if depth16 is not None:
+        spec["depth16"] = depth16
     kept = Store().tensors("images", spec, make, what=f"the decoded images of {located.name}")
     assert kept.tensors is not None, "made of tensors"
     tensors = {key: kept.tensors[key] for key in _TENSORS}

@@ -7,7 +7,7 @@ depends on the number of threads, and results equal those of the same images kep
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from dd.data import _images
 from dd.data import preprocess as pre
 from dd.data._content import Arrays, Encoded, Items, Part, by_class, stratified
-from dd.data._images import CHUNK, Broken, Header, Target
+from dd.data._images import CHUNK, Broken, Header, Survey, Target
 from dd.data.preprocess import Preprocess
 from dd.data.settings import DataSettings
 from dd.data.sources import About, Located, about
@@ -173,7 +173,7 @@ def wanted(located: Located, content: Arrays | Encoded, settings: DataSettings, 
     listing = content.listing()
     target = _known(located, settings)
     if target is None and (headers := _probed(listing.train)):
-        target = _images.choose(headers, located.channels, settings.size)
+        target = _images.choose(headers, located.channels, settings.size, settings.depth16)
     if target is None:
         return False  # nothing can be read, which is said where images are decoded
     pixels = (len(listing.train) + len(listing.test)) * target.channels * target.side**2
@@ -198,10 +198,14 @@ def open_streamed(
         )
     listing = content.listing()
     require_usable(located.name, listing.classes, listing.train.labels, listing.test.labels)
-    target = _settled(located, content, settings)
+    target, found = _settled(located, content, settings)
     kept, held = stratified(listing.train.labels, settings.holdout, settings.holdout_seed, "holdout")
     train = listing.train.take(kept) if len(held) else listing.train
     key = {"files": content.key, "channels": target.channels, "side": target.side}
+    if target.depth16 is not None:
+        key["depth16"] = target.depth16
+    if found and found.turned:
+        key["upright"] = True  # the same files gave other pixels before images were turned
     there = _constants(located, train, target, settings, key).to(device)
 
     def split(part: Part) -> StreamedSplit:
@@ -217,6 +221,8 @@ def open_streamed(
         content=digest(key, length=64),
     )
     notes = [*listing.notes, f"decoded to {target.side} x {target.side} pixels whenever they are used"]
+    if found and found.turned:
+        notes.append("images are turned upright, as their EXIF says")
     lossless = located.entry is not None and located.entry.lossless
     jpeg = _images.jpegs(_probed(listing.train)) if lossless else 0
     return opened, about(located, listing.classes, notes, jpeg)
@@ -231,30 +237,26 @@ def sample(count: int, limit: int, run: int, rng: torch.Generator) -> Tensor:
     return chosen[chosen < count].sort().values
 
 
-def _settled(located: Located, content: Encoded, settings: DataSettings) -> Target:
-    """What images are brought to, from the headers of at most 10,000 training images where it is not known."""
+def _settled(located: Located, content: Encoded, settings: DataSettings) -> tuple[Target, Survey | None]:
+    """What images are brought to, and what the headers of at most 10,000 of each part say where it is not known."""
     if known := _known(located, settings):
-        return known
+        return known, None
 
-    def survey() -> dict[str, Any]:
-        items = content.listing().train.items
-        index = sample(len(items), FIT_IMAGES, items.run, generator(0, "survey"))
-        good = [h for h in _images.headers(items, index.tolist()) if isinstance(h, Header)]
+    def look() -> dict[str, Any]:
+        good: list[Header] = []
+        for part in (content.listing().train, content.listing().test):
+            index = sample(len(part), FIT_IMAGES, part.items.run, generator(0, "survey"))
+            good += [h for h in _images.headers(part.items, index.tolist()) if isinstance(h, Header)]
         if not good:
-            raise UsageError(f"none of the {len(index)} images that were tried can be decoded")
-        found = _images.choose(good)
-        sizes = sorted({(header.width, header.height) for header in good})
-        return {"channels": found.channels, "side": found.side, "sizes": [sizes[0], sizes[-1]]}
+            raise UsageError(f"none of the images of {located.name} that were tried can be decoded")
+        return asdict(_images.survey(good))
 
-    spec = {"format": 1, "name": located.name, "files": content.key}
-    found = Store().value("surveys", spec, survey, what=f"the sizes of {located.name}").value
-    (width, height), (other, tall) = found["sizes"]
-    if settings.size is None and (width, height) != (other, tall):
-        raise UsageError(
-            f"the images of {located.name} differ in size ({width} x {height} and {other} x {tall} pixels among them) "
-            "and are streamed; say what they are resized to, such as data.size=224"
-        )
-    return Target(located.channels or found["channels"], settings.size or found["side"])
+    spec = {"format": 2, "name": located.name, "files": content.key}
+    kept = Store().value("surveys", spec, look, what=f"the sizes of {located.name}").value
+    found = Survey(**kept)
+    _images.require_clear(found, located.name, settings.size, settings.depth16, exact=True)
+    channels = located.channels or (1 if found.grey else 3)
+    return Target(channels, settings.size or found.side, settings.depth16), found
 
 
 def _constants(located: Located, part: Part, target: Target, settings: DataSettings, key: dict[str, Any]) -> Preprocess:
@@ -286,7 +288,9 @@ def _probed(part: Part) -> list[Header]:
 
 
 def _known(located: Located, settings: DataSettings) -> Target | None:
-    return Target(located.channels, settings.size) if located.channels and settings.size else None
+    if not (located.channels and settings.size):
+        return None
+    return Target(located.channels, settings.size, settings.depth16)
 
 
 _UNSCALED = pre.standard(torch.empty(0), ((0.5,), (0.5,)))

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from dd.evaluation.protocols import Protocol
     from dd.networks import NetworkSpec
 
-_PATHS = ("folder:", "parquet:")
+_PATHS = {"folder:": "folder", "parquet:": "file or folder", "npz:": "file"}
 
 
 def dataset(name: str) -> None:
-    """Raise `UsageError` unless `name` is a data set's, or `folder:PATH` or `parquet:PATH` with a path that exists."""
-    if name.startswith(_PATHS):
-        kind, _, path = name.partition(":")
+    """Raise `UsageError` unless `name` is a data set's, or `folder:PATH` or the like with a path that exists."""
+    kind, colon, path = name.partition(":")
+    if kind + colon in _PATHS:
         if not Path(path).expanduser().exists():
-            raise UsageError(f"dataset={name}: no such {'folder' if kind == 'folder' else 'file or folder'}: {path!r}")
+            raise UsageError(f"dataset={name}: no such {_PATHS[kind + colon]}: {path!r}")
         return
     from dd.data import list_sources
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _WAYS = ("method", "preset", "like", "init")  # how settings were arrived at; the settings themselves are what counts
 _NO_PART = "data.workers"  # of an identity: no result depends on it
-_LATER = {"data.size": None, "data.stream": "auto"}  # as they were before they could be set: earlier hashes stand
+# as they were before they could be set: earlier hashes stand
+_LATER: dict[str, Any] = {"data.size": None, "data.stream": "auto", "data.depth16": None, "data.classes": []}
 _OMITTED = ("ipc", "fraction", "preset", "like", "init")  # not written where they are None
 
 
