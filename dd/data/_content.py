@@ -206,11 +206,11 @@ def with_test_part(part: Part, classes: tuple[str, ...], notes: tuple[str, ...] 
 
 
 def _numbers(names: tuple[str, ...], classes: tuple[str, ...]) -> list[int]:
-    known = {name: number for number, name in enumerate(classes)}
+    known, how = {name: number for number, name in enumerate(classes)}, ""
     if not any(name.isdecimal() for name in classes):
         known |= {str(number): number for number in range(len(classes))}
+        how = f", or a label from 0 to {len(classes) - 1}"
     if odd := [name for name in names if name not in known]:
-        how = f"; or a label, 0 to {len(classes) - 1}" if str(len(classes) - 1) in known else ""
         raise UsageError(f"{unknown('class in data.classes:', odd[0], classes)}{how}")
     numbers = [known[name] for name in names]
     if twice := next((a for i, a in enumerate(numbers) if a in numbers[:i]), None):

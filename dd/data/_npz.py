@@ -34,26 +34,31 @@ def read(path: Path) -> Arrays:
     """
     if not path.is_file():
         raise UsageError(f"there is no file {path}; npz:PATH wants one, with train_images and train_labels in it")
-    try:
-        file = np.load(path, allow_pickle=False)
-    except _DAMAGED as error:
-        raise UsageError(f"{path} cannot be read as npz: {in_one_line(error)}") from error
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise UsageError(f"{path} holds a single array; an npz file has train_images and train_labels (np.savez)")
-    with file:
-        images, labels = _part(file, path, "train")
-        test = next((name for name in ("test", "val") if f"{name}_images" in file), None)
-        other = _part(file, path, test) if test else None
-        both = "test_images" in file and "val_images" in file
-        notes = ["val_images are not used: data.holdout takes from train_images"] if both else []
-    if other is None:
+    with path.open("rb") as opened:  # numpy leaves open what it cannot read
+        try:
+            file = np.load(opened, allow_pickle=False)
+        except _DAMAGED as error:
+            raise UsageError(f"{path} cannot be read as npz: {in_one_line(error)}") from error
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise UsageError(f"{path} holds a single array; an npz file has train_images and train_labels (np.savez)")
+        return _arrays(file, path)
+
+
+def _arrays(file: Any, path: Path) -> Arrays:
+    images, labels = _part(file, path, "train")
+    test = next((name for name in ("test", "val") if f"{name}_images" in file), None)
+    unused = test == "test" and "val_images" in file
+    notes = ["val_images are not used: data.holdout takes from train_images"] if unused else []
+    if test:
+        test_images, test_labels = _part(file, path, test)
+    else:
         kept, taken = stratified(labels, TEST_SHARE, TEST_SEED, "test part")
-        other, images, labels = (images[taken], labels[taken]), images[kept], labels[kept]
+        test_images, test_labels, images, labels = images[taken], labels[taken], images[kept], labels[kept]
         notes.append(NO_TEST_PART)
-    if images.shape[1:] != other[0].shape[1:]:
-        ours, theirs = (" x ".join(map(str, part.shape[1:])) for part in (images, other[0]))
+    if images.shape[1:] != test_images.shape[1:]:
+        ours, theirs = (" x ".join(map(str, part.shape[1:])) for part in (images, test_images))
         raise UsageError(f"{path}: train_images are {ours} (channels first), and {test}_images {theirs}")
-    return Arrays(images, labels, *other, _classes(path, labels, other[1]), tuple(notes))
+    return Arrays(images, labels, test_images, test_labels, _classes(path, labels, test_labels), tuple(notes))
 
 
 def _part(file: Any, path: Path, part: str) -> tuple[Tensor, Tensor]:
