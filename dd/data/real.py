@@ -20,7 +20,8 @@ from dd.errors import UsageError
 from dd.io import digest, sha256_tensors
 from dd.runs.store import NotMade, nothing_made, require_making
 
-_AT_ONCE = 4096  # images transformed or counted at a time, when all are
+_TRANSFORM_ROWS = 4096  # images transformed at a time, when all are
+_COUNT_BYTES = 16 << 20  # of images whose values are counted at a time
 _KEEP_BYTES = 8 << 30  # transformed images are kept up to this size, which follows from shapes alone
 
 
@@ -78,7 +79,9 @@ class DeviceSplit:
         if not self.preprocess.costly or not len(self) or math.prod(shape) * 4 > _KEEP_BYTES:
             return None
         whole = torch.empty(shape, dtype=torch.float32, device=self.pixels.device)
-        for rows, index in zip(whole.split(_AT_ONCE), torch.arange(len(self)).split(_AT_ONCE), strict=True):
+        for rows, index in zip(
+            whole.split(_TRANSFORM_ROWS), torch.arange(len(self)).split(_TRANSFORM_ROWS), strict=True
+        ):
             rows.copy_(self.preprocess(self.raw(index)))
         return whole
 
@@ -222,7 +225,8 @@ def _fitted(raw: Raw, kept: Tensor, settings: DataSettings) -> Preprocess:
         return pre.zca(images, settings.zca_eps, raw.name)
     if raw.constants:
         return pre.standard(torch.empty(0), raw.constants)
-    counts = sum(pre.channel_counts(raw.train_images.index_select(0, rows)) for rows in kept.split(_AT_ONCE))
+    some = kept.split(max(1, _COUNT_BYTES // raw.train_images[0].numel()))
+    counts = sum(pre.channel_counts(raw.train_images.index_select(0, rows)) for rows in some)
     assert isinstance(counts, Tensor), "there is at least one image"
     return pre.standard(torch.empty(0), pre.statistics_of(counts))
 
