@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps, features
 from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 
+from dd.cli.main import run_command_line
 from dd.data import DataSettings, _images, open_data, streamed
 from dd.data._content import Encoded, ImageFiles, Listing, Part
 from dd.data._images import READABLE, Header, Target, fit, headers
@@ -385,3 +386,17 @@ def test_a_listing_is_decoded_whatever_its_files_are_called(tmp_path):
             warnings.simplefilter("ignore")
             pil_loader(str(tmp_path / name)).save(buffer, "PNG")
         assert np.array_equal(pixels.numpy(), np.asarray(Image.open(buffer)).transpose(2, 0, 1))
+
+
+def test_a_check_takes_the_settings_of_a_run(tmp_path, capsys):
+    name = xrays(tmp_path / "set", [(300, 310)])
+    assert run_command_line(["data", "check", name, "data.size=16", "data.depth16=image", "data.classes=b,a"]) == 0
+    out = capsys.readouterr().out
+    assert "2 classes of images of 1 x 16 x 16" in out
+    assert "data.depth16=image" in out
+    assert out.index("\nb  ") < out.index("\na  ")
+    Image.new("L", (300, 310)).save(tmp_path / "set" / "a" / "0.png")
+    run_command_line(["data", "check", name, "data.depth16=full"])
+    assert "are large (300 pixels" in " ".join("".join(capsys.readouterr()).split())
+    assert run_command_line(["data", "check", name, "data.sizes=16"]) == 2
+    assert "data.size" in capsys.readouterr().err
