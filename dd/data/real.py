@@ -18,7 +18,7 @@ from dd.data.sources import About, Located, Raw, locate, size_question, whole
 from dd.data.split import Opened, Split, require_usable
 from dd.errors import UsageError
 from dd.io import digest, sha256_tensors
-from dd.runs.store import NotMade, nothing_made, require_making
+from dd.runs.store import NotMade, nothing_made
 
 _TRANSFORM_ROWS = 4096  # images transformed at a time, when all are
 _COUNT_BYTES = 16 << 20  # of images whose values are counted at a time
@@ -201,17 +201,10 @@ def _on_device(raw: Raw, settings: DataSettings, device: torch.device) -> Opened
 def _undecoded(
     located: Located, content: Encoded, settings: DataSettings, device: torch.device
 ) -> tuple[Opened, About]:
-    """Data for a plan: labels and shapes are known, what the pixels decide is not.
-
-    Raises:
-        NotMade: without a decoded image there is no saying what all would be brought to.
-    """
-    try:
-        with nothing_made():  # constants come with decoding, and are no want of their own
-            opened, known = streamed.open_streamed(located, content, replace(settings, preprocess="standard"), device)
-    except UsageError:
-        require_making(f"what is to be known of the images of {located.name}")
-        raise
+    """Data for a plan: labels and shapes are known, what the pixels decide is not.  It asks what a run would ask."""
+    plain = replace(settings, preprocess="standard")
+    with nothing_made():  # constants come with decoding, and are no want of their own
+        opened, known = streamed.open_streamed(located, content, plain, device, exact=False)
     if settings.preprocess == "zca":
         size = math.prod(opened.shape)
         opened = replace(opened, preprocess=pre.unfitted_zca(len(opened.train), size, settings.zca_eps))

@@ -181,12 +181,19 @@ def wanted(located: Located, content: Arrays | Encoded, settings: DataSettings, 
 
 
 def open_streamed(
-    located: Located, content: Encoded, settings: DataSettings, device: torch.device
+    located: Located, content: Encoded, settings: DataSettings, device: torch.device, *, exact: bool = True
 ) -> tuple[Opened, About]:
     """Split and transform a data set without decoding it, and say what is known of it.
 
     Where there are no published constants, they are fitted on the training images, of which a sample of at most 10,000
     is decoded once (all of fewer, so that small data have the constants they have on the device).
+
+    Args:
+        located: where it was found.
+        content: what was read there.
+        settings: how it is split, sized and transformed.
+        device: where pixels go.
+        exact: whether any difference in size has to be settled, see `questions` of `dd.data._images`.
 
     Raises:
         UsageError: ZCA is asked for; images differ in size and `data.size` is not given; images are broken.
@@ -198,7 +205,7 @@ def open_streamed(
         )
     listing = content.listing()
     require_usable(located.name, listing.classes, listing.train.labels, listing.test.labels)
-    target, found = _settled(located, content, settings)
+    target, found = _settled(located, content, settings, exact)
     kept, held = stratified(listing.train.labels, settings.holdout, settings.holdout_seed, "holdout")
     train = listing.train.take(kept) if len(held) else listing.train
     key = {"files": content.key, "channels": target.channels, "side": target.side}
@@ -237,7 +244,7 @@ def sample(count: int, limit: int, run: int, rng: torch.Generator) -> Tensor:
     return chosen[chosen < count].sort().values
 
 
-def _settled(located: Located, content: Encoded, settings: DataSettings) -> tuple[Target, Survey | None]:
+def _settled(located: Located, content: Encoded, settings: DataSettings, exact: bool) -> tuple[Target, Survey | None]:
     """What images are brought to, and what the headers of at most 10,000 of each part say where it is not known."""
     if known := _known(located, settings):
         return known, None
@@ -254,7 +261,7 @@ def _settled(located: Located, content: Encoded, settings: DataSettings) -> tupl
     spec = {"format": 2, "name": located.name, "files": content.key}
     kept = Store().value("surveys", spec, look, what=f"the sizes of {located.name}").value
     found = Survey(**kept)
-    _images.require_clear(found, located.name, settings.size, settings.depth16, exact=True)
+    _images.require_clear(found, located.name, settings.size, settings.depth16, exact=exact)
     channels = located.channels or (1 if found.grey else 3)
     return Target(channels, settings.size or found.side, settings.depth16), found
 

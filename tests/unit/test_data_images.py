@@ -400,3 +400,12 @@ def test_a_check_takes_the_settings_of_a_run(tmp_path, capsys):
     assert "are large (300 pixels" in " ".join("".join(capsys.readouterr()).split())
     assert run_command_line(["data", "check", name, "data.sizes=16"]) == 2
     assert "data.size" in capsys.readouterr().err
+
+
+def test_a_plan_takes_sizes_that_a_run_takes(tmp_path):
+    name = xrays(tmp_path / "set", [(20, 20), (24, 24), (22, 28), (26, 21)], deep_ones=False)
+    planned = plan(resolve({"method": "random", "dataset": name, "ipc": 1, "device": "cpu"}))
+    assert [artefact["what"] for artefact in planned["stages"][0]["artefacts"]] == [f"the decoded images of {name}"]
+    assert open_data(name, DataSettings(stream=False), "cpu").size == 20
+    with pytest.raises(UsageError, match="differ in size"):  # of streamed images only a sample of headers is read
+        open_data(name, DataSettings(stream=True), "cpu")
