@@ -35,7 +35,7 @@ class _Data(click.Group):
 def command(ctx: click.Context, as_json: bool) -> None:
     """List the datasets that go by a name, and where each was found.
 
-    Your own images are dataset=folder:PATH (a folder for each class) and dataset=parquet:PATH.
+    Your own images are dataset=folder:PATH (a folder for each class), dataset=parquet:PATH and dataset=npz:PATH.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -64,18 +64,22 @@ def _where(source: "SourceInfo") -> str:
 @command.command(
     "check",
     context_settings=STRICT,
-    epilog=examples("dd data check fashion-mini", "dd data check parquet:~/data/train.parquet --json"),
+    epilog=examples("dd data check fashion-mini", "dd data check folder:~/photos data.size=64 --json"),
 )
 @click.argument("name")
+@click.argument("settings", nargs=-1)
 @json_option
-def check(name: str, as_json: bool) -> None:
+def check(name: str, settings: tuple[str, ...], as_json: bool) -> None:
     """Read every image of a dataset: classes and their counts, size, mean and std, broken files.
 
     What a run would refuse is said last, in the same words, and the exit code is 2.
+
+    SETTINGS are those of a run that begin with data. (data.size, data.depth16, data.classes).
     """
     from dd.data.check import check as inspect
+    from dd.recipes import data_settings, parse_overrides
 
-    found = inspect(name)
+    found = inspect(name, data_settings(parse_overrides(settings)))
     if as_json:
         emit(found)
     else:

@@ -5,17 +5,20 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dd.errors import UsageError, unknown
 from dd.io import digest
 from dd.rng import generator
 
 TEST_SHARE = 0.2  # of the images, where a user's own data have no test part
 TEST_SEED = 0
+NO_TEST_PART = f"no test part was found: {TEST_SHARE:.0%} of every class, drawn with a fixed seed, are the test images"
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +32,13 @@ class Arrays:
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     jpeg: int = 0
+
+    def only(self, numbers: Sequence[int]) -> "Arrays":
+        """The images of these classes, labelled by their place among them."""
+        kept, labels = zip(*(relabelled(part, numbers) for part in (self.train_labels, self.test_labels)), strict=True)
+        images = [a.index_select(0, b) for a, b in zip((self.train_images, self.test_images), kept, strict=True)]
+        classes = tuple(self.classes[number] for number in numbers)
+        return Arrays(images[0], labels[0], images[1], labels[1], classes, self.notes, self.jpeg)
 
 
 class Items(Protocol):
@@ -92,6 +102,11 @@ class Part:
         """The images at these positions."""
         return Part(self.items.take(index.tolist()), self.labels[index])
 
+    def only(self, numbers: Sequence[int]) -> "Part":
+        """The images of these classes, labelled by their place among them."""
+        kept, labels = relabelled(self.labels, numbers)
+        return Part(self.items.take(kept.tolist()), labels)
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -101,6 +116,11 @@ class Listing:
     test: Part
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+    def only(self, numbers: Sequence[int]) -> "Listing":
+        """The images of these classes, labelled by their place among them."""
+        classes = tuple(self.classes[number] for number in numbers)
+        return Listing(self.train.only(numbers), self.test.only(numbers), classes, self.notes)
 
 
 @dataclass(frozen=True)
@@ -121,6 +141,37 @@ class Encoded:
     def key(self) -> str:
         """Hash of the identity."""
         return digest(self.identity, length=64)
+
+
+def only_classes(content: Arrays | Encoded, names: tuple[str, ...]) -> Arrays | Encoded:
+    """What was found, with the images of some classes alone; their labels follow the order of `names`.
+
+    Args:
+        content: a whole data set.
+        names: of classes, or their labels where no class is named by a number; () takes all.
+
+    Raises:
+        UsageError: there is no such class, or one is named twice; of encoded images when they are listed.
+    """
+    if not names:
+        return content
+    if isinstance(content, Arrays):
+        return content.only(_numbers(names, content.classes))
+
+    @cache
+    def listing() -> Listing:
+        whole = content.listing()
+        return whole.only(_numbers(names, whole.classes))
+
+    return Encoded({"of": content.identity, "classes": names}, listing, content.notes)
+
+
+def relabelled(labels: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Positions of the images of some classes, ascending, and their places among these, for int64 labels (n,)."""
+    place = torch.full((max([*numbers, int(labels.max()) if len(labels) else 0]) + 1,), -1, dtype=torch.int64)
+    place[list(numbers)] = torch.arange(len(numbers))
+    kept = torch.nonzero(place[labels] >= 0).flatten()
+    return kept, place[labels[kept]]
 
 
 def stratified(labels: Tensor, share: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
@@ -154,8 +205,20 @@ def by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
 def with_test_part(part: Part, classes: tuple[str, ...], notes: tuple[str, ...] = ()) -> Listing:
     """A listing of images that have no test part: a fixed fifth of every class becomes it."""
     kept, taken = stratified(part.labels, TEST_SHARE, TEST_SEED, "test part")
-    note = f"no test part was found: {TEST_SHARE:.0%} of every class, drawn with a fixed seed, are the test images"
-    return Listing(part.take(kept), part.take(taken), classes, (*notes, note))
+    return Listing(part.take(kept), part.take(taken), classes, (*notes, NO_TEST_PART))
+
+
+def _numbers(names: tuple[str, ...], classes: tuple[str, ...]) -> list[int]:
+    known, how = {name: number for number, name in enumerate(classes)}, ""
+    if not any(name.isdecimal() for name in classes):
+        known |= {str(number): number for number in range(len(classes))}
+        how = f", or a label from 0 to {len(classes) - 1}"
+    if odd := [name for name in names if name not in known]:
+        raise UsageError(f"{unknown('class in data.classes:', odd[0], classes)}{how}")
+    numbers = [known[name] for name in names]
+    if twice := next((a for i, a in enumerate(numbers) if a in numbers[:i]), None):
+        raise UsageError(f"data.classes has {classes[twice]} more than once, by name and by label")
+    return numbers
 
 
 def file_identity(paths: Iterable[Path | str], root: Path) -> str:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from dd.data import _tables
 from dd.data._content import Encoded, Listing, Part, file_identity, with_test_part
 from dd.data._splits import TEST_ORDER, TRAIN, split_of
@@ -142,11 +140,7 @@ def _selected(part: Part, names: tuple[str, ...], only: tuple[str, ...], where: 
     """The images of some classes, labelled by their position among these."""
     if missing := [name for name in only if name not in names]:
         raise UsageError(f"{where} lacks {len(missing)} classes: {', '.join(missing[:5])}; it has {len(names)} others")
-    number = torch.full((len(names),), -1, dtype=torch.int64)
-    number[[names.index(name) for name in only]] = torch.arange(len(only))
-    labels = number[part.labels]
-    kept = torch.nonzero(labels >= 0).flatten()
-    return Part(part.items.take(kept.tolist()), labels[kept])
+    return part.only([names.index(name) for name in only])
 
 
 def _grouped(paths: Sequence[Path], root: Path) -> tuple[dict[Path, _Group], tuple[Path, ...]]:

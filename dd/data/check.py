@@ -7,39 +7,45 @@ import torch
 from torch import Tensor
 
 from dd.data import _images
-from dd.data._content import Arrays, Encoded, Listing, Part
+from dd.data._content import Arrays, Encoded, Listing, Part, only_classes
 from dd.data._images import Broken, Header, Target
 from dd.data.preprocess import channel_counts, statistics_of
-from dd.data.sources import about, locate
+from dd.data.settings import DataSettings
+from dd.data.sources import Located, about, locate, size_question, sized
 from dd.data.split import require_usable
 from dd.errors import UsageError
 
 _AT_ONCE = 256  # images in memory
 
 
-def check(name: str, *, download: bool = True) -> dict[str, Any]:
+def check(name: str, settings: DataSettings | None = None, *, download: bool = True) -> dict[str, Any]:
     """Read every image of a data set, past its cache, and describe what is there; only a few are in memory at a time.
 
     Args:
         name: see `dd.data.sources`.
+        settings: `size`, `depth16` and `classes` are heeded.
         download: whether it may be downloaded when it is nowhere.
 
     Returns:
         JSON-able: name, where, licence, notes, channels, size (pixels), classes (count), train and test (each total and
         per_class), mean and std (per channel of the training images, in [0, 1] units), constants (the published ones or
         None), augment (the DSA strategy that suits it), broken (a list of file and reason; empty is good), problems
-        (lines in which a run would refuse it; empty is good).
+        (lines in which a run would ask or refuse; empty is good).
 
     Raises:
         UsageError: it is unknown or nowhere, or not a single image can be read.
     """
+    settings = settings or DataSettings()
     located = locate(name, download=download)
-    content = located.read()
-    found = _of_files(content.listing(), located.channels) if isinstance(content, Encoded) else _of_arrays(content)
+    content = only_classes(located.read(), settings.classes)
+    if isinstance(content, Encoded):
+        found = _of_files(located, content.listing(), settings)
+    else:
+        found = _of_arrays(located, sized(content, settings.size, settings.resize), settings)
     classes, jpeg, counts = (found.pop(key) for key in ("names", "jpeg", "counts"))
     train, test = (found.pop(f"{part}_labels") for part in ("train", "test"))
     known = about(located, classes, found["notes"], jpeg, test)
-    mean, std = statistics_of(counts)
+    mean, std = statistics_of(counts) if counts.any() else ((), ())  # where no training image can be read
     return found | {
         "name": name,
         "where": located.where,
@@ -50,7 +56,7 @@ def check(name: str, *, download: bool = True) -> dict[str, Any]:
         "std": [round(value, 4) for value in std],
         "constants": [list(row) for row in known.constants] if known.constants else None,
         "augment": known.augment,
-        "problems": _problems(name, classes, train, test, found["broken"]),
+        "problems": [*found["problems"], *_problems(name, classes, train, test, found["broken"])],
     }
 
 
@@ -60,7 +66,7 @@ def _problems(
     """What a run refuses, in its words."""
     problems = []
     for look in (
-        lambda: _images.refuse([Broken(**item) for item in broken], name),
+        lambda: _images.refuse([Broken(item["file"], item["reason"]) for item in broken], name),
         lambda: require_usable(name, classes, train, test),
     ):
         try:
@@ -70,8 +76,10 @@ def _problems(
     return problems
 
 
-def _of_arrays(arrays: Arrays) -> dict[str, Any]:
+def _of_arrays(located: Located, arrays: Arrays, settings: DataSettings) -> dict[str, Any]:
+    asked = "" if settings.size else size_question(located.name, arrays.train_images)
     return {
+        "problems": [asked] if asked else [],
         "notes": arrays.notes,
         "channels": arrays.train_images.shape[1],
         "size": arrays.train_images.shape[-1],
@@ -86,12 +94,19 @@ def _of_arrays(arrays: Arrays) -> dict[str, Any]:
     }
 
 
-def _of_files(listing: Listing, channels: int | None) -> dict[str, Any]:
+def _of_files(located: Located, listing: Listing, settings: DataSettings) -> dict[str, Any]:
     (train, test), good = _images.all_headers(listing)
-    target = _images.choose(good, channels)
+    found = _images.survey(good)
+    asked = _images.questions(found, located.name, settings.size, settings.depth16)
+    if found.deep == found.images and settings.depth16 is None:
+        raise UsageError("\n".join(asked))
+    unclear = _images.questions(found, located.name, settings.size, settings.depth16 or "full")  # but for its depth
+    side = _images.suggested(found.median) if unclear else settings.size
+    target = _images.choose(good, located.channels, side, settings.resize, settings.depth16)
     train_labels, counts, broken = _read(listing.train, train, target)
     test_labels, _, more = _read(listing.test, test, target)
     return {
+        "problems": asked,
         "notes": (*listing.notes, *_images.notes_on(good, target)),
         "channels": target.channels,
         "size": target.side,
@@ -101,7 +116,7 @@ def _of_files(listing: Listing, channels: int | None) -> dict[str, Any]:
         "train_labels": train_labels,
         "test_labels": test_labels,
         "counts": counts,
-        "broken": [{"file": item.file, "reason": item.reason} for item in broken + more],
+        "broken": [{"file": item.file, "reason": item.reason} for item in broken + more if not item.deep],
         "jpeg": _images.jpegs(good),
     }
 

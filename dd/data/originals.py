@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from dd.data._decoding import Cut, Decoding, Source, ahead
 from dd.data._images import original
 from dd.data.preprocess import Preprocess
+from dd.data.settings import Depth16
 from dd.data.views import BoxDraw, draw_shares
 
 if TYPE_CHECKING:
@@ -31,12 +32,14 @@ class Originals:
         labels: int64 (n,), on the device.
         preprocess: with its tensors on the device.
         channels: 1 or 3.
+        depth16: how images of more than 8 bits become 8.
     """
 
     source: Source
     labels: Tensor
     preprocess: Preprocess
     channels: int
+    depth16: Depth16 | None = None
 
     def crops(self, index: Tensor, draw: BoxDraw, side: int) -> tuple[Tensor, Tensor, Tensor]:
         """Crops of images, each brought to a square: cut out, then resized bilinearly, antialiased.
@@ -57,7 +60,7 @@ class Originals:
         boxes, sizes = torch.empty(len(index), m, 4, dtype=torch.int64), torch.empty(len(index), 2, dtype=torch.int64)
 
         def cut(slot: int, item: bytes | Path) -> np.ndarray:
-            image = original(item, self.channels)
+            image = original(item, self.channels, self.depth16)
             sizes[slot] = torch.tensor([image.height, image.width])
             boxes[slot] = draw.of(slot * m, (slot + 1) * m).boxes((image.height, image.width))
             return np.stack([_cropped(image, box, side) for box in boxes[slot].tolist()])
@@ -69,7 +72,7 @@ class Originals:
         """uint8 (k, c, side, side) on the device: the whole pictures, out of proportion.  Errors as for `crops`."""
 
         def cut(_: int, item: bytes | Path) -> np.ndarray:
-            image = original(item, self.channels)
+            image = original(item, self.channels, self.depth16)
             return _cropped(image, [0, 0, image.height, image.width], side)
 
         return Decoding(self.source, index.cpu(), (self.channels, side, side), cut).pixels()
@@ -105,7 +108,7 @@ class Originals:
 
     def _mirrored(self, draw: BoxDraw, flips: list[bool], side: int) -> Cut:
         def cut(slot: int, item: bytes | Path) -> np.ndarray:
-            image = original(item, self.channels)
+            image = original(item, self.channels, self.depth16)
             (box,) = draw.of(slot, slot + 1).boxes((image.height, image.width)).tolist()
             pixels = _cropped(image, box, side)
             return pixels[:, :, ::-1] if flips[slot] else pixels

@@ -10,32 +10,34 @@ from torch import Tensor
 
 from dd.data import preprocess as pre
 from dd.data import streamed
-from dd.data._content import Arrays, Encoded, by_class, stratified
+from dd.data._content import Arrays, Encoded, by_class, only_classes, stratified
 from dd.data._decoding import Source
 from dd.data._images import Target
 from dd.data.augment import parse
 from dd.data.originals import Originals
 from dd.data.preprocess import Preprocess
 from dd.data.settings import DataSettings, Resize
-from dd.data.sources import About, Located, Raw, locate, test_images, whole
+from dd.data.sources import About, Located, Raw, locate, size_question, test_images, whole
 from dd.data.split import Opened, Split, require_usable
 from dd.errors import UsageError
 from dd.io import digest, sha256_tensors
-from dd.runs.store import NotMade, nothing_made, require_making
+from dd.runs.store import NotMade, nothing_made
 
 _TRANSFORM_ROWS = 4096  # images transformed at a time, when all are
+_COUNT_BYTES = 16 << 20  # of images whose values are counted at a time
 _KEEP_BYTES = 8 << 30  # transformed images are kept up to this size, which follows from shapes alone
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceSplit:
-    """A `Split` that is one uint8 tensor on the device.
+    """A `Split` that is one uint8 tensor on the device, or some rows of one that it shares with another split.
 
     Attributes:
-        pixels: uint8 (n, c, h, w).
+        pixels: uint8 (m, c, h, w).
         labels: int64 (n,), on the same device.
         preprocess: with its tensors on the same device.
         classes: number of classes of the data set.
+        rows: int64 (n,), on the same device: which of `pixels` are this split's; None: all of them, in their order.
         originals: see `Split`.
     """
 
@@ -43,6 +45,7 @@ class DeviceSplit:
     labels: Tensor
     preprocess: Preprocess
     classes: int
+    rows: Tensor | None = None
     originals: Originals | None = None
 
     def __len__(self) -> int:
@@ -56,8 +59,9 @@ class DeviceSplit:
 
     def raw(self, index: Tensor) -> Tensor:
         """See `Split`."""
+        index = index.to(self.labels.device)
         # twenty times as fast as `pixels[index]` on a CPU
-        return self.pixels.index_select(0, index.to(self.labels.device))
+        return self.pixels.index_select(0, index if self.rows is None else self.rows.index_select(0, index))
 
     def of_class(self, c: int) -> Tensor:
         """See `Split`."""
@@ -76,11 +80,14 @@ class DeviceSplit:
 
     @cached_property
     def _transformed(self) -> Tensor | None:
-        if not self.preprocess.costly or not len(self) or self.pixels.numel() * 4 > _KEEP_BYTES:
+        shape = (len(self), *self.pixels.shape[1:])
+        if not self.preprocess.costly or not len(self) or math.prod(shape) * 4 > _KEEP_BYTES:
             return None
-        whole = torch.empty(self.pixels.shape, dtype=torch.float32, device=self.pixels.device)
-        for rows, pixels in zip(whole.split(_TRANSFORM_ROWS), self.pixels.split(_TRANSFORM_ROWS), strict=True):
-            rows.copy_(self.preprocess(pixels))
+        whole = torch.empty(shape, dtype=torch.float32, device=self.pixels.device)
+        for rows, index in zip(
+            whole.split(_TRANSFORM_ROWS), torch.arange(len(self)).split(_TRANSFORM_ROWS), strict=True
+        ):
+            rows.copy_(self.preprocess(self.raw(index)))
         return whole
 
 
@@ -162,14 +169,14 @@ def open_data(name: str, settings: DataSettings, device: torch.device | str, *, 
     located = locate(name, download=download)
     if located.entry and located.entry.varied and settings.size is None:
         raise UsageError(f"the images of {name} differ in size; say what they are resized to, such as data.size=224")
-    content, device = located.read(), torch.device(device)
+    content, device = only_classes(located.read(), settings.classes), torch.device(device)
     if streamed.wanted(located, content, settings, device):
         assert isinstance(content, Encoded), "nothing else is wanted"
         opened, known = streamed.open_streamed(located, content, settings, device)
         classes = content.listing().classes
     else:
         try:
-            known = whole(located, content, settings.size, settings.resize)
+            known = whole(located, content, settings.size, settings.resize, settings.depth16)
             opened, classes = _on_device(known, located, content, settings, device), known.classes
         except NotMade:
             assert isinstance(content, Encoded), "arrays are there once they are read"
@@ -199,37 +206,39 @@ def open_data(name: str, settings: DataSettings, device: torch.device | str, *, 
 def _on_device(
     raw: Raw, located: Located, content: Arrays | Encoded, settings: DataSettings, device: torch.device
 ) -> Opened:
-    height, width = raw.train_images.shape[-2:]
-    if height != width:
-        raise UsageError(f"{raw.name} has images of {width} x {height} pixels; only square ones are supported")
+    if settings.size is None and (asked := size_question(raw.name, raw.train_images)):
+        raise UsageError(asked)
     require_usable(raw.name, raw.classes, raw.train_labels, raw.test_labels)
     kept, held = stratified(raw.train_labels, settings.holdout, settings.holdout_seed, "holdout")
-    images, labels = raw.train_images, raw.train_labels
-    if len(held):
-        images, labels = images.index_select(0, kept), labels[kept]
-    there, classes = _fitted(raw, images, settings).to(device), len(raw.classes)
+    there = _fitted(raw, kept, settings).to(device)
+    pixels = raw.train_images.to(device)  # shared by both parts of it: copies of gigabytes would not fit
 
-    def split(images: Tensor, labels: Tensor) -> DeviceSplit:
-        return DeviceSplit(images.to(device), labels.to(device), there, classes)
+    def part(rows: Tensor) -> DeviceSplit:
+        labels = raw.train_labels[rows].to(device)
+        some = None if len(rows) == len(pixels) else rows.to(device)
+        return DeviceSplit(pixels, labels, there, len(raw.classes), some)
+
+    def test(images: Tensor) -> DeviceSplit:
+        return DeviceSplit(images.to(device), test_labels.to(device), there, len(raw.classes))
 
     # what is kept for later holds no training image
     given = content if isinstance(content, Encoded) else content.test_images
-    channels, test_labels = raw.test_images.shape[1], raw.test_labels
+    channels, side, test_labels = raw.test_images.shape[1], raw.test_images.shape[-1], raw.test_labels
 
     def test_as(resize: Resize) -> Split:
-        return split(test_images(located, given, Target(channels, height, resize)), test_labels)
+        return test(test_images(located, given, Target(channels, side, resize, settings.depth16)))
 
-    train = split(images, labels)
+    train = part(kept)
     if isinstance(content, Encoded) and settings.size is not None:
         items = content.listing().train.items.take(kept.tolist())
         source = Source(items, device, raw.name, settings.workers)
-        train = replace(train, originals=Originals(source, train.labels, there, channels))
+        train = replace(train, originals=Originals(source, train.labels, there, channels, settings.depth16))
     return Opened(
         train=train,
-        holdout=split(raw.train_images.index_select(0, held), raw.train_labels[held]),
-        test=split(raw.test_images, raw.test_labels),
+        holdout=part(held),
+        test=test(raw.test_images),
         preprocess=there,
-        shape=(images.shape[1], height, width),
+        shape=(pixels.shape[1], pixels.shape[2], pixels.shape[3]),
         content=_content(raw),
         test_as=test_as,
     )
@@ -238,30 +247,30 @@ def _on_device(
 def _undecoded(
     located: Located, content: Encoded, settings: DataSettings, device: torch.device
 ) -> tuple[Opened, About]:
-    """Data for a plan: labels and shapes are known, what the pixels decide is not.
-
-    Raises:
-        NotMade: without a decoded image there is no saying what all would be brought to.
-    """
+    """Data for a plan: labels and shapes are known, what the pixels decide is not.  It asks what a run would ask."""
     space = "none" if settings.preprocess == "none" else "standard"
-    try:
-        with nothing_made():  # constants come with decoding, and are no want of their own
-            opened, known = streamed.open_streamed(located, content, replace(settings, preprocess=space), device)
-    except UsageError:
-        require_making(f"what is to be known of the images of {located.name}")
-        raise
+    plain = replace(settings, preprocess=space)
+    with nothing_made():  # constants come with decoding, and are no want of their own
+        opened, known = streamed.open_streamed(located, content, plain, device, exact=False)
     if settings.preprocess == "zca":
         size = math.prod(opened.shape)
         opened = replace(opened, preprocess=pre.unfitted_zca(len(opened.train), size, settings.zca_eps))
     return opened, known
 
 
-def _fitted(raw: Raw, images: Tensor, settings: DataSettings) -> Preprocess:
+def _fitted(raw: Raw, kept: Tensor, settings: DataSettings) -> Preprocess:
+    """The transform, fitted on the training images at the positions `kept` where it is fitted."""
     if settings.preprocess == "none":
-        return pre.plain(images.shape[1])
+        return pre.plain(raw.train_images.shape[1])
     if settings.preprocess == "zca":
+        images = raw.train_images if len(kept) == len(raw.train_images) else raw.train_images.index_select(0, kept)
         return pre.zca(images, settings.zca_eps, raw.name)
-    return pre.standard(images, raw.constants)
+    if raw.constants:
+        return pre.standard(torch.empty(0), raw.constants)
+    some = kept.split(max(1, _COUNT_BYTES // raw.train_images[0].numel()))
+    counts = sum(pre.channel_counts(raw.train_images.index_select(0, rows)) for rows in some)
+    assert isinstance(counts, Tensor), "there is at least one image"
+    return pre.standard(torch.empty(0), pre.statistics_of(counts))
 
 
 def _content(raw: Raw) -> str:

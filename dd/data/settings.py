@@ -1,14 +1,38 @@
 """How real images are split, sized, kept and transformed."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from dd.data.augment import known_strategy
 
 Resize = Literal["fit", "squash", "shorter"]
 """How an image becomes a square: see `DataSettings.resize`."""
+
+
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"data.depth16=[{bounds[0]:g}, {bounds[1]:g}]: the first must be below the second")
+    return bounds
+
+
+def _as_names(value: Any) -> Any:
+    """Numbers of classes as texts; one class as a list of one."""
+    items = [value] if isinstance(value, int) else value
+    if not isinstance(items, list | tuple):
+        return value
+    return tuple(str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in items)
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"data.classes names {', '.join(twice)} more than once")
+    return names
+
+
+Depth16 = Literal["full", "image"] | Annotated[tuple[float, float], AfterValidator(_rising)]
+Classes = Annotated[tuple[str, ...], BeforeValidator(_as_names), AfterValidator(_distinct)]
 
 
 @dataclass(frozen=True)
@@ -21,11 +45,18 @@ class DataSettings:
         preprocess: "standard" (mean and deviation per channel), "zca", or "none", pixels from 0 to 1 as they are.
         zca_eps: added to the eigenvalues of the covariance; 0.1 in the published work.
         augment: DSA strategy; None takes the data set's own, "none" switches it off.
-        size: height and width in pixels to which images are brought; None for their own.
+        size: height and width in pixels to which images are brought; None for their own, where most
+            are of one size that networks take.
         resize: how: "fit", the shorter side to `size` and the centre kept, which shows 75 % of a picture of 500 x 375;
             "squash", both sides to `size`, which shows all of it out of proportion (the trajectory family); "shorter",
             the shorter side to an eighth more and the centre kept, 57 % of it (256 to 224, as networks for ImageNet are
             tested).
+        depth16: how grey images of more than 8 bits become 8, linearly: "full", 0 to 65,535 (of colour the upper 8 bits
+            are taken, whatever is said); "image", the darkest to the brightest value of each image, as is usual for
+            X-rays; or [low, high], beyond which values are black and white, as a radiologist's window; None: such
+            images are refused.
+        classes: names or numbers (label of the whole data set) of the classes to take, which are labelled in this
+            order; where names are numbers, they are meant.  () takes all.
         stream: whether images are decoded each time they are used instead of once; "auto" where their pixels would take
             more than a quarter of the device's memory (in all, in use or not).
         workers: threads that decode streamed images; None: one per core, at most 16.  No number depends on it.
@@ -38,5 +69,7 @@ class DataSettings:
     augment: Annotated[str | None, AfterValidator(known_strategy)] = None
     size: Annotated[int | None, Field(ge=1)] = None
     resize: Resize = "fit"
+    depth16: Depth16 | None = None
+    classes: Classes = ()
     stream: Literal["auto"] | bool = "auto"
     workers: Annotated[int | None, Field(ge=1)] = None

@@ -5,7 +5,8 @@ fashion-mnist mnist svhn cifar10 cifar100 tiny-imagenet
                                    found where users have them, else downloaded
 imagenet-1k imagenet-21k imagenette imagewoof imagefruit imagemeow imagesquawk imageyellow imagenet-10 imagenet-100
                                    found where users have them, never downloaded
-folder:PATH  parquet:PATH          a user's own
+folder:PATH  parquet:PATH  npz:PATH
+                                   a user's own
 """
 
 import os
@@ -17,23 +18,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dd.data import _embedded, _find, _folder, _idx, _imagenet, _images, _native, _parquet
+from dd.data import _embedded, _find, _folder, _idx, _imagenet, _images, _native, _npz, _parquet
 from dd.data._catalogue import CATALOGUE
 from dd.data._content import Arrays, Encoded
 from dd.data._entry import ALL_AUGMENTATIONS, Constants, Entry
 from dd.data._walk import some
-from dd.data.settings import Resize
+from dd.data.settings import Depth16, Resize
 from dd.errors import UsageError, unknown
 from dd.io import user_path
+from dd.networks.spec import USUAL_SIDE
 from dd.runs.store import Store
 
-_CACHE_FORMAT = 1  # a change of how images are decoded makes the cached ones stale
+_CACHE_FORMAT = 2  # a change of how images are decoded makes the cached ones stale
 _NOT_STATED = "not stated"
-_WAYS = "dataset=folder:PATH with PATH/train/CLASS/… or PATH/CLASS/…, or dataset=parquet:PATH"
+_WAYS = "dataset=folder:PATH with PATH/train/CLASS/… or PATH/CLASS/…, dataset=parquet:PATH, or dataset=npz:PATH"
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
-_OWN: dict[str, Callable[[Path], Encoded]] = {
+_WANTED: dict[str, tuple[Callable[[Path], bool], str]] = {
+    "folder": (os.path.isdir, "folder"),
+    "parquet": (os.path.exists, "file or folder"),
+    "npz": (os.path.isfile, "file"),
+}
+_OWN: dict[str, Callable[[Path], Arrays | Encoded]] = {
     "folder": _folder.read,
     "parquet": lambda path: _parquet.read(_parquet.at(path)),
+    "npz": _npz.read,
 }
 
 
@@ -156,7 +164,13 @@ def load_raw(name: str, *, download: bool = True) -> Raw:
     return whole(located, located.read())
 
 
-def whole(located: Located, content: Arrays | Encoded, size: int | None = None, resize: Resize = "fit") -> Raw:
+def whole(
+    located: Located,
+    content: Arrays | Encoded,
+    size: int | None = None,
+    resize: Resize = "fit",
+    depth16: Depth16 | None = None,
+) -> Raw:
     """All of what was found, decoded, with what is known about it.
 
     Args:
@@ -164,14 +178,15 @@ def whole(located: Located, content: Arrays | Encoded, size: int | None = None, 
         content: what was read there.
         size: height and width in pixels to which images are brought; None for their own.
         resize: how, see `DataSettings`.
+        depth16: how images of more than 8 bits become 8.
 
     Raises:
-        UsageError: images are broken.
+        UsageError: images are broken, or something has to be said about them first.
     """
     if isinstance(content, Encoded):
-        arrays = _decoded(located, content, size, resize)
+        arrays = _decoded(located, content, size, resize, depth16)
     else:
-        arrays = _sized(content, size, resize)
+        arrays = sized(content, size, resize)
     known = about(located, arrays.classes, arrays.notes, arrays.jpeg, arrays.test_labels)
     tensors = {key: getattr(arrays, key) for key in _TENSORS}
     return Raw(name=located.name, classes=arrays.classes, where=located.where, **tensors, **vars(known))
@@ -191,6 +206,8 @@ def list_sources() -> list[SourceInfo]:
     rows.append(
         SourceInfo("parquet:PATH", "your own images: a parquet file, or a folder of them", None, None, _NOT_STATED)
     )
+    arrays = "your own images: arrays train_images, train_labels (and test_…), as MedMNIST has them"
+    rows.append(SourceInfo("npz:PATH", arrays, None, None, _NOT_STATED))
     return rows
 
 
@@ -223,9 +240,9 @@ def require_known(name: str) -> tuple[str, Path] | None:
     if not rest:
         raise UsageError(f"dataset={name} names no path; write dataset={kind}:PATH")
     path = user_path(rest, f"dataset={kind}:")
-    there, what = (os.path.isdir, "folder") if kind == "folder" else (os.path.exists, "file or folder")
+    there, what = _WANTED[kind]
     if not there(path):
-        kept = " (it is a file)" if os.path.exists(path) else ""
+        kept = " (it is a folder)" if os.path.isdir(path) else " (it is a file)" if os.path.exists(path) else ""
         raise UsageError(f"dataset={name}: no such {what}: {str(path)!r}{kept}; your own images are {_WAYS}")
     return kind, path
 
@@ -321,7 +338,8 @@ def test_images(located: Located, content: Tensor | Encoded, target: _images.Tar
     return kept.tensors["test_images"]
 
 
-def _sized(arrays: Arrays, size: int | None, resize: Resize) -> Arrays:
+def sized(arrays: Arrays, size: int | None, resize: Resize = "fit") -> Arrays:
+    """Arrays brought to squares of `size` pixels; None: as they are, but for what "shorter" cuts away."""
     size = arrays.train_images.shape[-1] if size is None and resize == "shorter" else size
     if size is None:
         return arrays
@@ -329,11 +347,22 @@ def _sized(arrays: Arrays, size: int | None, resize: Resize) -> Arrays:
     return replace(arrays, train_images=train, test_images=test)
 
 
-def _decoded(located: Located, content: Encoded, size: int | None, resize: Resize) -> Arrays:
+def size_question(name: str, images: Tensor) -> str:
+    """What has to be said about the size of decoded images (n, c, h, w), in one line; "" where nothing has."""
+    height, width = images.shape[-2:]
+    if height != width:
+        return (
+            f"{name} has images of {width} x {height} pixels; only square ones are supported: say what they are "
+            f"brought to, such as data.size={min(height, width)}"
+        )
+    return _images.large_words(name, height) if height > USUAL_SIDE else ""
+
+
+def _decoded(located: Located, content: Encoded, size: int | None, resize: Resize, depth16: Depth16 | None) -> Arrays:
     """Encoded images as arrays, from the cache where they are there."""
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        arrays, broken = _images.decode(content.listing(), located.channels, size, resize)
+        arrays, broken = _images.decode(content.listing(), located.name, located.channels, size, resize, depth16)
         _images.refuse(broken, located.name)
         tensors = {key: getattr(arrays, key) for key in _TENSORS}
         return tensors, {"classes": arrays.classes, "notes": arrays.notes, "jpeg": arrays.jpeg}
@@ -345,6 +374,8 @@ def _decoded(located: Located, content: Encoded, size: int | None, resize: Resiz
         spec["resize"] = resize
     if content.notes:
         spec["notes"] = content.notes  # kept with the images
+    if depth16 is not None:
+        spec["depth16"] = depth16
     kept = Store().tensors("images", spec, make, what=f"the decoded images of {located.name}")
     assert kept.tensors is not None, "made of tensors"
     tensors = {key: kept.tensors[key] for key in _TENSORS}

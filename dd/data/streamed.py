@@ -5,7 +5,7 @@ depends on the number of threads, and results equal those of the same images kep
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from dd.data import _images
 from dd.data import preprocess as pre
 from dd.data._content import Arrays, Encoded, Items, Part, by_class, stratified
 from dd.data._decoding import Decoding, Source, ahead
-from dd.data._images import Header, Target
+from dd.data._images import Header, Survey, Target
 from dd.data.originals import Originals
 from dd.data.preprocess import Preprocess
 from dd.data.settings import DataSettings
@@ -64,7 +64,9 @@ class StreamedSplit:
     @property
     def originals(self) -> Originals | None:
         """See `Split`."""
-        return Originals(self._source, self.labels, self.preprocess, self.target.channels) if self.sized else None
+        if not self.sized:
+            return None
+        return Originals(self._source, self.labels, self.preprocess, self.target.channels, self.target.depth16)
 
     def images(self, index: Tensor) -> Tensor:
         """See `Split`."""
@@ -124,7 +126,7 @@ def wanted(located: Located, content: Arrays | Encoded, settings: DataSettings, 
     listing = content.listing()
     target = _known(located, settings)
     if target is None and (headers := _probed(listing.train)):
-        target = _images.choose(headers, located.channels, settings.size, settings.resize)
+        target = _images.choose(headers, located.channels, settings.size, settings.resize, settings.depth16)
     if target is None:
         return False  # nothing can be read, which is said where images are decoded
     pixels = (len(listing.train) + len(listing.test)) * target.channels * target.side**2
@@ -132,12 +134,19 @@ def wanted(located: Located, content: Arrays | Encoded, settings: DataSettings, 
 
 
 def open_streamed(
-    located: Located, content: Encoded, settings: DataSettings, device: torch.device
+    located: Located, content: Encoded, settings: DataSettings, device: torch.device, *, exact: bool = True
 ) -> tuple[Opened, About]:
     """Split and transform a data set without decoding it, and say what is known of it.
 
     Where there are no published constants, they are fitted on the training images, of which a sample of at most 10,000
     is decoded once (all of fewer, so that small data have the constants they have on the device).
+
+    Args:
+        located: where it was found.
+        content: what was read there.
+        settings: how it is split, sized and transformed.
+        device: where pixels go.
+        exact: whether any difference in size has to be settled, see `questions` of `dd.data._images`.
 
     Raises:
         UsageError: ZCA is asked for; images differ in size and `data.size` is not given; images are broken.
@@ -149,10 +158,12 @@ def open_streamed(
         )
     listing = content.listing()
     require_usable(located.name, listing.classes, listing.train.labels, listing.test.labels)
-    target = _settled(located, content, settings)
+    target, found = _settled(located, content, settings, exact)
     kept, held = stratified(listing.train.labels, settings.holdout, settings.holdout_seed, "holdout")
     train = listing.train.take(kept) if len(held) else listing.train
-    key = {"files": content.key, **target.key()}
+    key: dict[str, Any] = {"files": content.key, **target.key()}
+    if found and found.turned:
+        key["upright"] = True  # the same files gave other pixels before images were turned
     there = _constants(located, train, target, settings, key).to(device)
 
     def split(part: Part) -> StreamedSplit:
@@ -170,6 +181,8 @@ def open_streamed(
         test_as=lambda resize: replace(split(listing.test), target=replace(target, resize=resize)),
     )
     notes = [*listing.notes, f"decoded to {target.side} x {target.side} pixels whenever they are used"]
+    if found and found.turned:
+        notes.append("images are turned upright, as their EXIF says")
     lossless = located.entry is not None and located.entry.lossless
     jpeg = _images.jpegs(_probed(listing.train)) if lossless else 0
     return opened, about(located, listing.classes, notes, jpeg, listing.test.labels)
@@ -184,30 +197,26 @@ def sample(count: int, limit: int, run: int, rng: torch.Generator) -> Tensor:
     return chosen[chosen < count].sort().values
 
 
-def _settled(located: Located, content: Encoded, settings: DataSettings) -> Target:
-    """What images are brought to, from the headers of at most 10,000 training images where it is not known."""
+def _settled(located: Located, content: Encoded, settings: DataSettings, exact: bool) -> tuple[Target, Survey | None]:
+    """What images are brought to, and what the headers of at most 10,000 of each part say where it is not known."""
     if known := _known(located, settings):
-        return known
+        return known, None
 
-    def survey() -> dict[str, Any]:
-        items = content.listing().train.items
-        index = sample(len(items), FIT_IMAGES, items.run, generator(0, "survey"))
-        good = [h for h in _images.headers(items, index.tolist()) if isinstance(h, Header)]
+    def look() -> dict[str, Any]:
+        good: list[Header] = []
+        for part in (content.listing().train, content.listing().test):
+            index = sample(len(part), FIT_IMAGES, part.items.run, generator(0, "survey"))
+            good += [h for h in _images.headers(part.items, index.tolist()) if isinstance(h, Header)]
         if not good:
-            raise UsageError(f"none of the {len(index)} images that were tried can be decoded")
-        found = _images.choose(good)
-        sizes = sorted({(header.width, header.height) for header in good})
-        return {"channels": found.channels, "side": found.side, "sizes": [sizes[0], sizes[-1]]}
+            raise UsageError(f"none of the images of {located.name} that were tried can be decoded")
+        return asdict(_images.survey(good))
 
-    spec = {"format": 1, "name": located.name, "files": content.key}
-    found = Store().value("surveys", spec, survey, what=f"the sizes of {located.name}").value
-    (width, height), (other, tall) = found["sizes"]
-    if settings.size is None and (width, height) != (other, tall):
-        raise UsageError(
-            f"the images of {located.name} differ in size ({width} x {height} and {other} x {tall} pixels among them) "
-            "and are streamed; say what they are resized to, such as data.size=224"
-        )
-    return Target(located.channels or found["channels"], settings.size or found["side"], settings.resize)
+    spec = {"format": 2, "name": located.name, "files": content.key}
+    kept = Store().value("surveys", spec, look, what=f"the sizes of {located.name}").value
+    found = Survey(**kept)
+    _images.require_clear(found, located.name, settings.size, settings.depth16, exact=exact)
+    channels = located.channels or (1 if found.grey else 3)
+    return Target(channels, settings.size or found.side, settings.resize, settings.depth16), found
 
 
 def _constants(located: Located, part: Part, target: Target, settings: DataSettings, key: dict[str, Any]) -> Preprocess:
@@ -241,9 +250,9 @@ def _probed(part: Part) -> list[Header]:
 
 
 def _known(located: Located, settings: DataSettings) -> Target | None:
-    if located.channels and settings.size:
-        return Target(located.channels, settings.size, settings.resize)
-    return None
+    if not (located.channels and settings.size):
+        return None
+    return Target(located.channels, settings.size, settings.resize, settings.depth16)
 
 
 _UNSCALED = pre.standard(torch.empty(0), ((0.5,), (0.5,)))

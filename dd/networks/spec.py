@@ -17,6 +17,7 @@ from dd.networks.resnet import ResNet18
 ARCHITECTURES = ("convnet", "resnet18", "alexnet", "vgg11", "lenet", "mlp", "vit")
 _CONVNET = re.compile(r"convnet(?:d?(\d+))?")
 _DEPTH_UP_TO = ((32, 3), (64, 4), (128, 5), (256, 6))  # of the literature: side in pixels, blocks
+USUAL_SIDE = _DEPTH_UP_TO[-1][0]  # of the largest images that have a usual depth, in pixels
 # as published; an architecture that is missing has no such size
 _WIDTH = {"convnet": 128, "resnet18": 64, "alexnet": 128, "vgg11": 64, "mlp": 128, "vit": 512}
 _DEPTH = {"vit": 6}

@@ -84,7 +84,8 @@ def _labeller(
 def _meant_for(distilled: DistilledSet) -> dict[str, Any]:
     """Data, student and protocol that a set says it is for; a set that does not say gets the defaults of its source."""
     kind = distilled.space.get("kind", "standard")
-    settings = dict(distilled.provenance.get("data") or {"preprocess": kind})
+    said = distilled.provenance.get("data") or {"preprocess": kind}
+    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
     protocol = protocol_of(distilled.protocol) if distilled.protocol else default_protocol(distilled.source)
     student = NetworkSpec(**distilled.student) if distilled.student else NetworkSpec()
     return {

@@ -4,7 +4,7 @@ from dd.recipes.evaluation import Evaluation, resolve_evaluation
 from dd.recipes.listing import Listed, cells, listed, recipe_file
 from dd.recipes.parse import parse_overrides, parse_value
 from dd.recipes.recipe import Recipe
-from dd.recipes.resolve import RunOptions, resolve, run_options
+from dd.recipes.resolve import RunOptions, data_settings, resolve, run_options
 from dd.recipes.tables import Cell, RecipeFile
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "RecipeFile",
     "RunOptions",
     "cells",
+    "data_settings",
     "listed",
     "parse_overrides",
     "parse_value",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _WAYS = ("method", "preset", "like", "init", "experts.from")
 _NO_PART = "data.workers"  # of an identity: no result depends on it
 # as they were before they could be set: earlier hashes stand
-_LATER = {
+_LATER: dict[str, Any] = {
     "data.size": None,
     "data.stream": "auto",
     "experts.drops": [],
@@ -30,6 +30,8 @@ _LATER = {
     "optimiser": "adamw",
     "shared": True,
     "order": "drawn",
+    "data.depth16": None,
+    "data.classes": [],
     "data.resize": "fit",
     "eval.test_resize": None,
     "eval.views.pad": 0,

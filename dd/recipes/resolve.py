@@ -13,10 +13,10 @@ from dd.recipes.device import resolve_device
 from dd.recipes.merge import BARE, COMMAND_LINE, IN_A_CELL, Layer, Problems, merge
 from dd.recipes.parts import Parts
 from dd.recipes.recipe import Recipe
-from dd.recipes.schema import Leaf, flatten, groups
+from dd.recipes.schema import Leaf, build, flatten, groups, leaves
 
 if TYPE_CHECKING:
-    from dd.data import Kind
+    from dd.data import DataSettings, Kind
     from dd.engine.method import Method
 
 _DEFAULT_IPC = 10
@@ -103,6 +103,23 @@ def run_options(overrides: Mapping[str, Any]) -> RunOptions:
     values, _ = merge(BARE, [Layer(COMMAND_LINE, given)], problems)
     problems.raise_any()
     return RunOptions(**values)
+
+
+def data_settings(overrides: Mapping[str, Any]) -> "DataSettings":
+    """The keys `data.…` alone, over their defaults.
+
+    Args:
+        overrides: dotted or nested keys, as `parse_overrides` gives them.
+
+    Raises:
+        UsageError: one line for every unknown key or value that is not allowed.
+    """
+    from dd.data import DataSettings
+
+    known, problems = leaves(DataSettings(), "data."), Problems()
+    values, _ = merge(known, [Layer(COMMAND_LINE, flatten(overrides, groups(known)))], problems)
+    problems.raise_any()
+    return build(DataSettings(), values, "data.")
 
 
 def _asked(overrides: Mapping[str, Any], problems: Problems) -> list[Layer]:

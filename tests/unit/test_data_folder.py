@@ -131,13 +131,12 @@ def damaged(tmp_path):
     (tmp_path / "train" / "a" / "1.png").write_bytes(whole[: len(whole) - 30])
     (tmp_path / "train" / "b" / "2.png").write_bytes(b"")
     (tmp_path / "test" / "a" / "0.png").write_bytes(b"this is text")
-    Image.fromarray(np.zeros((32, 32), dtype=np.uint16)).save(tmp_path / "test" / "a" / "1.png")
     return f"folder:{tmp_path}"
 
 
 def test_broken_images_are_an_error_that_names_them(tmp_path):
     name = damaged(tmp_path)
-    with pytest.raises(UsageError, match=r"4 broken images .*train/a/1.png.*train/b/2.png.*test/a/0.png") as caught:
+    with pytest.raises(UsageError, match=r"3 broken images .*train/a/1.png.*train/b/2.png.*test/a/0.png") as caught:
         load_raw(name)
     assert "\n" not in str(caught.value)
     assert "dd data check" in str(caught.value)
@@ -147,9 +146,8 @@ def test_broken_images_are_an_error_that_names_them(tmp_path):
 def test_check_lists_broken_images(tmp_path):
     found = check(damaged(tmp_path))
     reasons = {item["file"]: item["reason"] for item in found["broken"]}
-    assert set(reasons) == {"train/a/1.png", "train/b/2.png", "test/a/0.png", "test/a/1.png"}
+    assert set(reasons) == {"train/a/1.png", "train/b/2.png", "test/a/0.png"}
     assert reasons["test/a/0.png"] == "not an image"
-    assert "8 bits" in reasons["test/a/1.png"]
     assert found["train"] == {"total": 4, "per_class": {"a": 2, "b": 2}}
     assert found["test"] == {"total": 1, "per_class": {"a": 0, "b": 1}}
     assert (found["channels"], found["size"], found["classes"]) == (3, 32, 2)

@@ -169,7 +169,7 @@ def test_the_list_of_sources_opens_no_image(tmp_path, monkeypatch):
     root = tmp_path / "sets" / "imagenet-1k"
     write_folders(root, [IDS[0]])
     rows = {row.name: row for row in list_sources()}
-    assert list(rows) == [*CATALOGUE, "folder:PATH", "parquet:PATH"]
+    assert list(rows) == [*CATALOGUE, "folder:PATH", "parquet:PATH", "npz:PATH"]
     assert {rows[name].where for name in ("imagenet-1k", *LISTS)} == {str(root)}
     assert {rows[name].bytes for name in ("imagenet-1k", "imagenet-21k", *LISTS)} == {None}
     assert rows["imagenet-21k"].where is None

@@ -1,6 +1,10 @@
 """Splits: disjoint, stratified, reproducible; batches that cover; a fingerprint that tells."""
 
+import os
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,3 +201,73 @@ def test_a_class_without_training_images_is_named(tmp_path):
     (root / "train" / "empty").mkdir()
     with pytest.raises(UsageError, match="no training images of empty"):
         open_data(f"folder:{root}", DataSettings(), "cpu")
+
+
+# ---------------------------------------------------------------- memory
+
+PEAK = """
+import sys, torch
+torch.set_num_threads(1)
+from dd.data import DataSettings, open_data
+
+def kilobytes(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
+
+open_data(sys.argv[1], DataSettings(), "cpu")  # whatever is loaded once is loaded now
+before = kilobytes("VmRSS:")
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+data = open_data(sys.argv[2], DataSettings(), "cpu")
+pixels = sum(map(len, (data.train, data.holdout, data.test))) * data.channels * data.size**2 / 1024
+print((kilobytes("VmHWM:") - before) / pixels, pixels, data.fingerprint)
+"""
+
+
+def write_copies(root, count, side):
+    """Many files of few different images: what costs is decoding them."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    g, files = np.random.default_rng(0), []
+    for _ in range(16):
+        buffer = BytesIO()
+        corners = Image.fromarray(g.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        corners.resize((side, side)).save(buffer, "JPEG")
+        files.append(buffer.getvalue())
+    for part, share in (("train", count), ("test", count // 10)):
+        for i in range(share):
+            path = root / part / f"class {i % 4}" / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(files[i % 16])
+    return f"folder:{root}"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_opening_takes_no_more_than_one_and_a_half_times_the_pixels(tmp_path):
+    small, large = write_copies(tmp_path / "small", 20, 200), write_copies(tmp_path / "large", 1600, 200)
+    found = []
+    for _ in ("first reading", "from the cache"):
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, small, large], capture_output=True, text=True, check=True, env=dict(os.environ)
+        )
+        found.append(done.stdout.split())
+    for share, pixels, _ in found:
+        assert float(pixels) > 200_000  # kilobytes: other things weigh little beside them
+        assert 0.5 < float(share) < 1.5
+    assert found[0][2] == found[1][2]
+
+
+@pytest.mark.parametrize("preprocess", ["standard", "zca"])
+def test_both_parts_are_rows_of_one_tensor(tmp_path, preprocess):
+    root = write_folder(tmp_path / "set", ["a", "b"], count=20)
+    raw = load_raw(f"folder:{root}")
+    data = open_data(f"folder:{root}", DataSettings(holdout=0.25, preprocess=preprocess), "cpu")
+    assert data.train.pixels.data_ptr() == data.holdout.pixels.data_ptr()
+    kept, held = stratified(raw.train_labels, 0.25, 0, "holdout")
+    for part, rows in ((data.train, kept), (data.holdout, held)):
+        index = torch.tensor([2, 0, 2])
+        assert torch.equal(part.raw(index), raw.train_images[rows[index]])
+        assert torch.equal(part.labels, raw.train_labels[rows])
+        torch.testing.assert_close(part.images(index), data.preprocess(raw.train_images[rows[index]]))
+        seen = torch.cat([images for images, _ in part.batches(7)])
+        torch.testing.assert_close(seen, data.preprocess(raw.train_images[rows]))

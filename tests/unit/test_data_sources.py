@@ -302,7 +302,7 @@ def test_list_sources_finds_without_reading(tmp_path, monkeypatch):
     monkeypatch.setattr(_find, "roots", lambda: [tmp_path / "sets"])
     write_idx(tmp_path / "sets" / "mnist")
     rows = {row.name: row for row in list_sources()}
-    assert list(rows) == [*CATALOGUE, "folder:PATH", "parquet:PATH"]
+    assert list(rows) == [*CATALOGUE, "folder:PATH", "parquet:PATH", "npz:PATH"]
     assert rows["mnist"].where == str(tmp_path / "sets" / "mnist")
     assert rows["mnist"].bytes == sum(file.stat().st_size for file in (tmp_path / "sets" / "mnist").iterdir())
     assert rows["cifar10"].where is None
