@@ -93,6 +93,7 @@ def _views(protocol: "Protocol") -> str:
     parts = [
         f"{views.tiles} x {views.tiles} tiles" if views.tiles > 1 else "",
         f"crops of at least {100 * views.crop:g} %" if views.crop else "",
+        f"crops of images padded by {views.pad}" if views.pad else "",
         "flips" if views.flip else "",
         {"none": "", "data": "IDC's augmentation"}.get(views.strategy, views.strategy),
         views.mix if views.mix != "none" else "",

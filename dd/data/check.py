@@ -1,6 +1,6 @@
 """What `dd data check` says about a data set: counts, sizes, statistics, broken files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,19 +56,17 @@ def check(name: str, settings: DataSettings | None = None, *, download: bool = T
         "std": [round(value, 4) for value in std],
         "constants": [list(row) for row in known.constants] if known.constants else None,
         "augment": known.augment,
-        "problems": [*found["problems"], *_problems(name, classes, train, test, found["broken"])],
+        "problems": _problems(name, classes, train, test, found),
     }
 
 
-def _problems(
-    name: str, classes: tuple[str, ...], train: Tensor, test: Tensor, broken: Sequence[dict[str, str]]
-) -> list[str]:
-    """What a run refuses, in its words."""
-    problems = []
-    for look in (
-        lambda: _images.refuse([Broken(item["file"], item["reason"]) for item in broken], name),
-        lambda: require_usable(name, classes, train, test),
-    ):
+def _problems(name: str, classes: tuple[str, ...], train: Tensor, test: Tensor, found: Mapping[str, Any]) -> list[str]:
+    """What a run asks or refuses, in its words."""
+    problems = list(found["problems"])
+    looks = [lambda: _images.refuse([Broken(item["file"], item["reason"]) for item in found["broken"]], name)]
+    if not problems:  # images that wait for an answer are missing from the counts
+        looks.append(lambda: require_usable(name, classes, train, test))
+    for look in looks:
         try:
             look()
         except UsageError as error:

@@ -78,7 +78,7 @@ def test_protocols(capsys):
     assert set(PROTOCOLS) <= set(lines)
     assert "300 steps" in lines["quick"]
     assert "1000 epochs" in lines["datm"]
-    assert "flip_crop, mixup, labels at temperature 30" in lines["sre2l-cifar"]
+    assert "crops of images padded by 4, flips, mixup, labels at temperature 30" in lines["sre2l-cifar"]
     assert "the images as they are" in lines["dc"]
 
 

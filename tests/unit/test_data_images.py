@@ -224,21 +224,23 @@ def test_values_of_16_bits_are_scaled_linearly(tmp_path, suffix, dtype, depth16)
     path = deep(tmp_path / f"a.{suffix}", values.astype(dtype))
     low, high = {"full": (0, 65535), "image": (0, 32768)}.get(depth16, depth16)
     wanted = [[min(255, max(0, round((int(v) - low) * 255 / (high - low)))) for v in row] for row in values]
-    assert fit(path, Target(1, 4, depth16))[0].tolist() == wanted
-    assert fit(path, Target(3, 4, depth16)).tolist() == [wanted] * 3
+    assert fit(path, Target(1, 4, depth16=depth16))[0].tolist() == wanted
+    assert fit(path, Target(3, 4, depth16=depth16)).tolist() == [wanted] * 3
     (header,) = headers(ImageFiles(tmp_path, [path.name]), [0])
     assert (header.deep, header.grey) == (True, True)
 
 
 def test_numbers_with_a_point_want_a_range(tmp_path):
     path = deep(tmp_path / "a.tif", np.linspace(-1, 1, 16, dtype=np.float32).reshape(4, 4))
-    assert fit(path, Target(1, 4, (-1.0, 1.0)))[0].flatten().tolist() == [round(255 * i / 15) for i in range(16)]
-    assert fit(path, Target(1, 4, "image"))[0, 3, 3] == 255
+    assert fit(path, Target(1, 4, depth16=(-1.0, 1.0)))[0].flatten().tolist() == [
+        round(255 * i / 15) for i in range(16)
+    ]
+    assert fit(path, Target(1, 4, depth16="image"))[0, 3, 3] == 255
     with pytest.raises(ValueError, match=r"from -1 to 1, beyond"):
-        fit(path, Target(1, 4, "full"))
+        fit(path, Target(1, 4, depth16="full"))
     with pytest.raises(ValueError, match="no numbers"):
-        fit(deep(path, np.full((4, 4), np.nan, np.float32)), Target(1, 4, "image"))
-    assert not fit(deep(path, np.full((4, 4), 7.0, np.float32)), Target(1, 4, "image")).any()
+        fit(deep(path, np.full((4, 4), np.nan, np.float32)), Target(1, 4, depth16="image"))
+    assert not fit(deep(path, np.full((4, 4), 7.0, np.float32)), Target(1, 4, depth16="image")).any()
 
 
 def xrays(root, sizes, deep_ones=True, count=4):

@@ -30,6 +30,7 @@ class Labels:
     """A split of which only the labels are asked for."""
 
     labels: torch.Tensor
+    originals: None = None
 
     def __len__(self) -> int:
         return len(self.labels)
