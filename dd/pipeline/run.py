@@ -5,6 +5,7 @@ import logging
 import shlex
 import shutil
 import sys
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,6 +23,7 @@ from dd.errors import RunError
 from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.report import Report
+from dd.evaluation.table import html
 from dd.io import digest, write_json, write_text
 from dd.pipeline.begin import begin
 from dd.pipeline.label import label
@@ -30,6 +32,7 @@ from dd.pipeline.parts import Parts, payload
 from dd.pipeline.plan import SETS, locate, planned_labels, set_key, settled
 from dd.pipeline.task import make_task, numerics
 from dd.recipes import Recipe, resolve, run_options
+from dd.recipes.objects import shown
 from dd.runs import RunFolder, Track, bar
 from dd.runs.cost import measured
 from dd.runs.stop import Stop
@@ -65,6 +68,16 @@ class Outcome:
     def set(self) -> DistilledSet:
         """The distilled set."""
         return load(self.folder.set)
+
+    def __repr__(self) -> str:
+        return f"<Outcome in {self.folder.path}: {self.report!r}>"
+
+    def _repr_html_(self) -> str:
+        """Its table and its images, for a notebook."""
+        table, file = html(self.report), self.folder.images_png
+        if not file.is_file():
+            return table
+        return f'{table}<img src="data:image/png;base64,{b64encode(file.read_bytes()).decode()}">'
 
 
 def run(  # noqa: PLR0913  the keys of `dd run`, by name for those who complete them
@@ -124,7 +137,7 @@ def run(  # noqa: PLR0913  the keys of `dd run`, by name for those who complete 
     keys = {"dataset": dataset, "ipc": ipc, "fraction": fraction, "seed": seed, "device": device, "preset": preset}
     keys |= {"like": like, "init": init, "data": data, "student": student, "eval": eval}
     settings = {key: value for key, value in keys.items() if value is not None} | settings
-    command = "dd.run(" + ", ".join([repr(method), *(f"{k}={v!r}" for k, v in settings.items())]) + ")"
+    command = "dd.run(" + ", ".join([shown(method), *(f"{k}={shown(v)}" for k, v in settings.items())]) + ")"
     options = run_options({"out": None if out is None else str(out), "force": force, "track": track})
     recipe = resolve({"method": method, **settings})
     outcome = run_recipe(recipe, out=options.out, force=options.force, track=options.track, command=command)

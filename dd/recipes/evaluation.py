@@ -46,8 +46,8 @@ def resolve_evaluation(
     """Put the command line of `dd eval` over what the set itself says.
 
     Args:
-        overrides: dotted or nested keys, values also as objects; `eval.protocol=NAME` starts from that protocol instead of the set's, and
-            `student.arch=NAME` from that architecture's own sizes, with the set's norm.
+        overrides: dotted or nested keys, values also as objects; `eval.protocol=NAME` starts from that protocol instead
+            of the set's, and `student.arch=NAME` from that architecture's own sizes, with the set's norm.
         dataset: the data set the set was distilled from.
         data: how its real images were split and preprocessed.
         student: the network it is meant for.

@@ -6,7 +6,7 @@ images of its `batch_real`, over a recipe table that says 64, and words beside i
 
 import os
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from dd.errors import UsageError
@@ -50,8 +50,18 @@ def method_in_words(overrides: Mapping[str, Any]) -> tuple["Method | None", dict
     return given, {**words, "method": registry.reference(type(given))}
 
 
+def shown(value: Any) -> str:
+    """A setting as it may be written in Python; of an object, the fields that are not at their class's defaults."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return repr(value)
+    told = [f"{f.name}={shown(getattr(value, f.name))}" for f in fields(value) if getattr(value, f.name) != _default(f)]
+    return f"{type(value).__name__}({', '.join(told)})"
+
+
 def in_words(layer: Layer, parts: "Parts", problems: Problems, *, partial: bool = False) -> list[Layer]:
-    """A layer as two, the weaker first: what its objects say, and its words, both by dotted key.
+    """A layer by dotted keys, what its objects say below its words; the weaker first where it becomes two.
+
+    A whole student or protocol stands in a layer of its own: words that name another one start from that.
 
     Args:
         layer: settings by dotted or nested keys, objects among them.
@@ -60,7 +70,8 @@ def in_words(layer: Layer, parts: "Parts", problems: Problems, *, partial: bool 
         partial: the method is not known, so that unknown groups may be its own.
     """
     kinds = _kinds(parts)
-    objects: dict[str, Any] = {}
+    whole: dict[str, Any] = {}
+    stated: dict[str, Any] = {}
     words: dict[str, Any] = {}
 
     def sort(table: Mapping[str, Any], prefix: str) -> None:
@@ -71,7 +82,7 @@ def in_words(layer: Layer, parts: "Parts", problems: Problems, *, partial: bool 
             elif is_dataclass(value) and not isinstance(value, type):
                 if not (partial and key not in kinds):
                     with problems.caught(layer.where):
-                        objects.update(_stated(key, value, kinds))
+                        (whole if key in _NAMED else stated).update(_stated(key, value, kinds))
             elif isinstance(value, Mapping) and key in kinds:
                 sort(value, f"{key}.")
             elif key in kinds:
@@ -80,7 +91,8 @@ def in_words(layer: Layer, parts: "Parts", problems: Problems, *, partial: bool 
                 words[key] = value
 
     sort(layer.settings, "")
-    return [Layer(layer.where, objects), Layer(layer.where, words)] if objects else [Layer(layer.where, words)]
+    layers = [Layer(layer.where, whole), Layer(layer.where, stated | words)]
+    return layers if whole else layers[1:]
 
 
 def _stated(key: str, value: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
@@ -90,6 +102,10 @@ def _stated(key: str, value: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
     if not isinstance(value, kinds[key]):
         raise UsageError(f"{key}={type(value).__name__}(...) has the wrong type; expected {_expected(key, kinds)}")
     return {inner: leaf.default for inner, leaf in leaves(value, f"{key}.").items()}
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _expected(key: str, kinds: Mapping[str, type]) -> str:

@@ -156,7 +156,8 @@ class DistilledSet:
         store = LabelStore(self.path.parent / self.views["store"])
         if store.digest() != self.views["sha256"]:
             raise UsageError(
-                f"{store.path} holds other labels than {self.path} was saved with; `dd run … force=true` makes both anew"
+                f"{store.path} holds other labels than {self.path} was saved with; "
+                "`dd run … force=true` makes both anew"
             )
         return store
 

@@ -31,8 +31,8 @@ def save(distilled: DistilledSet, path: Path | str) -> None:
     A label store that lies beside the file the set was read from is copied beside the new one.
 
     Raises:
-        UsageError: the set is not whole (see `DistilledSet.check`), its label store is not there, or other labels are in
-            its place already.
+        UsageError: the set is not whole (see `DistilledSet.check`), its label store is not there, or other labels lie
+            where it would go.
         RunError: the disk is full.
     """
     distilled.check()
