@@ -212,3 +212,11 @@ def test_an_object_is_shown_by_what_it_changes():
     assert shown(CDA()) == "CDA()"
     assert shown({"width": 3}) == "{'width': 3}"
     assert shown(Path("a")).endswith("('a')")
+
+
+def test_a_set_to_begin_from_counts_by_its_content_however_it_is_named(tmp_path):
+    (tmp_path / "set.safetensors").write_bytes(b"a set")
+    ways = (tmp_path, str(tmp_path), tmp_path / "set.safetensors")
+    (same,) = {objects(method="dm", init=way).hash for way in ways}
+    (tmp_path / "set.safetensors").write_bytes(b"another")
+    assert same not in {objects(method="dm", init=tmp_path).hash, objects(method="dm").hash}
