@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -84,7 +84,7 @@ def run(  # noqa: PLR0913  the keys of `dd run`, by name for those who complete 
     method: "str | Path | Method",
     *,
     dataset: str | None = None,
-    ipc: int | None = None,
+    ipc: int | Sequence[int] | None = None,
     fraction: float | None = None,
     seed: int | None = None,
     device: str | None = None,
@@ -113,7 +113,7 @@ def run(  # noqa: PLR0913  the keys of `dd run`, by name for those who complete 
     Args:
         method: a name (`dd.list_methods()`), the path of a method's file, or an object of a registered class.
         dataset: name of the real data; None for the embedded fashion-mini.
-        ipc: images per class; 10 where neither it nor `fraction` is given.
+        ipc: images per class, for all or one number per class in label order; 10 where `fraction` is not given either.
         fraction: share of the training images, in (0, 1].
         seed: root seed, 0 or more.
         device: "cpu", "cuda", "cuda:N", "mps"; None for the best there is.
