@@ -4,13 +4,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dd.pipeline import evaluate, run
-    from dd.sets import DistilledSet, load
+    from dd.data import DataSettings
+    from dd.evaluation.protocols import Protocol
+    from dd.evaluation.report import Report
+    from dd.networks import NetworkSpec
+    from dd.pipeline import Outcome, evaluate, load, run
+    from dd.recipes.lists import list_methods, list_protocols, list_recipes
+    from dd.sets import DistilledSet
 
 __version__ = "0.1.0"
-__all__ = ["DistilledSet", "evaluate", "load", "run"]
+__all__ = [
+    "DataSettings",
+    "DistilledSet",
+    "NetworkSpec",
+    "Outcome",
+    "Protocol",
+    "Report",
+    "evaluate",
+    "list_methods",
+    "list_protocols",
+    "list_recipes",
+    "load",
+    "run",
+]
 
-_HOMES = {"run": "dd.pipeline", "evaluate": "dd.pipeline", "load": "dd.sets", "DistilledSet": "dd.sets"}
+_HOMES = {
+    "DataSettings": "dd.data",
+    "DistilledSet": "dd.sets",
+    "NetworkSpec": "dd.networks",
+    "Outcome": "dd.pipeline",
+    "Protocol": "dd.evaluation.protocols",
+    "Report": "dd.evaluation.report",
+    "evaluate": "dd.pipeline",
+    # not `methods` and `recipes`: importing the packages of these names would put them in the functions' place
+    "list_methods": "dd.recipes.lists",
+    "list_protocols": "dd.recipes.lists",
+    "list_recipes": "dd.recipes.lists",
+    "load": "dd.pipeline",
+    "run": "dd.pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -18,3 +50,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'dd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -28,21 +28,19 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> None:
     """
     from dd.cli import show_report
     from dd.errors import UsageError
-    from dd.io import user_path
     from dd.recipes import parse_overrides
+    from dd.sets.formats import load, set_file
 
     if "=" in file and not os.path.exists(file):
         raise UsageError(f"say which set first: dd eval FILE {file}")
-    path = user_path(file)
-    path = path / "set.safetensors" if os.path.isdir(path) else path
+    path = set_file(file)
     if not os.path.exists(path):
         raise UsageError(f"no set at {path}; `dd run` writes one into its folder below ./runs")
     overrides = parse_overrides(settings)
     from dd.pipeline import evaluate_distilled
-    from dd.sets import load
 
     log_to_stderr()
-    report = evaluate_distilled(load(path), overrides, path)
+    report = evaluate_distilled(load(path), overrides)
     if as_json:
         emit(report.to_dict())
     else:

@@ -1,6 +1,5 @@
 """A report as a person reads it: what was reached, against what, and under which conditions."""
 
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,17 +9,9 @@ from dd.sizes import readable_size
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-    from dd.evaluation.report import Report, Score
+    from dd.evaluation.report import Report
 
-_ARMS = {
-    "accuracy": "the distilled set",
-    "control": "random real images, as many",
-    "decoded": "random mosaics, decoded",
-    "start": "the set at iteration 0",
-    "full": "all real images",
-}
 _FILES = {
     "set": "set.safetensors",
     "images": "images.png",
@@ -31,7 +22,6 @@ _FILES = {
     "start": "start.safetensors",
     "labels": "labels",
 }
-_SEEN = 0.01  # points by which accuracies must differ to be shown as two
 _ALL = 10  # classes up to which all are shown
 _WORST = 5  # of more
 
@@ -43,53 +33,19 @@ def files_of(folder: Path) -> dict[str, str]:
 
 def show_report(report: "Report", out: "Console", files: Mapping[str, str]) -> None:
     """Print accuracy, control, start and full, then what they must be read with, then the files."""
-    heading = report.name or str(report.provenance.get("name", "")) or str(report.dataset.get("name", ""))
-    out.print(f"\n{heading}", style="bold")
-    print_table(out, _table(report))
+    from dd.evaluation.table import heading, headings, rows
+
+    out.print(f"\n{heading(report)}", style="bold")
+    table = plain_table(*headings(report))
+    for row in rows(report):
+        table.add_row(*row)
+    print_table(out, table)
     for line in _lines(report):
         out.print(line, soft_wrap=True)
     if files:
         out.print()
     for what, path in files.items():
         out.print(f"{what:<9}{path}", soft_wrap=True)
-
-
-def _table(report: "Report") -> "Table":
-    balanced = ["balanced %"] if _uneven(report.accuracy) else []
-    table = plain_table("trained on", "test accuracy %", *balanced, "students", "lr", "the set is ahead by")
-    for arm, words in _ARMS.items():
-        score: Score | None = getattr(report, arm)
-        if score is None and arm == "decoded":
-            continue
-        if score is None:
-            table.add_row(words, "-", *("" for _ in balanced), "", "", report.missing.get(arm, ""))
-            continue
-        level = [f"{statistics.fmean(score.balanced):.2f}" if score.balanced else "-" for _ in balanced]
-        table.add_row(words, _accuracy(score), *level, str(score.n), f"{score.lr:.3g}", _ahead(report, arm))
-    return table
-
-
-def _uneven(score: "Score") -> bool:
-    """Whether test classes differ in size so that the mean over classes is another number."""
-    pairs = zip(score.balanced, score.values, strict=False)
-    return any(abs(balanced - value) >= _SEEN for balanced, value in pairs)
-
-
-def _accuracy(score: "Score") -> str:
-    return f"{score.mean:.2f}" if score.std is None else f"{score.mean:.2f} ± {score.std:.2f}"
-
-
-def _ahead(report: "Report", arm: str) -> str:
-    if arm == "full":
-        assert report.full is not None
-        return f"{100 * report.accuracy.mean / report.full.mean:.1f} % of it reached"
-    points = {"control": report.gap, "start": report.gain, "decoded": report.decoded_gap}.get(arm)
-    if points is None:
-        return ""
-    words = f"{points:+.2f} points"
-    if arm == "control" and report.pooled_std:
-        words += f" ({points / report.pooled_std:+.1f} pooled std)"
-    return words
 
 
 def _lines(report: "Report") -> list[str]:

@@ -7,6 +7,7 @@ one in the making is `path/to/file.py` or `path/to/file.py:name`.  Nothing is im
 
 import importlib
 import importlib.util
+import inspect
 import os
 import pkgutil
 import sys
@@ -14,10 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from types import CodeType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dd.errors import RunError, UsageError, unknown
-from dd.io import user_path
+from dd.io import digest, sha256_file, user_path
 
 if TYPE_CHECKING:
     from dd.engine.method import Method
@@ -85,6 +87,33 @@ def get(name: str) -> "type[Method]":
     return _registered[name]
 
 
+def reference(cls: "type[Method]") -> str:
+    """What `get` takes for a registered class: its name, or of a class in the making its file, `path/to/file.py:name`.
+
+    A class of a notebook, which has no file, goes by its name, which this process alone knows.
+
+    Raises:
+        UsageError: it was never registered.
+    """
+    if "name" not in vars(cls):  # a subclass has its parent's, but is another method
+        raise UsageError(f"{cls.__name__} is not registered: put @register(NAME) of dd.engine.registry above it")
+    file = _file(cls)
+    return cls.name if file is None else f"{file}:{cls.name}"
+
+
+def in_the_making(cls: "type[Method]") -> str:
+    """Hash of the file of a class in the making, whose text is part of a recipe; "" for established ones.
+
+    Of a class of a notebook, which has no file, it is of the class's own functions, and not of those that they call.
+    """
+    if _established(cls):
+        return ""
+    if (file := _file(cls)) is not None:
+        return sha256_file(file)
+    functions = {name: value.__code__ for name, value in sorted(vars(cls).items()) if inspect.isfunction(value)}
+    return digest({name: _instructions(value) for name, value in functions.items()}, length=64)
+
+
 def entries() -> list[Entry]:
     """One `Entry` per name, importing each; a plug-in that fails is listed with its error."""
     found = []
@@ -113,6 +142,33 @@ def _builtin() -> dict[str, str]:
                 if not module.name.startswith("_"):
                     found[module.name] = f"dd.methods.{family.name}.{module.name}"
     return found
+
+
+def _established(cls: "type[Method]") -> bool:
+    """Whether a class is one of ours or of an installed package: it is found by name, and has a version."""
+    point = _plugins().get(cls.name)
+    return cls.__module__.startswith("dd.methods.") or (point is not None and point.load() is cls)
+
+
+def _file(cls: "type[Method]") -> Path | None:
+    """The file of a class in the making; None for one that is established, or that has no file."""
+    if _established(cls):
+        return None
+    try:
+        path = Path(inspect.getfile(cls)).resolve()
+    except (OSError, TypeError):  # of a notebook
+        return None
+    return path if path.is_file() and path.suffix == ".py" else None
+
+
+def _instructions(code: CodeType) -> list[Any]:
+    """What a function does, without where it stands."""
+    constants = [_instructions(c) if isinstance(c, CodeType) else _constant(c) for c in code.co_consts]
+    return [code.co_code.hex(), list(code.co_names), list(code.co_varnames), constants]
+
+
+def _constant(value: Any) -> str:
+    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
 def _plugins() -> dict[str, EntryPoint]:

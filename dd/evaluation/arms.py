@@ -49,6 +49,8 @@ class Arm:
 def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
     """The images of a set, as pixels in the model space of the data's `preprocess`; tiles are decoded."""
     distilled.check()
+    if distilled.label_kind == "views":
+        raise UsageError("the labels of this set are of views: students need its label store, not its images alone")
     # what it is meant for does not count: a student's key says how it is trained in fact
     digest = replace(distilled, protocol=None, student=None).digest()
 

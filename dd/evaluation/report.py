@@ -111,6 +111,18 @@ class Report:
     outside: float | None = None
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        from dd.evaluation.table import heading, in_words
+
+        gap = "" if self.control is None else f", {self.gap:+.2f} points to random real images"
+        return f"<Report {heading(self)}: {in_words(self.accuracy)} %{gap}>"
+
+    def _repr_html_(self) -> str:
+        """Its table, for a notebook."""
+        from dd.evaluation.table import html
+
+        return html(self)
+
     @property
     def gap(self) -> float | None:
         """Points by which the set is ahead of the control."""

@@ -4,8 +4,8 @@ dd.run("datm", ipc=10)                  what `dd run method=datm ipc=10` does
 dd.evaluate("set.safetensors")          what `dd eval set.safetensors` does
 """
 
-from dd.pipeline.evaluation import evaluate, evaluate_distilled
+from dd.pipeline.evaluation import evaluate, evaluate_distilled, load
 from dd.pipeline.plan import locate, plan
 from dd.pipeline.run import Outcome, run, run_recipe
 
-__all__ = ["Outcome", "evaluate", "evaluate_distilled", "locate", "plan", "run", "run_recipe"]
+__all__ = ["Outcome", "evaluate", "evaluate_distilled", "load", "locate", "plan", "run", "run_recipe"]

@@ -17,25 +17,62 @@ from dd.evaluation.report import Report
 from dd.io import user_path
 from dd.networks import NetworkSpec
 from dd.pipeline.label import store_spec, stored_labels
+from dd.pipeline.run import Outcome
 from dd.pipeline.task import context, numerics, task_for
 from dd.recipes import resolve_evaluation
 from dd.runs.cost import measured
 from dd.runs.stop import Stop
-from dd.sets import DistilledSet, load
+from dd.sets import DistilledSet
+from dd.sets import load as load_set
 from dd.sets.soft_labels import LabelStore
 from dd.training.relabel import Labeller, labels_of
 
 
-def evaluate(distilled: DistilledSet | str | Path, **settings: Any) -> Report:
-    """Score a set, or the file of one, as `dd eval` does."""
-    if isinstance(distilled, DistilledSet):
-        return evaluate_distilled(distilled, settings)
-    file = user_path(distilled)
-    return evaluate_distilled(load(file), settings, file)
+def load(made: str | Path | Outcome) -> DistilledSet:
+    """A distilled set: of a file, of the folder of a run, or of what `dd.run` returned.
+
+    It knows its file (`path`), beside which the labels of its views are where it has such.
+
+    Raises:
+        UsageError: there is no set, or what is there is damaged or of a newer version.
+    """
+    return load_set(made.folder.set if isinstance(made, Outcome) else made)
 
 
-def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any], file: Path | None = None) -> Report:
-    """Score a set under its own protocol, or under what `overrides` says; `file` is where it was read from."""
+def evaluate(
+    made: DistilledSet | Outcome | str | Path,
+    *,
+    device: str | None = None,
+    data: DataSettings | Mapping[str, Any] | None = None,
+    student: str | NetworkSpec | Mapping[str, Any] | None = None,
+    eval: str | Protocol | Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Report:
+    """Score a set as `dd eval` does: fresh students on it, and on what it must be compared with.
+
+    `dd.evaluate(outcome)`, `dd.evaluate("set.safetensors", student="resnet18")`,
+    `dd.evaluate(small, eval={"students": 20})`.  The set says what data, network and protocol it is meant for; what is
+    given here wins, in words or objects as for `dd.run`.
+
+    Args:
+        made: a set, its file, the folder of its run, or what `dd.run` returned.
+        device: "cpu", "cuda", "cuda:N", "mps"; None for the best there is.
+        data: how real images are split and preprocessed.
+        student: the network: its name in its own size and with the set's norm, a `NetworkSpec`, or a mapping.
+        eval: how students are trained: a protocol's name (`dd.list_protocols()`), a `Protocol`, or a mapping.
+        settings: `dataset`, `seed`, `precision`, `deterministic`, `compile`, `force`; dotted keys as
+            `**{"eval.students": 3}`.
+
+    Raises:
+        UsageError: settings that do not fit, or a set without the labels it was made with; one line says why.
+    """
+    keys = {"device": device, "data": data, "student": student, "eval": eval}
+    overrides = {key: value for key, value in keys.items() if value is not None} | settings
+    return evaluate_distilled(made if isinstance(made, DistilledSet) else load(made), overrides)
+
+
+def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any]) -> Report:
+    """Score a set under its own protocol, or under what `overrides` says."""
     distilled.check()
     settings = resolve_evaluation(overrides, dataset=distilled.source, **_meant_for(distilled))
     data = open_data(settings.dataset, settings.data, torch.device(settings.device))
@@ -43,7 +80,7 @@ def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any], fi
     task = task_for(data, distilled.own_classes(), settings)
     stop = Stop("students that were finished are kept; the same command goes on")
     with stop.watching(), numerics(settings), measured(task.device) as cost:
-        store = stored_labels(distilled, file, settings.eval)
+        store = stored_labels(distilled, settings.eval)
         labeller, why = _labeller(distilled, task, settings.eval, store)
         evaluator = Evaluator(task, settings.eval, force=settings.force, labeller=labeller)
         report = evaluate_set(distilled, None, evaluator, store=store, without=why)

@@ -3,7 +3,6 @@
 import logging
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor
 
@@ -90,7 +89,8 @@ def label(
                 progress.update(number)
         store = writer.store
     views = store.reference(folder.set) | {"labeller": labeller.origin}
-    return replace(distilled, label_kind="views", labels=distilled.own_classes(), views=views), store
+    made = replace(distilled, label_kind="views", labels=distilled.own_classes(), views=views, path=folder.set)
+    return made, store
 
 
 def _seed(view: View, images: Tensor) -> int:
@@ -99,28 +99,19 @@ def _seed(view: View, images: Tensor) -> int:
     return int(sha256_tensors(drawn)[:15], 16)
 
 
-def stored_labels(distilled: DistilledSet, beside: Path | None, protocol: Protocol) -> LabelStore | None:
+def stored_labels(distilled: DistilledSet, protocol: Protocol) -> LabelStore | None:
     """The label store that a set names, for students of a protocol; None for a set with labels of its own.
 
     Args:
         distilled: the set.
-        beside: the set's file; None where it was never one.
         protocol: how students are trained.
 
     Raises:
-        UsageError: the set's file is not known, the store is not there or damaged, or is for other batches.
+        UsageError: the store is not to be had (see `DistilledSet.label_store`), or is for other batches.
     """
     if distilled.label_kind != "views":
         return None
-    assert distilled.views is not None
-    if beside is None:
-        raise UsageError("the labels of this set are in a store beside its file: evaluate the file, not the set")
     batch = min(protocol.batch, distilled.n)
     micro = min(protocol.micro or batch, batch)
     images = sha256_tensors({"images": distilled.images})
-    store = open_store(beside.parent / distilled.views["store"], batch=batch, micro=micro, images=images)
-    if store.digest() != distilled.views["sha256"]:
-        raise UsageError(
-            f"{store.path} holds other labels than {beside} was saved with; `dd run … force=true` makes both anew"
-        )
-    return store
+    return open_store(distilled.label_store().path, batch=batch, micro=micro, images=images)

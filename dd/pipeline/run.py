@@ -5,12 +5,13 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from dd.errors import RunError
 from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.report import Report
+from dd.evaluation.table import html
 from dd.io import digest, write_json, write_text
 from dd.pipeline.begin import begin
 from dd.pipeline.label import label
@@ -29,7 +31,8 @@ from dd.pipeline.outcome import draw, judged, probes_note
 from dd.pipeline.parts import Parts, payload
 from dd.pipeline.plan import SETS, locate, planned_labels, set_key, settled
 from dd.pipeline.task import make_task, numerics
-from dd.recipes import Recipe, resolve
+from dd.recipes import Recipe, resolve, run_options
+from dd.recipes.objects import shown
 from dd.runs import RunFolder, Track, bar
 from dd.runs.cost import measured
 from dd.runs.stop import Stop
@@ -37,6 +40,12 @@ from dd.runs.store import Payload
 from dd.sets import DistilledSet, load, save
 from dd.sets.label_writer import require_room, size_of
 from dd.training.relabel import Labeller
+
+if TYPE_CHECKING:
+    from dd.data import DataSettings
+    from dd.engine.method import Method
+    from dd.evaluation.protocols import Protocol
+    from dd.networks import NetworkSpec
 
 log = logging.getLogger(__name__)
 
@@ -60,18 +69,78 @@ class Outcome:
         """The distilled set."""
         return load(self.folder.set)
 
+    def __repr__(self) -> str:
+        return f"<Outcome in {self.folder.path}: {self.report!r}>"
 
-def run(
-    method: str, *, out: str | None = None, force: bool = False, track: str | None = None, **settings: Any
+    def _repr_html_(self) -> str:
+        """Its table and its images, for a notebook."""
+        table, file = html(self.report), self.folder.images_png
+        if not file.is_file():
+            return table
+        return f'{table}<img src="data:image/png;base64,{b64encode(file.read_bytes()).decode()}">'
+
+
+def run(  # noqa: PLR0913  the keys of `dd run`, by name for those who complete them
+    method: "str | Path | Method",
+    *,
+    dataset: str | None = None,
+    ipc: int | Sequence[int] | None = None,
+    fraction: float | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    preset: str | None = None,
+    like: str | None = None,
+    init: str | Path | None = None,
+    data: "DataSettings | Mapping[str, Any] | None" = None,
+    student: "str | NetworkSpec | Mapping[str, Any] | None" = None,
+    eval: "str | Protocol | Mapping[str, Any] | None" = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    track: str | None = None,
+    **settings: Any,
 ) -> Outcome:
-    """Distil and evaluate, with the settings of `dd run`: `dd.run("datm", ipc=10, eval={"students": 3})`.
+    """Distil and evaluate, as `dd run` does with the same settings: the same recipe, hash and folder.
+
+    `dd.run("datm", ipc=10)`, `dd.run("mine.py", dataset="cifar10", eval={"protocol": "mtt", "students": 3})`,
+    `dd.run(DM(iterations=200), ipc=1, student="resnet18")`.
+
+    Settings are written as words (a name, a mapping, `lr_img=3.0`) or as objects, and both go over the recipe's table.
+    Words state what they name: the rest is as the table says.  *An object states every field it has*, those at their
+    class's defaults too: `DM(iterations=200)` also states that class's learning rate.  The table then still speaks for
+    the groups that were not given: of a method object for data, student and evaluation.  Words win over objects:
+    `dd.run(DM(), ipc=1, lr_img=3.0)`.
+
+    Args:
+        method: a name (`dd.list_methods()`), the path of a method's file, or an object of a registered class.
+        dataset: name of the real data; None for the embedded fashion-mini.
+        ipc: images per class, for all or one number per class in label order; 10 where `fraction` is not given either.
+        fraction: share of the training images, in (0, 1].
+        seed: root seed, 0 or more.
+        device: "cpu", "cuda", "cuda:N", "mps"; None for the best there is.
+        preset: a preset of the recipe file.
+        like: the recipe's cell whose settings are taken for another data set or size, as "cifar10.ipc50".
+        init: the set to begin from, its file or the folder of its run.
+        data: how real images are split and preprocessed.
+        student: the network: its name in its own size, a `NetworkSpec`, or a mapping.
+        eval: how students are trained: a protocol's name (`dd.list_protocols()`), a `Protocol`, or a mapping.
+        out: the folder below which runs are kept; None for `$DD_RUNS` or ./runs.
+        force: do again what is finished.
+        track: "wandb" or "none".
+        settings: every other key of `dd run`: the method's own, by name or in groups (`experts={"count": 20}`,
+            `experts=ExpertSettings(count=20)`), `precision`, `deterministic`, `compile`, `recipe`; dotted keys as
+            `**{"eval.students": 3}`.
 
     Raises:
         UsageError: settings that do not fit; every problem in one message.
         RunError: the run failed; what was good is kept.
     """
-    command = "dd.run(" + ", ".join([repr(method), *(f"{k}={v!r}" for k, v in settings.items())]) + ")"
-    outcome = run_recipe(resolve({"method": method, **settings}), out=out, force=force, track=track, command=command)
+    keys = {"dataset": dataset, "ipc": ipc, "fraction": fraction, "seed": seed, "device": device, "preset": preset}
+    keys |= {"like": like, "init": init, "data": data, "student": student, "eval": eval}
+    settings = {key: value for key, value in keys.items() if value is not None} | settings
+    command = "dd.run(" + ", ".join([shown(method), *(f"{k}={shown(v)}" for k, v in settings.items())]) + ")"
+    options = run_options({"out": None if out is None else str(out), "force": force, "track": track})
+    recipe = resolve({"method": method, **settings})
+    outcome = run_recipe(recipe, out=options.out, force=options.force, track=options.track, command=command)
     if outcome is None:
         raise SystemExit(0)  # a further process under torchrun, whose part is done
     return outcome

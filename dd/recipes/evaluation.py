@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dd.recipes import checks
+from dd.recipes import checks, objects
 from dd.recipes.device import resolve_device
 from dd.recipes.merge import BARE, COMMAND_LINE, Layer, Problems
 from dd.recipes.parts import Parts
@@ -46,8 +46,8 @@ def resolve_evaluation(
     """Put the command line of `dd eval` over what the set itself says.
 
     Args:
-        overrides: dotted or nested keys; `eval.protocol=NAME` starts from that protocol instead of the set's, and
-            `student.arch=NAME` from that architecture's own sizes, with the set's norm.
+        overrides: dotted or nested keys, values also as objects; `eval.protocol=NAME` starts from that protocol instead
+            of the set's, and `student.arch=NAME` from that architecture's own sizes, with the set's norm.
         dataset: the data set the set was distilled from.
         data: how its real images were split and preprocessed.
         student: the network it is meant for.
@@ -60,8 +60,9 @@ def resolve_evaluation(
     problems = Problems()
     parts = Parts(None, data, student, protocol)
     known = parts.known() | {key: BARE[key] for key in _KEYS}
-    layer = Layer(COMMAND_LINE, flatten(overrides, groups(known)))
-    settled = parts.settle([layer], known, problems)
+    layers = objects.in_words(Layer(COMMAND_LINE, objects.plain(overrides)), parts, problems)
+    layers = [Layer(layer.where, flatten(layer.settings, groups(known))) for layer in layers]
+    settled = parts.settle(layers, known, problems)
     bare: dict[str, Any] = {key: BARE[key].default for key in _KEYS} | {"dataset": dataset}
     bare |= {key: made[key] for key in ("seed", "precision", "compile") if key in made}
     bare |= {key: value for key, value in settled.values.items() if key in _KEYS}

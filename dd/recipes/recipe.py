@@ -94,6 +94,9 @@ class Recipe:
     changed: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<Recipe {self.name} {self.hash}: {self.method!r}>"
+
     @property
     def size(self) -> str:
         """`ipc10`, `ipc5-10-20` or `fraction0.1`, see `tables.size_name`."""

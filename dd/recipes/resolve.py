@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dd.errors import UsageError, nearest
-from dd.recipes import checks, expect, near, tables
+from dd.recipes import checks, expect, near, objects, tables
 from dd.recipes.device import resolve_device
 from dd.recipes.merge import BARE, COMMAND_LINE, IN_A_CELL, Layer, Problems, merge
 from dd.recipes.parts import Parts
@@ -49,18 +49,21 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
     """Merge field defaults, the recipe file, `recipe=FILE` and `overrides` (later wins) into one recipe.
 
     Args:
-        overrides: dotted or nested keys, as `parse_overrides` gives them or as written in Python.
+        overrides: dotted or nested keys, as `parse_overrides` gives them or as written in Python, objects included: see
+            `dd.recipes.objects` for what they state.
 
     Raises:
         UsageError: one line for every unknown key or name, wrong type, value out of range or contradiction.
         RunError: a plug-in method fails to import.
     """
     problems = Problems()
-    asked = _asked(overrides, problems)
+    given, overrides = objects.method_in_words(overrides)
+    asked = _asked(overrides, given, problems)
     bare = _bare(asked, problems)
-    cls, method = _method(bare["method"], problems)
+    cls, method = _method(bare["method"], given, problems)
     parts = Parts.of(method, bare["dataset"])
     known = parts.known()
+    asked = [part for layer in asked for part in objects.in_words(layer, parts, problems, partial=method is None)]
     asked = [_flat(layer, known, partial=method is None) for layer in asked]
     table = _Table()
     if cls is not None:
@@ -122,9 +125,11 @@ def data_settings(overrides: Mapping[str, Any]) -> "DataSettings":
     return build(DataSettings(), values, "data.")
 
 
-def _asked(overrides: Mapping[str, Any], problems: Problems) -> list[Layer]:
-    """`recipe=FILE` and the command line, the weaker first."""
+def _asked(overrides: Mapping[str, Any], given: "Method | None", problems: Problems) -> list[Layer]:
+    """`recipe=FILE`, a method that is given as an object, and the command line, the weaker first."""
     layers = [Layer(COMMAND_LINE, overrides)]
+    if given is not None:
+        layers.insert(0, Layer(COMMAND_LINE, {key: leaf.default for key, leaf in leaves(given).items()}))
     if (file := overrides.get("recipe")) is not None:
         with problems.caught():
             path = checks.readable("recipe", str(file))
@@ -153,13 +158,15 @@ def _bare(asked: list[Layer], problems: Problems) -> dict[str, Any]:
     return bare
 
 
-def _method(name: str | None, problems: Problems) -> "tuple[type[Method] | None, Method | None]":
+def _method(
+    name: str | None, given: "Method | None", problems: Problems
+) -> "tuple[type[Method] | None, Method | None]":
     from dd.engine import registry
 
     with problems.caught():
         if name is None:
             raise UsageError(f"say which method: method=NAME; known: {', '.join(registry.names())}")
-        cls = registry.get(name)
+        cls = registry.get(name) if given is None else type(given)
         return cls, checks.instance(cls, name)
     return None, None
 
@@ -264,14 +271,17 @@ def _recipe(
     files: Mapping[int, Path],
     digests: dict[str, str],
 ) -> Recipe:
+    from dd.engine import registry
     from dd.io import sha256_file, user_path
+    from dd.sets.formats import set_file
 
     ref = bare.pop("method")
-    if ".py" in ref:  # a file in the making: its text is part of the recipe
+    if ".py" in ref:
         path, _, name = ref.rpartition(".py")
-        file = user_path(path + ".py", "method").resolve()
-        ref, digests["method"] = f"{file}{name}", sha256_file(file)
-    if bare["init"] is not None and (init := user_path(bare["init"], "init")).is_file():
+        ref = f"{user_path(path + '.py', 'method').resolve()}{name}"
+    if text := registry.in_the_making(cls):
+        digests["method"] = text
+    if bare["init"] is not None and (init := set_file(bare["init"], "init")).is_file():
         digests["init"] = sha256_file(init)
     digests |= {f"teachers[{at}]": sha256_file(file) for at, file in files.items()}
     notices = table.notices

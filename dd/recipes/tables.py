@@ -62,6 +62,9 @@ class Cell:
     note: str = ""
     file: str = ""
 
+    def __repr__(self) -> str:
+        return f"<Cell {self.name} of {self.file}>"
+
     @property
     def name(self) -> str:
         """`fashion-mini.ipc10`, or `fashion-mini.ipc10.smoke`."""

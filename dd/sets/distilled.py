@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,11 +16,15 @@ from dd.io import digest, sha256_tensors
 from dd.sets import _checks, _match
 
 if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
     from dd.data import Preprocess, RealData
+    from dd.sets.soft_labels import LabelStore
 
 ImageKind = Literal["pixels", "tiles", "indices", "schedule"]
 LabelKind = Literal["hard", "probabilities", "logits", "representations", "views"]
 TENSORS = ("images", "labels")
+NO_FACTS = (*TENSORS, "path")
 
 _ROUNDING = 1 / 510  # half a grey level
 _AT_ONCE = 256  # images brought back to pixels at a time
@@ -51,6 +56,8 @@ class DistilledSet:
         views: where the labels of augmented views are kept, when `label_kind` is "views": a mapping with at least
             "store" (path relative to this set's file) and "sha256", and "bytes", what the store takes.
         provenance: how it was made: method, recipe hash, seed, version, command, ...; no part of its identity.
+        path: the file it was read from, beside which a label store is; None for one that was never a file.  No part of
+            what is saved.
     """
 
     images: Tensor
@@ -69,6 +76,18 @@ class DistilledSet:
     augment: str = "none"
     views: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    def __repr__(self) -> str:
+        name, size = self.provenance.get("name", self.source), "x".join(map(str, self.images.shape[1:]))
+        what = f"{self.n} {self.image_kind}{f' of {size}' if size else ''}, {self.label_kind} labels"
+        return f"<DistilledSet {name}: {what}, {len(self.classes)} classes>"
+
+    def _repr_png_(self) -> bytes | None:
+        """Its images, for a notebook; None where it holds none."""
+        from dd.sets.picture import png
+
+        return png(self)
 
     @property
     def n(self) -> int:
@@ -92,7 +111,7 @@ class DistilledSet:
 
     def facts(self) -> dict[str, Any]:
         """Everything but the tensors, as plain JSON values; the manifest of a saved set."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TENSORS}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NO_FACTS}
         return json.loads(json.dumps({k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}))
 
     def digest(self) -> str:
@@ -103,8 +122,11 @@ class DistilledSet:
     def targets(self) -> Tensor:
         """Class probabilities, float32 lead + (k,): hard labels one-hot, logits through a softmax, rows summing to one.
 
+        Where labels are of views, the mean over all stored views of an image, a mixed view with its partner's share; it
+        says what the teachers made of the image, but students are trained on the views (`as_dataset`).
+
         Raises:
-            UsageError: representations and views are no class probabilities of an image.
+            UsageError: representations are no class probabilities; or there is no label store, see `label_store`.
         """
         if self.label_kind == "hard":
             return functional.one_hot(self.labels, len(self.classes)).float()
@@ -112,9 +134,62 @@ class DistilledSet:
             return self.labels.softmax(-1)
         if self.label_kind == "probabilities":
             return self.labels / self.labels.sum(-1, keepdim=True)
+        if self.label_kind == "views":
+            return self.label_store().mean()
         raise UsageError(
             f"labels of kind {self.label_kind!r} are no class probabilities; this protocol cannot use them"
         )
+
+    def label_store(self) -> "LabelStore":
+        """The store of the labels of its views, found beside its file.
+
+        Raises:
+            UsageError: the labels are the set's own, it was not read from a file, or the store there is damaged, holds
+                other labels, or was left behind when the set was moved.
+        """
+        from dd.sets.soft_labels import LabelStore
+
+        if self.views is None:
+            raise UsageError(f"the labels of this set are its own ({self.label_kind}): it has no label store")
+        if self.path is None:
+            raise UsageError("the labels of this set are in a store beside its file: load the file, dd.load(FILE)")
+        store = LabelStore(self.path.parent / self.views["store"])
+        if store.digest() != self.views["sha256"]:
+            raise UsageError(
+                f"{store.path} holds other labels than {self.path} was saved with; "
+                "`dd run … force=true` makes both anew"
+            )
+        return store
+
+    def as_dataset(
+        self, *, epoch: int | None = None, temperature: float | None = None, preprocess: "Preprocess | None" = None
+    ) -> "Dataset[tuple[Tensor, Tensor]]":
+        """A torch `Dataset` of (image, label): float32 (c, h, w) in model space, tiles decoded.
+
+        A label is int64, or float32 (k,) where labels are soft.  Where labels are of views, the items are all stored
+        views with their probabilities, in the order in which students are shown them, `n` of them an epoch: go through
+        in order (`DataLoader(set.as_dataset(epoch=e), batch_size=…)`), as views are drawn and mixed in batches.
+
+        Args:
+            epoch: of views, only those of this one, from 0.
+            temperature: of the probabilities of views; 1 where it is not given, and other than 1 for stored logits
+                only.  `protocol["temperature"]` is the one the set is meant for.
+            preprocess: of the data, for a set of bytes that ZCA is still to be applied to; others know their own.
+
+        Raises:
+            UsageError: the set holds no images of its own, or no labels that can be had (see `targets`).
+        """
+        from dd.sets.dataset import dataset
+
+        if self.image_kind not in ("pixels", "tiles"):
+            raise UsageError(f"a set of {self.image_kind} holds no images of its own; this needs one that does")
+        return dataset(self, epoch, temperature, preprocess)
+
+    def save(self, path: Path | str) -> None:
+        """Write it to one file, with its label store beside it where it has one; see `dd.sets.formats.save`."""
+        from dd.sets.formats import save
+
+        save(self, path)
 
     def own_classes(self) -> Tensor:
         """The class of every image, int64 lead: its label, or the most probable one.

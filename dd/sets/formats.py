@@ -7,8 +7,9 @@ Labels of augmented views do not fit into one tensor: "labels" then holds the cl
 """
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,8 +17,9 @@ from typing import Any, get_type_hints
 from torch import Tensor
 
 from dd.errors import UsageError
-from dd.io import existing, load_tensors, save_tensors
-from dd.sets.distilled import TENSORS, DistilledSet
+from dd.io import existing, load_tensors, save_tensors, user_path
+from dd.runs import RunFolder
+from dd.sets.distilled import NO_FACTS, TENSORS, DistilledSet
 
 FORMAT = "dd-distilled-set"
 VERSION = 1
@@ -26,23 +28,31 @@ VERSION = 1
 def save(distilled: DistilledSet, path: Path | str) -> None:
     """Write a set to one file, atomically; equal sets give equal bytes.
 
+    A label store that lies beside the file the set was read from is copied beside the new one.
+
     Raises:
-        UsageError: the set is not whole (see `DistilledSet.check`).
+        UsageError: the set is not whole (see `DistilledSet.check`), its label store is not there, or other labels lie
+            where it would go.
         RunError: the disk is full.
     """
     distilled.check()
+    path = user_path(path)
+    distilled = _with_labels(distilled, path)
     manifest = json.dumps(distilled.facts(), sort_keys=True, ensure_ascii=False)
     tensors = {"images": distilled.images, "labels": distilled.labels}
-    save_tensors(Path(path), tensors, {"format": FORMAT, "version": str(VERSION), "manifest": manifest})
+    save_tensors(path, tensors, {"format": FORMAT, "version": str(VERSION), "manifest": manifest})
 
 
 def load(path: Path | str) -> DistilledSet:
     """Read a set that `save` wrote; tensors are on the CPU, bit for bit as they were.
 
+    Args:
+        path: its file, or the folder of the run that made it.
+
     Raises:
         UsageError: the file is missing, truncated, of another format or of a newer version; file and field are named.
     """
-    path = Path(path)
+    path = set_file(path)
     metadata, tensors = _read(path)
     if metadata.get("format") != FORMAT:
         raise UsageError(
@@ -54,7 +64,7 @@ def load(path: Path | str) -> DistilledSet:
             raise UsageError(f"{path} is damaged: it has no tensor {name!r}")
     manifest = _manifest(path, metadata.get("manifest"))
     # copied out of the memory map: a set must not change when its file does
-    distilled = DistilledSet(images=tensors["images"].clone(), labels=tensors["labels"].clone(), **manifest)
+    distilled = DistilledSet(images=tensors["images"].clone(), labels=tensors["labels"].clone(), **manifest, path=path)
     try:
         distilled.check()
     except UsageError as error:
@@ -62,13 +72,31 @@ def load(path: Path | str) -> DistilledSet:
     return distilled
 
 
+def set_file(path: Path | str, what: str = "") -> Path:
+    """The file of a set that is named by itself or by the folder of its run; see `user_path`."""
+    path = user_path(path, what)
+    return RunFolder(path).set if os.path.isdir(path) else path
+
+
+def _with_labels(distilled: DistilledSet, path: Path) -> DistilledSet:
+    """The set as it is to be saved, its label store being there."""
+    if distilled.views is None or distilled.path is None:
+        return distilled
+    name = Path(distilled.views["store"]).name
+    target = path.parent / name
+    if (distilled.path.parent / distilled.views["store"]).resolve() == target.resolve():
+        return distilled
+    distilled.label_store().copy(target)
+    return replace(distilled, views={**distilled.views, "store": name})
+
+
 def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; name the set's file in it, for example {path / 'set.safetensors'}")
-    if path.exists():
+    if os.path.exists(path):
         existing(path, f"cannot read the distilled set {path}")
+    elif os.path.isdir(path.parent) and path == RunFolder(path.parent).set:
+        raise UsageError(f"{path.parent} is a folder without a set ({path.name}); `dd run` writes one at its end")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -108,5 +136,5 @@ def _model() -> Any:
     from pydantic import ConfigDict, create_model
 
     hints = get_type_hints(DistilledSet)
-    kept: dict[str, Any] = {f.name: (hints[f.name], ...) for f in fields(DistilledSet) if f.name not in TENSORS}
+    kept: dict[str, Any] = {f.name: (hints[f.name], ...) for f in fields(DistilledSet) if f.name not in NO_FACTS}
     return create_model("Manifest", __config__=ConfigDict(extra="forbid"), **kept)

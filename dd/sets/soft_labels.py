@@ -15,6 +15,7 @@ epoch and number alone, so epochs can be read in any order, by any number of pro
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,9 @@ from torch import Tensor
 
 from dd.data.views import View
 from dd.errors import RunError, UsageError
-from dd.io import digest, sha256_file
+from dd.io import atomic_path, digest, sha256_file
 from dd.sets import _label_rows as _rows
-from dd.sets.label_spec import CLASSES, Batch, file_of, read_manifest
+from dd.sets.label_spec import CLASSES, MANIFEST, Batch, file_of, read_manifest
 
 Load = Callable[[Tensor], Tensor]
 """int64 positions (b,) on the CPU -> the images there, float (b, c, h, w) in model space, on the device of training."""
@@ -64,6 +65,10 @@ class LabelStore:
         self._whole: dict[str, str] = {}  # files whose hash was right, once in this process
         self._epoch: _Epoch | None = None
         self.own = torch.from_numpy(self._checked(CLASSES, np.load).astype(np.int64))
+
+    def __repr__(self) -> str:
+        spec, form = self.spec, self.spec.form.name
+        return f"<LabelStore {self.path}: {form} of {spec.n} images in {len(self.finished)} of {spec.epochs} epochs>"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_epoch": None}  # a memory map would be sent as a copy
@@ -127,6 +132,30 @@ class LabelStore:
         own, partner = (classes.to(device) for classes in self.pairs(batch.images, batch.view))
         labels = {name: values.to(device) for name, values in batch.labels.items()}
         return self.spec.form.decode(labels, own, partner, temperature)
+
+    def mean(self) -> Tensor:
+        """(n, k) class probabilities of the images, the mean over their stored views; mixed ones as they are."""
+        total = torch.zeros(self.spec.n, len(self.spec.classes))
+        for epoch in self.finished:
+            for batch in self.epoch(epoch):
+                total[batch.images] += self.probabilities(batch)
+        return total / total.sum(1, keepdim=True)
+
+    def copy(self, path: Path | str) -> None:
+        """Bring its files into another folder; those that are there already stay.
+
+        Raises:
+            UsageError: there are other labels.
+            RunError: the disk is full.
+        """
+        path = Path(path)
+        if (path / MANIFEST).exists():
+            if LabelStore(path).digest() != self.digest():
+                raise UsageError(f"{path} holds other labels than {self.path}; save the set into another folder")
+            return
+        for name in (*self._files, MANIFEST):  # the manifest last: what has none is no store
+            with atomic_path(path / name) as temporary:
+                shutil.copyfile(self.path / name, temporary)
 
     def pairs(self, images: Tensor, view: View) -> tuple[Tensor, Tensor]:
         """The classes (b,) of a batch's images and of those mixed into them, the same where nothing is mixed."""

@@ -2,12 +2,16 @@
 
 import re
 import resource
+import shutil
 from signal import SIGKILL
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import dd
+from dd.errors import UsageError
+from dd.recipes import parse_value
 from dd.sets import load
 from dd.sets.soft_labels import LabelStore
 
@@ -98,6 +102,44 @@ def test_scoring_it_again_asks_the_same_students(whole):
     assert "made" not in ended.err
     for arm in ("accuracy", "control"):
         assert ended.report[arm]["values"] == report[arm]["values"]
+
+
+def test_python_finds_the_labels_beside_the_set(whole, tmp_path):
+    """All of these failed for every method whose labels are stored."""
+    place, report = whole
+    with place.entered():
+        file = place.folder() / "set.safetensors"
+        kept = dd.load(file)
+        kept.save(tmp_path / "copy" / "set.safetensors")
+        for made in (kept, place.folder(), file, dd.load(tmp_path / "copy")):
+            assert list(dd.evaluate(made, **{"eval.full": False}).accuracy.values) == report["accuracy"]["values"]
+    assert kept.targets().shape == (15, 5)
+    torch.testing.assert_close(kept.targets().sum(1), torch.ones(15))
+    assert len(kept.as_dataset()) == EPOCHS * 15
+    views, labels = kept.as_dataset(epoch=3, temperature=kept.protocol["temperature"])[14]
+    assert (views.shape, labels.shape) == (kept.images.shape[1:], (5,))
+
+    shutil.copyfile(file, tmp_path / "alone.safetensors")
+    for use in (dd.evaluate, lambda made: made.targets(), lambda made: made.as_dataset()):
+        with place.entered(), pytest.raises(UsageError, match="copy the folder labels/ beside the set") as caught:
+            use(dd.load(tmp_path / "alone.safetensors"))
+        assert "\n" not in str(caught.value)
+    ended = place.dd("eval", str(tmp_path / "alone.safetensors"))
+    assert ended.code == 2
+    assert re.search(
+        r"^dd: no soft labels in .*copy the folder labels/ beside the set[^\n]*\Z", ended.err.strip(), re.M
+    )
+
+
+def test_an_outcome_has_its_labels(whole, taught):
+    place, report = whole
+    with place.entered():
+        method, *settings = [word.split("=", 1) for word in taught]
+        outcome = dd.run(method[1], **{key.replace("-", "_"): parse_value(value) for key, value in settings})
+        assert not outcome.fresh
+        for made in (outcome, outcome.set):
+            assert list(dd.evaluate(made, **{"eval.full": False}).accuracy.values) == report["accuracy"]["values"]
+    assert outcome.set.label_store().spec.epochs == EPOCHS
 
 
 def test_other_batches_and_more_epochs_are_refused(whole):

@@ -62,10 +62,6 @@ def test_a_set_is_scored_with_another_network_as_the_readme_does(tmp_path, capsy
     assert run_command_line([*words, *short]) == 0
     assert json.loads(capsys.readouterr().out)["student"] == asdict(narrow)
 
-    (call,) = re.findall(r"^dd\.evaluate\(small, (.*)\)$", python_block("import dd"), re.MULTILINE)
-    report = eval(f"dd.evaluate(outcome.set, {call}, **tiny)", {"dd": dd, "outcome": outcome, "tiny": tiny})
-    assert report.student == asdict(narrow)
-
 
 def test_every_row_of_results_is_a_recorded_one():
     recorded = {}

@@ -1,0 +1,74 @@
+"""A report's numbers as the rows of a table, for a terminal and for a notebook."""
+
+import statistics
+from html import escape
+
+from dd.evaluation.report import Report, Score
+
+ARMS = {
+    "accuracy": "the distilled set",
+    "control": "random real images, as many",
+    "decoded": "random mosaics, decoded",
+    "start": "the set at iteration 0",
+    "full": "all real images",
+}
+
+_SEEN = 0.01  # points by which accuracies must differ to be shown as two
+
+
+def headings(report: Report) -> list[str]:
+    """Of the columns of `rows`."""
+    balanced = ["balanced %"] if _uneven(report.accuracy) else []
+    return ["trained on", "test accuracy %", *balanced, "students", "lr", "the set is ahead by"]
+
+
+def rows(report: Report) -> list[list[str]]:
+    """Accuracy, control, start and full, one below another; why one is missing stands in its last column."""
+    uneven = _uneven(report.accuracy)
+    found: list[list[str]] = []
+    for arm, words in ARMS.items():
+        score: Score | None = getattr(report, arm)
+        if score is None and arm == "decoded":  # which only sets of tiles have
+            continue
+        if score is None:
+            found.append([words, "-", *([""] if uneven else []), "", "", report.missing.get(arm, "")])
+            continue
+        level = [f"{statistics.fmean(score.balanced):.2f}" if score.balanced else "-"] if uneven else []
+        found.append([words, in_words(score), *level, str(score.n), f"{score.lr:.3g}", _ahead(report, arm)])
+    return found
+
+
+def in_words(score: Score) -> str:
+    """`71.70 ± 1.20`."""
+    return f"{score.mean:.2f}" if score.std is None else f"{score.mean:.2f} ± {score.std:.2f}"
+
+
+def heading(report: Report) -> str:
+    """What the report is of."""
+    return report.name or str(report.provenance.get("name", "")) or str(report.dataset.get("name", ""))
+
+
+def html(report: Report) -> str:
+    """Heading and table."""
+    head = "".join(f"<th>{escape(words)}</th>" for words in headings(report))
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(report))
+    return f"<b>{escape(heading(report))}</b><table><tr>{head}</tr>{body}</table>"
+
+
+def _uneven(score: Score) -> bool:
+    """Whether test classes differ in size so that the mean over classes is another number."""
+    pairs = zip(score.balanced, score.values, strict=False)
+    return any(abs(balanced - value) >= _SEEN for balanced, value in pairs)
+
+
+def _ahead(report: Report, arm: str) -> str:
+    if arm == "full":
+        assert report.full is not None
+        return f"{100 * report.accuracy.mean / report.full.mean:.1f} % of it reached"
+    points = {"control": report.gap, "start": report.gain, "decoded": report.decoded_gap}.get(arm)
+    if points is None:
+        return ""
+    words = f"{points:+.2f} points"
+    if arm == "control" and report.pooled_std:
+        words += f" ({points / report.pooled_std:+.1f} pooled std)"
+    return words

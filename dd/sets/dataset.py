@@ -1,0 +1,104 @@
+"""A distilled set as torch data: images with their labels, or the labelled views that students of the set are shown."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dd.errors import UsageError
+from dd.sets.tiles import decode, decoded_labels
+
+if TYPE_CHECKING:
+    from dd.data import Preprocess
+    from dd.sets.distilled import DistilledSet
+    from dd.sets.soft_labels import LabelStore
+
+Example = tuple[Tensor, Tensor]
+
+
+class SetImages(Dataset[Example]):
+    """The images of a set, tiles decoded: float32 (c, h, w) in model space, with the label of each.
+
+    A label is int64, or float32 (k,) where labels are soft.
+    """
+
+    def __init__(self, distilled: "DistilledSet", preprocess: "Preprocess | None" = None) -> None:
+        """`preprocess` is for sets of bytes; see `DistilledSet.as_dataset`."""
+        hard = distilled.label_kind == "hard"
+        factor, labels = distilled.decode_factor, distilled.labels if hard else distilled.targets()
+        self._load, self._stored, self._factor = _loader(distilled, preprocess), distilled.n, factor
+        self._labels = decoded_labels(labels, factor, distilled.n)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, place: int) -> Example:
+        place = range(len(self))[place]  # an IndexError beyond the end is what ends a loop
+        tile, image = divmod(place, self._stored)
+        return decode(self._load(torch.tensor([image])), self._factor)[tile], self._labels[place]
+
+
+class SetViews(Dataset[Example]):
+    """The stored views of a set in the order students see them, epoch after epoch: (c, h, w), probabilities (k,).
+
+    Views are drawn, and mixed with one another, a batch at a time.  The last batch is kept, so going through in order
+    is what this is quick at; a shuffled pass draws a batch for every view.
+    """
+
+    def __init__(
+        self,
+        store: "LabelStore",
+        distilled: "DistilledSet",
+        epochs: range,
+        temperature: float = 1.0,
+        preprocess: "Preprocess | None" = None,
+    ) -> None:
+        """See `DistilledSet.as_dataset`."""
+        self._store, self._epochs, self._temperature = store, epochs, temperature
+        self._load = _loader(distilled, preprocess)
+        self._last: tuple[tuple[int, int], Tensor, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self._epochs) * self._store.spec.n
+
+    def __getitem__(self, place: int) -> Example:
+        spec = self._store.spec
+        epoch, place = divmod(range(len(self))[place], spec.n)
+        number, place = divmod(place, spec.batch)
+        views, labels = self._batch(self._epochs[epoch], number)
+        return views[place], labels[place]
+
+    def _batch(self, epoch: int, number: int) -> tuple[Tensor, Tensor]:
+        if self._last is None or self._last[0] != (epoch, number):
+            batch = self._store.batch(epoch, number)
+            views = batch.view(self._load(batch.images))
+            self._last = (epoch, number), views, self._store.probabilities(batch, self._temperature, views.device)
+        return self._last[1:]
+
+
+def dataset(
+    distilled: "DistilledSet", epoch: int | None, temperature: float | None, preprocess: "Preprocess | None"
+) -> Dataset[Example]:
+    """See `DistilledSet.as_dataset`."""
+    if distilled.label_kind != "views":
+        if epoch is not None or temperature is not None:
+            raise UsageError("epoch and temperature are of labelled views, and the labels of this set are its images'")
+        return SetImages(distilled, preprocess)
+    store = distilled.label_store()
+    every = range(store.spec.epochs)
+    if epoch is not None and epoch not in every:
+        raise UsageError(f"{store.path} holds the labels of {len(every)} epochs, from 0 on, and epoch {epoch} is asked")
+    epochs = every if epoch is None else range(epoch, epoch + 1)
+    return SetViews(store, distilled, epochs, 1.0 if temperature is None else temperature, preprocess)
+
+
+def _loader(distilled: "DistilledSet", preprocess: "Preprocess | None") -> Callable[[Tensor], Tensor]:
+    """What gives images at int64 positions (b,) in model space."""
+    if distilled.images.is_floating_point():  # they are in it; the transform of some spaces needs the data to be had
+        return partial(torch.Tensor.__getitem__, distilled.images)
+    from dd.data.preprocess import from_state
+
+    return partial(distilled.pixels, from_state(distilled.space) if preprocess is None else preprocess)

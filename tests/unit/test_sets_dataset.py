@@ -1,0 +1,211 @@
+"""A set as torch data, where its labels are found, and how it is saved and shown."""
+
+import copy
+import pickle
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dd.data.views import ViewPolicy
+from dd.errors import UsageError
+from dd.rng import generator
+from dd.sets import DistilledSet, load, save
+from dd.sets.label_forms import form_of
+from dd.sets.label_spec import StoreSpec
+from dd.sets.label_writer import writing
+from dd.sets.soft_labels import LabelStore
+
+SPACE = {"kind": "standard", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.5]}
+N, K, EPOCHS = 7, 3, 2
+BYTES = torch.randint(256, (N, 3, 6, 6), generator=generator(0, "bytes"), dtype=torch.uint8)
+OWN = torch.arange(N) % K
+
+
+def a_set(**changes) -> DistilledSet:
+    fields = {"images": BYTES, "labels": OWN, "classes": tuple("abc"), "source": "toy", "space": SPACE}
+    return DistilledSet(**{**fields, **changes})
+
+
+def in_space(images):
+    mean, std = (torch.tensor(SPACE[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    return (images / 255 - mean) / std
+
+
+@pytest.fixture
+def taught(tmp_path):
+    """A set in a file with a store of labels of views that are mixed in batches of 3, 3 and 1."""
+    policy, folder = ViewPolicy(crop=0.3, flip=True, mix="cutmix"), tmp_path / "made" / "labels"
+    spec = StoreSpec(N, tuple("abc"), EPOCHS, 3, form_of("logits", K), policy, (3, 6, 6))
+    weights = torch.randn(108, K, generator=generator(0, "teacher"))
+    with writing(folder, spec, OWN) as writer:
+        for epoch in range(EPOCHS):
+            writer.write_epoch(epoch, lambda i: in_space(BYTES[i]), lambda views, *_: 0.3 * views.flatten(1) @ weights)
+    file = folder.parent / "set.safetensors"
+    save(a_set(label_kind="views", views=LabelStore(folder).reference(file)), file)
+    return load(file)
+
+
+def collected(dataset, **loader):
+    images, labels = zip(*DataLoader(dataset, **loader), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_images_with_hard_labels():
+    data = a_set().as_dataset()
+    assert isinstance(data, Dataset)
+    images, labels = collected(data, batch_size=3)
+    torch.testing.assert_close(images, in_space(BYTES))
+    assert torch.equal(labels, OWN)
+    assert labels.dtype == torch.int64
+    assert len(list(data)) == len(data) == N  # a plain loop ends
+    floats = a_set(images=torch.randn(N, 3, 6, 6), space={"kind": "zca", "eps": 0.1, "fitted_on": "x"})
+    assert torch.equal(collected(floats.as_dataset(), batch_size=2)[0], floats.images)  # they are where they belong
+
+
+def test_soft_labels_are_probabilities():
+    logits = torch.randn(N, K, generator=generator(0, "logits"))
+    _, labels = collected(a_set(labels=logits, label_kind="logits").as_dataset(), batch_size=4)
+    torch.testing.assert_close(labels, logits.exp() / logits.exp().sum(1, keepdim=True))
+
+
+def test_tiles_are_decoded():
+    data = a_set(image_kind="tiles", decode_factor=2, space={**SPACE, "std": [1.0, 1.0, 1.0]}).as_dataset()
+    assert len(data) == 4 * N
+    for place in (0, N - 1, N, 4 * N - 1):
+        row, column = divmod(place // N, 2)
+        tile = in_space(BYTES)[place % N, :, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
+        tile = tile * torch.tensor(SPACE["std"]).view(-1, 1, 1)
+        enlarged = torch.nn.functional.interpolate(tile[None], size=(6, 6), mode="bilinear", align_corners=False)[0]
+        image, label = data[place]
+        torch.testing.assert_close(image, enlarged)
+        assert int(label) == int(OWN[place % N])
+
+
+def test_stored_views_are_those_students_are_shown(taught):
+    for temperature in (1.0, 4.0):
+        batches = [taught.label_store().batches(e, lambda i: in_space(BYTES[i]), temperature) for e in range(EPOCHS)]
+        shown = [[torch.cat(part) for part in zip(*epoch, strict=True)] for epoch in batches]
+        whole = taught.as_dataset(temperature=temperature)
+        assert len(whole) == EPOCHS * N
+        images, labels = collected(whole, batch_size=5)
+        torch.testing.assert_close(images, torch.cat([views for views, _ in shown]))
+        torch.testing.assert_close(labels, torch.cat([soft for _, soft in shown]))
+        for epoch in range(EPOCHS):
+            views, soft = collected(taught.as_dataset(epoch=epoch, temperature=temperature), batch_size=N)
+            torch.testing.assert_close((views, soft), tuple(shown[epoch]))
+    order = torch.randperm(2 * N, generator=generator(1)).tolist()
+    shuffled = [whole[place] for place in order]
+    assert all(
+        torch.equal(images[p], image) and torch.equal(labels[p], label)
+        for p, (image, label) in zip(order, shuffled, strict=True)
+    )
+    assert torch.equal(pickle.loads(pickle.dumps(whole))[3][0], images[3])  # as workers get it
+
+
+def test_targets_are_the_mean_over_stored_views(taught):
+    total, store = torch.zeros(N, K), LabelStore(taught.path.parent / "labels")
+    for epoch in range(EPOCHS):
+        for image in range(N):
+            logits = store.at(epoch, image)["label"]["logits"].float()
+            total[image] += logits.exp() / logits.exp().sum()
+    torch.testing.assert_close(taught.targets(), total / EPOCHS, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("of", ["targets", "as_dataset", "label_store"])
+def test_a_set_without_its_labels_says_so_in_one_line(taught, tmp_path, of):
+    moved = tmp_path / "moved.safetensors"
+    shutil.copyfile(taught.path, moved)
+    with pytest.raises(UsageError, match=r"no soft labels in .*copy the folder labels/ beside the set") as caught:
+        getattr(load(moved), of)()
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="in a store beside its file: load the file") as caught:
+        getattr(replace(taught, path=None), of)()
+    with pytest.raises(UsageError, match="holds other labels than"):
+        getattr(replace(taught, views={**taught.views, "sha256": "0" * 64}), of)()
+
+
+def test_what_has_no_views_has_no_epochs(taught):
+    with pytest.raises(UsageError, match=r"its own \(hard\): it has no label store"):
+        a_set().label_store()
+    for asked in ({"epoch": 0}, {"temperature": 2.0}):
+        with pytest.raises(UsageError, match="are of labelled views"):
+            a_set().as_dataset(**asked)
+    with pytest.raises(UsageError, match="labels of 2 epochs, from 0 on, and epoch 2 is asked"):
+        taught.as_dataset(epoch=2)
+    with pytest.raises(UsageError, match="a set of indices holds no images"):
+        a_set(images=OWN, image_kind="indices").as_dataset()
+    zca = a_set(space={"kind": "zca", "eps": 0.1, "fitted_on": "x"})
+    with pytest.raises(UsageError, match="ZCA"):
+        zca.as_dataset()
+
+
+def test_saving_takes_the_labels_along(taught, tmp_path):
+    file = tmp_path / "elsewhere" / "small.safetensors"
+    taught.save(file)
+    shutil.rmtree(taught.path.parent)
+    again = load(file)
+    assert again.path == file
+    assert again.digest() == taught.digest()
+    assert again.label_store().verify() == {}
+    assert again.targets().shape == (N, K)
+    with pytest.raises(UsageError, match="no soft labels in"):
+        taught.targets()
+    again.save(file)  # where they are already
+    again.save(tmp_path / "elsewhere" / "second.safetensors")
+    assert load(tmp_path / "elsewhere" / "second.safetensors").label_store().digest() == again.views["sha256"]
+    with pytest.raises(UsageError, match="no soft labels in"):
+        taught.save(tmp_path / "third" / "set.safetensors")
+    assert not (tmp_path / "third" / "set.safetensors").exists()
+
+
+def test_other_labels_are_not_written_over(taught, tmp_path):
+    other = tmp_path / "other"
+    spec = replace(taught.label_store().spec, seed=1)
+    with writing(other / "labels", spec, OWN) as writer:
+        for epoch in range(EPOCHS):
+            writer.write_epoch(epoch, lambda i: in_space(BYTES[i]), lambda views, *_: views.flatten(1)[:, :K])
+    before = LabelStore(other / "labels").digest()
+    with pytest.raises(UsageError, match="holds other labels than"):
+        taught.save(other / "set.safetensors")
+    assert LabelStore(other / "labels").digest() == before
+
+
+def test_a_folder_stands_for_the_set_in_it(taught, tmp_path):
+    assert load(taught.path.parent).digest() == taught.digest()
+    with pytest.raises(UsageError, match="is a folder without a set"):
+        load(tmp_path)
+
+
+def test_where_it_was_read_from_is_no_part_of_it(taught):
+    assert taught.path.is_absolute()
+    unknown = replace(taught, path=None)
+    assert (unknown.digest(), unknown.facts()) == (taught.digest(), taught.facts())
+    assert copy.copy(taught).path == taught.path
+
+
+def test_it_is_shown_in_a_line_and_as_a_picture(taught):
+    assert repr(taught) == "<DistilledSet toy: 7 pixels of 3x6x6, views labels, 3 classes>"
+    assert repr(taught.label_store()).endswith("labels: logits of 7 images in 2 of 2 epochs>")
+    floats = torch.randn(N, 3, 6, 6)
+    for shown in (
+        taught,
+        a_set(images=floats),
+        a_set(images=floats, space={"kind": "zca", "eps": 0.1, "fitted_on": "x"}),
+    ):
+        assert shown._repr_png_().startswith(b"\x89PNG")
+    assert a_set(images=OWN, image_kind="indices")._repr_png_() is None
+
+
+def test_the_picture_shows_the_pixels():
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    flat = torch.tensor([10, 90, 200], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 6, 6)
+    for shown in (a_set(images=flat, labels=torch.arange(3)), a_set(images=in_space(flat), labels=torch.arange(3))):
+        pixels = np.asarray(Image.open(io.BytesIO(shown._repr_png_())).convert("L"))[-10]
+        assert {10, 90, 200} <= set(pixels.tolist())
