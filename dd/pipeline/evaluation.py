@@ -14,7 +14,6 @@ from dd.evaluation.evaluate import NOT_AT_HAND, Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.protocols import Protocol, default_protocol, protocol_of
 from dd.evaluation.report import Report
-from dd.io import user_path
 from dd.networks import NetworkSpec
 from dd.pipeline.label import store_spec, stored_labels
 from dd.pipeline.run import Outcome
