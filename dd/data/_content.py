@@ -216,8 +216,8 @@ def _numbers(names: tuple[str, ...], classes: tuple[str, ...]) -> list[int]:
     if odd := [name for name in names if name not in known]:
         raise UsageError(f"{unknown('class in data.classes:', odd[0], classes)}{how}")
     numbers = [known[name] for name in names]
-    if twice := next((a for i, a in enumerate(numbers) if a in numbers[:i]), None):
-        raise UsageError(f"data.classes has {classes[twice]} more than once, by name and by label")
+    if twice := [classes[number] for i, number in enumerate(numbers) if number in numbers[:i]]:
+        raise UsageError(f"data.classes has {twice[0]} more than once, by name and by label")
     return numbers
 
 

@@ -287,6 +287,7 @@ def test_a_depth_on_the_command_line(tmp_path):
         (("ant", "4"), "unknown class in data.classes: '4'"),
         (("ant", "-1"), "'-1'"),
         (("cat", "ant", "2"), r"cat more than once, by name and by label"),
+        (("ant", "cat", "0"), r"ant more than once, by name and by label"),
         (("cat",), "a single class"),
     ],
 )
