@@ -211,15 +211,16 @@ def _on_device(
     require_usable(raw.name, raw.classes, raw.train_labels, raw.test_labels)
     kept, held = stratified(raw.train_labels, settings.holdout, settings.holdout_seed, "holdout")
     there = _fitted(raw, kept, settings).to(device)
+    classes = len(raw.classes)
     pixels = raw.train_images.to(device)  # shared by both parts of it: copies of gigabytes would not fit
 
     def part(rows: Tensor) -> DeviceSplit:
         labels = raw.train_labels[rows].to(device)
         some = None if len(rows) == len(pixels) else rows.to(device)
-        return DeviceSplit(pixels, labels, there, len(raw.classes), some)
+        return DeviceSplit(pixels, labels, there, classes, some)
 
     def test(images: Tensor) -> DeviceSplit:
-        return DeviceSplit(images.to(device), test_labels.to(device), there, len(raw.classes))
+        return DeviceSplit(images.to(device), test_labels.to(device), there, classes)
 
     # what is kept for later holds no training image
     given = content if isinstance(content, Encoded) else content.test_images
