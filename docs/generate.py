@@ -7,13 +7,14 @@ An unknown name, a pattern that no recorded row fits, and a recorded row that no
 import csv
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 from mkdocs.config.defaults import MkDocsConfig
@@ -132,22 +133,21 @@ def methods() -> str:
 
 
 def recipes() -> str:
-    """Every cell of every recipe, what it should reach and where that is from."""
+    """Every cell of every recipe, what it should reach under which protocol and where that is from."""
     from dd.engine.registry import entries
-    from dd.recipes.listing import cells
+    from dd.recipes import expect, listed
 
     parts = []
     for entry in entries():
         body = []
-        for cell in cells(entry.name):
-            expect = cell.expect or {}
-            low, high = expect.get("accuracy") or (None, None)
-            band = "" if low is None else f"{low:g} to {high:g}"
-            seen = "yes" if expect.get("verified") else "no"
-            body.append((f"`{cell.name}`", band, seen, expect.get("source", ""), expect.get("cost", "")))
-        parts.append(
-            f"## `{entry.name}`\n\n" + _table(["cell", "expected %", "verified", "source", "cost"], body) + "\n"
-        )
+        for row in listed(entry.name):
+            nothing: tuple[Any, Mapping[str, Any]] = (row.parts.eval, {})
+            for protocol, number in row.numbers or [nothing]:
+                seen, words = "yes" if number.get("verified") else "no", expect.in_words(protocol)
+                facts = (row.side or "", expect.band(number), words, seen)
+                body.append((f"`{row.cell.name}`", *facts, number.get("source", ""), number.get("cost", "")))
+        head = ["cell", "pixels", "expected %", "protocol", "verified", "source", "cost"]
+        parts.append(f"## `{entry.name}`\n\n{_table(head, body)}\n")
     return "\n".join(parts)
 
 
