@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from dd.engine.method import Synthetic
-from dd.io import load_tensors, save_tensors
+from dd.io import State, load_state, save_state
 
 FORMAT = "dd-checkpoint"
+_LOG = "log"
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,20 @@ class Checkpoint:
     """Where the state is saved.
 
     Attributes:
-        path: the file, replaced atomically.
+        path: the file, see `dd.io.state`.
         key: identity of the synthesis; a file with another key is not resumed from.
     """
 
     path: Path
     key: str
 
-    def save(self, it: int, syn: Synthetic, optimisers: Sequence[Optimizer], facts: Mapping[str, Any]) -> None:
-        """Save the state before iteration `it`; `facts` are JSON-able."""
+    def save(
+        self, it: int, syn: Synthetic, optimisers: Sequence[Optimizer], facts: Mapping[str, Any], log: str = ""
+    ) -> None:
+        """Save the state before iteration `it`, and the log up to there; `facts` are JSON-able."""
         tensors = {f"syn.{name}": value for name, value in syn.state_dict().items()}
+        if log:
+            tensors[_LOG] = torch.frombuffer(bytearray(log.encode()), dtype=torch.uint8)
         plain = []
         for number, optimiser in enumerate(optimisers):
             state, groups = split_state(optimiser, f"optimiser{number}.")
@@ -46,31 +51,31 @@ class Checkpoint:
             "optimisers": json.dumps(plain),
             "facts": json.dumps(facts),
         }
-        save_tensors(self.path, tensors, meta)
+        save_state(self.path, tensors, meta)
 
     def iteration(self) -> int:
         """The iteration that a resumed run goes on with; 0 where there is nothing to resume."""
-        meta = self._metadata()
-        return int(meta["it"]) if meta else 0
+        state = self._state(quiet=True)
+        return int(state.meta["it"]) if state else 0
+
+    def log(self) -> str:
+        """The log that was saved with it; "" where there is nothing to resume."""
+        state = self._state(quiet=True)
+        return state.tensors[_LOG].numpy().tobytes().decode() if state and _LOG in state.tensors else ""
 
     def load(self, syn: Synthetic, optimisers: Sequence[Optimizer]) -> tuple[int, dict[str, Any]] | None:
         """Restore the state in place: (iteration to go on with, facts), or None where there is nothing to resume."""
-        meta = self._metadata()
-        if meta is None:
+        state = self._state()
+        if state is None:
             return None
-        tensors = load_tensors(self.path)
+        tensors, meta = state
         syn.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("syn.")})
         for number, (optimiser, groups) in enumerate(zip(optimisers, json.loads(meta["optimisers"]), strict=True)):
             join_state(optimiser, f"optimiser{number}.", groups, tensors)
         return int(meta["it"]), json.loads(meta["facts"])
 
-    def _metadata(self) -> dict[str, str] | None:
-        try:
-            with safe_open(self.path, "pt") as file:
-                meta = file.metadata() or {}
-        except (OSError, SafetensorError):
-            return None
-        return meta if meta.get("format") == FORMAT and meta.get("key") == self.key else None
+    def _state(self, quiet: bool = False) -> State | None:
+        return load_state(self.path, {"format": FORMAT, "key": self.key}, quiet=quiet)
 
 
 def split_state(optimiser: Optimizer, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -37,12 +37,14 @@ class Watch:
         probe: called with the variables at `probe_at` iterations; returns held-out accuracy in percent.
         probe_at: iterations before which it is called.
         stop: signals.
+        history: gives the log so far, which is saved with the state.
     """
 
     log: Callable[[int, Mapping[str, Any]], None] = lambda it, scalars: None
     probe: Callable[[Synthetic], float] | None = None
     probe_at: frozenset[int] = frozenset()
     stop: Stop = field(default_factory=lambda: Stop(""))
+    history: Callable[[], str] = lambda: ""
 
     def probed(self, syn: Synthetic, it: int) -> dict[str, Any]:
         """The probe's scalar, where one is due."""
@@ -157,7 +159,7 @@ def synthesise(
     def save(it: int) -> None:
         if checkpoint and parallel.is_first():
             with budget.spent():
-                checkpoint.save(it, syn, optimisers, {"skips": skips.recent(it)})
+                checkpoint.save(it, syn, optimisers, {"skips": skips.recent(it)}, watch.history())
 
     with watch.stop.deferred():
         for it in range(first, method.iterations):

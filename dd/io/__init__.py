@@ -1,20 +1,29 @@
 """The one place that touches disk and network: atomic writes, hashes, locks, downloads."""
 
 from dd.io.atomic import atomic_path, write_json, write_text
-from dd.io.hashing import digest, sha256_file, sha256_tensors
+from dd.io.hashing import SEAL, digest, holds, sealed, sha256_file, sha256_tensors
 from dd.io.home import home, writable
 from dd.io.lock import locked
 from dd.io.paths import existing, user_path
+from dd.io.state import State, load_state, previous, remove_state, save_state
 from dd.io.tensors import load_tensors, save_tensors
 
 __all__ = [
+    "SEAL",
+    "State",
     "atomic_path",
     "digest",
     "existing",
+    "holds",
     "home",
+    "load_state",
     "load_tensors",
     "locked",
+    "previous",
+    "remove_state",
+    "save_state",
     "save_tensors",
+    "sealed",
     "sha256_file",
     "sha256_tensors",
     "user_path",

@@ -108,8 +108,9 @@ def _progress(what: str, size: int) -> Iterator[Callable[[int], Any]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+    console = Console(stderr=True, color_system=None if os.environ.get("NO_COLOR") else "auto")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task(what, total=size or None)
         yield lambda count: bar.advance(task, count)
 

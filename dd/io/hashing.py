@@ -4,10 +4,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SEAL = "seal"
 
 
 def digest(value: Any, length: int = 16) -> str:
@@ -16,14 +18,29 @@ def digest(value: Any, length: int = 16) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+def sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON-able facts with a hash over all of them as "seal", by which `holds` knows them again."""
+    facts = json.loads(json.dumps(facts))  # as they will be read
+    return {**facts, SEAL: digest(facts, length=64)}
+
+
+def holds(value: Any) -> bool:
+    """Whether `value` is what `sealed` gave, to the last digit."""
+    if not isinstance(value, dict) or SEAL not in value:
+        return False
+    return value[SEAL] == digest({name: fact for name, fact in value.items() if name != SEAL}, length=64)
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, read in blocks."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
+def sha256_tensors(tensors: "Mapping[str, Tensor]") -> str:
     """SHA-256 over names, shapes, types and bytes of named tensors, in the order of their names."""
+    import torch  # not above: what is listed without a tensor does not wait for it
+
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

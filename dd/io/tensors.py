@@ -3,27 +3,33 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dd.io.atomic import atomic_path
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+
+def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors (any device, any layout) and text metadata to a safetensors file, atomically.
 
     Raises:
         RunError: the disk is full; nothing of the new file is left behind.
     """
+    with atomic_path(Path(path)) as temporary:
+        write_tensors(temporary, tensors, metadata or {})
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
+    """As `save_tensors`, right into `path`."""
     from safetensors.torch import save_file
 
-    with atomic_path(Path(path)) as temporary:
-        save_file(_own(tensors), temporary, dict(metadata or {}))
-        _sort_metadata(temporary)
+    save_file(_own(tensors), path, dict(metadata))
+    _sort_metadata(path)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path) -> "dict[str, Tensor]":
     """The tensors of a safetensors file, memory-mapped on the CPU: pages are read when they are touched.
 
     Raises:
@@ -35,7 +41,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return load_file(path, device="cpu")
 
 
-def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _own(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    import torch
+
     # safetensors refuses tensors that share memory with one another, so those are copied
     owned, seen = {}, set()
     for name, tensor in tensors.items():

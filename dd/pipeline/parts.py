@@ -124,7 +124,8 @@ class Parts:
         folder, checkpoint, syn = self._folder(number), self._checkpoint(number), self.begin(task)
         begin = method.finish(syn, task, self.prepared)
         offset, every = number * method.iterations, -(-len(self.tasks) * method.iterations // ROWS)
-        tracker = Track(folder, resume_at=offset + checkpoint.iteration(), track="none")
+        first, history = checkpoint.iteration(), checkpoint.log()
+        tracker = Track(folder, resume_at=offset + first, history=history, track="none")
         with measured(task.device) as cost, tracker as own:
 
             def note(it: int, scalars: Mapping[str, Any]) -> None:
@@ -133,7 +134,8 @@ class Parts:
                     if show is not None:
                         show(offset + it, scalars)
 
-            synthesise(method, task, self.prepared, syn, checkpoint, Watch(log=note, stop=self.stop))
+            watch = Watch(log=note, stop=self.stop, history=own.text)
+            synthesise(method, task, self.prepared, syn, checkpoint, watch)
         end = method.finish(syn, task, self.prepared)
         return payload(end, begin, {"cost": asdict(cost), "log": folder.log_csv.read_text(encoding="utf-8")})
 

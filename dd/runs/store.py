@@ -19,11 +19,25 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from dd.io import (
+    SEAL,
+    digest,
+    holds,
+    home,
+    load_tensors,
+    locked,
+    remove_state,
+    save_tensors,
+    sealed,
+    sha256_file,
+    writable,
+    write_json,
+)
 
-from dd.io import digest, home, load_tensors, locked, save_tensors, sha256_file, writable, write_json
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +45,7 @@ _wanted: ContextVar[list[str] | None] = ContextVar("wanted", default=None)
 _CHEAP = ("surveys",)  # made in a plan, too: they read the headers of images
 _WAY_OUT = "set DD_HOME to a folder that can be written to"
 
-Payload = tuple[Mapping[str, Tensor], Mapping[str, Any]]
+Payload = tuple[Mapping[str, "Tensor"], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +66,7 @@ class Artefact:
     path: Path
     seconds: float
     made: bool
-    tensors: Mapping[str, Tensor] | None = None
+    tensors: "Mapping[str, Tensor] | None" = None
     info: Mapping[str, Any] = field(default_factory=dict)
     value: Any = None
 
@@ -184,10 +198,10 @@ class Store:
         if not manifest_path.is_file():
             return False
         try:
-            manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+            manifest = _manifest(manifest_path)
             payload = self._payload(kind, digest(spec))
             return "bytes" not in manifest or payload.stat().st_size == manifest["bytes"]
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, _Damaged):
             return False
 
     def path(self, kind: str, spec: Mapping[str, Any]) -> Path:
@@ -220,12 +234,12 @@ class Store:
         """The manifest of everything of one kind that is there, in no order; unreadable ones are left out."""
         for path in (self.root / kind).glob("*.json"):
             try:
-                manifest = json.loads(path.read_text(encoding="utf-8"))
+                manifest = _manifest(path)
                 payload = self._payload(kind, path.stem)
                 whole = "bytes" not in manifest or payload.is_file()
                 if whole and digest(manifest["spec"]) == path.stem:
                     yield manifest
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, _Damaged):
                 continue
 
     def damage(self, kind: str, spec: Mapping[str, Any]) -> str | None:
@@ -239,8 +253,9 @@ class Store:
     def remove(self, kind: str, spec: Mapping[str, Any]) -> int:
         """Delete it, waiting for whoever makes it; returns bytes freed.  Nothing is deleted that is not there."""
         with self._lock(kind, spec, f"{kind} {digest(spec)}"):
-            files = [self.path(kind, spec), self._payload(kind, digest(spec)), self.unfinished(kind, spec)]
+            files = [self.path(kind, spec), self._payload(kind, digest(spec))]
             freed = sum(file.stat().st_size for file in files if file.is_file())
+            freed += remove_state(self.unfinished(kind, spec))
             for file in files:  # the manifest first
                 file.unlink(missing_ok=True)
         return freed
@@ -300,7 +315,8 @@ class Store:
         written = write()
         seconds = spent + time.perf_counter() - start
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        write_json(manifest_path, {"spec": spec, **written, "seconds": round(seconds, 3), "created": created})
+        facts = {"spec": spec, **written, "seconds": round(seconds, 3), "created": created}
+        write_json(manifest_path, sealed(facts))
         made = self._load(kind, spec, made=True)
         assert made is not None, "just written"
         return made
@@ -311,7 +327,7 @@ class Store:
 
         manifest_path = self.path(kind, spec)
         try:
-            manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+            manifest = _manifest(manifest_path)
             if digest(manifest["spec"]) != digest(spec):
                 raise _Damaged("its spec is another one")
             common = {"key": digest(spec), "seconds": manifest["seconds"], "made": made}
@@ -339,3 +355,11 @@ class Store:
 
     def _payload(self, kind: str, key: str) -> Path:
         return self.root / kind / f"{key}.safetensors"
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """A manifest that holds; one from before there were seals has none."""
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if SEAL in manifest and not holds(manifest):
+        raise _Damaged("the hash of its facts is wrong")
+    return manifest

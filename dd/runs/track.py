@@ -27,6 +27,7 @@ class Track:
         folder: RunFolder,
         *,
         resume_at: int = 0,
+        history: str | None = None,
         track: str | None = None,
         config: Mapping[str, Any] | None = None,
         name: str | None = None,
@@ -36,6 +37,7 @@ class Track:
         Args:
             folder: the run's folder.
             resume_at: the iteration that comes next; rows of it and of later ones are dropped, since they come again.
+            history: the log up to there; None: what the file holds.
             track: "wandb" to log there too, "none" not to; None: only inside a W&B sweep agent.
             config: the resolved recipe, shown by W&B.
             name: of the run, shown by W&B.
@@ -52,7 +54,7 @@ class Track:
 
             self._wandb = WandbRun(folder.path, resume=resume_at > 0, config=dict(config or {}), name=name)
         self._path = folder.log_csv
-        self._columns, rows = read_log(self._path)
+        self._columns, rows = read_log(self._path) if history is None else parse_log(history)
         self._columns = self._columns or ["it"]
         self._rewrite([row for row in rows if int(row["it"]) < resume_at])
 
@@ -72,6 +74,10 @@ class Track:
         self._file.flush()
         if self._wandb is not None:
             self._wandb.log(row)
+
+    def text(self) -> str:
+        """The log so far, as its file has it."""
+        return self._path.read_text(encoding="utf-8")
 
     def close(self, failed: bool = False) -> None:
         """Close the file, and mark the W&B run as finished or failed."""
@@ -103,9 +109,13 @@ def read_log(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         Column names and one mapping per row, empty cells included as ""; both empty where there is no log.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        return parse_log(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return [], []
+
+
+def parse_log(text: str) -> tuple[list[str], list[dict[str, str]]]:
+    """As `read_log`, of the text of a log.csv."""
     whole = text[: text.rfind("\n") + 1].replace("\0", "")
     table = list(csv.reader(io.StringIO(whole)))
     if not table or table[0][:1] != ["it"]:

@@ -104,7 +104,9 @@ def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     except OSError as error:
         raise UsageError(f"cannot read the distilled set {path}: {error.strerror or error}") from error
     except SafetensorError as error:
-        if path.read_bytes()[:2] in (b"PK", b"\x80\x02"):
+        with path.open("rb") as file:
+            begin = file.read(2)
+        if begin in (b"PK", b"\x80\x02"):
             why = "is a pickle or zip (.pt), not a distilled set; only safetensors files are read"
         else:
             why = f"is no safetensors file, or a truncated one ({error})"

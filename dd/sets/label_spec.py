@@ -1,6 +1,7 @@
 """What determines a store of soft labels, its manifest, and the arithmetic of its size."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from dd.data.augment import Shape
 from dd.data.views import View, ViewPolicy, draw_view
 from dd.errors import UsageError
-from dd.io import write_json
+from dd.io import SEAL, digest, holds, sealed, write_json
 from dd.rng import generator
 from dd.sets.label_forms import LabelForm, form_of
 
@@ -21,9 +22,11 @@ FORMAT = "dd-soft-labels"
 VERSION = 1
 MANIFEST = "manifest.json"
 CLASSES = "classes.npy"
+_ENTRY = re.compile(r'"(epoch-\d{5}\.npy)":\s*(\{[^{}]*\})')
 
 Files = dict[str, dict[str, Any]]
-"""By name: "bytes", "sha256", and for an epoch in replay="seed" also "views", a fingerprint of what was drawn."""
+"""By name: "bytes", "sha256", and for an epoch "of", the hash of the spec, and in replay="seed" "views", a fingerprint
+of what was drawn."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,10 @@ class StoreSpec:
             del values["policy"]["pad"], values["black"]
         return json.loads(json.dumps(values))
 
+    def digest(self) -> str:
+        """Hash of all of it."""
+        return digest(self.to_json())
+
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "StoreSpec":
         """What `to_json` wrote; TypeError, KeyError, ValueError or UsageError where it is something else."""
@@ -138,6 +145,10 @@ def pieces(images: int, micro: int | None) -> list[int]:
     return [*sizes[:-2], sizes[-2] + 1] if sizes[-1] == 1 else sizes
 
 
+class DamagedManifest(UsageError):
+    """There is a manifest, and it does not hold."""
+
+
 def file_of(epoch: int) -> str:
     """Name of the file of an epoch."""
     return f"epoch-{epoch:05d}.npy"
@@ -147,25 +158,51 @@ def read_manifest(path: Path) -> tuple[StoreSpec, Files]:
     """Spec and finished files of the store in the folder `path`.
 
     Raises:
-        UsageError: there is none, or it is damaged or of another version.
+        UsageError: there is none, or it is of another version.
+        DamagedManifest: it is damaged.
     """
+    file = path / MANIFEST
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise UsageError(f"{file} is no file")
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
             f"no soft labels in {path} ({error.strerror or error}); "
             f"copy the folder {path.name}/ beside the set that it was made for"
         ) from error
     except ValueError as error:
-        raise UsageError(f"{path / MANIFEST} is damaged: {error}") from error
+        raise _damaged(file, error) from error
+    if isinstance(manifest, dict) and SEAL in manifest and not holds(manifest):
+        raise _damaged(file, "its hash is wrong")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UsageError(f"{path / MANIFEST} describes no soft labels (its 'format' is not {FORMAT!r})")
+        foreign = isinstance(manifest, dict) and "format" in manifest
+        kind = UsageError if foreign else DamagedManifest  # what is another program's is not to be mended
+        raise kind(f"{file} describes no soft labels (its 'format' is not {FORMAT!r})")
     if manifest.get("version") != VERSION:
         raise UsageError(f"{path} was written by another dd (format version {manifest.get('version')}, not {VERSION})")
     try:
         return StoreSpec.from_json(manifest["spec"]), dict(manifest["files"])
-    except (TypeError, KeyError, ValueError, UsageError) as error:
-        raise UsageError(f"{path / MANIFEST} is damaged: {error}") from error
+    except (TypeError, KeyError, ValueError, AttributeError, UsageError) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, why: object) -> DamagedManifest:
+    return DamagedManifest(f"{file} is damaged: {why}")
+
+
+def salvaged(path: Path, spec: StoreSpec) -> Files:
+    """The epochs that a damaged manifest still lists in full, as those of `spec`; the files themselves say the rest."""
+    text, found = (path / MANIFEST).read_bytes().decode(errors="replace"), Files()
+    wanted = {"bytes", "sha256", "of"} | ({"views"} if spec.replay == "seed" else set())
+    for name, entry in _ENTRY.findall(text):
+        try:
+            facts = json.loads(entry)
+        except ValueError:
+            continue
+        if facts.keys() == wanted and facts["of"] == spec.digest():
+            found[name] = facts
+    return found
 
 
 def write_manifest(path: Path, spec: StoreSpec, files: Files) -> None:
@@ -174,4 +211,4 @@ def write_manifest(path: Path, spec: StoreSpec, files: Files) -> None:
 
     libraries = {"torch": torch.__version__, "numpy": np.__version__, "dd-workbench": version("dd-workbench")}
     facts = {"format": FORMAT, "version": VERSION, "spec": spec.to_json(), "libraries": libraries}
-    write_json(path / MANIFEST, {**facts, "files": dict(sorted(files.items()))})
+    write_json(path / MANIFEST, sealed({**facts, "files": dict(sorted(files.items()))}))

@@ -18,7 +18,18 @@ from dd.errors import UsageError
 from dd.io import atomic_path, locked, sha256_file, writable
 from dd.sets import _label_rows as _rows
 from dd.sets.label_forms import INT16, LabelForm
-from dd.sets.label_spec import CLASSES, MANIFEST, Batch, StoreSpec, file_of, read_manifest, write_manifest
+from dd.sets.label_spec import (
+    CLASSES,
+    MANIFEST,
+    Batch,
+    DamagedManifest,
+    Files,
+    StoreSpec,
+    file_of,
+    read_manifest,
+    salvaged,
+    write_manifest,
+)
 from dd.sets.soft_labels import LabelStore, Load
 from dd.sizes import readable_size
 
@@ -107,7 +118,7 @@ class LabelWriter:
     def _list(self, epoch: int) -> None:
         """Enter a file that was just written into the manifest."""
         spec, path = self.store.spec, self.store.path / file_of(epoch)
-        facts = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        facts: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": sha256_file(path), "of": spec.digest()}
         if spec.replay == "seed":
             facts["views"] = _rows.fingerprint(spec, epoch)
         files = {**read_manifest(self.store.path)[1], path.name: facts}
@@ -188,18 +199,34 @@ def _begin(folder: Path, spec: StoreSpec, classes: bytes) -> None:
     facts = {"bytes": len(classes), "sha256": hashlib.sha256(classes).hexdigest()}
     fresh = not (folder / MANIFEST).exists()
     if not fresh:
-        there, files = read_manifest(folder)
+        there, files = _mended(folder, spec, facts)
         have, want = there.to_json(), spec.to_json()
         for name in want:
             if have.get(name) != want[name]:
                 raise _others(folder, f"{name}={_short(have.get(name))}, not {_short(want[name])}")
         if files[CLASSES] != facts:
             raise _others(folder, "other classes of the images")
-    if fresh or not (folder / CLASSES).exists() or (folder / CLASSES).read_bytes() != classes:
+    if fresh or not (folder / CLASSES).is_file() or (folder / CLASSES).read_bytes() != classes:
         with atomic_path(folder / CLASSES) as temporary:
             temporary.write_bytes(classes)
     if fresh:
         write_manifest(folder, spec, {CLASSES: facts})
+
+
+def _mended(folder: Path, spec: StoreSpec, classes: dict[str, Any]) -> tuple[StoreSpec, Files]:
+    """What the manifest says; a damaged one is written anew with the epochs that it lists and that are of `spec`."""
+    try:
+        return read_manifest(folder)
+    except DamagedManifest as damage:
+        listed, files = salvaged(folder, spec), Files()
+        for epoch in range(spec.epochs):
+            facts = listed.get(file_of(epoch))
+            if facts and (spec.replay == "records" or facts["views"] == _rows.fingerprint(spec, epoch)):
+                files[file_of(epoch)] = facts
+        log.warning("%s; writing it anew: it lists %d of %d epochs in full", damage, len(files), spec.epochs)
+        files[CLASSES] = classes
+        write_manifest(folder, spec, files)
+        return spec, files
 
 
 def _others(folder: Path, difference: str) -> UsageError:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dd.engine.checkpoint import join_state, split_state
-from dd.io import load_tensors, save_tensors
+from dd.io import load_state, remove_state, save_state
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ class PassFile:
     """A `dd.training.loop.Keep` in one file: weights, buffers, optimiser, passes and steps done.
 
     Attributes:
-        path: the file, replaced atomically after every pass.
+        path: the file, replaced after every pass, see `dd.io.state`.
         key: identity of the training; a file with another key is not taken up.
         what: named in the log, for example "teacher convnet".
     """
@@ -40,23 +39,19 @@ class PassFile:
         tensors = {f"{_NETWORK}{name}": value for name, value in network.state_dict().items()}
         state, plain = split_state(optimiser, _OPTIMISER)
         meta = {"key": self.key, "done": str(done), "step": str(step), "optimiser": json.dumps(plain)}
-        save_tensors(self.path, tensors | state, meta)
+        save_state(self.path, tensors | state, meta)
 
     def load(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, int]:
         """See `Keep`."""
-        try:
-            with safe_open(self.path, "pt") as file:
-                meta = file.metadata() or {}
-            tensors = {name: value.clone() for name, value in load_tensors(self.path).items()}
-        except (OSError, SafetensorError):  # not there, or damaged
+        state = load_state(self.path, {"key": self.key})
+        if state is None:
             return 0, 0
-        if meta.get("key") != self.key:
-            return 0, 0
+        meta, tensors = state.meta, {name: value.clone() for name, value in state.tensors.items()}
         network.load_state_dict({n.removeprefix(_NETWORK): t for n, t in tensors.items() if n.startswith(_NETWORK)})
         join_state(optimiser, _OPTIMISER, json.loads(meta["optimiser"]), tensors)
         log.info("going on with %s after pass %s", self.what, meta["done"])
         return int(meta["done"]), int(meta["step"])
 
     def remove(self) -> None:
-        """Delete the file, once the network is stored elsewhere."""
-        self.path.unlink(missing_ok=True)
+        """Delete it, once the network is stored elsewhere."""
+        remove_state(self.path)

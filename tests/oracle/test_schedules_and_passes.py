@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
+from dd.io import previous
 from dd.networks import NetworkSpec, build
 from dd.rng import generator
 from dd.training import Fit, StackedTrainer, Trainer
@@ -142,15 +143,45 @@ def test_a_kept_state_matters(tmp_path):
     )
 
 
-@pytest.mark.parametrize("damage", ["another key", "cut off", "not there"])
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def flip_the_last_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def flip_a_byte_of_the_header(path):
+    content = path.read_bytes()
+    assert b'"step":"10"' in content
+    path.write_bytes(content.replace(b'"step":"10"', b'"step":"15"'))
+
+
+@pytest.mark.parametrize("spoil", [cut_off, flip_the_last_byte, flip_a_byte_of_the_header])
+def test_a_damaged_state_goes_on_from_the_one_before_it(tmp_path, caplog, spoil):
+    fit, keep = FITS["plain"], PassFile(tmp_path / "state.safetensors", "key", "it")
+    with pytest.raises(Killed):
+        next(Trainer(builder()).train([PATH], kill_after(2), fit, keeps=[keep]))
+    spoil(keep.path)
+    done = []
+    network = next(Trainer(builder()).train([PATH], batches, fit, lambda n, _: done.append(n), keeps=[keep]))
+    assert done == [2, 3, 4]
+    assert f"{keep.path} is damaged" in caplog.text
+    assert same(network, next(Trainer(builder()).train([PATH], batches, fit)))
+
+
+@pytest.mark.parametrize("damage", ["another key", "both damaged", "not there"])
 def test_what_cannot_be_taken_up_is_done_anew(tmp_path, damage):
     fit, keep = FITS["plain"], PassFile(tmp_path / "state.safetensors", "key", "it")
     with pytest.raises(Killed):
         next(Trainer(builder()).train([PATH], kill_after(2), fit, keeps=[keep]))
     if damage == "another key":
         keep = replace(keep, key="another")
-    elif damage == "cut off":
-        keep.path.write_bytes(keep.path.read_bytes()[:100])
+    elif damage == "both damaged":
+        cut_off(keep.path)
+        flip_the_last_byte(previous(keep.path))
     else:
         keep.path.unlink()
     done = []

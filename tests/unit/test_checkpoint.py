@@ -1,5 +1,7 @@
 """What a checkpoint keeps, and what it is not resumed from."""
 
+import os
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -8,7 +10,7 @@ from torch.optim import SGD, Adam, AdamW
 
 from dd.engine.checkpoint import Checkpoint
 from dd.engine.method import Synthetic
-from dd.io import save_tensors
+from dd.io import load_tensors, save_tensors
 from dd.rng import generator
 
 
@@ -169,6 +171,31 @@ def not_there(checkpoint):
     checkpoint.path.unlink()
 
 
+def one_flipped_bit(checkpoint):
+    content = bytearray(checkpoint.path.read_bytes())
+    content[-1] ^= 1
+    checkpoint.path.write_bytes(content)
+
+
+def another_iteration(checkpoint):
+    """As a file that says that all is done."""
+    with safe_open(checkpoint.path, "pt") as file:
+        meta = file.metadata()
+    save_tensors(checkpoint.path, load_tensors(checkpoint.path), {**meta, "it": "99999"})
+
+
+def of_an_earlier_dd(checkpoint):
+    with safe_open(checkpoint.path, "pt") as file:
+        meta = file.metadata()
+    del meta["sha256"]
+    save_tensors(checkpoint.path, load_tensors(checkpoint.path), meta)
+
+
+def a_pipe(checkpoint):
+    checkpoint.path.unlink()
+    os.mkfifo(checkpoint.path)
+
+
 def of_another_synthesis(checkpoint):
     Checkpoint(checkpoint.path, "another").save(5, make_syn(), [], {})
 
@@ -199,7 +226,21 @@ def a_folder(checkpoint):
 
 
 @pytest.mark.parametrize(
-    "spoil", [not_there, of_another_synthesis, no_checkpoint, no_metadata, truncated, rubbish, empty, a_folder]
+    "spoil",
+    [
+        not_there,
+        of_another_synthesis,
+        no_checkpoint,
+        no_metadata,
+        truncated,
+        rubbish,
+        empty,
+        a_folder,
+        a_pipe,
+        one_flipped_bit,
+        another_iteration,
+        of_an_earlier_dd,
+    ],
 )
 def test_there_is_nothing_to_resume(checkpoint, spoil):
     syn = make_syn()
@@ -226,3 +267,20 @@ def test_a_save_that_fails_leaves_the_old_state(checkpoint):
         checkpoint.save(5, syn, optimisers, {})
     assert checkpoint.path.read_bytes() == content
     assert [path.name for path in checkpoint.path.parent.iterdir()] == [checkpoint.path.name]
+
+
+def test_it_goes_on_from_the_state_before_a_damaged_one(checkpoint, caplog):
+    syn = make_syn()
+    optimisers = make_optimisers(syn)
+    advance(syn, optimisers, range(3))
+    checkpoint.save(3, syn, optimisers, {"skips": 1}, "it,loss\n0,1\n")
+    before = state(syn)
+    advance(syn, optimisers, range(3, 6))
+    checkpoint.save(6, syn, optimisers, {"skips": 2}, "it,loss\n0,1\n5,2\n")
+    assert (checkpoint.iteration(), checkpoint.log()) == (6, "it,loss\n0,1\n5,2\n")
+    one_flipped_bit(checkpoint)
+    assert (checkpoint.iteration(), checkpoint.log()) == (3, "it,loss\n0,1\n")
+    other = make_syn(seed=1)
+    assert checkpoint.load(other, make_optimisers(other)) == (3, {"skips": 1})
+    assert equal(state(other), before)
+    assert len(caplog.messages) == 1

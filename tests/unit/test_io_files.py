@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -15,10 +16,16 @@ from dd.io import (
     atomic_path,
     digest,
     existing,
+    holds,
     home,
+    load_state,
     load_tensors,
     locked,
+    previous,
+    remove_state,
+    save_state,
     save_tensors,
+    sealed,
     sha256_file,
     sha256_tensors,
     user_path,
@@ -219,3 +226,48 @@ def test_only_files_and_folders_are_read(tmp_path):
     ):
         with pytest.raises(UsageError, match=words):
             existing(tmp_path / name, f"recipe={name}")
+
+
+def test_a_state_is_read_whole_or_not_at_all(tmp_path, caplog):
+    """Any single byte of the file changed: the state before it, or the same content where only blanks were meant."""
+    path = tmp_path / "state.safetensors"
+    save_state(path, {"a": torch.zeros(3)}, {"key": "k", "it": "1"})
+    save_state(path, {"a": torch.arange(3.0)}, {"key": "k", "it": "2"})
+    content, changed = path.read_bytes(), 0
+    for at in range(len(content)):
+        for bit in (1, 32):
+            path.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
+            state = load_state(path, {"key": "k"}, quiet=True)
+            assert state is not None
+            same = state.meta == {"key": "k", "it": "2"} and torch.equal(state.tensors["a"], torch.arange(3.0))
+            assert same or (state.meta["it"] == "1" and not state.tensors["a"].any())
+            changed += not same
+    assert changed > 2 * (len(content.strip()) - 20)  # all but what is blank
+    assert caplog.text == ""
+    path.write_bytes(b"x")
+    load_state(path, {"key": "k"})
+    (line,) = caplog.messages
+    assert line.startswith(f"{path} is damaged (")
+    assert line.endswith("; going on from the state before it")
+    assert load_state(path, {"key": "another"}) is None
+    remove_state(path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_pipe_is_no_state(tmp_path):
+    path = tmp_path / "state.safetensors"
+    os.mkfifo(path)
+    assert load_state(path, {}) is None
+    save_state(path, {"a": torch.zeros(1)}, {})
+    assert load_state(path, {}) is not None
+    assert not previous(path).exists()
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=3))
+def test_what_is_sealed_holds_and_nothing_else(facts):
+    facts.pop("seal", None)
+    value = json.loads(json.dumps(sealed(facts)))
+    assert holds(value)
+    assert not holds({**value, "another": 1})
+    assert not holds(facts)
+    assert not holds({**value, "seal": value["seal"][::-1] + "0"})

@@ -49,6 +49,15 @@ def test_the_manifest_says_what_it_is(tmp_path):
     assert artefact.path == tmp_path / "experts" / f"{artefact.key}.safetensors"
 
 
+def test_a_manifest_from_before_there_were_seals_is_kept(tmp_path):
+    path = tmp_path / Store(tmp_path).tensors("experts", SPEC, Maker()).path
+    manifest = path.with_suffix(".json")
+    facts = json.loads(manifest.read_text())
+    del facts["seal"]
+    manifest.write_text(json.dumps(facts))
+    assert not Store(tmp_path).tensors("experts", SPEC, Maker()).made
+
+
 @pytest.mark.parametrize("value", [None, 0, 1 / 3, "text", [1, [2.5, None]], {"b": 1, "a": {"x": True}}])
 def test_plain_values(tmp_path, value):
     made = Store(tmp_path).value("full", SPEC, lambda: value)
@@ -114,7 +123,13 @@ def other_spec(payload, manifest):
     manifest.write_text(manifest.read_text().replace("toy", "cifar10"))
 
 
-DAMAGE = [flip_a_byte, truncate, delete, empty_manifest, odd_manifest, other_spec]
+def another_fact(payload, manifest):
+    text = manifest.read_text()
+    assert '"accuracy": 0.5' in text
+    manifest.write_text(text.replace('"accuracy": 0.5', '"accuracy": 0.7'))
+
+
+DAMAGE = [another_fact, flip_a_byte, truncate, delete, empty_manifest, odd_manifest, other_spec]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

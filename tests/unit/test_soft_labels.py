@@ -548,6 +548,42 @@ def test_damaged_classes_are_named_and_written_anew(tmp_path):
     assert content(tmp_path) == before
 
 
+def spoilt(text: str, how: str) -> str:
+    at = text.index('"epoch-00001.npy"')
+    return {
+        "of one epoch": text[:at] + text[at:].replace('"sha256": "', '"sha256": "0', 1),
+        "of the spec": text.replace('"seed": ', '"seed": 1'),
+        "no JSON": text.replace("{", "(", 1),
+        "cut off": text[: at - 5],
+        "empty": "",
+        "another JSON": "[]",
+    }[how]
+
+
+@pytest.mark.parametrize(
+    ("how", "kept"),
+    [("of one epoch", 2), ("of the spec", 3), ("no JSON", 3), ("cut off", 1), ("empty", 0), ("another JSON", 0)],
+)
+@pytest.mark.parametrize("replay", ["seed", "records"])
+def test_a_damaged_manifest_is_named_and_written_anew(tmp_path, caplog, how, kept, replay):
+    written(tmp_path, a_spec(replay=replay))
+    before = content(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(spoilt(manifest.read_text(), how))
+    with pytest.raises(UsageError, match=r"manifest\.json"):
+        LabelStore(tmp_path)
+    labelled = []
+
+    def count(views, view, images):
+        labelled.append(len(images))
+        return label(views, view, images)
+
+    written(tmp_path, a_spec(replay=replay), count)
+    assert content(tmp_path) == before
+    assert sum(labelled) == (3 - kept) * N
+    assert any(str(manifest) in line for line in caplog.messages)
+
+
 def test_broken_teachers_are_no_labels(tmp_path):
     with pytest.raises(RunError, match="NaN"):
         written(tmp_path, label=lambda views, view, images: TEACHER(views) * torch.nan)
