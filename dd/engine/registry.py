@@ -74,7 +74,7 @@ def get(name: str) -> "type[Method]":
         UsageError: no such method, or a file that registers none or several.
         RunError: a plug-in that fails to import.
     """
-    if name.endswith(".py") or ".py:" in name:
+    if is_code(name):
         return _from_file(name)
     if name in _registered:
         return _registered[name]
@@ -85,6 +85,23 @@ def get(name: str) -> "type[Method]":
     if name not in _registered:
         raise unknown("method", name, names())
     return _registered[name]
+
+
+def is_code(name: str) -> bool:
+    """Whether a method's name is the path of a file to import."""
+    return name.endswith(".py") or ".py:" in name
+
+
+def is_loaded(name: str) -> bool:
+    """Whether the file of `name`, as it is now, was imported in this process already."""
+    path = _path(name)
+    loaded = sys.modules.get("dd_method_" + path.stem)
+    return loaded is not None and os.path.isfile(path) and vars(loaded).get(_LOADED_FROM) == (path, path.read_bytes())
+
+
+def _path(name: str) -> Path:
+    path = name.partition(".py:")[0]
+    return user_path(path if path.endswith(".py") else path + ".py", "method").resolve()
 
 
 def reference(cls: "type[Method]") -> str:
@@ -129,6 +146,16 @@ def entries() -> list[Entry]:
         ours = module[:2] == ["dd", "methods"]
         summary = (cls.__doc__ or "").strip().split("\n")[0]
         found.append(Entry(name, module[2] if ours else "plug-in", "dd" if ours else module[0], summary))
+    return found
+
+
+def files() -> list[Path]:
+    """The files of the methods that are known and not ours, and where their recipes may be."""
+    found: list[Path] = []
+    for name, cls in _registered.items():
+        if not cls.__module__.startswith("dd.methods."):
+            file = Path(inspect.getfile(cls))
+            found += [file, file.with_suffix(".toml"), file.with_name(f"{name}.toml")]
     return found
 
 
@@ -187,8 +214,7 @@ def _load(point: EntryPoint) -> None:
 
 
 def _from_file(text: str) -> "type[Method]":
-    path_text, _, wanted = text.partition(".py:")
-    path = user_path(path_text if path_text.endswith(".py") else path_text + ".py", "method").resolve()
+    path, wanted = _path(text), text.partition(".py:")[2]
     if not os.path.isfile(path):
         raise UsageError(f"no method file {str(path)!r}; give the path of a Python file that registers one")
     module_name, content = "dd_method_" + path.stem, path.read_bytes()

@@ -6,7 +6,8 @@ import shlex
 import shutil
 import sys
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -24,17 +25,18 @@ from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.report import Report
 from dd.evaluation.table import html
-from dd.io import digest, write_json, write_text
+from dd.io import digest, remove_state, write_text
 from dd.pipeline.begin import begin
 from dd.pipeline.label import label
 from dd.pipeline.outcome import draw, judged, probes_note
 from dd.pipeline.parts import Parts, payload
 from dd.pipeline.plan import SETS, locate, planned_labels, set_key, settled
-from dd.pipeline.task import make_task, numerics
+from dd.pipeline.task import lighter, make_task, numerics
 from dd.recipes import Recipe, resolve, run_options
 from dd.recipes.objects import shown
 from dd.runs import RunFolder, Track, bar
 from dd.runs.cost import measured
+from dd.runs.memory import enough_memory
 from dd.runs.stop import Stop
 from dd.runs.store import Payload
 from dd.sets import DistilledSet, load, save
@@ -154,17 +156,18 @@ def run_recipe(
     Under torchrun the processes share the synthesis; the first one does everything else, the others return None.
     """
     folder = locate(recipe, out)
-    if folder.is_finished() and not force:
+    if not force and folder.is_finished():
         return Outcome(_read_report(folder), folder, fresh=False) if parallel.is_first() else None
     command = command or _command()
     stop = Stop(f"everything finished is kept; {_way_on(command, force)}")
     with stop.watching(), parallel.processes(recipe.device) as device:
         recipe = replace(recipe, device=device)
-        task = make_task(recipe)  # may refuse, so it comes before anything is written or cleared
+        with enough_memory("reading the images", lighter(recipe, "data")):
+            task = make_task(recipe)  # may refuse, so it comes before anything is written or cleared
         if not parallel.is_first():
             return _accompany(_Run(settled(recipe, task, folder), task, folder, stop, command, force, track))
         with folder.lock():
-            if parallel.agreed(folder.is_finished() and not force):
+            if parallel.agreed(not force and _is_whole(recipe, task, folder)):
                 return Outcome(_read_report(folder), folder, fresh=False)
             if force:
                 folder.clear()
@@ -172,9 +175,34 @@ def run_recipe(
             folder.write_recipe(recipe.to_toml())
             with numerics(recipe):
                 report = _Run(recipe, task, folder, stop, command, force, track).report()
-            write_json(folder.report, report.to_dict())
-            folder.checkpoint.unlink(missing_ok=True)
+            folder.finish(report.to_dict())
+            remove_state(folder.checkpoint)
     return Outcome(report, folder, fresh=True)
+
+
+def _is_whole(recipe: Recipe, task: Task, folder: RunFolder) -> bool:
+    """Whether a run was finished here; what it has lost since comes back from the store where that has it."""
+    damage = folder.damage()
+    if not damage:
+        return damage is not None
+    for name, why in damage.items():
+        log.warning("%s is damaged (%s); it is made anew from what is kept", folder.path / name, why)
+    return _restored(settled(recipe, task, folder), task, folder, damage)
+
+
+def _restored(recipe: Recipe, task: Task, folder: RunFolder, damage: Iterable[str]) -> bool:
+    """Write lost files again from the stored set; whether that was all there was to do."""
+    kept = task.store.peek(SETS, set_key(recipe, task))
+    if kept is None or kept.tensors is None:
+        return False
+    for name in damage:
+        if name in (folder.set.name, folder.start.name):
+            save(_unpacked(recipe, name.partition(".")[0], kept.tensors, kept.info), folder.path / name)
+        elif name == folder.log_csv.name:
+            write_text(folder.log_csv, kept.info["log"])
+        elif name == folder.recipe_toml.name:
+            folder.write_recipe(recipe.to_toml())
+    return folder.is_finished()
 
 
 def _accompany(run: "_Run") -> None:
@@ -209,37 +237,39 @@ class _Run:
         planned = planned_labels(recipe, task)  # may refuse, so it comes before hours of work
         if planned and planned["bytes"]:
             require_room(self.folder.labels, planned["bytes"] - size_of(self.folder.labels))
-        with measured(task.device) as costs["prepare"]:
+        with measured(task.device) as costs["prepare"], self._enough("preparing", "prepare"):
             prepared = method.prepare(task)
         log.info("prepared in %.0f s", costs["prepare"].seconds)
         cost: dict[str, Any] = {"prepare": asdict(costs["prepare"]) | self._prepare_cost()}
-        artefact = task.store.tensors(
-            SETS, set_key(recipe, task), partial(self._synthesise, prepared), f"set {recipe.name}", force=self.force
-        )
+        synthesised, words = partial(self._synthesise, prepared), f"set {recipe.name}"
+        with self._enough("synthesising", "synthesise"):
+            artefact = task.store.tensors(SETS, set_key(recipe, task), synthesised, words, force=self.force)
         if not artefact.made:
             parallel.agreed(False)  # to those who wait in `_accompany`
         if parts := self.parts(prepared):
             parts.forget()  # they are in the set now
         cost["synthesise"] = artefact.info["cost"]
         assert artefact.tensors is not None
-        distilled, start = (self._unpack(name, artefact.tensors, artefact.info) for name in ("set", "start"))
+        distilled, start = (_unpacked(recipe, name, artefact.tensors, artefact.info) for name in ("set", "start"))
         labeller, store = method.labeller(task, prepared), None
         if labeller is not None and labeller.settings.mode == "store":
-            with measured(task.device) as costs["label"]:
+            with measured(task.device) as costs["label"], self._enough("labelling", "evaluate"):
                 distilled, store = label(distilled, labeller, recipe.eval, task, self.folder)
             cost["label"] = asdict(costs["label"])
         elif labeller is not None:
             distilled, start = (_taught(made, labeller) for made in (distilled, start))
         save(distilled, self.folder.set)
         save(start, self.folder.start)
-        if not self.folder.log_csv.is_file():
-            write_text(self.folder.log_csv, artefact.info["log"])
+        write_text(self.folder.log_csv, artefact.info["log"])
         draw(distilled, recipe, task, self.folder)
-        with measured(task.device) as spent:
+        with measured(task.device) as spent, self._enough("training students", "evaluate"):
             evaluator = Evaluator(task, recipe.eval, force=self.force, labeller=labeller)
             report = evaluate_set(distilled, start, evaluator, store=store)
         cost["evaluate"] = asdict(spent)
         return judged(replace(report, cost=cost), recipe, self.command, probes_note(recipe, task, self.folder))
+
+    def _enough(self, what: str, stage: str) -> AbstractContextManager[None]:
+        return enough_memory(what, lighter(self.recipe, stage))
 
     def _prepare_cost(self) -> dict[str, float]:
         # what artefacts cost when they were made, whichever run made them
@@ -259,7 +289,14 @@ class _Run:
         start = self._described(method.finish(syn, task, prepared), 0)
         first = checkpoint.iteration()
         evaluator = Evaluator(task, recipe.eval, labeller=method.labeller(task, prepared))
-        track = Track(self.folder, resume_at=first, track=self.track, config=recipe.flat(), name=recipe.name)
+        track = Track(
+            self.folder,
+            resume_at=first,
+            history=checkpoint.log(),
+            track=self.track,
+            config=recipe.flat(),
+            name=recipe.name,
+        )
         with measured(task.device) as cost, track, bar("synthesise", method.iterations, first) as progress:
 
             def show(it: int, scalars: Mapping[str, Any]) -> None:
@@ -273,7 +310,7 @@ class _Run:
 
             watching = len(task.data.holdout) > 0 and recipe.eval.probes > 0 and method.iterations > 0
             at = _spread(method.iterations, recipe.eval.probes)
-            watch = Watch(show, probe if watching else None, at, self.stop)
+            watch = Watch(show, probe if watching else None, at, self.stop, track.text)
             synthesise(method, task, prepared, syn, checkpoint, watch)
         end = self._described(method.finish(syn, task, prepared), method.iterations)
         text = self.folder.log_csv.read_text(encoding="utf-8")
@@ -321,11 +358,13 @@ class _Run:
         distilled.check()
         return distilled
 
-    def _unpack(self, name: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> DistilledSet:
-        facts = {**info[name], "classes": tuple(info[name]["classes"])}
-        distilled = DistilledSet(images=tensors[f"{name}.images"], labels=tensors[f"{name}.labels"], **facts)
-        # the protocol is this run's, also where the images were made by a run with another
-        return replace(distilled, protocol=asdict(self.recipe.eval))
+
+def _unpacked(recipe: Recipe, name: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> DistilledSet:
+    """The "set" or the "start" of a stored artefact."""
+    facts = {**info[name], "classes": tuple(info[name]["classes"])}
+    distilled = DistilledSet(images=tensors[f"{name}.images"], labels=tensors[f"{name}.labels"], **facts)
+    # the protocol is this run's, also where the images were made by a run with another
+    return replace(distilled, protocol=asdict(recipe.eval))
 
 
 def _taught(distilled: DistilledSet, labeller: Labeller) -> DistilledSet:

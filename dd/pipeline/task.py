@@ -72,6 +72,31 @@ def task_for(data: RealData, targets: Tensor, settings: Recipe | Evaluation) -> 
     )
 
 
+def lighter(recipe: Recipe, stage: str) -> str:
+    """A setting under which a stage of a run needs less memory.
+
+    Args:
+        recipe: the run's.
+        stage: "data", "prepare", "synthesise" or "evaluate".
+    """
+    flat = recipe.flat()
+    if stage == "data":
+        return "data.stream=true" if recipe.data.stream is not True else "a smaller data.size"
+    if stage == "synthesise" and flat.get("backprop") not in (None, "stepwise"):
+        return "backprop=stepwise"
+    if stage == "synthesise" and flat.get("chunk", 1) != 1:
+        return "chunk=1"
+    keys = {
+        "prepare": ("experts.batch", "squeeze.batch"),
+        "synthesise": ("batch", "batch_real", "crops.candidates"),
+        "evaluate": ("eval.micro", "eval.batch"),
+    }[stage]
+    for key in keys:
+        if isinstance(value := flat.get(key), int) and value > 1:
+            return f"{key}={max(1, value // 2)}"
+    return "a smaller ipc"
+
+
 @contextlib.contextmanager
 def numerics(settings: Recipe | Evaluation) -> Iterator[None]:
     """Deterministic kernels while the block runs, if they are asked for."""

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 from dd.errors import UsageError, unknown
 from dd.io import existing, user_path
 from dd.recipes.tables import size_name
+from dd.sizes import readable_size
 
 if TYPE_CHECKING:
     from dd.engine.method import Method
     from dd.evaluation.protocols import Protocol
     from dd.networks import NetworkSpec
+
+_LARGEST = 1 << 20  # bytes of a file that people write
 
 
 def dataset(name: str) -> None:
@@ -59,6 +62,17 @@ def student(spec: "NetworkSpec") -> None:
     # a size that no depth within range is too much for: the real one is checked when the images are there
     large = 256 if spec.depth is None else 2**16
     resolve(dataclasses.replace(spec), large)
+
+
+def small_text(key: str, path: Path) -> str:
+    """The text of a file that people write, or `UsageError` where it is no file of its sort."""
+    existing(path, f"{key}={path}")
+    if path.stat().st_size > _LARGEST:
+        raise UsageError(f"{key}={path}: {readable_size(path.stat().st_size)} are too much for a {key}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{key}={path}: not a {key}: {error}") from error
 
 
 def readable(key: str, path: str) -> Path:

@@ -3,12 +3,11 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from dd.errors import UsageError
+from dd.errors import UsageError, close_matches
 from dd.recipes.schema import Leaf, leaves
 
 if TYPE_CHECKING:
@@ -106,8 +105,8 @@ def unknown_key(key: str, value: Any, known: Iterable[str]) -> str:
         )
     group, _, name = key.rpartition(".")
     inside = {k.rpartition(".")[2] for k in known if group and k.rpartition(".")[0] == group}
-    if near := get_close_matches(name, sorted(inside), n=3, cutoff=0.6):
-        return f"unknown key {key!r}{_did_you_mean('', (), [f'{group}.{n}' for n in near])}"
+    if close := close_matches(name, inside):
+        return f"unknown key {key!r}{_did_you_mean('', (), [f'{group}.{n}' for n in close])}"
     elsewhere = [k for k in known if "." in k and k.rpartition(".")[2] == name]
     return f"unknown key {key!r}{_did_you_mean(key, known, elsewhere)}"
 
@@ -158,7 +157,7 @@ def _not_eval(key: str) -> bool:
 
 
 def _did_you_mean(key: str, known: Iterable[str], first: Iterable[str] = ()) -> str:
-    close = [*first][:4] or get_close_matches(key, sorted(known), n=3, cutoff=0.6)
+    close = [*first][:4] or close_matches(key, known)
     if not close:
         return "; `dd show method=NAME` lists them all"
     return f"; did you mean {' or '.join(repr(c) for c in close)}?"

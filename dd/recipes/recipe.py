@@ -1,13 +1,15 @@
 """A run, fully resolved: what `resolve` yields, what is hashed, printed and written beside every result."""
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from dd.io import digest
-from dd.recipes.schema import build, flatten, groups, leaves
+from dd.errors import printable
+from dd.io import SEAL, digest
+from dd.recipes.schema import Leaf, build, flatten, groups, leaves
 from dd.recipes.tables import Cell, size_name
 
 if TYPE_CHECKING:
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from dd.evaluation.protocols import Protocol
     from dd.networks import NetworkSpec
 
+log = logging.getLogger(__name__)
+
+SETTLED = "settled"  # the table of a run's recipe file that has the method's decisions
 # how settings were arrived at; the settings themselves, and the digests of files, are what counts
 _WAYS = ("method", "preset", "like", "init", "experts.from")
 _NO_PART = "data.workers"  # of an identity: no result depends on it
@@ -69,6 +74,7 @@ class Recipe:
         numbers: what the cell says that is reached, each after the protocol it is of.
         changed: keys whose values differ from what the recipe file says.
         notices: lines the user should see before the run.
+        undecided: what was asked for where the method decided (`settled`), by dotted key.
     """
 
     method: "Method"
@@ -93,6 +99,7 @@ class Recipe:
     numbers: "tuple[tuple[Protocol, Mapping[str, Any]], ...]" = ()
     changed: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    undecided: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Recipe {self.name} {self.hash}: {self.method!r}>"
@@ -122,13 +129,34 @@ class Recipe:
 
         Args:
             method: the method after `Method.settle`.
-            kept: settings of an earlier start of the same run, as its recipe file has them; its decisions stand.
+            kept: what an earlier start of the same run wrote, as its recipe file has it; its decisions stand, if they
+                are whole.
         """
         asked = leaves(self.method)
         decided = {key for key, leaf in leaves(method).items() if leaf.default != asked[key].default}
-        earlier = flatten(kept, groups(asked))
+        earlier = self._earlier(kept, asked)
         stand = {key: earlier[key] for key in decided & earlier.keys() if earlier[key] not in ("null", "auto")}
-        return replace(self, method=build(method, stand))
+        return replace(self, method=build(method, stand), undecided={key: asked[key].default for key in decided})
+
+    def _earlier(self, kept: Mapping[str, Any], asked: Mapping[str, Leaf]) -> dict[str, Any]:
+        """The decisions in a recipe file, checked; none where they do not hold."""
+        table = kept.get(SETTLED)
+        if not isinstance(table, Mapping):  # of an earlier dd, which wrote them in their places
+            table = {key: value for key, value in flatten(kept, groups(asked)).items() if key in asked}
+        else:
+            seal = table.get(SEAL)
+            table = flatten({key: value for key, value in table.items() if key != SEAL}, groups(asked))
+            if seal != self._seal(table):
+                log.warning("the recipe in the run's folder is damaged; what was settled there is settled anew")
+                return {}
+        try:
+            return {key: asked[key].check(value) for key, value in table.items() if value not in ("null", "auto")}
+        except (KeyError, ValueError) as error:
+            log.warning("the recipe in the run's folder does not hold (%s); it is settled anew", error)
+            return {}
+
+    def _seal(self, decisions: Mapping[str, Any]) -> str:
+        return digest([self.hash, _plain(decisions)])
 
     def flat(self) -> dict[str, Any]:
         """Every setting by dotted key, in reading order; values are JSON-able."""
@@ -148,9 +176,12 @@ class Recipe:
     def identity(self) -> dict[str, Any]:
         """What determines the result: settings and the method's version, not how they were arrived at nor which device.
 
-        Of devices the type counts.
+        Of devices the type counts; where the method decided, that it was left to it.
         """
-        values = {key: value for key, value in self.flat().items() if key not in (*_WAYS, _NO_PART)}
+        return self._identity(self.flat() | _plain(self.undecided))
+
+    def _identity(self, flat: Mapping[str, Any]) -> dict[str, Any]:
+        values = {key: value for key, value in flat.items() if key not in (*_WAYS, _NO_PART)}
         values = {key: value for key, value in values.items() if key not in _LATER or value != _LATER[key]}
         values["device"] = self.device.partition(":")[0]
         if self.method.version != 1:
@@ -163,7 +194,7 @@ class Recipe:
         Args:
             stage: "prepare", "synthesise", "label" or "evaluate".
         """
-        identity = self.identity()
+        identity = self._identity(self.flat())  # with the method's decisions
         if stage == "evaluate":
             return identity
         later = ("eval.",) if stage == "label" else ("eval.", "labels.")
@@ -180,19 +211,29 @@ class Recipe:
         Args:
             origins: add a comment to each line that says where the value came from.
         """
-        lines = [f"# {self.name}, recipe {self.hash}", *self._lines(origins)]
+        lines = [f"# {printable(self.name, keep='')}, recipe {self.hash}", *self._lines(origins)]
         return "\n".join(lines) + "\n"
 
     def _lines(self, origins: bool) -> Iterator[str]:
         own = {key for key in leaves(self.method) if "." not in key}
+        yield from self._tables(self.flat() | _plain(self.undecided), own, origins)
+        if self.undecided:
+            flat = self.flat()
+            decided = {key: flat[key] for key in self.undecided}
+            seal = {f"{SETTLED}.{SEAL}": self._seal(decided)}
+            yield ""
+            yield "# what that came to where the run began, kept when it goes on"
+            yield from self._tables(seal | {f"{SETTLED}.{key}": value for key, value in decided.items()}, set(), False)
+
+    def _tables(self, flat: Mapping[str, Any], own: set[str], origins: bool) -> Iterator[str]:
         tables: dict[str, list[str]] = {"": [], "method": []}
-        for key, value in self.flat().items():
+        for key, value in flat.items():
             if value is None and key in _OMITTED:
                 continue
             group, _, name = key.rpartition(".")
             line = f"{name} = {_toml(value)}"
             if origins:
-                line = f"{line:<36}  # {self.origin.get(key, 'default')}"
+                line = f"{line:<36}  # {printable(self.origin.get(key, 'default'), keep='')}"
             tables.setdefault("method" if key in own else group, []).append(line)
         yield from tables.pop("")
         if bare := tables.pop("method"):
@@ -232,5 +273,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        text = json.dumps(value, ensure_ascii=False)  # as TOML writes texts, but for what a terminal would act on
+        return "".join(c if printable(c) == c else f"\\U{ord(c):08x}" for c in text)
     return str(value)

@@ -1,5 +1,7 @@
 """From what a user asked for to a `Recipe`: every layer found, merged, checked; every problem named at once."""
 
+import re
+import shlex
 import statistics
 import tomllib
 from collections.abc import Mapping
@@ -7,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dd.errors import UsageError, nearest
+from dd.errors import UsageError, close_matches, in_one_line, nearest
 from dd.recipes import checks, expect, near, objects, tables
 from dd.recipes.device import resolve_device
 from dd.recipes.merge import BARE, COMMAND_LINE, IN_A_CELL, Layer, Problems, merge
 from dd.recipes.parts import Parts
-from dd.recipes.recipe import Recipe
+from dd.recipes.recipe import SETTLED, Recipe
 from dd.recipes.schema import Leaf, build, flatten, groups, leaves
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from dd.engine.method import Method
 
 _DEFAULT_IPC = 10
+_WRITTEN = re.compile(r"# .*, recipe ([0-9a-f]{16})$", re.MULTILINE)
 _OPTIONS = ("recipe", "out", "force", "track")  # of a run, but not of its recipe
 # evaluation settings that move no student's accuracy, so that the expected band still applies
 _HARMLESS = {
@@ -58,9 +61,9 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
     """
     problems = Problems()
     given, overrides = objects.method_in_words(overrides)
-    asked = _asked(overrides, given, problems)
+    asked = _asked(overrides, given)
     bare = _bare(asked, problems)
-    cls, method = _method(bare["method"], given, problems)
+    cls, method = _method(bare["method"], given, asked[-1], problems)
     parts = Parts.of(method, bare["dataset"])
     known = parts.known()
     asked = [part for layer in asked for part in objects.in_words(layer, parts, problems, partial=method is None)]
@@ -125,20 +128,55 @@ def data_settings(overrides: Mapping[str, Any]) -> "DataSettings":
     return build(DataSettings(), values, "data.")
 
 
-def _asked(overrides: Mapping[str, Any], given: "Method | None", problems: Problems) -> list[Layer]:
+def _asked(overrides: Mapping[str, Any], given: "Method | None") -> list[Layer]:
     """`recipe=FILE`, a method that is given as an object, and the command line, the weaker first."""
     layers = [Layer(COMMAND_LINE, overrides)]
     if given is not None:
         layers.insert(0, Layer(COMMAND_LINE, {key: leaf.default for key, leaf in leaves(given).items()}))
     if (file := overrides.get("recipe")) is not None:
-        with problems.caught():
-            path = checks.readable("recipe", str(file))
-            path = path / "recipe.toml" if path.is_dir() else path
-            try:
-                layers.insert(0, Layer(str(file), tomllib.loads(path.read_text(encoding="utf-8"))))
-            except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise UsageError(f"recipe={file}: not a recipe: {error}") from error
+        layers.insert(0, Layer(str(file), _recipe_file(str(file), overrides.get("method"))))
     return layers
+
+
+def _recipe_file(file: str, method: Any) -> dict[str, Any]:
+    """What a recipe file or the folder of a run says; `method` is what the command line names.
+
+    Raises:
+        UsageError: it is none, names code, or stands in a run's folder and gives another run than that.
+    """
+    from dd.engine import registry
+
+    path = checks.readable("recipe", file)
+    text = checks.small_text("recipe", path / "recipe.toml" if path.is_dir() else path)
+    try:
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"recipe={file}: not a recipe: {in_one_line(error)}") from error
+    table.pop(SETTLED, None)
+    named = table.get("method")
+    if method is None and isinstance(named, str) and registry.is_code(named) and not registry.is_loaded(named):
+        raise UsageError(
+            f"recipe={file} names a file of code as its method, which a recipe does not run; if you trust it, say so "
+            f"with method={shlex.quote(named)}"
+        )
+    if path.is_dir():
+        _require_same_run(file, text, {**table, **({} if method is None else {"method": method})})
+    return table
+
+
+def _require_same_run(file: str, text: str, table: Mapping[str, Any]) -> None:
+    """Raise `UsageError` where the recipe in a run's folder does not give the hash that it was written with."""
+    said = _WRITTEN.match(text)
+    try:
+        found = resolve(table).hash
+    except UsageError:  # which the caller's own look at it says better
+        return
+    if said is None or said[1] != found:
+        raise UsageError(
+            f"recipe={file}: the recipe.toml in it was changed, or is of another version of dd: it gives "
+            f"{found}, not {said[1] if said else 'what its first line should say'}; recipe={file}/recipe.toml takes it "
+            "as it is"
+        )
 
 
 def _bare(asked: list[Layer], problems: Problems) -> dict[str, Any]:
@@ -159,12 +197,14 @@ def _bare(asked: list[Layer], problems: Problems) -> dict[str, Any]:
 
 
 def _method(
-    name: str | None, given: "Method | None", problems: Problems
+    name: str | None, given: "Method | None", typed: Layer, problems: Problems
 ) -> "tuple[type[Method] | None, Method | None]":
     from dd.engine import registry
 
     with problems.caught():
         if name is None:
+            if meant := close_matches("method", [key for key in typed.settings if key not in BARE and "." not in key]):
+                raise UsageError(f"unknown key {meant[0]!r}; did you mean method={typed.settings[meant[0]]}?")
             raise UsageError(f"say which method: method=NAME; known: {', '.join(registry.names())}")
         cls = registry.get(name) if given is None else type(given)
         return cls, checks.instance(cls, name)

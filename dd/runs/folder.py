@@ -2,18 +2,37 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dd.io import digest, locked, user_path, writable, write_text
+from dd.errors import printable
+from dd.io import (
+    SEAL,
+    digest,
+    holds,
+    locked,
+    previous,
+    remove_state,
+    sealed,
+    sha256_file,
+    user_path,
+    writable,
+    write_json,
+    write_text,
+)
+
+log = logging.getLogger(__name__)
 
 _LONGEST = 200  # bytes of a folder's name
+_HELD = "holds"  # in the report: size and hash of every other file of a finished run
+_LOOKED_THROUGH = 1e9  # bytes of labels up to which all are read at every look; of more, who trains on them reads them
 _WAY_OUT = "choose another place with out=FOLDER or DD_RUNS"
 
 
@@ -64,7 +83,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The report of the evaluation; the run is finished when it is there."""
+        """The report of the evaluation, written last; see `finish`."""
         return self.path / "report.json"
 
     @property
@@ -107,23 +126,48 @@ class RunFolder:
         write_text(self.recipe_toml, text)
 
     def settings(self) -> dict[str, Any]:
-        """Bare keys of the recipe that was written here; none where there is none."""
+        """The recipe that was written here, as its file has it; nothing where there is none, or no recipe."""
+        if not self.recipe_toml.is_file():
+            return {}
         try:
             return tomllib.loads(self.recipe_toml.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            log.warning("%s is damaged (%s); what stood there is decided anew", self.recipe_toml, error)
             return {}
 
-    def is_finished(self) -> bool:
-        """Whether the report is there and can be read."""
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Write the report, and with it the hashes of all that a finished run holds: its last file."""
+        held = {path.name: _facts(path) for path in self._held()}
+        labels = [path for path in sorted(self.labels.glob("*")) if path.suffix in (".json", ".npy")]
+        small = sum(path.stat().st_size for path in labels) <= _LOOKED_THROUGH
+        for path in labels:
+            facts = _facts(path) if small or path.suffix == ".json" else {"bytes": path.stat().st_size}
+            held[f"{self.labels.name}/{path.name}"] = facts
+        write_json(self.report, sealed({**report, _HELD: held}))
+
+    def damage(self) -> dict[str, str] | None:
+        """What is wrong with a finished run, by file; empty where nothing is, None where none was finished."""
+        if not self.report.is_file():
+            return None
         try:
-            return isinstance(json.loads(self.report.read_text(encoding="utf-8")), dict)
-        except (OSError, ValueError):
-            return False
+            report = json.loads(self.report.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            return {self.report.name: str(error)}
+        if not isinstance(report, dict) or (SEAL in report and not holds(report)):
+            return {self.report.name: "its hash is wrong"}
+        held = report.get(_HELD, {})  # of an earlier dd it has none
+        found = {name: _damage(self.path / name, facts) for name, facts in held.items()}
+        return {name: damage for name, damage in found.items() if damage}
+
+    def is_finished(self) -> bool:
+        """Whether a run ended here, and all that it must hold is there and whole."""
+        return self.damage() == {}
 
     def clear(self) -> None:
         """Delete what an earlier run left, so that nothing of it is taken for this one's; other files stay."""
         for file in self._files():
             file.unlink(missing_ok=True)
+        remove_state(self.checkpoint)
         for folder in (self.parts, self.labels):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -137,7 +181,7 @@ class RunFolder:
         writable(self.path, _WAY_OUT)
         with locked(self.path / ".lock", f"the run in {self.path}"):
             # what a killed process left half-written; we hold the lock, so nobody is writing now
-            for file in self._files():
+            for file in (*self._files(), previous(self.checkpoint)):
                 for stale in self.path.glob(f".{file.name}.*"):
                     stale.unlink(missing_ok=True)
             yield
@@ -146,9 +190,26 @@ class RunFolder:
         pictures = (self.progress_png, self.images_png)
         return (self.report, self.set, self.start, self.checkpoint, self.log_csv, *pictures, self.recipe_toml)
 
+    def _held(self) -> list[Path]:
+        files = (self.recipe_toml, self.set, self.start, self.log_csv)
+        return [file for file in files if file.is_file()]
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _damage(path: Path, facts: Mapping[str, Any]) -> str:
+    if not path.is_file():
+        return "it is not there"
+    if path.stat().st_size != facts["bytes"]:
+        return f"it has {path.stat().st_size} bytes, not {facts['bytes']}"
+    return "its hash is wrong" if "sha256" in facts and sha256_file(path) != facts["sha256"] else ""
+
 
 def _plain(name: str) -> str:
-    plain = re.sub(r"[:/\\]", "-", name)
+    """A name as a part of a path: nothing that a file system or a terminal acts on, and no longer than one may be."""
+    plain = printable(re.sub(r"[:/\\]", "-", name), keep="").replace("\\", "-").lstrip(".") or "-"
     if len(os.fsencode(plain)) <= _LONGEST:
         return plain
     return f"{plain[: _LONGEST // 4]}…{digest(name)[:16]}"  # no file system takes it whole

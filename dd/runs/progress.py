@@ -6,10 +6,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, Literal, Protocol, SupportsFloat
 
 _REDRAW = 0.25  # seconds between two drawings of the bar
 _PLAIN = 10.0  # seconds between two plain lines
+_BARS = ((100, 24), (60, 10), (0, 0))  # columns of the terminal, at least, and those of the bar
 _WINDOW = 60.0  # seconds over which the speed is averaged
 
 
@@ -57,17 +58,26 @@ class _Pace:
         then, it = self._marks[0]
         return (self.done - it) / max(now - then, 1e-9)
 
-    def text(self, scalars: dict[str, SupportsFloat], now: float) -> str:
-        """Such as "loss 0.731  4.1 it/s  0:44 left"; once all is done, the time it took and the average speed."""
+    def text(self, scalars: dict[str, SupportsFloat], now: float, room: int = 1000) -> str:
+        """Such as "loss 0.731  4.1 it/s  0:44 left"; once all is done, the time it took and the average speed.
+
+        In less room the time alone, or with what fits before it.
+        """
+        parts = self._parts(scalars, now)
+        while len(parts) > 1 and len("  ".join(parts)) > room:
+            parts.pop(0)
+        return "  ".join(parts)
+
+    def _parts(self, scalars: dict[str, SupportsFloat], now: float) -> list[str]:
         parts = [f"{name} {_short(value)}" for name, value in scalars.items()]
         took = now - self.began
         if self.done >= self.total:
             speed = (self.done - self.first) / max(took, 1e-9)
-            return "  ".join([*parts, f"{_speed(speed)}  in {_clock(took)}"])
+            return [*parts, _speed(speed), f"in {_clock(took)}"]
         speed = self.speed(now)
         if speed > 0:
-            parts.append(f"{_speed(speed)}  {_clock((self.total - self.done) / speed)} left")
-        return "  ".join(parts)
+            parts += [_speed(speed), f"{_clock((self.total - self.done) / speed)} left"]
+        return parts
 
 
 class _Plain:
@@ -109,14 +119,18 @@ class _Rich:
         self._pace = _Pace(total, start)
         self._scalars: dict[str, SupportsFloat] = {}
         self._last = 0.0
+        console = Console(stderr=True, color_system=colours())
+        width = next(width for least, width in _BARS if console.width >= least)
+        said = len(what) + 1 + 2 * len(str(total)) + 1
+        self._room = console.width - said - (width + 1 if width else 0) - 2
         columns: tuple[Any, ...] = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            *([BarColumn(bar_width=width)] if width else []),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}", markup=False),
         )
         # stdout is the results': rich must neither write to it nor take it over
-        self._progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False, redirect_stdout=False)
+        self._progress = Progress(*columns, console=console, auto_refresh=False, redirect_stdout=False)
         self._task = self._progress.add_task(what, total=total, completed=start, note="")
         self._progress.start()
 
@@ -132,9 +146,14 @@ class _Rich:
         self._progress.stop()
 
     def _draw(self, now: float) -> None:
-        note = self._pace.text(self._scalars, now)
+        note = self._pace.text(self._scalars, now, self._room)
         self._progress.update(self._task, completed=self._pace.done, note=note, refresh=True)
         self._last = now
+
+
+def colours() -> Literal["auto"] | None:
+    """What rich is told: neither colours nor bold letters where NO_COLOR is set (https://no-color.org)."""
+    return None if os.environ.get("NO_COLOR") else "auto"
 
 
 def _is_terminal() -> bool:
