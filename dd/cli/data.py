@@ -1,11 +1,13 @@
 """`dd data`: real images by name, where they are, and whether they are sound."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table
+from dd.cli.index import indexed
 from dd.errors import UsageError
 from dd.sizes import readable_size
 
@@ -39,16 +41,27 @@ def command(ctx: click.Context, as_json: bool) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    from dd.data import list_sources
-
-    sources = list_sources()
+    sources = indexed("data", _sources, _places)
     if as_json:
-        emit({"datasets": [asdict(source) for source in sources]})
+        emit({"datasets": [source["facts"] for source in sources]})
         return
     table = plain_table("dataset", "", "where", "size", "licence")
     for source in sources:
-        table.add_row(source.name, source.description, _where(source), readable_size(source.bytes), source.licence)
+        facts, size = source["facts"], readable_size(source["facts"]["bytes"])
+        table.add_row(facts["name"], facts["description"], source["where"], size, facts["licence"])
     print_table(console(), table)
+
+
+def _sources() -> list[dict[str, Any]]:
+    from dd.data import list_sources
+
+    return [{"facts": asdict(source), "where": _where(source)} for source in list_sources()]
+
+
+def _places() -> list[Path]:
+    from dd.data._find import places
+
+    return places()
 
 
 def _where(source: "SourceInfo") -> str:

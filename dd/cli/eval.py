@@ -1,6 +1,7 @@
 """`dd eval`: score a set that exists."""
 
 import os
+import shlex
 
 import click
 
@@ -33,6 +34,11 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> None:
 
     if "=" in file and not os.path.exists(file):
         raise UsageError(f"say which set first: dd eval FILE {file}")
+    more = [word for word in settings if "=" not in word and not word.startswith(("-", "+", "{"))]
+    before = [settings[at - 1] if at else "" for at in map(settings.index, more)]
+    if more and not before[0].startswith("--"):  # not the value of an option
+        calls = "; ".join(shlex.join(["dd", "eval", one]) for one in (file, *more))
+        raise UsageError(f"one set a call, and there are {1 + len(more)}: {calls}")
     path = set_file(file)
     if not os.path.exists(path):
         raise UsageError(f"no set at {path}; `dd run` writes one into its folder below ./runs")

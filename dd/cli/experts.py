@@ -18,15 +18,31 @@ from dd.cli.common import (
     remark,
     settings,
 )
-from dd.errors import RunError, UsageError
+from dd.cli.index import indexed
+from dd.errors import RunError, UsageError, close_matches
+from dd.io import home
 from dd.sizes import readable_size, readable_time
 
 if TYPE_CHECKING:
     from dd.training.pools import Pool, Price
 
 
+class _Experts(click.Group):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        word = args[0]
+        if word not in self.commands and not word.startswith("-"):
+            close = [f"dd experts {name}" for name in close_matches(word, self.commands)] or [
+                "dd experts, which lists them"
+            ]
+            raise UsageError(f"dd experts takes no {word!r}; did you mean {' or '.join(close)}?")
+        return super().resolve_command(ctx, args)
+
+
 @click.group(
     "experts",
+    cls=_Experts,
     context_settings=STRICT,
     epilog=examples("dd experts", "dd experts make method=datm ipc=10", "dd experts prune 3f2a"),
     short_help="Make, list, verify or delete experts.",
@@ -41,23 +57,27 @@ def command(ctx: click.Context, as_json: bool) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    from dd.runs import Store
-    from dd.training.pools import pools
-
-    store = Store()
-    found = [_facts(pool) for pool in pools(store)]
+    root = home()
+    found = indexed("experts", _pools, lambda: [root / "experts"])
     if as_json:
-        emit({"store": str(store.root), "pools": found})
+        emit({"store": str(root), "pools": found})
         return
     if not found:
-        remark(f"no experts in {store.root}; dd experts make method=datm ipc=10 makes some")
+        remark(f"no experts in {root}; dd experts make method=datm ipc=10 makes some")
         return
     table = plain_table("pool", "data", "experts", "kind", "epochs", "network", "held-out %", "size", "took")
     columns = ("key", "data", "experts", "kind", "epochs", "network", "held_out", "size", "took")
     for pool in found:
         table.add_row(*(pool[column] for column in columns))
     print_table(console(), table)
-    remark(f"in {store.root}")
+    remark(f"in {root}")
+
+
+def _pools() -> list[dict[str, Any]]:
+    from dd.runs import Store
+    from dd.training.pools import pools
+
+    return [_facts(pool) for pool in pools(Store())]
 
 
 @command.command(

@@ -47,7 +47,9 @@ def next_dd(own: str, path: str) -> str | None:
     """The first `dd` on the path that is not this program, nor one of another environment of ours."""
     ourselves = os.path.realpath(own)
     for folder in path.split(os.pathsep):
-        candidate = os.path.join(folder or os.curdir, "dd")
+        if not os.path.isabs(folder):  # whatever folder one happens to be in has no say in what is run
+            continue
+        candidate = os.path.join(folder, "dd")
         if not os.path.isfile(candidate) or not os.access(candidate, os.X_OK):
             continue
         if os.path.realpath(candidate) != ourselves and not _is_ours(candidate):

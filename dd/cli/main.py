@@ -1,20 +1,20 @@
 """The verbs of `dd`, and how a call ends: exit codes, one line instead of a traceback."""
 
+import errno
 import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 
 import click
 
 import dd
 from dd.cli.common import STRICT, examples
-from dd.errors import Interrupted, RunError, UsageError
+from dd.errors import Interrupted, RunError, UsageError, close_matches, printable
 
-VERBS = ("run", "eval", "show", "methods", "recipes", "data", "experts", "doctor")
+VERBS = ("run", "eval", "show", "methods", "recipes", "data", "experts", "doctor", "completion")
 _HINTS = {
     "list": ("methods", "recipes", "data"),
     "buffer": ("experts",),
@@ -22,6 +22,8 @@ _HINTS = {
     "distill": ("run",),
     "train": ("run",),
 }
+# what is wrong with a path that somebody gave, rather than with dd
+_OF_A_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EROFS)
 
 
 class Verbs(click.Group):
@@ -44,8 +46,8 @@ class Verbs(click.Group):
             return super().resolve_command(ctx, args)
         if "=" in word:
             raise UsageError(f"a verb comes first: dd run {' '.join(args)}")
-        near = _HINTS.get(word) or get_close_matches(word, VERBS, n=3, cutoff=0.5) or VERBS
-        raise UsageError(f"unknown verb {word!r}; did you mean {' or '.join(near)}?  `dd --help` shows what each does")
+        meant = _HINTS.get(word.lower()) or close_matches(word, VERBS, cutoff=0.5) or VERBS
+        raise UsageError(f"unknown verb {word!r}; did you mean {' or '.join(meant)}?  `dd --help` shows what each does")
 
 
 @click.group(
@@ -83,7 +85,8 @@ def run_command_line(args: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _end("interrupted", 130, as_json)
     except BrokenPipeError:  # the reader has seen enough, as in `dd methods | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):  # what is left in the buffers goes nowhere, and not into a traceback
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 1
     except Exception as error:
         return _unexpected(error, as_json)
@@ -93,7 +96,7 @@ def _end(message: str, code: int, as_json: bool) -> int:
     if as_json:
         sys.stderr.write(json.dumps({"error": message, "problems": message.splitlines(), "exit_code": code}) + "\n")
         return code
-    lines = message.splitlines() or [""]
+    lines = printable(message).splitlines() or [""]
     if len(lines) == 1:
         sys.stderr.write(f"dd: {lines[0]}\n")
     else:
@@ -102,15 +105,23 @@ def _end(message: str, code: int, as_json: bool) -> int:
 
 
 def _unexpected(error: Exception, as_json: bool) -> int:
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
-        first = str(error).partition("\n")[0]
-        return _end(f"out of memory: {first}; backprop=stepwise or a smaller batch needs less", 1, as_json)
+    if isinstance(error, MemoryError | RuntimeError):
+        from dd.runs.memory import asked_for
+
+        if asked := asked_for(error):
+            return _end(f"out of memory: {asked}; a smaller batch needs less", 1, as_json)
     if isinstance(error, OSError):
         from dd.io.atomic import no_room
 
         if words := no_room(error):
             return _end(f"{words} on the disk; make room, then run the same command", 1, as_json)
+        if error.filename is not None and error.errno in _OF_A_PATH:
+            return _end(f"{_shortened(str(error.filename))}: {error.strerror}", 2, as_json)
     if not as_json:
-        traceback.print_exception(error)
+        sys.stderr.write(printable("".join(traceback.format_exception(error))))
     report = "this is a fault in dd: please report it, with these lines and the output of `dd doctor`"
     return _end(f"{type(error).__name__}: {' '.join(str(error).split())}; {report}", 1, as_json)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:60]}...{text[-37:]}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table
+from dd.cli.index import indexed, plug_ins
 
 if TYPE_CHECKING:
     from dd.recipes.about import About
@@ -40,17 +41,21 @@ def command(name: str | None, as_json: bool) -> None:
 
 
 def _list(as_json: bool) -> None:
-    from dd.engine.registry import entries
-
-    found = entries()
+    found = indexed("methods", _entries, plug_ins)
     if as_json:
-        emit({"methods": [asdict(entry) for entry in found]})
+        emit({"methods": found})
         return
     table = plain_table("method", "family", "package", "")
     for entry in found:
-        words = entry.summary if entry.error is None else f"broken: {entry.error}"
-        table.add_row(entry.name, entry.family, entry.package, words)
+        words = entry["summary"] if entry["error"] is None else f"broken: {entry['error']}"
+        table.add_row(entry["name"], entry["family"], entry["package"], words)
     print_table(console(), table)
+
+
+def _entries() -> list[dict[str, Any]]:
+    from dd.engine.registry import entries
+
+    return [asdict(entry) for entry in entries()]
 
 
 def _show(method: "About") -> None:

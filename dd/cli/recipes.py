@@ -1,10 +1,12 @@
 """`dd recipes`: the settings that are known, and what they are expected to reach."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table
+from dd.cli.index import indexed, plug_ins
 
 if TYPE_CHECKING:
     from dd.evaluation.protocols import Protocol
@@ -30,15 +32,27 @@ def command(methods: tuple[str, ...], protocols: bool, as_json: bool) -> None:
     if protocols:
         _protocols(as_json)
         return
-    from dd.engine.registry import entries
-    from dd.recipes import listed
+    from dd.engine import registry
 
-    names = methods or [entry.name for entry in entries() if entry.error is None]
-    rows = [_row(method, row) for method in names for row in listed(method)]
+    rows: list[dict[str, Any]] = []
+    if set(methods) <= set(registry.names()):
+        rows = indexed("recipes", partial(_of, ()), plug_ins)
+    if methods:
+        have = {row["method"] for row in rows}
+        of_known = [row for method in methods for row in rows if row["method"] == method]
+        rows = of_known if set(methods) <= have else _of(methods)  # which says what is wrong with a name
     if as_json:
         emit({"recipes": rows})
     else:
         _show(rows)
+
+
+def _of(methods: tuple[str, ...]) -> list[dict[str, Any]]:
+    from dd.engine.registry import entries
+    from dd.recipes import listed
+
+    names = methods or [entry.name for entry in entries() if entry.error is None]
+    return [_row(method, row) for method in names for row in listed(method)]
 
 
 def _row(method: str, row: "Listed") -> dict[str, Any]:
@@ -59,7 +73,8 @@ def _row(method: str, row: "Listed") -> dict[str, Any]:
 def _show(rows: list[dict[str, Any]]) -> None:
     from dd.recipes import expect
 
-    table = plain_table("method", "cell", "px", "expected %", "verified", "protocol", "presets", "cost", "source")
+    headings = ("method", "cell", "px", "expected %", "verified", "protocol", "presets", "cost", "source")
+    table = plain_table(*headings, keys=2)
     for row in rows:
         nothing = {"verified": False, "protocol": row["protocol"]}
         for entry in row["expect"] or [nothing]:
@@ -70,20 +85,29 @@ def _show(rows: list[dict[str, Any]]) -> None:
 
 
 def _protocols(as_json: bool) -> None:
+    found = indexed("protocols", _all_protocols)
+    if as_json:
+        emit({"protocols": [protocol["facts"] for protocol in found]})
+        return
+    table = plain_table("protocol", "of", "length", "batch", "optimiser", "lr", "students see")
+    for protocol in found:
+        facts = protocol["facts"]
+        length = f"{facts['epochs']} epochs" if facts["steps"] is None else f"{facts['steps']} steps"
+        words = (facts["protocol"], facts["of"], length, str(facts["batch"]), facts["optimiser"], f"{facts['lr']:g}")
+        table.add_row(*words, protocol["views"])
+    print_table(console(), table)
+
+
+def _all_protocols() -> list[dict[str, Any]]:
     from dataclasses import asdict
 
     from dd.evaluation.origins import ORIGINS
     from dd.evaluation.protocols import PROTOCOLS
 
-    if as_json:
-        emit({"protocols": [{"of": ORIGINS[name], **asdict(protocol)} for name, protocol in PROTOCOLS.items()]})
-        return
-    table = plain_table("protocol", "of", "length", "batch", "optimiser", "lr", "students see")
-    for name, protocol in PROTOCOLS.items():
-        length = f"{protocol.epochs} epochs" if protocol.steps is None else f"{protocol.steps} steps"
-        lr, batch = f"{protocol.lr:g}", str(protocol.batch)
-        table.add_row(name, ORIGINS[name], length, batch, protocol.optimiser, lr, _views(protocol))
-    print_table(console(), table)
+    return [
+        {"facts": {"of": ORIGINS[name], **asdict(protocol)}, "views": _views(protocol)}
+        for name, protocol in PROTOCOLS.items()
+    ]
 
 
 def _views(protocol: "Protocol") -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dd.data import _parquet, _tables
-from dd.data._catalogue import EMBEDDED
+from dd.data._catalogue import CATALOGUE, EMBEDDED
 from dd.data._entry import Entry
 from dd.errors import UsageError
 from dd.io import home, user_path, writable
@@ -90,6 +90,20 @@ def fetch(entry: Entry) -> Found:
     found = _below(folder, entry)
     if found is None:
         raise missing(entry, f"is not what {entry.remotes[0].urls[0]} gave")
+    return found
+
+
+def places() -> list[Path]:
+    """Every folder that `find` looks at for any data set, there or not, and the folders right in it."""
+    names = {name for entry in CATALOGUE.values() for name in (*entry.folders, *entry.parquet) if name}
+    hubs = {f"datasets--{name.replace('/', '--')}" for entry in CATALOGUE.values() for name in entry.hub}
+    found: list[Path] = []
+    for root in roots():
+        named = [root / name for name in sorted(names)] + [root / name / "snapshots" for name in sorted(hubs)]
+        for folder in (root, *named):
+            found.append(folder)
+            if folder is not root and folder.is_dir():
+                found += [path for path in folder.iterdir() if path.is_dir()]
     return found
 
 

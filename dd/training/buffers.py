@@ -40,7 +40,8 @@ def buffer_files(where: str) -> list[Path]:
     path = Path(where).expanduser()
     if path.is_file():
         return [path]
-    named = [(int(match[1]), file) for file in path.glob("*.pt") if (match := _NAME.fullmatch(file.name))]
+    files = [file for file in path.glob("*.pt") if file.is_file()]
+    named = [(int(match[1]), file) for file in files if (match := _NAME.fullmatch(file.name))]
     if not named:
         why = "no replay_buffer_N.pt in it" if path.is_dir() else "no such folder or file"
         raise UsageError(f"experts.from={where}: {why}")

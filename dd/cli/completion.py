@@ -1,0 +1,177 @@
+"""`dd completion`: what a shell offers after `dd`, and how it is told to.
+
+The script that is printed asks `dd completion SHELL --line LINE` for the words that may stand at the end of a line.
+"""
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+from dd.cli.common import STRICT, examples
+from dd.cli.index import indexed, plug_ins
+
+_SCRIPTS = {
+    # what is replaced begins after the last of the characters at which bash breaks words
+    "bash": """_dd() {
+    local line="${COMP_LINE:0:COMP_POINT}" IFS=$'\\n'
+    local word="${line##* }"
+    local cut="${word%"${word##*[=:]}"}"
+    COMPREPLY=($(command dd completion bash --line "$line" 2>/dev/null))
+    COMPREPLY=("${COMPREPLY[@]#"$cut"}")
+    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=/:] ]] && compopt -o nospace
+}
+complete -o default -F _dd dd dd-workbench
+""",
+    "zsh": """_dd() {
+    local -a found
+    found=("${(@f)$(command dd completion zsh --line "${BUFFER[1,CURSOR]}" 2>/dev/null)}")
+    if [[ -n "${found[1]}" ]]; then compadd -S '' -- "${found[@]}"; else _files; fi
+}
+compdef _dd dd dd-workbench
+""",
+    "fish": """for program in dd dd-workbench
+    complete -c $program -a '(command dd completion fish --line (commandline -cp | string collect) 2>/dev/null)'
+end
+""",
+}
+_INSTALLED = (
+    "dd completion bash >> ~/.bashrc",
+    "dd completion zsh >> ~/.zshrc",
+    "dd completion fish > ~/.config/fish/completions/dd.fish",
+)
+_TRUTH = ("true", "false")
+_KEYED = ("run", "show", "eval", "experts make")  # verbs that take settings
+
+
+@click.command(
+    "completion",
+    context_settings=STRICT,
+    epilog=examples(*_INSTALLED),
+    short_help="Print what makes a shell complete keys and names.",
+)
+@click.argument("shell", type=click.Choice(list(_SCRIPTS)))
+@click.option("--line", hidden=True, help="Print the words that may stand at the end of this line.")
+def command(shell: str, line: str | None) -> None:
+    """Print the script that makes SHELL complete verbs, keys, methods, datasets, recipes, protocols and set files."""
+    if line is None:
+        click.echo(_SCRIPTS[shell], nl=False)
+        return
+    for word in completed(line):
+        click.echo(word)
+
+
+def completed(line: str) -> list[str]:
+    """The words that may stand where the last one of a line is."""
+    words = _split(line)[1:]
+    if not words:
+        return []
+    *before, last = words
+    return sorted(word for word in _candidates(before, last) if word.startswith(last) and word.isprintable())
+
+
+def _split(line: str) -> list[str]:
+    try:
+        words = shlex.split(line)
+    except ValueError:  # a quotation that is open
+        words = line.split()
+    return words if line[-1:].strip() else [*words, ""]
+
+
+def _candidates(before: list[str], last: str) -> Iterable[str]:
+    from dd.cli.main import VERBS
+
+    if not before:
+        return VERBS
+    verb = " ".join(before[:2]) if before[0] in ("experts", "data") and len(before) > 1 else before[0]
+    known = indexed("completion", _known, plug_ins)
+    if verb in ("methods", "recipes"):
+        return known["methods"]
+    if verb == "data check":
+        return known["datasets"]
+    if verb == "eval" and len(before) == 1:
+        return _sets(last)
+    if verb in _KEYED:
+        return _settings(known, before, last)
+    return {"experts": ("make", "verify", "prune"), "data": ("check",), "completion": tuple(_SCRIPTS)}.get(verb, ())
+
+
+def _settings(known: dict[str, Any], before: list[str], last: str) -> Iterable[str]:
+    """Keys with their equals sign, or the values of the key that stands there."""
+    given = dict(word.split("=", 1) for word in before if "=" in word)
+    own = known["methods"].get(given.get("method", ""), {"keys": {}, "cells": [], "presets": []})
+    keys = known["keys"] | own["keys"]
+    key, equals, value = last.partition("=")
+    if not equals:
+        return [f"{name}=" for name in keys if name not in given]
+    values: Iterable[str] = {"like": own["cells"], "preset": own["presets"], "method": known["methods"]}.get(
+        key, keys.get(key) or ()
+    )
+    if key == "init":
+        values = _sets(value)
+    if key == "recipe":
+        values = [*_files(value, ".toml"), *_runs(value)]
+    return [f"{key}={one}" for one in values]
+
+
+def _sets(begun: str) -> list[str]:
+    return [*_files(begun, ".safetensors"), *_runs(begun)]
+
+
+def _runs(begun: str) -> list[str]:
+    """Folders of runs."""
+    from dd.runs import runs_root
+
+    return [str(path.parent) for path in runs_root().glob("*/*/*/*/recipe.toml")]
+
+
+def _files(begun: str, suffix: str) -> list[str]:
+    """Files that end so, and folders, beside what was begun."""
+    head = begun.rpartition("/")[0] + "/" if "/" in begun else ""
+    try:
+        there = sorted(Path(head or ".").expanduser().iterdir())
+    except OSError:
+        return []
+    folders = [f"{head}{path.name}/" for path in there if path.is_dir() and not path.name.startswith(".")]
+    return folders + [f"{head}{path.name}" for path in there if path.name.endswith(suffix)]
+
+
+def _known() -> dict[str, Any]:
+    """All names that are offered: for the index."""
+    from dd.data import DataSettings, list_sources
+    from dd.engine import registry
+    from dd.evaluation.protocols import PROTOCOLS, Protocol
+    from dd.networks import NetworkSpec
+    from dd.recipes import recipe_file
+    from dd.recipes.checks import instance
+    from dd.recipes.merge import BARE
+    from dd.recipes.schema import leaves
+
+    datasets = [source.name.removesuffix("PATH") for source in list_sources()]
+    keys = {key: _choices(leaf.annotation) for key, leaf in BARE.items()}
+    for prefix, part in (("data.", DataSettings()), ("student.", NetworkSpec()), ("eval.", Protocol())):
+        keys |= {key: _choices(leaf.annotation) for key, leaf in leaves(part, prefix).items()}
+    keys |= {"dataset": datasets, "eval.protocol": list(PROTOCOLS), "device": ["auto", "cpu", "cuda", "mps"]}
+    methods: dict[str, Any] = {}
+    for entry in registry.entries():
+        if entry.error is not None:
+            continue
+        own = leaves(instance(registry.get(entry.name), entry.name))
+        file = recipe_file(entry.name)
+        methods[entry.name] = {
+            "keys": {key: _choices(leaf.annotation) for key, leaf in own.items()},
+            "cells": [cell.name for cell in file.cells.values() if cell.preset is None],
+            "presets": sorted(file.preset_names()),
+        }
+    return {"datasets": datasets, "keys": keys, "methods": methods}
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The values of an annotation that has few."""
+    if annotation is bool:
+        return list(_TRUTH)
+    if get_origin(annotation) is Literal:
+        return [str(one) for one in get_args(annotation)]
+    return [one for part in get_args(annotation) if not isinstance(part, str) for one in _choices(part)]

@@ -1,0 +1,94 @@
+"""What the listing verbs list, kept from one call to the next, so that none of them waits for torch.
+
+An answer is kept in `$DD_HOME/index` with the stamps of everything it was read from: our own files, the folders that
+packages are installed in, and what the verb names.  Where one of these has changed, it is made anew.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import dd
+from dd.errors import RunError
+from dd.io import digest, holds, home, sealed, write_json
+
+_FORMAT = 1
+_ELSEWHERE = ("HOME", "HF_HOME", "HF_HUB_CACHE", "DD_DATA")  # variables that say where things are
+
+
+def indexed(name: str, make: Callable[[], Any], witnesses: Callable[[], Iterable[Path] | None] = lambda: ()) -> Any:
+    """What `make` gives, from the index where nothing has changed since.
+
+    Args:
+        name: of the verb.
+        make: gives a JSON-able answer.
+        witnesses: files and folders that it was read from, besides our own code and the lists of installed packages;
+            asked for after `make`.  None: the answer is not to be kept.
+    """
+    file = home() / "index" / f"{name}-{_surroundings()}.json"
+    kept = _read(file)
+    if kept is not None and all(_stamp(path) == stamp for path, stamp in kept["stamps"].items()):
+        return kept["value"]
+    value = json.loads(json.dumps(make()))
+    if (found := witnesses()) is None:
+        return value
+    stamps = {str(path.absolute()): _stamp(path) for path in found}
+    with contextlib.suppress(OSError, RunError):  # nowhere to write to, or no room: it is made anew every time
+        write_json(file, sealed({"stamps": stamps, "value": value}))
+    return value
+
+
+def plug_ins() -> list[Path] | None:
+    """The files that methods of other packages, and their recipes, were read from; None where one fails to import."""
+    from dd.engine import registry
+
+    if any(entry.error is not None for entry in registry.entries()):
+        return None
+    return registry.files()
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept if holds(kept) else None
+
+
+def _surroundings() -> str:
+    """Hash of everything that an answer of any verb may depend on."""
+    variables = {name: os.environ.get(name) for name in _ELSEWHERE}
+    packages = {path: _packages(path or os.curdir) for path in sys.path}
+    code = {str(path): _stamp(path) for path in sorted(_code())}
+    return digest([_FORMAT, dd.__version__, sys.version, os.getcwd(), str(home()), variables, packages, code])
+
+
+def _code() -> Iterator[Path]:
+    """Our own files: the library's, the methods', the recipes'."""
+    for name in ("dd", "dd.methods", "dd.experiments"):
+        spec = find_spec(name)
+        for place in (spec.submodule_search_locations or ()) if spec else ():
+            for folder, _, files in os.walk(place):
+                yield from (Path(folder) / file for file in files if file.endswith((".py", ".toml")))
+
+
+def _packages(folder: str) -> list[tuple[str, list[int] | None]]:
+    """What is installed in a folder: a package comes, goes and changes with its `.dist-info`."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e.name, _stamp(e.path)) for e in entries if e.name.endswith((".dist-info", ".egg-info")))
+    except OSError:
+        return []
+
+
+def _stamp(path: str | Path) -> list[int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return [found.st_mtime_ns, found.st_size]
