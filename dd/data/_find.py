@@ -63,7 +63,8 @@ def lacks(entry: Entry, found: Found) -> int:
 
 def roots() -> list[Path]:
     """Folders of data sets: `$DD_DATA`, Hugging Face's cache, where users keep them, Debian's, our downloads."""
-    return [*_named(), _hub(), _HERE.absolute(), _user() / "data", Path("/usr/share/datasets"), downloads()]
+    places = [*_named(), _hub(), _HERE.absolute(), _user() / "data", Path("/usr/share/datasets"), downloads()]
+    return list(dict.fromkeys(places))  # two may be one, as in a user's home
 
 
 def fetch(entry: Entry) -> Found:

@@ -1,5 +1,6 @@
 """From what a user asked for to a `Recipe`: every layer found, merged, checked; every problem named at once."""
 
+import os
 import re
 import shlex
 import statistics
@@ -181,6 +182,8 @@ def _require_same_run(file: str, text: str, table: Mapping[str, Any]) -> None:
 
 def _bare(asked: list[Layer], problems: Problems) -> dict[str, Any]:
     """The bare keys of a run, defaults filled in; checked against the world."""
+    from dd.sets.formats import set_file
+
     only = [Layer(a.where, {k: v for k, v in a.settings.items() if k in BARE}) for a in asked]
     bare = {key: leaf.default for key, leaf in BARE.items()} | merge(BARE, only, problems)[0]
     with problems.caught():
@@ -189,8 +192,8 @@ def _bare(asked: list[Layer], problems: Problems) -> dict[str, Any]:
         checks.dataset(bare["dataset"])
     if bare["init"] is not None:
         with problems.caught():
-            if checks.readable("init", bare["init"]).is_dir():
-                raise UsageError(f"init={bare['init']} is a folder; name the set's file in it, as set.safetensors")
+            if checks.readable("init", bare["init"]).is_dir() and not os.path.exists(set_file(bare["init"], "init")):
+                raise UsageError(f"init={bare['init']} is a folder without a set; name that of a run, or a set's file")
     if bare["ipc"] is None and bare["fraction"] is None:
         bare["ipc"] = _DEFAULT_IPC
     return bare

@@ -7,7 +7,9 @@ def test_one_line_says_where_it_looked_and_what_helps(place):
     nobody = "http://127.0.0.1:9"  # the port that discards; nobody listens
     offline = {name: nobody for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
     began = time.monotonic()
-    ended = place.dd("run", "method=mtt", "dataset=cifar100", "ipc=1", HOME=str(place.path), no_proxy="", **offline)
+    ended = place.dd(
+        "run", "method=mtt", "dataset=cifar100", "ipc=1", HOME=str(place.path / "me"), no_proxy="", **offline
+    )
     assert time.monotonic() - began < 60
     assert ended.code == 2
     assert ended.out == ""

@@ -230,7 +230,7 @@ def test_all_problems_are_named_at_once(toy):
         ({"fraction": 1.5}, "expected a number > 0 and <= 1"),
         ({"init": "/no/such/file"}, "init=/no/such/file: no such file"),
         ({"recipe": "/no/such/file"}, "recipe=/no/such/file: no such file"),
-        ({"init": "/"}, "init=/ is a folder; name the set's file in it"),
+        ({"init": "/"}, "init=/ is a folder without a set; name that of a run"),
         ({"init": "/dev/null"}, "init=/dev/null: no regular file"),
         ({"recipe": "/dev/null"}, "recipe=/dev/null: no regular file"),
         ({"init": "~nobody-here/x"}, "'init=~nobody-here/x' is no path"),

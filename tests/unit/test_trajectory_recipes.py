@@ -123,7 +123,7 @@ CELLS = [(method, name) for method in TABLES for name in rows(method)]
 
 def built(method: str, name: str) -> Any:
     dataset, ipc, *preset = name.split(".")
-    words = {"method": method, "dataset": "fashion-mini", "ipc": int(ipc[3:]), "like": f"{dataset}.{ipc}"}
+    words = {"method": method, "dataset": dataset, "ipc": int(ipc[3:])}
     return resolve({**words, "device": "cpu", **({"preset": preset[0]} if preset else {})})
 
 
