@@ -5,13 +5,14 @@ The script that is printed asks `dd completion SHELL --line LINE` for the words 
 
 import shlex
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
 
 from dd.cli.common import STRICT, examples
 from dd.cli.index import indexed, plug_ins
+from dd.errors import UsageError
+from dd.io import user_path
 
 _SCRIPTS = {
     # what is replaced begins after the last of the characters at which bash breaks words
@@ -131,8 +132,8 @@ def _files(begun: str, suffix: str) -> list[str]:
     """Files that end so, and folders, beside what was begun."""
     head = begun.rpartition("/")[0] + "/" if "/" in begun else ""
     try:
-        there = sorted(Path(head or ".").expanduser().iterdir())
-    except OSError:
+        there = sorted(user_path(head or ".").iterdir())
+    except (OSError, UsageError):
         return []
     folders = [f"{head}{path.name}/" for path in there if path.is_dir() and not path.name.startswith(".")]
     return folders + [f"{head}{path.name}" for path in there if path.name.endswith(suffix)]

@@ -40,8 +40,10 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> None:
         calls = "; ".join(shlex.join(["dd", "eval", one]) for one in (file, *more))
         raise UsageError(f"one set a call, and there are {1 + len(more)}: {calls}")
     path = set_file(file)
-    if not os.path.exists(path):
-        raise UsageError(f"no set at {path}; `dd run` writes one into its folder below ./runs")
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"no set at {path}; `dd run` writes one into its folder below ./runs") from error
     overrides = parse_overrides(settings)
     from dd.pipeline import evaluate_distilled
 

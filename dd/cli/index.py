@@ -44,7 +44,7 @@ def indexed(name: str, make: Callable[[], Any], witnesses: Callable[[], Iterable
 
 
 def plug_ins() -> list[Path] | None:
-    """The files that methods of other packages, and their recipes, were read from; None where one fails to import."""
+    """The files that methods of others, and their recipes, were read from; None where one fails, or has no file."""
     from dd.engine import registry
 
     if any(entry.error is not None for entry in registry.entries()):

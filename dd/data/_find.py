@@ -95,17 +95,27 @@ def fetch(entry: Entry) -> Found:
 
 
 def places() -> list[Path]:
-    """Every folder that `find` looks at for any data set, there or not, and the folders right in it."""
+    """Every folder that `find` and `lacks` look at for any data set, there or not, and the parquet files they find."""
     names = {name for entry in CATALOGUE.values() for name in (*entry.folders, *entry.parquet) if name}
     hubs = {f"datasets--{name.replace('/', '--')}" for entry in CATALOGUE.values() for name in entry.hub}
-    found: list[Path] = []
+    folders: list[Path] = []
     for root in roots():
-        named = [root / name for name in sorted(names)] + [root / name / "snapshots" for name in sorted(hubs)]
-        for folder in (root, *named):
-            found.append(folder)
-            if folder is not root and folder.is_dir():
-                found += [path for path in folder.iterdir() if path.is_dir()]
-    return found
+        folders += _folders(root, 2 if root.name in names else 0)
+        for name in sorted(names):
+            folders += _folders(root / name, 2)
+        for name in sorted(hubs):
+            folders += _folders(root / name / "snapshots", 3)
+    found = [found.parquet for entry in CATALOGUE.values() if (found := find(entry)) and found.parquet]
+    return [*folders, *(file for files in found for file in (*files.train, *files.test))]
+
+
+def _folders(folder: Path, deep: int) -> list[Path]:
+    """A folder, there or not, and those in it, `deep` levels down."""
+    try:
+        inside = [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()] if deep else []
+    except OSError:
+        inside = []
+    return [folder, *(path for one in inside for path in _folders(one, deep - 1))]
 
 
 def missing(entry: Entry, why: str) -> UsageError:

@@ -149,12 +149,13 @@ def entries() -> list[Entry]:
     return found
 
 
-def files() -> list[Path]:
-    """The files of the methods that are known and not ours, and where their recipes may be."""
+def files() -> list[Path] | None:
+    """The files of the methods that are known and not ours, and where their recipes may be; None where one has none."""
     found: list[Path] = []
     for name, cls in _registered.items():
         if not cls.__module__.startswith("dd.methods."):
-            file = Path(inspect.getfile(cls))
+            if (file := _source_file(cls)) is None:
+                return None
             found += [file, file.with_suffix(".toml"), file.with_name(f"{name}.toml")]
     return found
 
@@ -179,8 +180,10 @@ def _established(cls: "type[Method]") -> bool:
 
 def _file(cls: "type[Method]") -> Path | None:
     """The file of a class in the making; None for one that is established, or that has no file."""
-    if _established(cls):
-        return None
+    return None if _established(cls) else _source_file(cls)
+
+
+def _source_file(cls: "type[Method]") -> Path | None:
     try:
         path = Path(inspect.getfile(cls)).resolve()
     except (OSError, TypeError):  # of a notebook

@@ -1,6 +1,5 @@
 """Teachers by name: a network to train here, a checkpoint's path, or weights that timm or torchvision publish."""
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeAlias
@@ -8,7 +7,7 @@ from typing import TypeAlias
 from pydantic import TypeAdapter, ValidationError
 
 from dd.errors import UsageError, unknown
-from dd.io import user_path
+from dd.io import existing, user_path
 from dd.networks.spec import NetworkSpec
 from dd.networks.zoo import is_zoo_name
 
@@ -100,7 +99,7 @@ def _no_checkpoint(name: str) -> UsageError:
 
 
 def _existing(path: str) -> Path:
-    found = user_path(path, "teachers")
-    if not os.path.isfile(found):
-        raise UsageError(f"teachers={path}: no such file")
+    found = existing(user_path(path, "teachers"), f"teachers={path}")
+    if not found.is_file():
+        raise UsageError(f"teachers={path}: not a file")
     return found

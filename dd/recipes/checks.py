@@ -1,6 +1,7 @@
 """Checks of settings against the world: names of data sets and protocols, files, devices, networks."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,16 @@ def student(spec: "NetworkSpec") -> None:
     # a size that no depth within range is too much for: the real one is checked when the images are there
     large = 256 if spec.depth is None else 2**16
     resolve(dataclasses.replace(spec), large)
+
+
+def begins(init: str) -> None:
+    """Raise `UsageError` unless `init` names a file, or the folder of a run with a set in it."""
+    from dd.sets.formats import set_file
+
+    path = set_file(init, "init")
+    if readable("init", init).is_dir() and not os.path.exists(path):
+        raise UsageError(f"init={init} is a folder without a set; name that of a run, or a set's file")
+    existing(path, f"init={init}")
 
 
 def small_text(key: str, path: Path) -> str:

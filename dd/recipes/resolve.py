@@ -1,6 +1,5 @@
 """From what a user asked for to a `Recipe`: every layer found, merged, checked; every problem named at once."""
 
-import os
 import re
 import shlex
 import statistics
@@ -135,12 +134,12 @@ def _asked(overrides: Mapping[str, Any], given: "Method | None") -> list[Layer]:
     if given is not None:
         layers.insert(0, Layer(COMMAND_LINE, {key: leaf.default for key, leaf in leaves(given).items()}))
     if (file := overrides.get("recipe")) is not None:
-        layers.insert(0, Layer(str(file), _recipe_file(str(file), overrides.get("method"))))
+        layers.insert(0, Layer(str(file), _recipe_file(str(file), given or overrides.get("method"))))
     return layers
 
 
 def _recipe_file(file: str, method: Any) -> dict[str, Any]:
-    """What a recipe file or the folder of a run says; `method` is what the command line names.
+    """What a recipe file or the folder of a run says; `method` is what is named or given beside it.
 
     Raises:
         UsageError: it is none, names code, or stands in a run's folder and gives another run than that.
@@ -182,8 +181,6 @@ def _require_same_run(file: str, text: str, table: Mapping[str, Any]) -> None:
 
 def _bare(asked: list[Layer], problems: Problems) -> dict[str, Any]:
     """The bare keys of a run, defaults filled in; checked against the world."""
-    from dd.sets.formats import set_file
-
     only = [Layer(a.where, {k: v for k, v in a.settings.items() if k in BARE}) for a in asked]
     bare = {key: leaf.default for key, leaf in BARE.items()} | merge(BARE, only, problems)[0]
     with problems.caught():
@@ -192,8 +189,7 @@ def _bare(asked: list[Layer], problems: Problems) -> dict[str, Any]:
         checks.dataset(bare["dataset"])
     if bare["init"] is not None:
         with problems.caught():
-            if checks.readable("init", bare["init"]).is_dir() and not os.path.exists(set_file(bare["init"], "init")):
-                raise UsageError(f"init={bare['init']} is a folder without a set; name that of a run, or a set's file")
+            checks.begins(bare["init"])
     if bare["ipc"] is None and bare["fraction"] is None:
         bare["ipc"] = _DEFAULT_IPC
     return bare
@@ -319,7 +315,7 @@ def _recipe(
     from dd.sets.formats import set_file
 
     ref = bare.pop("method")
-    if ".py" in ref:
+    if registry.is_code(ref):
         path, _, name = ref.rpartition(".py")
         ref = f"{user_path(path + '.py', 'method').resolve()}{name}"
     if text := registry.in_the_making(cls):

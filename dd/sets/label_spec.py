@@ -1,6 +1,7 @@
 """What determines a store of soft labels, its manifest, and the arithmetic of its size."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -14,7 +15,7 @@ from torch import Tensor
 from dd.data.augment import Shape
 from dd.data.views import View, ViewPolicy, draw_view
 from dd.errors import UsageError
-from dd.io import SEAL, digest, holds, sealed, write_json
+from dd.io import SEAL, digest, existing, holds, sealed, write_json
 from dd.rng import generator
 from dd.sets.label_forms import LabelForm, form_of
 
@@ -162,8 +163,8 @@ def read_manifest(path: Path) -> tuple[StoreSpec, Files]:
         DamagedManifest: it is damaged.
     """
     file = path / MANIFEST
-    if file.exists() and not file.is_file():  # a pipe would be waited for
-        raise UsageError(f"{file} is no file")
+    if os.path.exists(file):
+        existing(file, str(file))
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -5,6 +5,7 @@ lists of parameter tensors, in the order of `network.parameters()`, which is our
 neither which network nor which images they were trained on, so that both are tried here before an expert is kept.
 """
 
+import os
 import pickle
 import re
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 from dd.data import preprocess
 from dd.engine.method import Task
 from dd.errors import UsageError, in_one_line
-from dd.io import digest, sha256_file
+from dd.io import digest, sha256_file, user_path
 from dd.rng import generator
 from dd.training.fitness import require_fit
 from dd.training.teachers import Teacher
@@ -37,13 +38,13 @@ def buffer_files(where: str) -> list[Path]:
     Raises:
         UsageError: there are none.
     """
-    path = Path(where).expanduser()
-    if path.is_file():
+    path = user_path(where, "experts.from")
+    if os.path.isfile(path):
         return [path]
     files = [file for file in path.glob("*.pt") if file.is_file()]
     named = [(int(match[1]), file) for file in files if (match := _NAME.fullmatch(file.name))]
     if not named:
-        why = "no replay_buffer_N.pt in it" if path.is_dir() else "no such folder or file"
+        why = "no replay_buffer_N.pt in it" if os.path.isdir(path) else "no such folder or file"
         raise UsageError(f"experts.from={where}: {why}")
     return [file for _, file in sorted(named)]
 

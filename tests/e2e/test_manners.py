@@ -118,7 +118,7 @@ def test_what_is_no_file_is_neither_waited_for_nor_read_for_ever(place, words):
         os.mkfifo(place.path / f"pipe{suffix}")
     ended = place.dd(*(word.replace("PIPE", "pipe.safetensors") for word in words))
     assert ended.code == 2
-    assert re.search("no regular file|no such file|no method file", ended.err)
+    assert re.search("no regular file|no method file", ended.err)
     assert len(ended.err.splitlines()) == 1
 
 
@@ -126,7 +126,7 @@ def test_what_is_no_file_is_neither_waited_for_nor_read_for_ever(place, words):
 def test_a_name_that_no_file_can_have(place, words):
     ended = place.dd(*(word.replace("LONG", "x" * 300) for word in words))
     assert ended.code == 2
-    assert re.search("File name too long|no set at", ended.err)
+    assert "File name too long" in ended.err
     assert len(ended.err.splitlines()) == 1
 
 
@@ -352,6 +352,40 @@ def test_a_listing_is_made_anew_when_what_it_lists_has_changed(place, monkeypatc
     assert where[0] != where[1] == str(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "within"),
+    [("cifar10", "datasets--uoft-cs--cifar10/snapshots/a1b2/data"), ("cifar10", "cifar10/plain_text/data")],
+)
+def test_a_listing_sees_files_as_deep_as_the_search_for_them(place, name, within):
+    root, folder = place.path / "sets", place.path / "sets" / within
+    folder.mkdir(parents=True)
+
+    def there() -> dict:
+        rows = place.dd("data", "--json", DD_DATA=str(root)).report["datasets"]
+        return next(row for row in rows if row["name"] == name)
+
+    before = there()["where"]
+    for part in ("train", "test"):
+        (folder / f"{part}-00000-of-00001.parquet").touch()
+    assert there()["where"] != before
+    assert there()["bytes"] == 0
+    (folder / "train-00000-of-00001.parquet").write_bytes(b"longer")
+    assert there()["bytes"] == 6
+
+
+def test_a_listing_counts_classes_that_came_since(place):
+    root = place.path / "sets"
+    for wnid in ("n01440764", "n01443537"):
+        (root / "imagenet" / "train" / wnid).mkdir(parents=True)
+    (root / "imagenet" / "val").mkdir()
+    counts = []
+    for wnid in ("n01484850", "n01491361"):
+        rows = place.dd("data", "--json", DD_DATA=str(root)).report["datasets"]
+        counts.append(next(row["lacks"] for row in rows if row["name"] == "imagenet-1k"))
+        (root / "imagenet" / "train" / wnid).mkdir()
+    assert counts == [998, 997]
+
+
 def offered(place, line: str) -> list[str]:
     return place.dd("completion", "bash", "--line", line).out.split()
 
@@ -371,6 +405,7 @@ def test_what_a_shell_is_offered(place, finished):
     assert offered(place, "dd run recipe=a") == ["recipe=a.toml"]
     assert offered(place, "dd run init=a") == ["init=a.safetensors"]
     assert offered(place, 'dd run "open') == []
+    assert place.dd("completion", "bash", "--line", "dd run init=~nobody-here/a").code == 0
     folder = str(finished.folder())
     found = place.dd("completion", "bash", "--line", "dd eval ", DD_RUNS=str(finished.runs)).out.split("\n")
     assert folder in found

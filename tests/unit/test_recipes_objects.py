@@ -1,6 +1,7 @@
 """Settings given as objects meet those given in words: one recipe, one hash."""
 
 import importlib.util
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -173,6 +174,23 @@ def test_an_object_of_a_file_is_the_method_of_that_file(tmp_path):
     assert resolve({"recipe": tmp_path}).hash == ours.hash  # another process finds it again
 
 
+def test_a_runs_recipe_beside_an_object_runs_the_objects_file_no_second_time(tmp_path):
+    file, runs = tmp_path / "mine.py", tmp_path / "runs"
+    counted = f"\nwith open({str(runs)!r}, 'a') as f:\n    f.write('.')\n"
+    file.write_text(MINE.format(name="of_a_file", rate=1.0) + counted)
+    spec = importlib.util.spec_from_file_location("mine_as_a_module", file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    ours = objects(method=module.Mine(iterations=5))
+    (tmp_path / "recipe.toml").write_text(ours.to_toml())
+    assert resolve({"recipe": tmp_path, "method": module.Mine(iterations=5)}).hash == ours.hash
+    assert runs.read_text() == "."
+    (tmp_path / "recipe.toml").write_text(ours.to_toml().replace("seed = 0", "seed = 1"))
+    with pytest.raises(UsageError, match="was changed, or is of another version"):
+        resolve({"recipe": tmp_path, "method": module.Mine(iterations=5)})
+    del sys.modules[spec.name]
+
+
 def in_a_notebook(rate: float, monkeypatch) -> type[Method]:
     """The class as a cell defines it: in a module without a file, its source nowhere."""
     module = type(sys)("a_notebook")
@@ -220,3 +238,7 @@ def test_a_set_to_begin_from_counts_by_its_content_however_it_is_named(tmp_path)
     (same,) = {objects(method="dm", init=way).hash for way in ways}
     (tmp_path / "set.safetensors").write_bytes(b"another")
     assert same not in {objects(method="dm", init=tmp_path).hash, objects(method="dm").hash}
+    (tmp_path / "set.safetensors").unlink()
+    os.mkfifo(tmp_path / "set.safetensors")
+    with pytest.raises(UsageError, match="no regular file"):
+        objects(method="dm", init=tmp_path)
