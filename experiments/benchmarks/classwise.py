@@ -89,7 +89,7 @@ def class_by_class(gate: Gate, scale: Scale, method: str, classes: int, ipc: int
         keep_large_buffers()
     task = task_of(classes, ipc)
     objective = {"dm": _dm, "datadam": _datadam, "ncfm": _ncfm, "dsa": _dsa}[method]
-    made = method_of(method)
+    made = method_of(method).settle(task)
     prepared = made.prepare(task)
     syn = made.start(task, prepared)
     variables: Any = syn
