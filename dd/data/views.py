@@ -6,7 +6,7 @@ align_corners=False; a crop is never larger than the image, so antialiasing has 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -22,6 +22,8 @@ STRETCH = 4 / 3  # largest ratio of a crop's sides (Szegedy et al. 2015, section
 _TRIES = 10  # at a crop that fits, as in torchvision
 
 Mix = Literal["none", "cutmix", "mixup"]
+Batches = Callable[[Generator, int], Iterator[tuple[Tensor, Tensor]]]
+"""One shuffled pass, from a generator and its number: `(images (b, c, h, w), targets that the criterion takes)`."""
 
 
 def _strategy(value: str) -> str:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from dd.data import RealData
 from dd.errors import UsageError
+from dd.labels import Labeller
 from dd.networks import Functional, NetworkSpec, build
 from dd.rng import generator
 from dd.runs.cost import total_memory
@@ -264,8 +265,8 @@ class Method:
         """The objective of iteration `it`, to be minimised."""
         raise NotImplementedError
 
-    def labeller(self, task: Task, prepared: Any) -> Any:
-        """Who labels augmented views of the finished set, a `dd.training.relabel.Labeller`; None for nobody."""
+    def labeller(self, task: Task, prepared: Any) -> Labeller | None:
+        """Who labels augmented views of the finished set; None for nobody."""
         return None
 
     def project(self, syn: Synthetic, task: Task) -> None:

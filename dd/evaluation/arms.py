@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from dd.data import Preprocess, RealData
+from dd.data.views import Batches
 from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
+from dd.labels import LabelStore
+from dd.labels.forms import label_temperature
 from dd.sets import DistilledSet
-from dd.sets.label_forms import label_temperature
-from dd.sets.soft_labels import LabelStore
 from dd.sets.tiles import decoded, decoded_labels, mosaic
-from dd.training.loop import Batches, in_company, passes
+from dd.training.loop import in_company, passes
 
 Images = Tensor | Callable[[Tensor], Tensor]
 """All images (n, c, h, w), or what gives those at int64 positions (b,) on the CPU where all are too many."""

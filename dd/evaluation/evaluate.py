@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from dd.data.views import ViewPolicy
+from dd.data.views import Batches, ViewPolicy
 from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.arms import (
@@ -26,10 +26,9 @@ from dd.evaluation.arms import (
 from dd.evaluation.notes import notes_on
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report, Score
+from dd.labels import Labeller, LabelStore, live
 from dd.sets import DistilledSet
-from dd.sets.soft_labels import LabelStore
-from dd.training.loop import Batches, Trainer, accuracy, predict, recall, right, viewed
-from dd.training.relabel import Labeller
+from dd.training.loop import Trainer, accuracy, predict, recall, right, viewed
 
 KIND = "students"
 NOT_AT_HAND = "the teachers that labelled the set are not at hand"
@@ -134,8 +133,8 @@ class Evaluator:
         if arm.temperature is not None:
             return batches, arm.temperature
         if labeller is not None:
-            temperature = labeller.temperature(protocol.temperature)
-            return labeller.live(batches, protocol.views, data, temperature, protocol.micro), temperature
+            temperature = labeller.settings.temperature(protocol.temperature)
+            return live(labeller, batches, protocol.views, data, temperature, protocol.micro), temperature
         if protocol.views != ViewPolicy():
             batches = viewed(batches, protocol.views, data)
         return batches, 1.0
@@ -233,7 +232,7 @@ def _labels(evaluator: Evaluator, store: LabelStore | None) -> dict[str, Any] | 
     return {
         **labeller.facts,
         "names": list(labeller.origin["teachers"]),
-        "accuracies": [teacher.holdout for teacher in labeller.teachers],
+        "accuracies": list(labeller.accuracies),
         "stored_epochs": epochs,
     }
 

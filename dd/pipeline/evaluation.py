@@ -14,6 +14,7 @@ from dd.evaluation.evaluate import NOT_AT_HAND, Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.protocols import Protocol, default_protocol, protocol_of
 from dd.evaluation.report import Report
+from dd.labels import LabelStore
 from dd.networks import NetworkSpec
 from dd.pipeline.label import store_spec, stored_labels
 from dd.pipeline.run import Outcome
@@ -23,8 +24,7 @@ from dd.runs.cost import measured
 from dd.runs.stop import Stop
 from dd.sets import DistilledSet
 from dd.sets import load as load_set
-from dd.sets.soft_labels import LabelStore
-from dd.training.relabel import Labeller, labels_of
+from dd.training.relabel import TeacherLabeller, labels_of
 
 
 def load(made: str | Path | Outcome) -> DistilledSet:
@@ -91,7 +91,7 @@ def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any]) ->
 
 def _labeller(
     distilled: DistilledSet, task: Task, protocol: Protocol, store: LabelStore | None
-) -> tuple[Labeller | None, str]:
+) -> tuple[TeacherLabeller | None, str]:
     """The teachers that label what a set is compared with; or, of a set with stored labels, why there are none.
 
     Raises:
@@ -103,12 +103,12 @@ def _labeller(
     if store is None:
         store_spec(labels_of(origin), protocol, task)  # may refuse, so it comes before teachers are made
         try:
-            return Labeller.of_origin(task, origin), ""
+            return TeacherLabeller.of_origin(task, origin), ""
         except UsageError as error:
             raise UsageError(f"students of this set ask its teachers for labels: {error}") from error
     try:
-        if Labeller.facts_of(task, origin) == store.spec.teacher:
-            return Labeller.of_origin(task, origin), ""
+        if TeacherLabeller.facts_of(task, origin) == store.spec.teacher:
+            return TeacherLabeller.of_origin(task, origin), ""
     except (UsageError, RunError) as error:  # a checkpoint or published weights that are not on this machine
         return None, f"{NOT_AT_HAND} ({error})"
     return None, (

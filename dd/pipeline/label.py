@@ -11,12 +11,12 @@ from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
 from dd.io import sha256_tensors
+from dd.labels import Labeller, LabelSettings
+from dd.labels.spec import StoreSpec
+from dd.labels.store import LabelStore, open_store
+from dd.labels.writer import require_room, size_on_disk, writing
 from dd.runs import RunFolder, bar
 from dd.sets import DistilledSet
-from dd.sets.label_spec import StoreSpec
-from dd.sets.label_writer import require_room, size_on_disk, writing
-from dd.sets.soft_labels import LabelStore, open_store
-from dd.training.relabel import Labeller, LabelSettings
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dd.engine.method import Task
+from dd.labels import LabelSettings
+from dd.labels.writer import size_on_disk
 from dd.pipeline.label import store_spec
 from dd.pipeline.task import make_task
 from dd.recipes import Recipe
 from dd.runs import RunFolder, runs_root
 from dd.runs.store import NotMade, nothing_made
-from dd.sets.label_writer import size_on_disk
-from dd.training.relabel import LabelSettings
 
 log = logging.getLogger(__name__)
 

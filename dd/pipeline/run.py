@@ -26,6 +26,8 @@ from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.report import Report
 from dd.evaluation.table import html
 from dd.io import digest, remove_state, write_text
+from dd.labels import Labeller
+from dd.labels.writer import require_room, size_of
 from dd.pipeline.begin import begin
 from dd.pipeline.label import label
 from dd.pipeline.outcome import draw, judged, probes_note
@@ -40,8 +42,6 @@ from dd.runs.memory import enough_memory
 from dd.runs.stop import Stop
 from dd.runs.store import Payload
 from dd.sets import DistilledSet, load, save
-from dd.sets.label_writer import require_room, size_of
-from dd.training.relabel import Labeller
 
 if TYPE_CHECKING:
     from dd.data import DataSettings

@@ -13,8 +13,8 @@ from dd.sets.tiles import decode, decoded_labels
 
 if TYPE_CHECKING:
     from dd.data import Preprocess
+    from dd.labels import LabelStore
     from dd.sets.distilled import DistilledSet
-    from dd.sets.soft_labels import LabelStore
 
 Example = tuple[Tensor, Tensor]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from dd.data import Preprocess, RealData
-    from dd.sets.soft_labels import LabelStore
+    from dd.labels import LabelStore
 
 ImageKind = Literal["pixels", "tiles", "indices", "schedule"]
 LabelKind = Literal["hard", "probabilities", "logits", "representations", "views"]
@@ -147,7 +147,7 @@ class DistilledSet:
             UsageError: the labels are the set's own, it was not read from a file, or the store there is damaged, holds
                 other labels, or was left behind when the set was moved.
         """
-        from dd.sets.soft_labels import LabelStore
+        from dd.labels import LabelStore
 
         if self.views is None:
             raise UsageError(f"the labels of this set are its own ({self.label_kind}): it has no label store")

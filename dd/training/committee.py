@@ -6,7 +6,7 @@ Priors and votes are those of Cui et al., "Dataset Distillation via Committee Vo
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from dd.errors import UsageError, unknown
-from dd.sets.label_spec import pieces
+from dd.labels.settings import Ensemble, TeacherMode
+from dd.training.loop import pieces
 from dd.training.teachers import Teacher
 
-How = Literal["logit_mean", "logit_weighted", "prob_mean"]
-Mode = Literal["eval", "batch", "train"]
 _CHUNK = 256
 
 # Accuracy in percent of a student trained on images distilled from one member alone: constants in the official code.
@@ -94,7 +93,9 @@ def live_dropout(network: nn.Module, seed: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def logits(teacher: Teacher, images: Tensor, mode: Mode = "eval", micro: int | None = None, seed: int = 0) -> Tensor:
+def logits(
+    teacher: Teacher, images: Tensor, mode: TeacherMode = "eval", micro: int | None = None, seed: int = 0
+) -> Tensor:
     """A teacher's logits (n, classes) for images (n, c, h, w) in model space, without a graph.
 
     Args:
@@ -103,7 +104,7 @@ def logits(teacher: Teacher, images: Tensor, mode: Mode = "eval", micro: int | N
         mode: "eval" asks about every image alone.  "batch" normalises each micro-batch by its own statistics, CV-DD's
             batch-specific soft labels: an image's label depends on the others of its micro-batch.  "train" is what its
             code does: dropout drops, and every batch falls into two halves, whatever its students' micro-batches are.
-        micro: images per micro-batch, see `dd.sets.label_spec.pieces`; None for all together.
+        micro: images per micro-batch, see `dd.training.loop.pieces`; None for all together.
         seed: of what dropout drops in mode "train".
 
     Raises:
@@ -111,8 +112,8 @@ def logits(teacher: Teacher, images: Tensor, mode: Mode = "eval", micro: int | N
     """
     if mode == "eval":
         return torch.cat([teacher.network(part) for part in images.split(micro or _CHUNK)])
-    if mode not in get_args(Mode):
-        raise unknown("mode of a teacher", mode, get_args(Mode))
+    if mode not in get_args(TeacherMode):
+        raise unknown("mode of a teacher", mode, get_args(TeacherMode))
     half = len(images) // 2
     parts = images.split(pieces(len(images), micro) if mode == "batch" else [half, len(images) - half])
     if min(map(len, parts)) < 2:
@@ -122,7 +123,7 @@ def logits(teacher: Teacher, images: Tensor, mode: Mode = "eval", micro: int | N
         return torch.cat([teacher.network(part) for part in parts])
 
 
-def ensemble(logits: Tensor, how: How = "logit_mean", weights: Tensor | None = None) -> Tensor:
+def ensemble(logits: Tensor, how: Ensemble = "logit_mean", weights: Tensor | None = None) -> Tensor:
     """One label from those of all teachers, as logits: (teachers, n, k) to (n, k).
 
     Args:
@@ -139,4 +140,4 @@ def ensemble(logits: Tensor, how: How = "logit_mean", weights: Tensor | None = N
         return logits.mean(0)
     if how == "prob_mean":
         return logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
-    raise unknown("ensemble", how, get_args(How))
+    raise unknown("ensemble", how, get_args(Ensemble))

@@ -18,9 +18,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from dd.data import RealData, Split
 from dd.data.augment import augment
-from dd.data.views import ViewPolicy, draw_view
+from dd.data.views import Batches, ViewPolicy, draw_view
 from dd.rng import generator
-from dd.sets.label_spec import pieces
 from dd.training.allocator import keep_large_buffers
 from dd.training.compiled import BatchLoss, Loss
 from dd.training.criteria import PLAIN, Criterion
@@ -29,8 +28,6 @@ from dd.training.penalty import gradient_penalty
 
 WARM = 0.01  # share of lr that a warm-up begins with
 
-Batches = Callable[[torch.Generator, int], Iterator[tuple[Tensor, Tensor]]]
-"""One shuffled pass, from a generator and its number: `(images (b, c, h, w), targets that the criterion takes)`."""
 AfterPass = Callable[[int, nn.Module], None]
 """Called with (passes done, network) after every whole pass, and with 0 before the first."""
 
@@ -233,6 +230,17 @@ def viewed(batches: Batches, policy: ViewPolicy, data: RealData) -> Batches:
             yield view(images), targets
 
     return passes
+
+
+def pieces(images: int, micro: int | None) -> list[int]:
+    """Sizes of the micro-batches that a batch falls into, the same for students and for teachers with batch statistics.
+
+    A single image left over joins the piece before it, as batch statistics of one image say nothing.
+    """
+    if micro is None or images <= micro:
+        return [images]
+    sizes = [len(piece) for piece in torch.arange(images).split(micro)]
+    return [*sizes[:-2], sizes[-2] + 1] if sizes[-1] == 1 else sizes
 
 
 def _groups(parameters: list[Tensor], fit: Fit) -> list[dict[str, Any]]:

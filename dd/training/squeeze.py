@@ -9,13 +9,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dd.data import RealData
-from dd.data.views import ViewPolicy
+from dd.data.views import Batches, ViewPolicy
 from dd.engine.method import Task
 from dd.errors import RunError
 from dd.io import digest
 from dd.networks import NetworkSpec, build
 from dd.runs.store import Artefact
-from dd.training.loop import Batches, Fit, Trainer, accuracy, in_company, passes, viewed
+from dd.training.loop import Fit, Trainer, accuracy, in_company, passes, viewed
 from dd.training.passes import PassFile
 
 KIND = "teachers"

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from dd.data.augment import augment
+from dd.data.views import Batches
 from dd.networks import Functional
 from dd.rng import generator
 from dd.training.gsam import perturbation, surrogate
-from dd.training.loop import Batches, Fit, Path, at_step, make_optimiser
+from dd.training.loop import Fit, Path, at_step, make_optimiser
 from dd.training.penalty import gradient_penalty
 
 AfterStackedPass = Callable[[int, Tensor], None]

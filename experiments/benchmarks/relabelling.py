@@ -20,12 +20,12 @@ from worker import Gate
 from dd.data.views import View
 from dd.engine.method import Task
 from dd.evaluation.protocols import PROTOCOLS, Protocol
+from dd.labels import LabelSettings, LabelStore
+from dd.labels.writer import size_on_disk
 from dd.pipeline.label import label, store_spec
 from dd.runs import RunFolder
 from dd.sets import DistilledSet
-from dd.sets.label_writer import size_on_disk
-from dd.sets.soft_labels import LabelStore
-from dd.training.relabel import Labeller, LabelSettings
+from dd.training.relabel import TeacherLabeller
 
 IPC, BATCH = 2, 100
 FORMS = ("logits", "topk", "hard", "distances")
@@ -34,7 +34,7 @@ FORMS = ("logits", "topk", "hard", "distances")
 def ours(gate: Gate, scale: Scale, folder: str, times: int, network: dict[str, Any]) -> None:
     """The stage as a run has it, into a folder that is not there yet."""
     task, protocol = task_of(**network, ipc=IPC), _protocol(scale, times)
-    images, labeller = _images(task), Labeller((teacher_of(task),), LabelSettings(), None, {}, [])
+    images, labeller = _images(task), TeacherLabeller((teacher_of(task),), LabelSettings(), None, {}, [])
     distilled = DistilledSet(images, task.targets, task.data.classes, task.data.name, space=task.data.preprocess.spec())
 
     def finish(store: LabelStore) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from dd.engine.method import Method, Synthetic, Task
 from dd.errors import UsageError
+from dd.labels import LabelSettings
 from dd.networks.named import NO_TEACHER
 from dd.sets import DistilledSet
 from dd.training.committee import votes
 from dd.training.compiled import can_compile, compiled, worth_compiling
 from dd.training.fitness import announce, require_fit
-from dd.training.relabel import Labeller, LabelSettings
+from dd.training.relabel import TeacherLabeller
 from dd.training.teachers import SqueezeSettings, Teacher, teacher_needs, teachers
 
 from ._crops import Patches
@@ -120,14 +121,14 @@ class Taught(Method):
             UsageError: see above.
         """
 
-    def labeller(self, task: Task, prepared: Committee) -> Labeller | None:
+    def labeller(self, task: Task, prepared: Committee) -> TeacherLabeller | None:
         """All teachers, as `labels` says."""
         if self.labels.mode == "off":
             return None
         weights = None
         if self.labels.ensemble == "logit_weighted":
             weights = votes(prepared.prior, self.labels.tau).tolist()
-        return Labeller.of(task, prepared.teachers, self.squeeze, self.labels, weights)
+        return TeacherLabeller.of(task, prepared.teachers, self.squeeze, self.labels, weights)
 
     def finish(self, syn: Synthetic, task: Task, prepared: Any) -> DistilledSet:
         """Images as they are saved: bytes, rounded where the authors truncate."""

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from dd.engine.method import Task
 from dd.engine.registry import register
+from dd.labels import LabelSettings
 from dd.training.committee import votes
-from dd.training.relabel import LabelSettings
 
 from ._crops import CropSettings
 from ._prior import DistilSettings, Source, distilled_prior, prior_needs, published_priors, require_holdout

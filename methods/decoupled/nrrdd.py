@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
+from dd.labels import LabelSettings
 from dd.networks.activation import activation_maps
-from dd.training.relabel import LabelSettings
 
 from ._crops import CropSettings, Judge
 from ._recover import Recovered

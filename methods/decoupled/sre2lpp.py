@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dd.engine.registry import register
-from dd.training.relabel import LabelSettings
+from dd.labels import LabelSettings
 
 from ._crops import CropSettings
 from ._recover import Recovered

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dd.engine.checkpoint import Checkpoint
-from dd.sets.label_writer import LabelWriter
+from dd.labels.writer import LabelWriter
 from dd.training.passes import PassFile
 
 from .conftest import ALIKE, Place

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import dd
 from dd.errors import UsageError
+from dd.labels import LabelStore
 from dd.recipes import parse_value
 from dd.sets import load
-from dd.sets.soft_labels import LabelStore
 
 EPOCHS = 150
 

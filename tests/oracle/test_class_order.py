@@ -9,8 +9,9 @@ import torch
 
 from dd.engine.registry import get
 from dd.errors import UsageError
+from dd.labels import LabelSettings
 from dd.runs import Store
-from dd.training.relabel import Labeller, LabelSettings
+from dd.training.relabel import TeacherLabeller
 from dd.training.teachers import teachers
 
 from .conftest import SQUEEZE, STUDENT
@@ -77,5 +78,5 @@ def test_no_set_is_labelled_by_it(task, files):
         return {"teachers": [files[name]], **settings}
 
     with pytest.raises(UsageError, match="not told from chance"):
-        Labeller.of_origin(task, origin("bad"))
-    assert len(Labeller.of_origin(task, origin("good")).teachers) == 1
+        TeacherLabeller.of_origin(task, origin("bad"))
+    assert len(TeacherLabeller.of_origin(task, origin("good")).teachers) == 1

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from dd.errors import RunError, UsageError
+from dd.labels.distances import dbr_loss, distances, reconstruct
+from dd.labels.forms import FORMS, calibrate, form_of
 from dd.rng import generator
-from dd.sets.label_distances import dbr_loss, distances, reconstruct
-from dd.sets.label_forms import FORMS, calibrate, form_of
 
 
 def teacher(n=400, classes=10, scale=2.5, seed=0):

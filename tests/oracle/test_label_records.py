@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from dd.data.views import ViewPolicy
-from dd.sets._label_rows import recorded_view, rows_of
-from dd.sets.label_forms import form_of
-from dd.sets.label_spec import Batch, StoreSpec
-from dd.sets.label_writer import writing
-from dd.sets.soft_labels import LabelStore
+from dd.labels import LabelStore
+from dd.labels._rows import recorded_view, rows_of
+from dd.labels.forms import form_of
+from dd.labels.spec import Batch, StoreSpec
+from dd.labels.writer import writing
 
 CROPS = ViewPolicy(crop=0.08, flip=True, mix="cutmix")
 

@@ -9,9 +9,9 @@ import torch
 from dd.data.real import DeviceSplit
 from dd.engine.registry import get
 from dd.errors import RunError, UsageError
+from dd.labels import LabelSettings
 from dd.networks import NetworkSpec
 from dd.runs import Store
-from dd.training.relabel import LabelSettings
 from dd.training.teachers import SqueezeSettings
 
 CVDD = get("cvdd")

@@ -13,11 +13,11 @@ from dd.data.views import ViewPolicy, draw_view
 from dd.engine.method import Task
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
+from dd.labels.distances import dbr_loss, distances
 from dd.networks import NetworkSpec
 from dd.networks.statistics import statistics_loss
 from dd.rng import generator
 from dd.runs import Store
-from dd.sets.label_distances import dbr_loss, distances
 from dd.training.loop import accuracy
 from dd.training.teachers import SqueezeSettings
 

@@ -13,15 +13,16 @@ from dd.errors import UsageError
 from dd.evaluation import PROTOCOLS
 from dd.evaluation.arms import control_arm, set_arm, stored_arm
 from dd.evaluation.evaluate import Evaluator, evaluate
+from dd.labels import LabelSettings
+from dd.labels.spec import file_of
 from dd.networks import NetworkSpec
 from dd.pipeline.label import label, store_spec, stored_labels
 from dd.rng import generator
 from dd.runs import RunFolder
 from dd.sets import DistilledSet
-from dd.sets.label_spec import file_of
 from dd.training.committee import batch_statistics, votes
 from dd.training.loop import accuracy
-from dd.training.relabel import Labeller, LabelSettings
+from dd.training.relabel import TeacherLabeller
 from dd.training.teachers import SqueezeSettings, teachers
 
 SQUEEZE = SqueezeSettings(epochs=8, lr=0.05, batch=16, augment=False)
@@ -41,7 +42,7 @@ def members(task):
 
 def labeller(task, members, **settings):
     weights = [0.25, 0.75] if settings.get("ensemble") == "logit_weighted" else None
-    return Labeller.of(task, members, SQUEEZE, LabelSettings(**settings), weights)
+    return TeacherLabeller.of(task, members, SQUEEZE, LabelSettings(**settings), weights)
 
 
 def make_set(task):
@@ -197,7 +198,7 @@ def test_every_arm_has_the_same_teachers_labels(task, members, tmp_path):
 def test_a_labeller_is_made_anew_from_what_a_set_says(task, members):
     who = labeller(task, members, ensemble="logit_weighted")
     views, own = task.data.train.images(torch.arange(6)), task.data.train.labels[:6]
-    again = Labeller.of_origin(replace(task, student=NetworkSpec(depth=1, width=3)), who.origin)
+    again = TeacherLabeller.of_origin(replace(task, student=NetworkSpec(depth=1, width=3)), who.origin)
     assert torch.equal(again.logits(views, own, None), who.logits(views, own, None))
     assert again.facts == who.facts
 

@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from dd.data.views import ViewPolicy
 from dd.errors import UsageError
+from dd.labels import LabelStore
+from dd.labels.forms import form_of
+from dd.labels.spec import StoreSpec
+from dd.labels.writer import writing
 from dd.rng import generator
 from dd.sets import DistilledSet, load, save
-from dd.sets.label_forms import form_of
-from dd.sets.label_spec import StoreSpec
-from dd.sets.label_writer import writing
-from dd.sets.soft_labels import LabelStore
 
 SPACE = {"kind": "standard", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.5]}
 N, K, EPOCHS = 7, 3, 2

@@ -21,13 +21,15 @@ from torch.utils.data import DataLoader
 from dd.data.augment import draw
 from dd.data.views import ViewPolicy, draw_view
 from dd.errors import RunError, UsageError
+from dd.labels import spec as labels_spec
+from dd.labels import writer as labels_writer
+from dd.labels.distances import dbr_loss
+from dd.labels.forms import LabelForm, form_of
+from dd.labels.spec import StoreSpec
+from dd.labels.store import LabelStore, open_store
+from dd.labels.writer import require_room, size_on_disk, writing
 from dd.rng import generator
-from dd.sets import label_spec, label_writer
-from dd.sets.label_distances import dbr_loss
-from dd.sets.label_forms import LabelForm, form_of
-from dd.sets.label_spec import StoreSpec, pieces
-from dd.sets.label_writer import require_room, size_on_disk, writing
-from dd.sets.soft_labels import LabelStore, open_store
+from dd.training.loop import pieces
 
 N, CLASSES, SHAPE = 23, 5, (3, 8, 8)
 RAW = torch.randint(256, (N, *SHAPE), generator=generator(0, "images"), dtype=torch.uint8)
@@ -334,7 +336,7 @@ def test_views_that_the_seed_no_longer_draws_are_noticed(tmp_path, monkeypatch):
         draw("flip", n, shape, rng)
         return draw_view(policy, n, shape, rng, *rest)
 
-    monkeypatch.setattr(label_spec, "draw_view", other)
+    monkeypatch.setattr(labels_spec, "draw_view", other)
     with pytest.raises(RunError, match="draws other views"):
         next(LabelStore(store.path).epoch(0))
     assert torch.equal(next(LabelStore(kept.path).epoch(0)).view(load(torch.arange(8))), first)
@@ -600,7 +602,7 @@ def test_an_epoch_that_cannot_be_listed_is_not_kept(tmp_path, monkeypatch):
         writer.write_epoch(0, load, label)
         before = content(tmp_path)
         with monkeypatch.context() as patched:
-            patched.setattr(label_writer, "write_manifest", full)
+            patched.setattr(labels_writer, "write_manifest", full)
             with pytest.raises(RunError, match="no space left"):
                 writer.write_epoch(1, load, label)
         assert content(tmp_path) == before
@@ -639,10 +641,10 @@ from pathlib import Path
 import torch
 from dd.data.views import ViewPolicy
 from dd.errors import RunError
-from dd.sets.label_forms import form_of
-from dd.sets.label_spec import StoreSpec
-from dd.sets.label_writer import writing
-from dd.sets.soft_labels import LabelStore
+from dd.labels.forms import form_of
+from dd.labels.spec import StoreSpec
+from dd.labels.writer import writing
+from dd.labels import LabelStore
 
 place = sys.argv[1]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=56k", "tmpfs", place], check=True)

@@ -16,9 +16,9 @@ from torch import Tensor
 from dd.data.views import View, ViewPolicy
 from dd.errors import UsageError
 from dd.io import atomic_path, locked, sha256_file, writable
-from dd.sets import _label_rows as _rows
-from dd.sets.label_forms import INT16, LabelForm
-from dd.sets.label_spec import (
+from dd.labels import _rows
+from dd.labels.forms import INT16, LabelForm
+from dd.labels.spec import (
     CLASSES,
     MANIFEST,
     Batch,
@@ -30,7 +30,7 @@ from dd.sets.label_spec import (
     salvaged,
     write_manifest,
 )
-from dd.sets.soft_labels import LabelStore, Load
+from dd.labels.store import LabelStore, Load
 from dd.sizes import readable_size
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 Label = Callable[[Tensor, View, Tensor], Tensor]
 """Views (b, c, h, w), what made them, and the positions (b,) of their images -> logits (b, k).
 
-It labels one whole batch: with `StoreSpec.micro` in the pieces that `label_spec.pieces` gives.
+It labels one whole batch: with `StoreSpec.micro` in the pieces that `dd.training.loop.pieces` gives.
 """
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dd.data.views import View
 from dd.io import digest, sha256_tensors
-from dd.sets.label_spec import Batch, StoreSpec
+from dd.labels.spec import Batch, StoreSpec
 
 _NONE = -1  # stands for "nothing is mixed in" where a record holds a partner or a patch
 

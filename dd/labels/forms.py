@@ -2,7 +2,7 @@
 
 A form turns the teachers' logits of a batch of views into a few small arrays per view, and these into class
 probabilities.  Published ones: all logits (SRe2L, Yin et al., NeurIPS 2023); the largest k probabilities, and hard
-labels (FKD, Shen & Xing, ECCV 2022); two distances (NRR-DD, see `dd.sets.label_distances`).
+labels (FKD, Shen & Xing, ECCV 2022); two distances (NRR-DD, see `dd.labels.distances`).
 
 Of a batch of n views, `own` (n,) int64 are the classes of the images, `partner` (n,) int64 those of the images mixed
 into them: the same where nothing is mixed.  Whatever float16 cannot hold exactly is rounded such that no class becomes
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dd.errors import RunError, UsageError, unknown
-from dd.sets.label_distances import distances, reconstruct
+from dd.labels.distances import distances, reconstruct
 
 Encoded = Mapping[str, Tensor]
 _LARGEST = torch.finfo(torch.float16).max
@@ -186,7 +186,7 @@ class Hard(LabelForm):
 
 @dataclass(frozen=True)
 class Distances(LabelForm):
-    """NRR-DD's two distances as float16: 4 bytes whatever the number of classes; see `dd.sets.label_distances`."""
+    """NRR-DD's two distances as float16: 4 bytes whatever the number of classes; see `dd.labels.distances`."""
 
     name: ClassVar[str] = "distances"
 

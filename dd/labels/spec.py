@@ -16,8 +16,8 @@ from dd.data.augment import Shape
 from dd.data.views import View, ViewPolicy, draw_view
 from dd.errors import UsageError
 from dd.io import SEAL, digest, existing, holds, sealed, write_json
+from dd.labels.forms import LabelForm, form_of
 from dd.rng import generator
-from dd.sets.label_forms import LabelForm, form_of
 
 FORMAT = "dd-soft-labels"
 VERSION = 1
@@ -44,7 +44,7 @@ class StoreSpec:
         shape: (channels, height, width) of an image.
         seed: root of orders and views.
         micro: for labels that depend on their batch (teachers with batch statistics) the size of the micro-batches that
-            were labelled together, see `pieces`; None for labels of every view alone.
+            were labelled together; None for labels of every view alone.
         strategy: what the policy's strategy "data" stands for.
         black: per channel in model space, where the policy pads; else None.
         replay: "seed" to draw the views again, "records" to keep them.
@@ -133,17 +133,6 @@ class Batch(NamedTuple):
     images: Tensor
     view: View
     labels: dict[str, Tensor]
-
-
-def pieces(images: int, micro: int | None) -> list[int]:
-    """Sizes of the micro-batches that a batch falls into: teachers with batch statistics and students use the same.
-
-    A single image left over joins the piece before it, as batch statistics of one image say nothing.
-    """
-    if micro is None or images <= micro:
-        return [images]
-    sizes = [len(piece) for piece in torch.arange(images).split(micro)]
-    return [*sizes[:-2], sizes[-2] + 1] if sizes[-1] == 1 else sizes
 
 
 class DamagedManifest(UsageError):

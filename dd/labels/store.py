@@ -11,7 +11,7 @@ the view of a batch is drawn from the seed too (replay="seed"), or its crop boxe
 in the rows (replay="records").  Both give the same views to the bit.  What belongs to one batch is a function of seed,
 epoch and number alone, so epochs can be read in any order, by any number of processes.
 
-`dd.sets.label_writer` makes stores; `dd.sets.label_forms` says what a label is stored as.
+`dd.labels.writer` makes stores; `dd.labels.forms` says what a label is stored as.
 """
 
 import os
@@ -28,8 +28,8 @@ from torch import Tensor
 from dd.data.views import View
 from dd.errors import RunError, UsageError
 from dd.io import atomic_path, digest, sha256_file
-from dd.sets import _label_rows as _rows
-from dd.sets.label_spec import CLASSES, MANIFEST, Batch, file_of, read_manifest
+from dd.labels import _rows
+from dd.labels.spec import CLASSES, MANIFEST, Batch, file_of, read_manifest
 
 Load = Callable[[Tensor], Tensor]
 """int64 positions (b,) on the CPU -> the images there, float (b, c, h, w) in model space, on the device of training."""

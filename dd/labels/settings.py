@@ -1,0 +1,56 @@
+"""How views are labelled: what a recipe says under `labels`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dd.labels.forms import LabelForm, form_of, label_temperature
+
+Ensemble = Literal["logit_mean", "logit_weighted", "prob_mean"]
+TeacherMode = Literal["eval", "batch", "train"]
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """What a label is made of, and how it is kept.
+
+    Attributes:
+        mode: "store" writes all labels before students are trained; "live" asks the teachers while they are; "off"
+            leaves the images their classes, the control that shows what labels are worth.
+        form: of a label: all "logits", the "topk" probabilities, two "distances" (NRR-DD), or "hard".
+        top: k of "topk".
+        ensemble: one label of several teachers: "logit_mean" of their logits (G-VBSM, EDC), "logit_weighted" by their
+            votes (CV-DD), or "prob_mean" of their probabilities (MEAL V2).
+        tau: temperature of the votes of "logit_weighted"; CV-DD labels with 10.
+        teacher_mode: "eval"; "batch" for batch norm by the statistics of each micro-batch (BSSL, CV-DD); or "train", in
+            which CV-DD's code labels: two halves of every batch, and dropout drops.
+        low: teachers less sure of an image's class than this see background (FerKD, `dd.labels.forms.calibrate`).
+        high: teachers at least this sure are believed, the others' labels are the class, smoothed; 0 believes all.
+        smooth: share of such a label that is spread evenly over all classes.
+        replay: whether a stored view is drawn anew from its "seed", or read from "records".
+    """
+
+    mode: Literal["store", "live", "off"] = "store"
+    form: Literal["logits", "topk", "distances", "hard"] = "logits"
+    top: Annotated[int, Field(ge=1)] = 5
+    ensemble: Ensemble = "logit_mean"
+    tau: Annotated[float, Field(gt=0)] = 10.0
+    teacher_mode: TeacherMode = "eval"
+    low: Annotated[float, Field(ge=0, le=1)] = 0.0
+    high: Annotated[float, Field(ge=0, le=1)] = 0.0
+    smooth: Annotated[float, Field(ge=0, le=1)] = 0.1
+    replay: Literal["seed", "records"] = "seed"
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"labels.low={self.low} must not be above labels.high={self.high}")
+
+    def stored_as(self, classes: int) -> LabelForm:
+        """The form for a number of classes; "topk" keeps all of fewer than `top`."""
+        extra = {"k": min(self.top, classes)} if self.form == "topk" else {}
+        return form_of(self.form, classes, **extra)
+
+    def temperature(self, asked: float) -> float:
+        """The temperature that students and labels have in common; see `label_temperature`."""
+        return label_temperature(self.form, self.high, asked)
