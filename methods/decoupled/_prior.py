@@ -21,7 +21,7 @@ from dd.training.teachers import Teacher, teacher_keys
 from ._teachers import Committee
 
 if TYPE_CHECKING:
-    from ._recover import Recovered
+    from .sre2l import SRe2L
 
 KIND = "priors"
 BATCHES = "prior-batches"  # recovered on the way to a prior, and removed when it is there
@@ -74,7 +74,7 @@ def require_holdout(votes: Source, task: Task) -> None:
         )
 
 
-def prior_needs(method: "Recovered", task: Task, settings: DistilSettings) -> list[tuple[str, dict[str, Any], str]]:
+def prior_needs(method: "SRe2L", task: Task, settings: DistilSettings) -> list[tuple[str, dict[str, Any], str]]:
     """One artefact per teacher, as `Method.needs` lists them."""
     return [
         (KIND, _spec(method, task, settings, number), f"prior of {name} on {task.data.name}")
@@ -82,9 +82,7 @@ def prior_needs(method: "Recovered", task: Task, settings: DistilSettings) -> li
     ]
 
 
-def distilled_prior(
-    method: "Recovered", task: Task, committee: Committee, settings: DistilSettings
-) -> tuple[float, ...]:
+def distilled_prior(method: "SRe2L", task: Task, committee: Committee, settings: DistilSettings) -> tuple[float, ...]:
     """Held-out accuracy in percent of students on sets recovered from each teacher alone, with `method`'s settings."""
     found = []
     for (kind, spec, words), teacher in zip(prior_needs(method, task, settings), committee.teachers, strict=True):
@@ -93,7 +91,7 @@ def distilled_prior(
     return tuple(found)
 
 
-def _spec(method: "Recovered", task: Task, settings: DistilSettings, number: int) -> dict[str, Any]:
+def _spec(method: "SRe2L", task: Task, settings: DistilSettings, number: int) -> dict[str, Any]:
     """Everything that determines a teacher's prior."""
     kept = {k: v for k, v in asdict(_alone(method, settings, number)).items() if k not in _NO_PART}
     return {
@@ -112,14 +110,14 @@ def _spec(method: "Recovered", task: Task, settings: DistilSettings, number: int
 _NO_PART = ("teachers", "squeeze", "labels", "votes", "prior", "tau", "distil", "members_by", "crops")
 
 
-def _alone(method: "Recovered", settings: DistilSettings, number: int) -> "Recovered":
+def _alone(method: "SRe2L", settings: DistilSettings, number: int) -> "SRe2L":
     """The method with one teacher; from real images where it starts from patches, whose choice all members make."""
     start = "real" if method.start_from == "crops" else method.start_from
     alone: dict[str, Any] = {"teachers": (method.teachers[number],), "prior": (0.0,)}
     return replace(method, iterations=settings.iterations, start_from=start, **alone)
 
 
-def _measure(method: "Recovered", task: Task, teacher: Teacher, settings: DistilSettings) -> float:
+def _measure(method: "SRe2L", task: Task, teacher: Teacher, settings: DistilSettings) -> float:
     number = method.teachers.index(teacher.name)
     alone, committee = _alone(method, settings, number), Committee((teacher,), (0.0,))
     targets = torch.arange(task.classes, device=task.device).repeat_interleave(settings.ipc)
@@ -147,7 +145,7 @@ def _measure(method: "Recovered", task: Task, teacher: Teacher, settings: Distil
     return sum(scores) / len(scores)
 
 
-def _recover(method: "Recovered", task: Task, committee: Committee) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+def _recover(method: "SRe2L", task: Task, committee: Committee) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     """uint8 (n, c, h, w): one batch from its first iteration to its last.
 
     Raises:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dd.engine.registry import register
 
-from ._recover import Recovered
+from .sre2l import SRe2L
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Curriculum:
 
 @register("cda")
 @dataclass(frozen=True)
-class CDA(Recovered):
+class CDA(SRe2L):
     """SRe2L whose crops begin as the whole image and become small: first outlines, then details.
 
     Attributes beyond those of SRe2L:

@@ -16,15 +16,15 @@ from dd.training.committee import votes
 
 from ._crops import CropSettings
 from ._prior import DistilSettings, Source, distilled_prior, prior_needs, published_priors, require_holdout
-from ._recover import Member, Recovered
 from ._teachers import Committee, Names
+from .sre2l import Member, SRe2L
 
 log = logging.getLogger(__name__)
 
 
 @register("cvdd")
 @dataclass(frozen=True)
-class CVDD(Recovered):
+class CVDD(SRe2L):
     """SRe2L++ with two of several architectures at a time, which vote by how well a student learns from each alone.
 
     The members of a batch weigh softmax(p / tau), p being their priors in percent.  All teachers label.

@@ -14,8 +14,8 @@ from dd.labels import LabelSettings
 from dd.networks.activation import activation_maps
 
 from ._crops import CropSettings, Judge
-from ._recover import Recovered
 from ._teachers import Committee
+from .sre2l import SRe2L
 
 _CHUNK = 100  # images whose maps are made at once
 
@@ -54,7 +54,7 @@ class Refined(Synthetic):
 
 @register("nrrdd")
 @dataclass(frozen=True)
-class NRRDD(Recovered):
+class NRRDD(SRe2L):
     """Real patches whose uncritical regions are refined, with two distances per view for labels.
 
     With C the class-activation map of the first image, from 0 to 1, and M = max(0, epsilon - C), every update of pixel

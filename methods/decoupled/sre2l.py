@@ -1,19 +1,198 @@
-"""SRe2L: squeeze, recover and relabel (Yin et al., NeurIPS 2023, arXiv:2306.13092)."""
+"""SRe2L: squeeze, recover and relabel (Yin et al., NeurIPS 2023, arXiv:2306.13092); its relatives build on it.
 
-from dataclasses import dataclass
+    sum over members j of w_j ( CE(f_j(A(x)), y) + r_bn R_BN,j(A(x)) )
 
+A is one crop, one flip and one roll per iteration for the whole batch.  A batch is the unit: the statistics are of all
+its images, so which images share one belongs to the method; batches do not know of one another.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from dd.data.views import STRETCH, draw_boxes, resized_crop
+from dd.engine.accumulate import Terms, accumulated
+from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
+from dd.errors import UsageError
+from dd.networks.statistics import required_batch_norms, statistics_loss
+from dd.training.teachers import Teacher, teacher_keys, untrained
 
-from ._recover import Recovered
+from ._crops import CropSettings, Judge, patch_needs, real_patches, require_enough
+from ._pixels import clip_
+from ._teachers import Committee, Taught
+
+Layout = Literal["one-per-class", "class-major", "single-class", "whole"]
+Member = tuple[float, Teacher]
 
 
 @register("sre2l")
 @dataclass(frozen=True)
-class SRe2L(Recovered):
+class SRe2L(Taught):
     """Images from noise that a teacher recognises and that leave its BatchNorm statistics unmoved.
 
     One image per class in a batch, and one crop, one flip and one shift per iteration for all of them.  What is kept is
     the last iterate; the released code means to keep the best one and keeps the last.
+
+    Attributes beyond those of all of the family:
+        iterations: updates of each batch.
+        lr_img: Adam's learning rate of the pixels in model space, with a cosine to zero.
+        betas: Adam's.
+        r_bn: weight of the statistics loss; 0 leaves it out, and admits teachers without BatchNorm.
+        first_bn: weight of the first BatchNorm layer in it; the others have 1.
+        crop: least share of the area that a random crop keeps; None for no crop.
+        stretch: largest ratio of the sides of a crop.
+        flip: mirror half of the views.
+        roll: largest circular shift in pixels, down and to the right; 0 for none.
+        roll_back: shifts up and to the left are as likely.
+        layout: what shares a batch: "one-per-class", the i-th images of so many classes (SRe2L); "class-major", so many
+            images class by class; "single-class", all images of one class; "whole", everything.
+        batch: classes per batch of "one-per-class", images per batch of "class-major".
+        start_from: "noise" N(0, 1) in model space, random "real" images, or "crops", chosen and stitched patches.
+        crops: which patches.
     """
 
     paper = "https://arxiv.org/abs/2306.13092"
+
+    iterations: Annotated[int, Field(ge=0)] = 4000
+    lr_img: Annotated[float, Field(gt=0)] = 0.25
+    betas: tuple[float, float] = (0.5, 0.9)
+    r_bn: Annotated[float, Field(ge=0)] = 0.01
+    first_bn: Annotated[float, Field(ge=0)] = 10.0
+    crop: Annotated[float, Field(gt=0, le=1)] | None = 0.08
+    stretch: Annotated[float, Field(ge=1)] = STRETCH
+    flip: bool = True
+    roll: Annotated[int, Field(ge=0)] = 32
+    roll_back: bool = False
+    layout: Layout = "one-per-class"
+    batch: Annotated[int, Field(ge=1)] = 100
+    start_from: Literal["noise", "real", "crops"] = "noise"
+    crops: CropSettings = field(default_factory=CropSettings)
+
+    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
+        """Teachers, and the patches where it starts from them."""
+        patches: Sequence[tuple[str, Mapping[str, Any], str]] = ()
+        if self.start_from == "crops":
+            patches = patch_needs(task, self.crops, teacher_keys(task, self.teachers, self.squeeze))
+        return [*super().needs(task), *patches]
+
+    def prepare(self, task: Task) -> Committee:
+        """Teachers, and the patches where it starts from them.
+
+        Raises:
+            UsageError: a teacher has no BatchNorm, or a class too few images, which is said before one is trained.
+        """
+        if self.start_from == "crops":
+            require_enough(task, self.crops)
+        if self.r_bn:
+            for name, network in untrained(task, self.teachers).items():
+                self.require_usable(name, network)
+        made = super().prepare(task)
+        if self.start_from != "crops":
+            return made
+        keys = teacher_keys(task, self.teachers, self.squeeze)
+        networks = [teacher.network for teacher in made.teachers]
+        return replace(made, patches=real_patches(task, self.crops, keys, networks, self.judge(made)))
+
+    def require_usable(self, name: str, network: nn.Module) -> None:
+        """See `Taught`; the statistics loss needs BatchNorm."""
+        if self.r_bn:
+            try:
+                required_batch_norms(network)
+            except UsageError as error:
+                raise UsageError(f"teachers={name}: {error}") from error
+
+    def judge(self, committee: Committee) -> Judge | None:
+        """Which crops may be chosen; None for all."""
+        return None
+
+    def parts(self, task: Task) -> Sequence[Tensor]:
+        """The batches."""
+        targets = task.targets.cpu()
+        places = torch.arange(len(targets))
+        if self.layout == "whole":
+            return [places]
+        if self.layout == "class-major":
+            return list(places.split(self.batch))
+        if self.layout == "single-class":
+            return [found for c in range(task.classes) if len(found := places[targets == c])]
+        batches = []
+        for rank in range(int(task.ranks.max()) + 1):
+            batches += places[task.ranks == rank].split(self.batch)
+        return batches
+
+    def start(self, task: Task, prepared: Committee) -> Synthetic:
+        """Noise, real images or patches, with hard labels."""
+        if prepared.patches is not None:
+            pixels = prepared.patches.take(task.targets, task.ranks).to(task.device)
+            return Synthetic(task.data.preprocess(pixels), task.targets)
+        return Synthetic(task.first_images("noise" if self.start_from == "noise" else "real"), task.targets)
+
+    def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
+        """Adam on the pixels."""
+        return [Adam([syn.images], lr=self.lr_img, betas=self.betas, foreach=False)]
+
+    def rate(self, it: int) -> float:
+        """Half a cosine from 1 towards 0."""
+        return (1 + math.cos(math.pi * it / self.iterations)) / 2
+
+    def least(self, it: int) -> float | None:
+        """The least share of the area that a crop keeps in iteration `it`; None for no crop."""
+        return self.crop
+
+    def view(self, task: Task, it: int) -> Callable[[Tensor], Tensor]:
+        """What all images of the batch are shown as in iteration `it`."""
+        rng, size, least = task.generator("view", it), task.data.size, self.least(it)
+        box = None if least is None else draw_boxes(1, (size, size), (least, 1.0), rng, self.stretch)
+        mirrored = bool(torch.rand((), generator=rng) < 0.5)
+        low = -self.roll if self.roll_back else 0
+        down, right = torch.randint(low, self.roll + 1, (2,), generator=rng).tolist()
+
+        def shown(images: Tensor) -> Tensor:
+            if box is not None:
+                images = resized_crop(images, box)
+            if self.flip and mirrored:
+                images = images.flip(3)
+            return images.roll((down, right), (2, 3)) if down or right else images
+
+        return shown
+
+    def members(self, task: Task, prepared: Committee) -> Sequence[Member]:
+        """The teachers that this batch has to please, with weights that sum to 1."""
+        return [(1 / len(prepared.teachers), teacher) for teacher in prepared.teachers]
+
+    def loss(self, syn: Synthetic, task: Task, prepared: Committee, it: int) -> Objective:
+        """The members' weighted cross entropies and statistics losses, one member after another."""
+        view = self.view(task, it)
+
+        def of(member: Member) -> Callable[[], Terms]:
+            return lambda: self._terms(member, view(syn.images), syn.targets, task, prepared)
+
+        names = ("ce", "bn") if self.r_bn else ("ce",)
+        losses = [of(member) for member in self.members(task, prepared)]
+        return accumulated(losses, syn.images, names, shared=False)
+
+    def project(self, syn: Synthetic, task: Task) -> None:
+        """Pixels stay between black and white."""
+        with torch.no_grad():
+            clip_(task.data.preprocess, syn.images)
+
+    def _terms(self, member: Member, views: Tensor, targets: Tensor, task: Task, prepared: Committee) -> Terms:
+        weight, teacher = member
+        network = prepared.network(teacher, task, views, self.iterations)
+        half = torch.autocast(views.device.type, torch.bfloat16, enabled=task.precision == "bf16")
+        with statistics_loss(teacher.network, self.first_bn) if self.r_bn else nullcontext() as statistics:
+            with half:
+                logits = network(views)
+            terms = {"ce": weight * F.cross_entropy(logits.float(), targets)}
+            if statistics is not None:
+                terms["bn"] = weight * self.r_bn * statistics()
+        return terms

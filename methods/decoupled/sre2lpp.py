@@ -7,12 +7,12 @@ from dd.engine.registry import register
 from dd.labels import LabelSettings
 
 from ._crops import CropSettings
-from ._recover import Recovered
+from .sre2l import SRe2L
 
 
 @register("sre2lpp")
 @dataclass(frozen=True)
-class SRe2LPlusPlus(Recovered):
+class SRe2LPlusPlus(SRe2L):
     """SRe2L that starts from real patches of medium difficulty.
 
     The authors ship their patches as files and do not say how easy, medium and hard were told apart.  Here all are

@@ -4,19 +4,16 @@ Classes are independent of one another, so each has generators of its own, and n
 nor which others there are changes what a class is given.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
 
 from dd.data.augment import Draw, apply, draw, siamese
 from dd.engine import parallel
-from dd.engine.accumulate import Terms, accumulated
-from dd.engine.method import Method, Synthetic, Task
+from dd.engine.method import Synthetic, Task
 from dd.networks import products, saved_bytes
 
 FORWARD_SHARE = 0.125  # of the device's total memory that the activations of one chunk of classes may take
@@ -129,105 +126,42 @@ def has_batch_norm(network: nn.Module) -> bool:
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
 
 
-@dataclass(frozen=True)
-class ClassMatching(Method):
-    """Images of every class are moved until a network makes of them what it makes of real ones.
+def chunk_size(task: Task, batch_real: int) -> int:
+    """How many classes go into one forward pass, from shapes and the device's total memory.
 
-    Attributes:
-        iterations: updates of the images.
-        lr_img: learning rate of the pixels.
-        batch_real: real images per class and iteration.
+    About a thousand images, or what an eighth of the device's total memory holds, and on a CPU as few as keep it busy.
+
+    Args:
+        task: what to distil.
+        batch_real: real images per class.
     """
-
-    iterations: Annotated[int, Field(ge=0)] = 20_000
-    lr_img: Annotated[float, Field(gt=0)] = 1.0
-    batch_real: Annotated[int, Field(ge=1)] = 256
-
-
-@dataclass(frozen=True)
-class Siamese(ClassMatching):
-    """Pixels in model space, moved by momentum SGD under siamese augmentation.
-
-    Attributes:
-        momentum_img: momentum of the pixels' SGD.
-        start_from: random real images of each class, or noise N(0, 1) in model space.
-        augment: siamese DSA, one draw per class and iteration, with the data set's strategy.
-    """
-
-    momentum_img: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    start_from: Literal["real", "noise"] = "real"
-    augment: bool = True
-
-    def start(self, task: Task, prepared: Any) -> Synthetic:
-        """Real images or noise, with hard labels."""
-        return Synthetic(task.first_images(self.start_from), task.targets)
-
-    def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
-        """Momentum SGD on the pixels; its state is pixel by pixel, so classes do not meet in it."""
-        return [SGD([syn.images], lr=self.lr_img, momentum=self.momentum_img)]
-
-    def group(self, syn: Synthetic, task: Task, it: int, classes: Sequence[int]) -> Group:
-        """Some classes' images in iteration `it`."""
-        return group(syn, task, it, classes, self.batch_real, task.data.augment if self.augment else "none")
+    network = task.network("skeleton")
+    images = torch.zeros(2, task.data.channels, task.data.size, task.data.size, device=task.device)
+    with saved_bytes() as seen:
+        network(images.requires_grad_())
+    per_class = batch_real + -(-len(task.targets) // task.classes)
+    one = sum(seen.values()) * per_class // 2
+    limits = [task.classes, int(FORWARD_SHARE * task.total_memory()) // one, ENOUGH // per_class]
+    if task.device.type == "cpu":
+        limits.append(PRODUCTS // (max(1, products(network, images[:1])) * per_class))
+    return max(1, min(limits))
 
 
-@dataclass(frozen=True)
-class Chunked(ClassMatching):
-    """Several classes in one forward pass, where a network lets them.
+def chunks(task: Task, network: nn.Module, chunk: int | None, batchnorm: Literal["class", "all"]) -> list[list[int]]:
+    """This process's classes of every forward pass.
 
-    Attributes:
-        chunk: classes in one forward pass; None for about a thousand images, or what an eighth of the device's total
-            memory holds, and on a CPU as few as keep it busy.  It changes memory and time, not results.
+    Args:
+        task: what to distil.
+        network: that they go through.
+        chunk: classes in one forward pass, where the network lets them share one; None for one at a time.
         batchnorm: with batch norm the classes of a forward pass see one another: "class" gives each a pass of its own,
-            "all" puts all of them into one, as the authors' code does.
+            "all" puts all of them into one.
     """
-
-    chunk: Annotated[int, Field(ge=1)] | None = None
-    batchnorm: Literal["class", "all"] = "class"
-
-    def settle(self, task: Task) -> "Chunked":
-        """How many classes go into one forward pass, from shapes and the device's total memory."""
-        if self.chunk is not None:
-            return self
-        network = task.network("skeleton")
-        images = torch.zeros(2, task.data.channels, task.data.size, task.data.size, device=task.device)
-        with saved_bytes() as seen:
-            network(images.requires_grad_())
-        per_class = self.batch_real + -(-len(task.targets) // task.classes)
-        one = sum(seen.values()) * per_class // 2
-        limits = [task.classes, int(FORWARD_SHARE * task.total_memory()) // one, ENOUGH // per_class]
-        if task.device.type == "cpu":
-            limits.append(PRODUCTS // (max(1, products(network, images[:1])) * per_class))
-        return replace(self, chunk=max(1, min(limits)))
-
-    def groups(self, task: Task, network: nn.Module) -> list[list[int]]:
-        """This process's classes of every forward pass."""
-        classes, each = list(range(task.classes)), self.settle(task).chunk or 1
-        if not has_batch_norm(network):
-            classes = parallel.share(classes)
-        elif self.batchnorm == "class":
-            classes, each = parallel.share(classes), 1
-        else:  # they cannot be shared out
-            classes, each = classes if parallel.is_first() else [], task.classes
-        return [classes[first : first + each] for first in range(0, len(classes), each)]
-
-
-@dataclass(frozen=True)
-class FeatureMatching(Siamese, Chunked):
-    """Features of real and of synthetic images, chunk by chunk: what DM and DataDAM share."""
-
-    def matched(
-        self,
-        syn: Synthetic,
-        task: Task,
-        it: int,
-        network: nn.Module,
-        discrepancy: Callable[[Group], Terms],
-        names: Sequence[str],
-    ) -> Terms:
-        """The terms `names` of the discrepancy of all classes in iteration `it`, summed, chunk by chunk."""
-
-        def of(classes: Sequence[int]) -> Callable[[], Terms]:
-            return lambda: discrepancy(self.group(syn, task, it, classes))
-
-        return accumulated([of(classes) for classes in self.groups(task, network)], syn.images, names)
+    classes, each = list(range(task.classes)), chunk or 1
+    if not has_batch_norm(network):
+        classes = parallel.share(classes)
+    elif batchnorm == "class":
+        classes, each = parallel.share(classes), 1
+    else:  # they cannot be shared out
+        classes, each = classes if parallel.is_first() else [], task.classes
+    return [classes[first : first + each] for first in range(0, len(classes), each)]

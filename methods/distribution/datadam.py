@@ -15,7 +15,8 @@ from dd.engine.registry import register
 from dd.errors import UsageError
 from dd.networks import captured, embed
 
-from ._classes import FeatureMatching, Group, class_means
+from ._classes import Group, class_means
+from .dm import DM
 
 LOW_RESOLUTION = 32  # pixels: CIFAR's, in the paper's words
 
@@ -28,7 +29,7 @@ def attention(maps: Tensor, power: float) -> Tensor:
 
 @register("datadam")
 @dataclass(frozen=True)
-class DataDAM(FeatureMatching):
+class DataDAM(DM):
     """Attention matching: where a random network looks in the classes, and their mean features.
 
     L = 100 sum over classes and layers of || mean attention of real - of synthetic images ||^2
@@ -37,7 +38,7 @@ class DataDAM(FeatureMatching):
     the sum over classes are the released code's.  Paper and code disagree about the norm, the power and the number of
     iterations: recipes have both as `preset=paper` and `preset=code`.
 
-    Attributes beyond those shared with DM:
+    Attributes beyond DM's:
         lr_img: 1 up to ipc 50 and 10 beyond, in the paper's table, where nothing else says it.
         power: of the attention [p].
         weight: of the features' term [lambda]; None for the paper's table: 0.01 up to 32 pixels, 0.02 above.
@@ -55,9 +56,8 @@ class DataDAM(FeatureMatching):
 
     def settle(self, task: Task) -> "DataDAM":
         """Chunks as DM's, and the weight by the images' size."""
-        settled = super().settle(task)
-        assert isinstance(settled, DataDAM)
-        return replace(settled, weight=self._weight(task))
+        chunk = super().settle(task).chunk
+        return replace(self, chunk=chunk, weight=self._weight(task))
 
     def _weight(self, task: Task) -> float:
         if self.weight is not None:
@@ -86,4 +86,4 @@ class DataDAM(FeatureMatching):
             apart = torch.stack([(a - b).square().sum() for a, b in zip(real_maps, maps, strict=True)]).sum()
             return {"attention": 100 * apart, "features": 100 * weight * (real - ours).square().sum()}
 
-        return self.matched(syn, task, it, network, discrepancy, ("attention", "features"))
+        return self.summed(syn, task, it, network, discrepancy, ("attention", "features"))

@@ -10,16 +10,17 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 
 from dd.data.augment import augment
 from dd.engine import parallel
 from dd.engine.accumulate import Terms, accumulated
-from dd.engine.method import Objective, Synthetic, Task
+from dd.engine.method import Method, Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.errors import UsageError
 from dd.networks import Functional
 
-from ._classes import ENOUGH, Siamese, has_batch_norm
+from ._classes import ENOUGH, group, has_batch_norm
 
 NETWORKS = 1000
 # ipc to (outer, inner): `get_loops` of the official code, and its author's advice for 100 (issue 2 of the repository)
@@ -63,14 +64,19 @@ class Condensed(Synthetic):
 
 @register("dc")
 @dataclass(frozen=True)
-class DC(Siamese):
+class DC(Method):
     """Gradient matching: synthetic images should pull a network's weights the way real ones do.
 
     A new network is taken every `outer` iterations; in between it is trained for `inner` passes on the synthetic set.
     All three follow from ipc, as in the official code, where nothing else says them.
 
-    Attributes beyond those shared with DM:
+    Attributes:
         iterations: updates of the images: the paper's 1,000 networks times `outer`.
+        lr_img: learning rate of the pixels' momentum SGD, in model space.
+        momentum_img: its momentum.
+        batch_real: real images per class and iteration.
+        start_from: random real images of each class, or noise N(0, 1) in model space.
+        augment: siamese DSA, one draw per class and iteration, with the data set's strategy.
         outer: updates per network.
         inner: passes over the synthetic images between two updates.
         lr_net: SGD learning rate of the network.
@@ -81,6 +87,8 @@ class DC(Siamese):
 
     iterations: Annotated[int, Field(ge=0)] = 1000
     lr_img: Annotated[float, Field(gt=0)] = 0.1
+    momentum_img: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch_real: Annotated[int, Field(ge=1)] = 256
     start_from: Literal["real", "noise"] = "noise"
     augment: bool = False
     outer: Annotated[int, Field(ge=1)] = 1
@@ -116,6 +124,10 @@ class DC(Siamese):
         """Real images or noise, with hard labels."""
         return Condensed(task.first_images(self.start_from), task.targets, prepared.size)
 
+    def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
+        """Momentum SGD on the pixels; its state is pixel by pixel, so classes do not meet in it."""
+        return [SGD([syn.images], lr=self.lr_img, momentum=self.momentum_img)]
+
     def loss(self, syn: Synthetic, task: Task, prepared: Functional, it: int) -> Objective:
         """The distance of the gradients by real and by synthetic images, class by class."""
         assert isinstance(syn, Condensed)
@@ -129,7 +141,7 @@ class DC(Siamese):
             return {"distance": gradient_distance(ours, target)}
 
         def of(classes: Sequence[int]) -> Terms:
-            batch = self.group(syn, task, it, classes)
+            batch = group(syn, task, it, classes, self.batch_real, task.data.augment if self.augment else "none")
             images = zip(classes, batch.real.split(batch.real_sizes), batch.synthetic.split(batch.sizes), strict=True)
             # one class at a time, as its gradient by the weights is wanted; only augmentation is done together
             losses = [partial(distance, *of_class) for of_class in images]

@@ -1,27 +1,65 @@
 """DM: dataset condensation with distribution matching (Zhao & Bilen, WACV 2023, arXiv:2110.04181)."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
+from torch import nn
+from torch.optim import SGD, Optimizer
 
-from dd.engine.accumulate import Terms
-from dd.engine.method import Objective, Synthetic, Task
+from dd.engine.accumulate import Terms, accumulated
+from dd.engine.method import Method, Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import embed
 
-from ._classes import FeatureMatching, Group, class_means
+from ._classes import Group, chunk_size, chunks, class_means, group
 
 
 @register("dm")
 @dataclass(frozen=True)
-class DM(FeatureMatching):
+class DM(Method):
     """Distribution matching: the classes' mean features under a fresh random network, those of real images.
 
     L = sum over classes of || mean f(A(real)) - mean f(A(synthetic)) ||^2, with a new network every iteration.
+
+    Attributes:
+        iterations: updates of the images.
+        lr_img: learning rate of the pixels' momentum SGD, in model space.
+        momentum_img: its momentum.
+        batch_real: real images per class and iteration.
+        start_from: random real images of each class, or noise N(0, 1) in model space.
+        augment: siamese DSA, one draw per class and iteration, with the data set's strategy.
+        chunk: classes in one forward pass; None for about a thousand images, or what an eighth of the device's total
+            memory holds, and on a CPU as few as keep it busy.  It changes memory and time, not results.
+        batchnorm: with batch norm the classes of a forward pass see one another: "class" gives each a pass of its own,
+            "all" puts all of them into one, as the authors' code does.
     """
 
     paper = "https://arxiv.org/abs/2110.04181"
+
+    iterations: Annotated[int, Field(ge=0)] = 20_000
+    lr_img: Annotated[float, Field(gt=0)] = 1.0
+    momentum_img: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch_real: Annotated[int, Field(ge=1)] = 256
+    start_from: Literal["real", "noise"] = "real"
+    augment: bool = True
+    chunk: Annotated[int, Field(ge=1)] | None = None
+    batchnorm: Literal["class", "all"] = "class"
+
+    def settle(self, task: Task) -> "DM":
+        """How many classes share a forward pass."""
+        return replace(self, chunk=self.chunk or chunk_size(task, self.batch_real))
+
+    def start(self, task: Task, prepared: Any) -> Synthetic:
+        """Real images or noise, with hard labels."""
+        return Synthetic(task.first_images(self.start_from), task.targets)
+
+    def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
+        """Momentum SGD on the pixels; its state is pixel by pixel, so classes do not meet in it."""
+        return [SGD([syn.images], lr=self.lr_img, momentum=self.momentum_img)]
 
     def loss(self, syn: Synthetic, task: Task, prepared: Any, it: int) -> Objective:
         """The distance of the class means, summed over classes and features."""
@@ -33,4 +71,22 @@ class DM(FeatureMatching):
             ours = class_means(embed(network, group.synthetic), group.sizes)
             return {"distance": (real - ours).square().sum()}
 
-        return self.matched(syn, task, it, network, discrepancy, ("distance",))
+        return self.summed(syn, task, it, network, discrepancy, ("distance",))
+
+    def summed(
+        self,
+        syn: Synthetic,
+        task: Task,
+        it: int,
+        network: nn.Module,
+        discrepancy: Callable[[Group], Terms],
+        names: Sequence[str],
+    ) -> Terms:
+        """The terms `names` of a discrepancy, summed over all classes of iteration `it`, chunk by chunk."""
+        strategy = task.data.augment if self.augment else "none"
+
+        def of(classes: Sequence[int]) -> Terms:
+            return discrepancy(group(syn, task, it, classes, self.batch_real, strategy))
+
+        found = chunks(task, network, self.chunk, self.batchnorm)
+        return accumulated([partial(of, classes) for classes in found], syn.images, names)

@@ -15,14 +15,14 @@ from torch.optim import SGD, AdamW, Optimizer
 from dd.data.augment import draw_sequence
 from dd.engine import parallel
 from dd.engine.accumulate import Terms, accumulated
-from dd.engine.method import Objective, Synthetic, Task
+from dd.engine.method import Method, Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import Functional, embed
 from dd.sets import DistilledSet
 from dd.sets.tiles import decode, decoded, decoded_labels, mosaic
 from dd.training import ExpertSettings, Trajectories, expert_needs, stack_size, trajectories
 
-from ._classes import Chunked, augment_by_class, class_means, first_of_class, real_images
+from ._classes import augment_by_class, chunk_size, chunks, class_means, first_of_class, real_images
 from ._ncfd import Sampler, characteristic, discrepancy
 from ._plateau import Plateau
 
@@ -86,7 +86,7 @@ class Mosaics(Synthetic):
 
 @register("ncfm")
 @dataclass(frozen=True)
-class NCFM(Chunked):
+class NCFM(Method):
     """Characteristic functions of features, matched where a sampling network finds them furthest apart.
 
     Every iteration blends one network of a pretrained pool between its first and its last weights, and minimises over
@@ -99,8 +99,10 @@ class NCFM(Chunked):
     copy: there the optimiser steps once per class and phase, here once an iteration (`lr_per=class` moves as far), and
     there the pool is trained with IDC's augmentation and CutMix, here with DSA.
 
-    Attributes beyond those shared with DM:
+    Attributes:
+        iterations: updates of the images.
         lr_img: learning rate of the pixels in [0, 1].
+        batch_real: real images per class and iteration.
         lr_per: what `lr_img` and `weight_decay` are of: the step of an iteration, or the released code's steps, one per
             class for the discrepancy and one for the calibration.  Of P such steps AdamW moves an image, which has a
             gradient in one or two of them, about sqrt(P) times as far as one step would, and decays it P times; SGD
@@ -126,11 +128,14 @@ class NCFM(Chunked):
         refine: every decoded image is labelled by the pool's first network, with the class itself where that network is
             wrong.  (In the released code a wrong one gives nearly uniform labels: its one-hot vector is taken for
             logits.)
+        chunk: classes in one forward pass; None for as many as DM takes.
+        batchnorm: as DM's.
         experts: the pool; only first and last weights are used.
     """
 
     paper = "https://arxiv.org/abs/2502.20653"
 
+    iterations: Annotated[int, Field(ge=0)] = 20_000
     lr_img: Annotated[float, Field(gt=0)] = 1e-3
     batch_real: Annotated[int, Field(ge=1)] = 1024
     lr_per: Literal["iteration", "class"] = "iteration"
@@ -151,15 +156,16 @@ class NCFM(Chunked):
     calibration: Annotated[float, Field(ge=0)] = 1.0
     strategy: str | None = "color_crop_cutout"
     refine: bool = False
+    chunk: Annotated[int, Field(ge=1)] | None = None
+    batchnorm: Literal["class", "all"] = "class"
     experts: ExpertSettings = field(
         default_factory=lambda: ExpertSettings(count=20, epochs=60, momentum=0.9, weight_decay=5e-4, batch=128)
     )
 
     def settle(self, task: Task) -> "NCFM":
         """Chunks as DM's, and how many experts to train at once."""
-        settled = super().settle(task)
-        assert isinstance(settled, NCFM)
-        return replace(settled, experts=replace(self.experts, stack=stack_size(task, self.experts)))
+        experts = replace(self.experts, stack=stack_size(task, self.experts))
+        return replace(self, chunk=self.chunk or chunk_size(task, self.batch_real), experts=experts)
 
     def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
         """One artefact per network of the pool."""
@@ -210,7 +216,7 @@ class NCFM(Chunked):
         blend = float(torch.rand((), generator=rng))
         first, last = (prepared.experts.snapshot(member, epoch, task.device) for epoch in (0, -1))
         blended = blend * first + (1 - blend) * last
-        groups = self.groups(task, prepared.network)
+        groups = chunks(task, prepared.network, self.chunk, self.batchnorm)
         # the classes that the sampler's step sees, first to have their turn
         leading = groups.pop(it % len(groups)) if groups else []
         # in two modules: each one's graph needs its weights until it is differentiated

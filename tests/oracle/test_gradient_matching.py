@@ -1,5 +1,6 @@
 """DC and DSA against the distance in closed form, finite differences and hand-written loops."""
 
+import importlib
 import sys
 
 import pytest
@@ -15,7 +16,7 @@ from dd.rng import generator
 
 DC, DSA = get("dc"), get("dsa")
 dc = sys.modules[DC.__module__]
-shared = sys.modules[dc.Siamese.__module__]
+shared = importlib.import_module("dd.methods.distribution._classes")
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
 SMALL = {"iterations": 4, "outer": 3, "inner": 2, "lr_img": 1.0, "lr_net": 0.05, "batch_net": 5, "batch_real": 8}
 

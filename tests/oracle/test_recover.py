@@ -25,7 +25,7 @@ from dd.training.teachers import Teacher
 from .conftest import SQUEEZE, STUDENT
 
 SRE2L, CVDD = get("sre2l"), get("cvdd")
-recover = importlib.import_module("dd.methods.decoupled._recover")
+recover = importlib.import_module("dd.methods.decoupled.sre2l")
 teaching = importlib.import_module("dd.methods.decoupled._teachers")
 clip_ = importlib.import_module("dd.methods.decoupled._pixels").clip_
 

@@ -16,7 +16,7 @@ from .conftest import SQUEEZE
 NRRDD = get("nrrdd")
 patches = importlib.import_module("dd.methods.decoupled._crops")
 nrr = importlib.import_module("dd.methods.decoupled.nrrdd")
-Recovered = importlib.import_module("dd.methods.decoupled._recover").Recovered
+SRe2L = importlib.import_module("dd.methods.decoupled.sre2l").SRe2L
 
 
 def refined(task, steps=12, method=NRRDD, **settings):
@@ -88,7 +88,7 @@ class MaskedGradient(MaskedUpdate):
         return self.epsilon * super().loss(syn, task, prepared, it)
 
     def project(self, syn, task):
-        Recovered.project(self, syn, task)
+        SRe2L.project(self, syn, task)
 
 
 @pytest.mark.parametrize(("kind", "wanted"), [(MaskedUpdate, (0.1, 0.5)), (MaskedGradient, (1, 1))])
