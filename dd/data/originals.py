@@ -17,7 +17,7 @@ from dd.data._decoding import Cut, Decoding, Source, ahead
 from dd.data._images import original
 from dd.data.preprocess import Preprocess
 from dd.data.settings import Depth16
-from dd.data.views import BoxDraw, draw_shares
+from dd.views import BoxDraw, draw_shares
 
 if TYPE_CHECKING:
     from PIL.Image import Image

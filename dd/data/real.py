@@ -13,7 +13,6 @@ from dd.data import streamed
 from dd.data._content import Arrays, Encoded, by_class, only_classes, stratified
 from dd.data._decoding import Source
 from dd.data._images import Target
-from dd.data.augment import parse
 from dd.data.originals import Originals
 from dd.data.preprocess import Preprocess
 from dd.data.settings import DataSettings, Resize
@@ -22,6 +21,7 @@ from dd.data.split import Opened, Split, require_usable
 from dd.errors import UsageError
 from dd.io import digest, sha256_tensors
 from dd.runs.store import NotMade, nothing_made
+from dd.views.dsa import operations
 
 _TRANSFORM_ROWS = 4096  # images transformed at a time, when all are
 _COUNT_BYTES = 16 << 20  # of images whose values are counted at a time
@@ -183,7 +183,7 @@ def open_data(name: str, settings: DataSettings, device: torch.device | str, *, 
             opened, known = _undecoded(located, content, settings, device)
             classes = content.listing().classes
     strategy = known.augment if settings.augment is None else settings.augment or "none"
-    parse(strategy)
+    operations(strategy)
     channels, size, _ = opened.shape
     return RealData(
         name=name,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from dd.data.augment import known_strategy
+from dd.views.dsa import known_strategy
 
 Resize = Literal["fit", "squash", "shorter"]
 """How an image becomes a square: see `DataSettings.resize`."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dd.data import Preprocess, RealData
-from dd.data.views import Batches
 from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
@@ -19,6 +18,7 @@ from dd.labels.forms import label_temperature
 from dd.sets import DistilledSet
 from dd.sets.tiles import decoded, decoded_labels, mosaic
 from dd.training.loop import in_company, passes
+from dd.views import Batches
 
 Images = Tensor | Callable[[Tensor], Tensor]
 """All images (n, c, h, w), or what gives those at int64 positions (b,) on the CPU where all are too many."""

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from dd.data.views import Batches, ViewPolicy
 from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.arms import (
@@ -29,6 +28,7 @@ from dd.evaluation.report import Report, Score
 from dd.labels import Labeller, LabelStore, live
 from dd.sets import DistilledSet
 from dd.training.loop import Trainer, accuracy, predict, recall, right, viewed
+from dd.views import Batches, ViewPolicy
 
 KIND = "students"
 NOT_AT_HAND = "the teachers that labelled the set are not at hand"

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from dd.data.settings import Resize
-from dd.data.views import ViewPolicy
 from dd.io import digest
 from dd.training.criteria import CrossEntropy
 from dd.training.loop import Fit
+from dd.views import ViewPolicy
 
 _NO_PART_OF_THE_NUMBER = (
     "protocol",

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dd.data.views import View
 from dd.io import digest, sha256_tensors
 from dd.labels.spec import Batch, StoreSpec
+from dd.views import View
 
 _NONE = -1  # stands for "nothing is mixed in" where a record holds a partner or a patch
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from dd.data.views import Batches, ViewPolicy, draw_view
 from dd.labels.settings import LabelSettings
+from dd.views import Batches, ViewPolicy, draw_view
 
 if TYPE_CHECKING:
     from dd.data import RealData

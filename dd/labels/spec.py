@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dd.data.augment import Shape
-from dd.data.views import View, ViewPolicy, draw_view
 from dd.errors import UsageError
 from dd.io import SEAL, digest, existing, holds, sealed, write_json
 from dd.labels.forms import LabelForm, form_of
 from dd.rng import generator
+from dd.views import View, ViewPolicy, draw_view
+from dd.views.dsa import Shape
 
 FORMAT = "dd-soft-labels"
 VERSION = 1

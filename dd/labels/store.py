@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dd.data.views import View
 from dd.errors import RunError, UsageError
 from dd.io import atomic_path, digest, sha256_file
 from dd.labels import _rows
 from dd.labels.spec import CLASSES, MANIFEST, Batch, file_of, read_manifest
+from dd.views import View
 
 Load = Callable[[Tensor], Tensor]
 """int64 positions (b,) on the CPU -> the images there, float (b, c, h, w) in model space, on the device of training."""

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from dd.data.views import View, ViewPolicy
 from dd.errors import UsageError
 from dd.io import atomic_path, locked, sha256_file, writable
 from dd.labels import _rows
@@ -32,6 +31,7 @@ from dd.labels.spec import (
 )
 from dd.labels.store import LabelStore, Load
 from dd.sizes import readable_size
+from dd.views import View, ViewPolicy
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ from functools import partial
 
 from torch import Tensor
 
-from dd.data.views import View
 from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
@@ -17,6 +16,7 @@ from dd.labels.store import LabelStore, open_store
 from dd.labels.writer import require_room, size_on_disk, writing
 from dd.runs import RunFolder, bar
 from dd.sets import DistilledSet
+from dd.views import View
 
 log = logging.getLogger(__name__)
 

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from dd.data import RealData, Split
-from dd.data.augment import augment
-from dd.data.views import Batches, ViewPolicy, draw_view
 from dd.rng import generator
 from dd.training.allocator import keep_large_buffers
 from dd.training.compiled import BatchLoss, Loss
 from dd.training.criteria import PLAIN, Criterion
 from dd.training.gsam import gsam_gradient
 from dd.training.penalty import gradient_penalty
+from dd.views import Batches, ViewPolicy, draw_view
+from dd.views.dsa import augment
 
 WARM = 0.01  # share of lr that a warm-up begins with
 

@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dd.data import RealData
-from dd.data.views import Batches, ViewPolicy
 from dd.engine.method import Task
 from dd.errors import RunError
 from dd.io import digest
@@ -17,6 +16,7 @@ from dd.networks import NetworkSpec, build
 from dd.runs.store import Artefact
 from dd.training.loop import Fit, Trainer, accuracy, in_company, passes, viewed
 from dd.training.passes import PassFile
+from dd.views import Batches, ViewPolicy
 
 KIND = "teachers"
 VERSION = 1  # of the training procedure: part of every key, raised when its results change

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from dd.data.augment import augment
-from dd.data.views import Batches
 from dd.networks import Functional
 from dd.rng import generator
 from dd.training.gsam import perturbation, surrogate
 from dd.training.loop import Fit, Path, at_step, make_optimiser
 from dd.training.penalty import gradient_penalty
+from dd.views import Batches
+from dd.views.dsa import augment
 
 AfterStackedPass = Callable[[int, Tensor], None]
 """Called with (passes done, parameters (networks, P)) after every whole pass, and with 0 before the first."""

@@ -16,7 +16,6 @@ from torch.optim import SGD, AdamW
 from worker import Gate, resident
 
 from dd.data import RealData
-from dd.data.augment import apply, draw, draw_sequence, siamese
 from dd.engine.method import Task
 from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
@@ -25,6 +24,7 @@ from dd.runs import Store
 from dd.sets.tiles import decode
 from dd.training import ExpertSettings
 from dd.training.allocator import keep_large_buffers
+from dd.views.dsa import apply, draw, draw_sequence, siamese
 
 SIDE, WIDTH, REAL = 16, 16, 64
 STRATEGY = "color_crop_cutout_flip_scale_rotate"

@@ -3,10 +3,10 @@
 import torch
 
 from dd.data import RealData
-from dd.data.augment import Shape
 from dd.data.preprocess import standard
 from dd.data.real import DeviceSplit
 from dd.rng import generator
+from dd.views.dsa import Shape
 
 
 def noise(classes: int, shape: Shape, images: int, strategy: str = "none") -> RealData:

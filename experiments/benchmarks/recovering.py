@@ -18,13 +18,13 @@ from torch.optim import Adam
 from torchvision.transforms.v2 import functional as tv
 from worker import Gate, resident
 
-from dd.data.views import draw_boxes
 from dd.engine.method import Task
 from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
 from dd.networks import NetworkSpec, resolve
 from dd.runs import Store
 from dd.training.teachers import Teacher
+from dd.views import draw_boxes
 
 CLASSES = 100  # one image of each is a batch
 MANY = 1_000_000

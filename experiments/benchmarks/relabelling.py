@@ -17,7 +17,6 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 from worker import Gate
 
-from dd.data.views import View
 from dd.engine.method import Task
 from dd.evaluation.protocols import PROTOCOLS, Protocol
 from dd.labels import LabelSettings, LabelStore
@@ -26,6 +25,7 @@ from dd.pipeline.label import label, store_spec
 from dd.runs import RunFolder
 from dd.sets import DistilledSet
 from dd.training.relabel import TeacherLabeller
+from dd.views import View
 
 IPC, BATCH = 2, 100
 FORMS = ("logits", "topk", "hard", "distances")

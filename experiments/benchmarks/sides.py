@@ -14,7 +14,6 @@ from scale import Scale
 from torch import Tensor, nn
 from worker import Gate, resident
 
-from dd.data.augment import augment
 from dd.engine.method import Task
 from dd.engine.synthesise import Watch, synthesise
 from dd.evaluation.arms import control_arm
@@ -24,6 +23,7 @@ from dd.recipes import Recipe, resolve
 from dd.rng import generator
 from dd.training.experts import expert_fit, trajectories
 from dd.training.loop import Trainer, accuracy
+from dd.views.dsa import augment
 
 WIDTH = 32
 MANY = 1_000_000

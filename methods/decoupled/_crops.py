@@ -16,10 +16,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dd.data import RealData
-from dd.data.views import BoxDraw, draw_shares, resized_crop
 from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.sets.tiles import mosaic
+from dd.views import BoxDraw, draw_shares, resized_crop
 
 from ._pixels import to_bytes
 

@@ -10,13 +10,13 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from dd.data.views import ViewPolicy, draw_view
 from dd.engine.method import Task
 from dd.errors import RunError, UsageError
 from dd.networks.named import PublishedWeights, source
 from dd.training.committee import logits, published_prior
 from dd.training.loop import Fit, Trainer, accuracy
 from dd.training.teachers import Teacher, teacher_keys
+from dd.views import ViewPolicy, draw_view
 
 from ._teachers import Committee
 

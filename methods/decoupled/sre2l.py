@@ -18,13 +18,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from dd.data.views import STRETCH, draw_boxes, resized_crop
 from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.errors import UsageError
 from dd.networks.statistics import required_batch_norms, statistics_loss
 from dd.training.teachers import Teacher, teacher_keys, untrained
+from dd.views import STRETCH, draw_boxes, resized_crop
 
 from ._crops import CropSettings, Judge, patch_needs, real_patches, require_enough
 from ._pixels import clip_

@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dd.data.augment import Draw, apply, draw, siamese
 from dd.engine import parallel
 from dd.engine.method import Synthetic, Task
 from dd.networks import products, saved_bytes
+from dd.views.dsa import Draw, apply, draw, siamese
 
 FORWARD_SHARE = 0.125  # of the device's total memory that the activations of one chunk of classes may take
 ENOUGH = 1024  # images of a chunk: more keep no device busier, and memory shall not grow with the number of classes

@@ -12,13 +12,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from dd.data.augment import augment
 from dd.engine import parallel
 from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Method, Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.errors import UsageError
 from dd.networks import Functional
+from dd.views.dsa import augment
 
 from ._classes import ENOUGH, group, has_batch_norm
 

@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from dd.data.augment import draw_sequence
 from dd.engine import parallel
 from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Method, Objective, Synthetic, Task
@@ -21,6 +20,7 @@ from dd.networks import Functional, embed
 from dd.sets import DistilledSet
 from dd.sets.tiles import decode, decoded, decoded_labels, mosaic
 from dd.training import ExpertSettings, Trajectories, expert_needs, stack_size, trajectories
+from dd.views.dsa import draw_sequence
 
 from ._classes import augment_by_class, chunk_size, chunks, class_means, first_of_class, real_images
 from ._ncfd import Sampler, characteristic, discrepancy

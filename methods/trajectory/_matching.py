@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dd.data.augment import Draw, apply, draw
 from dd.engine.method import Task
 from dd.engine.unroll import Backprop, FrozenAdjoint, FullGraph, Stepwise
 from dd.networks import Functional, saved_bytes
 from dd.rng import generator
 from dd.training import Trajectories
+from dd.views.dsa import Draw, apply, draw
 
 FULL_GRAPH_SHARE = 0.25  # of the device's total memory that a full graph may take
 

@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dd.data.views import draw_boxes
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
 from dd.rng import generator
+from dd.views import draw_boxes
 
 from .conftest import SQUEEZE
 

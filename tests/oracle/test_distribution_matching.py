@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dd.data.augment import apply, draw, siamese
 from dd.engine.accumulate import accumulated
 from dd.engine.method import Synthetic
 from dd.engine.registry import get
@@ -18,6 +17,7 @@ from dd.engine.synthesise import Watch, synthesise
 from dd.errors import UsageError
 from dd.networks import NetworkSpec, build, captured, products
 from dd.rng import generator
+from dd.views.dsa import apply, draw, siamese
 
 shared = importlib.import_module("dd.methods.distribution._classes")
 DM, DATADAM = get("dm"), get("datadam")

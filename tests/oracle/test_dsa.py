@@ -1,4 +1,4 @@
-"""DSA against slow loops, closed forms and finite differences; none of it shares code with dd.data.augment.
+"""DSA against slow loops, closed forms and finite differences; none of it shares code with dd.views.dsa.
 
 Source of the operations: Zhao & Bilen, "Dataset Condensation with Differentiable Siamese Augmentation" (ICML 2021).
 """
@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.data import augment as dsa
 from dd.rng import generator
+from dd.views import dsa
 
 OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 N = 12

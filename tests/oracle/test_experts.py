@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.data.augment import augment
 from dd.errors import RunError, UsageError
 from dd.networks import Functional, NetworkSpec
 from dd.rng import generator
 from dd.runs import Store
 from dd.training import ExpertSettings, expert_logits, expert_needs, trajectories
 from dd.training.experts import expert_spec
+from dd.views.dsa import augment
 
 DSA = "color_crop_cutout_flip_scale_rotate"
 SETTINGS = ExpertSettings(count=2, epochs=3, lr=0.05, batch=24)  # 128 images: five batches of 24 and one of 8

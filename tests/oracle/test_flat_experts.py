@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dd.data.augment import augment
 from dd.networks import NetworkSpec, build
 from dd.rng import generator
 from dd.training import ExpertSettings, Fit, Trainer
 from dd.training.experts import expert_fit
 from dd.training.gsam import gsam_gradient
+from dd.views.dsa import augment
 
 PATH = (5, "expert", 0)
 DSA = "color_crop_cutout_flip_scale_rotate"

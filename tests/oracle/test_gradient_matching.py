@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.data.augment import augment
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
 from dd.errors import UsageError
 from dd.networks import NetworkSpec
 from dd.rng import generator
+from dd.views.dsa import augment
 
 DC, DSA = get("dc"), get("dsa")
 dc = sys.modules[DC.__module__]

@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.data.views import ViewPolicy
 from dd.labels import LabelStore
 from dd.labels._rows import recorded_view, rows_of
 from dd.labels.forms import form_of
 from dd.labels.spec import Batch, StoreSpec
 from dd.labels.writer import writing
+from dd.views import ViewPolicy
 
 CROPS = ViewPolicy(crop=0.08, flip=True, mix="cutmix")
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.data.augment import draw_sequence
 from dd.data.preprocess import zca
 from dd.engine.checkpoint import Checkpoint
 from dd.engine.registry import get
@@ -21,6 +20,7 @@ from dd.rng import generator
 from dd.runs.stop import Stop
 from dd.sets.tiles import decode, decoded_labels, mosaic
 from dd.training import ExpertSettings
+from dd.views.dsa import draw_sequence
 
 ncfd = importlib.import_module("dd.methods.distribution._ncfd")
 NCFM = get("ncfm")

@@ -11,12 +11,12 @@ from PIL import Image
 from torchvision.transforms import functional as tv
 
 from dd.data import DataSettings, open_data
-from dd.data.views import draw_boxes, draw_shares, resized_crop
 from dd.engine.registry import get
 from dd.errors import UsageError
 from dd.rng import generator
 from dd.runs import Store
 from dd.sets.tiles import mosaic
+from dd.views import draw_boxes, draw_shares, resized_crop
 
 from .conftest import SQUEEZE, STUDENT
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from dd.data.preprocess import standard
-from dd.data.views import ViewPolicy, draw_boxes, draw_view, resized_crop
 from dd.engine.method import Synthetic
 from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
@@ -21,6 +20,7 @@ from dd.rng import generator
 from dd.runs import Store
 from dd.training.committee import votes
 from dd.training.teachers import Teacher
+from dd.views import ViewPolicy, draw_boxes, draw_view, resized_crop
 
 from .conftest import SQUEEZE, STUDENT
 

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from dd.data import RealData
 from dd.data.preprocess import standard
 from dd.data.real import DeviceSplit
-from dd.data.views import ViewPolicy, draw_view
 from dd.engine.method import Task
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
@@ -20,6 +19,7 @@ from dd.rng import generator
 from dd.runs import Store
 from dd.training.loop import accuracy
 from dd.training.teachers import SqueezeSettings
+from dd.views import ViewPolicy, draw_view
 
 pytestmark = pytest.mark.slow
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dd.data.views import draw_boxes, resized_crop
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
 from dd.rng import generator
+from dd.views import draw_boxes, resized_crop
 
 from .conftest import SQUEEZE
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.data.augment import augment
 from dd.rng import generator
 from dd.training import ExpertSettings, trajectories
 from dd.training.experts import expert_fit
 from dd.training.penalty import gradient_penalty
+from dd.views.dsa import augment
 
 DSA = "color_crop_cutout_flip_scale_rotate"
 SETTINGS = ExpertSettings(

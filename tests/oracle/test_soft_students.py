@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dd.data.views import draw_view
 from dd.engine.registry import get
 from dd.errors import UsageError
 from dd.evaluation import PROTOCOLS
@@ -24,6 +23,7 @@ from dd.training.committee import batch_statistics, votes
 from dd.training.loop import accuracy
 from dd.training.relabel import TeacherLabeller
 from dd.training.teachers import SqueezeSettings, teachers
+from dd.views import draw_view
 
 SQUEEZE = SqueezeSettings(epochs=8, lr=0.05, batch=16, augment=False)
 PROTOCOL = replace(PROTOCOLS["quick-soft"], epochs=3, batch=3, students=1, full=False)

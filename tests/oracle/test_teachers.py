@@ -14,8 +14,6 @@ from safetensors.torch import save_file
 from torchvision.transforms import functional as tv
 
 from dd.data import DataSettings, open_data
-from dd.data.augment import augment
-from dd.data.views import draw_boxes
 from dd.errors import RunError, UsageError
 from dd.io import digest, sha256_file, sha256_tensors
 from dd.networks import NetworkSpec, build
@@ -24,6 +22,8 @@ from dd.runs import Store
 from dd.training import loop
 from dd.training.squeeze import squeeze_fit, squeeze_spec
 from dd.training.teachers import SqueezeSettings, teacher_keys, teacher_needs, teachers
+from dd.views import draw_boxes
+from dd.views.dsa import augment
 
 DSA = "color_crop_cutout_flip_scale_rotate"
 SETTINGS = SqueezeSettings(epochs=3, lr=0.1, batch=24)  # 128 images: five batches of 24 and one of 8

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.utils import counters
 
-from dd.data.augment import apply, draw
 from dd.evaluation import PROTOCOLS, Protocol
 from dd.networks import NetworkSpec, build
 from dd.rng import derive, generator
 from dd.training import Fit, Trainer, compiled
 from dd.training.compiled import BatchLoss, worth_compiling
 from dd.training.loop import accuracy, predict
+from dd.views.dsa import apply, draw
 
 PATH = (3, "somebody", 1)
 DSA = "color_crop_cutout_flip_scale_rotate"

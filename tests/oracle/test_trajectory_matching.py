@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.data.augment import apply, augment, draw
 from dd.engine.checkpoint import Checkpoint
 from dd.engine.method import Skip, Synthetic
 from dd.engine.registry import get
@@ -22,6 +21,7 @@ from dd.networks import Functional, NetworkSpec, build
 from dd.rng import generator
 from dd.runs.stop import Stop
 from dd.training import ExpertSettings, Trajectories
+from dd.views.dsa import apply, augment, draw
 
 matching = importlib.import_module("dd.methods.trajectory._matching")
 MTT, DATM = get("mtt"), get("datm")

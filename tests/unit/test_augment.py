@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from dd.data import augment as dsa
 from dd.errors import UsageError
 from dd.rng import generator
+from dd.views import dsa
 
 ALL = "color_crop_cutout_flip_scale_rotate"
-OPS = dsa.parse(ALL)
+OPS = dsa.operations(ALL)
 SHAPE = (3, 16, 16)
 
 
@@ -23,9 +23,9 @@ def same(a, b):
 
 
 def test_parse_keeps_the_order_of_the_strategy():
-    assert dsa.parse(ALL) == ("color", "crop", "cutout", "flip", "scale", "rotate")
-    assert dsa.parse("rotate_flip") == ("rotate", "flip")
-    assert dsa.parse("none") == dsa.parse("") == ()
+    assert dsa.operations(ALL) == ("color", "crop", "cutout", "flip", "scale", "rotate")
+    assert dsa.operations("rotate_flip") == ("rotate", "flip")
+    assert dsa.operations("none") == dsa.operations("") == ()
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_parse_keeps_the_order_of_the_strategy():
 )
 def test_a_bad_strategy_is_named(strategy, says):
     with pytest.raises(UsageError, match=says):
-        dsa.parse(strategy)
+        dsa.operations(strategy)
 
 
 def test_off_changes_nothing_and_draws_nothing():

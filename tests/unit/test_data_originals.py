@@ -10,9 +10,9 @@ from torchvision.transforms import functional as tv
 
 from dd.data import DataSettings, open_data
 from dd.data._images import Target, fit
-from dd.data.views import draw_boxes, draw_shares
 from dd.errors import UsageError
 from dd.rng import generator
+from dd.views import draw_boxes, draw_shares
 
 SIZES = [(50, 37), (37, 50), (64, 64), (91, 33)]
 SIDE = 16

@@ -19,10 +19,10 @@ from PIL import Image
 from dd.data import _embedded, _find, list_sources
 from dd.data._catalogue import CATALOGUE
 from dd.data._idx import parse
-from dd.data.augment import parse as parse_strategy
 from dd.data.check import check
 from dd.data.sources import load_raw
 from dd.errors import RunError, UsageError
+from dd.views.dsa import operations
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -315,7 +315,7 @@ def test_every_entry_is_complete():
     for entry in CATALOGUE.values():
         mean, std = entry.constants
         assert len(mean) == len(std) == entry.channels
-        assert parse_strategy(entry.augment)
+        assert operations(entry.augment)
         assert entry.classes is None or len(entry.classes) == entry.classes_expected
         assert all(len(remote.md5) == 32 for remote in entry.remotes)
 

@@ -9,8 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.data.augment import apply, augment, draw_sequence
-from dd.data.views import ViewPolicy
 from dd.engine.method import Synthetic
 from dd.engine.registry import get
 from dd.errors import UsageError
@@ -26,6 +24,8 @@ from dd.sets import DistilledSet
 from dd.sets.tiles import decode
 from dd.training import ExpertSettings
 from dd.training.loop import accuracy
+from dd.views import ViewPolicy
+from dd.views.dsa import apply, augment, draw_sequence
 
 DSA = "color_crop_cutout_flip_scale_rotate"
 BRIEF = Protocol(steps=12, students=3, batch=8, lr=0.05, full=False)

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dd.data.views import View, ViewPolicy, draw_view
 from dd.evaluation import PROTOCOLS
 from dd.recipes import resolve
 from dd.rng import generator
 from dd.training import Fit
 from dd.training.criteria import CrossEntropy
+from dd.views import View, ViewPolicy, draw_view
 
 # optimiser, lr, weight decay, epochs, batch, micro, temperature, whether times T^2, epochs of warm-up, whether biases
 # and norms are spared from decay, what lr is multiplied by in the end

@@ -12,7 +12,6 @@ from dd.methods.decoupled.cda import CDA
 from dd.methods.distribution.dm import DM
 
 from dd.data import DataSettings
-from dd.data.views import ViewPolicy
 from dd.engine import registry
 from dd.engine.method import Method
 from dd.errors import UsageError
@@ -22,6 +21,7 @@ from dd.recipes import parse_overrides, resolve, resolve_evaluation
 from dd.recipes.objects import shown
 from dd.recipes.schema import leaves
 from dd.training.experts import ExpertSettings
+from dd.views import ViewPolicy
 
 MINE = '''
 from dataclasses import dataclass

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dd.data.views import ViewPolicy
 from dd.errors import UsageError
 from dd.labels import LabelStore
 from dd.labels.forms import form_of
@@ -17,6 +16,7 @@ from dd.labels.spec import StoreSpec
 from dd.labels.writer import writing
 from dd.rng import generator
 from dd.sets import DistilledSet, load, save
+from dd.views import ViewPolicy
 
 SPACE = {"kind": "standard", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.5]}
 N, K, EPOCHS = 7, 3, 2

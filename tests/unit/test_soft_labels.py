@@ -18,8 +18,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dd.data.augment import draw
-from dd.data.views import ViewPolicy, draw_view
 from dd.errors import RunError, UsageError
 from dd.labels import spec as labels_spec
 from dd.labels import writer as labels_writer
@@ -30,6 +28,8 @@ from dd.labels.store import LabelStore, open_store
 from dd.labels.writer import require_room, size_on_disk, writing
 from dd.rng import generator
 from dd.training.loop import pieces
+from dd.views import ViewPolicy, draw_view
+from dd.views.dsa import draw
 
 N, CLASSES, SHAPE = 23, 5, (3, 8, 8)
 RAW = torch.randint(256, (N, *SHAPE), generator=generator(0, "images"), dtype=torch.uint8)
@@ -639,7 +639,7 @@ FULL = """
 import subprocess, sys
 from pathlib import Path
 import torch
-from dd.data.views import ViewPolicy
+from dd.views import ViewPolicy
 from dd.errors import RunError
 from dd.labels.forms import form_of
 from dd.labels.spec import StoreSpec

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 
-from dd.data.views import View, ViewPolicy, draw_boxes, draw_patch, draw_view, resized_crop, shuffled_tiles
 from dd.rng import generator
+from dd.views import View, ViewPolicy, draw_boxes, draw_patch, draw_view, resized_crop, shuffled_tiles
 
 
 def images_of(n=6, c=3, h=12, w=12):

@@ -1,171 +1,17 @@
-"""Views of images as training on soft labels uses them: cropped, mirrored, augmented, mixed, and drawn apart.
+"""Crops, shifts and tiles: where they lie is drawn first, and cutting them out adds no randomness.
 
-A `View` decides everything about one batch of views, and applying it adds no randomness, so that a teacher labels
-exactly what a student is shown later.  Crops are resized bilinearly, as `torch.nn.functional.interpolate` does with
-align_corners=False; a crop is never larger than the image, so antialiasing has nothing to do.
+Crops are resized bilinearly, as `torch.nn.functional.interpolate` does with align_corners=False.  Without a size of its
+own, a crop is never larger than the image, so antialiasing has nothing to do.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from pydantic import AfterValidator, Field
 from torch import Generator, Tensor
-
-from dd.data.augment import Draw, Shape, apply, draw_sequence, known_strategy, parse
-from dd.errors import UsageError
 
 STRETCH = 4 / 3  # largest ratio of a crop's sides (Szegedy et al. 2015, section 6)
 _TRIES = 10  # at a crop that fits, as in torchvision
-
-Mix = Literal["none", "cutmix", "mixup"]
-Batches = Callable[[Generator, int], Iterator[tuple[Tensor, Tensor]]]
-"""One shuffled pass, from a generator and its number: `(images (b, c, h, w), targets that the criterion takes)`."""
-
-
-def _strategy(value: str) -> str:
-    return value if value == "data" else known_strategy(value)
-
-
-@dataclass(frozen=True)
-class ViewPolicy:
-    """How views are drawn; the defaults leave images as they are.
-
-    Attributes:
-        crop: least share of an image's area that a random resized crop keeps; None for no crop.
-        stretch: largest ratio of the sides of a crop; 1 for squares.
-        pad: black pixels around an image before a random crop of its own size: a shift by at most so many.
-        flip: mirror half of the images.
-        tiles: tiles per side whose columns and rows are shuffled before the crop (RDED, Sun et al., CVPR 2024).
-        strategy: IDC's augmentation per image, see `dd.data.augment.draw_sequence`; "data" for the data set's DSA
-            operations, without cutout where CutMix cuts already.
-        mix: "cutmix" (Yun et al., ICCV 2019), "mixup" (Zhang et al., ICLR 2018) or "none", one weight per batch.
-        mix_share: probability that a batch is mixed.
-        mix_alpha: the weight is drawn from Beta(mix_alpha, mix_alpha).
-    """
-
-    crop: Annotated[float, Field(gt=0, le=1)] | None = None
-    stretch: Annotated[float, Field(ge=1)] = STRETCH
-    pad: Annotated[int, Field(ge=0)] = 0
-    flip: bool = False
-    tiles: Annotated[int, Field(ge=1)] = 1
-    strategy: Annotated[str, AfterValidator(_strategy)] = "none"
-    mix: Mix = "none"
-    mix_share: Annotated[float, Field(ge=0, le=1)] = 1.0
-    mix_alpha: Annotated[float, Field(gt=0)] = 1.0
-
-    def operations(self, data_strategy: str) -> str:
-        """The strategy with "data" replaced by what the data set's DSA strategy means here."""
-        if self.strategy != "data":
-            return self.strategy
-        names = [name for name in parse(data_strategy) if not (name == "cutout" and self.mix == "cutmix")]
-        return "_".join(names) or "none"
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """One batch of views, fully decided; small CPU tensors, None where nothing is done.
-
-    Attributes:
-        tiles: (n, 2, t) int64, for every image the order of its columns and of its rows of tiles.
-        boxes: (n, 4) int64 top, left, height, width of the crops in pixels.
-        shifts: (n, 2) int64, down and to the right; what comes in is `black`.
-        black: (c,) float32, in model space.
-        flips: (n,) bool.
-        draws: operations in order.
-        partner: (n,) int64, the place in the batch of the image that is mixed in.
-        weight: the share of an image's own label: of pixels with CutMix, of brightness with MixUp.
-        patch: CutMix's box, top, left, height, width; None for MixUp.
-    """
-
-    tiles: Tensor | None = None
-    boxes: Tensor | None = None
-    flips: Tensor | None = None
-    draws: Sequence[Draw] = ()
-    partner: Tensor | None = None
-    weight: float = 1.0
-    patch: tuple[int, int, int, int] | None = None
-    shifts: Tensor | None = None
-    black: Tensor | None = None
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(n, c, h, w) views of as many images; new memory wherever anything is done."""
-        if self.tiles is not None:
-            images = shuffled_tiles(images, self.tiles)
-        if self.boxes is not None:
-            images = resized_crop(images, self.boxes)
-        if self.shifts is not None:
-            assert self.black is not None, "it comes with the shifts"
-            images = shifted(images, self.shifts, self.black)
-        if self.flips is not None:
-            images = torch.where(self.flips.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
-        for one in self.draws:
-            images = apply(one, images)
-        if self.partner is None:
-            return images
-        others = images[self.partner.to(images.device)]
-        if self.patch is None:
-            return torch.lerp(others, images, self.weight)
-        top, left, height, width = self.patch
-        mixed = images.clone()
-        mixed[:, :, top : top + height, left : left + width] = others[:, :, top : top + height, left : left + width]
-        return mixed
-
-    def mixed(self, targets: Tensor) -> Tensor:
-        """(n, k) class probabilities of the views, from those of the images."""
-        if self.partner is None:
-            return targets
-        return self.weight * targets + (1 - self.weight) * targets[self.partner.to(targets.device)]
-
-
-def draw_view(
-    policy: ViewPolicy,
-    n: int,
-    shape: Shape,
-    generator: Generator,
-    data_strategy: str = "none",
-    black: Sequence[float] | None = None,
-) -> View:
-    """Decide a batch of `n` views.
-
-    Args:
-        policy: how.
-        n: images in the batch.
-        shape: (channels, height, width) of an image.
-        generator: a CPU generator.
-        data_strategy: what the policy's strategy "data" stands for.
-        black: per channel in model space; needed where the policy pads.
-
-    Raises:
-        UsageError: the policy pads, and what is black is not known, as in whitened data.
-    """
-    tiles = boxes = shifts = flips = None
-    if policy.tiles > 1:
-        tiles = torch.rand(n, 2, policy.tiles, generator=generator).argsort(2)
-    if policy.crop is not None:
-        boxes = draw_boxes(n, shape[1:], (policy.crop, 1.0), generator, policy.stretch)
-    if policy.pad:
-        if black is None:
-            raise UsageError("views with a pad of black need data.preprocess=standard: whitened pixels have no black")
-        shifts = torch.randint(-policy.pad, policy.pad + 1, (n, 2), generator=generator)
-    if policy.flip:
-        flips = torch.rand(n, generator=generator) < 0.5
-    strategy = policy.operations(data_strategy)
-    draws = draw_sequence(strategy, n, shape, generator) if strategy != "none" else ()
-    filled = None if shifts is None or black is None else torch.tensor(black)
-    view = View(tiles, boxes, flips, draws, shifts=shifts, black=filled)
-    if policy.mix == "none" or float(torch.rand((), generator=generator)) >= policy.mix_share:
-        return view
-    partner = torch.randperm(n, generator=generator)
-    own = _beta(policy.mix_alpha, generator)
-    if policy.mix == "mixup":
-        return replace(view, partner=partner, weight=own)
-    patch = draw_patch(1 - own, shape[1:], generator)
-    share = patch[2] * patch[3] / (shape[1] * shape[2])
-    return replace(view, partner=partner, weight=1 - share, patch=patch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,10 +161,3 @@ def _triangles(start: Tensor, length: Tensor, side: int, target: int, kind: torc
     weights = (1 - (source - place).abs() / scale.clamp_min(1)).clamp_min(0)
     weights = weights * ((source >= 0) & (source < length[:, None, None]))
     return (weights / weights.sum(2, keepdim=True)).to(kind)
-
-
-def _beta(alpha: float, generator: Generator) -> float:
-    if alpha == 1:
-        return float(torch.rand((), generator=generator))
-    seed = int(torch.randint(2**62, (), generator=generator))
-    return float(np.random.default_rng(seed).beta(alpha, alpha))

@@ -44,7 +44,7 @@ class Draw:
 
 
 @lru_cache(maxsize=64)
-def parse(strategy: str) -> tuple[str, ...]:
+def operations(strategy: str) -> tuple[str, ...]:
     """The operations that a strategy names, in its order.
 
     Args:
@@ -68,9 +68,9 @@ def parse(strategy: str) -> tuple[str, ...]:
 
 
 def known_strategy(strategy: _Text) -> _Text:
-    """The strategy itself, None for a data set's own; ValueError where `parse` refuses it, as settings want it."""
+    """The strategy itself, None for a data set's own; ValueError where `operations` refuses it, as settings want it."""
     try:
-        parse(strategy or "none")
+        operations(strategy or "none")
     except UsageError as error:
         raise ValueError(str(error)) from error
     return strategy
@@ -80,7 +80,7 @@ def draw(strategy: str, n: int, shape: Shape, generator: Generator) -> Draw:
     """Choose one operation of the strategy uniformly, and its parameters independently for every image.
 
     Args:
-        strategy: see `parse`.
+        strategy: see `operations`.
         n: number of images in the batch.
         shape: (channels, height, width) of an image; the ranges of crop and cutout depend on it.
         generator: a CPU generator; nothing is drawn from it when the strategy is off.
@@ -88,7 +88,7 @@ def draw(strategy: str, n: int, shape: Shape, generator: Generator) -> Draw:
     Returns:
         The draw; its operation is "none" when the strategy is off.
     """
-    names = parse(strategy)
+    names = operations(strategy)
     if not names:
         return Draw("none")
     name = names[int(torch.randint(len(names), (), generator=generator))]
@@ -129,12 +129,12 @@ def draw_sequence(strategy: str, n: int, shape: Shape, generator: Generator) -> 
     with one of its crop, scale and rotate, chosen uniformly, before the cutout.
 
     Args:
-        strategy: see `parse`.
+        strategy: see `operations`.
         n: number of images in the batch.
         shape: (channels, height, width) of an image.
         generator: a CPU generator.
     """
-    names = parse(strategy)
+    names = operations(strategy)
     moving = [name for name in names if name in ("crop", "scale", "rotate")]
     chosen = [moving[int(torch.randint(len(moving), (), generator=generator))]] if moving else []
     order = [name for name in ("flip", "color", *chosen, "cutout") if name in names]
@@ -145,7 +145,7 @@ def augment(strategy: str, images: Tensor, generator: Generator) -> Tensor:
     """Draw and apply in one call, for a loop that never looks back.
 
     Args:
-        strategy: see `parse`.
+        strategy: see `operations`.
         images: (n, c, h, w), floating.
         generator: a CPU generator.
     """
