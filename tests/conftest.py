@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from dd.data import RealData
-from dd.data._images import resized
 from dd.data.preprocess import standard
 from dd.data.real import DeviceSplit
+from dd.data.sources.decoding import resized
 from dd.engine.method import Task
 from dd.networks import NetworkSpec
 from dd.rng import generator

@@ -59,7 +59,7 @@ def _sources() -> list[dict[str, Any]]:
 
 
 def _places() -> list[Path]:
-    from dd.data._find import places
+    from dd.data.sources.find import places
 
     return places()
 
@@ -89,10 +89,10 @@ def check(name: str, settings: tuple[str, ...], as_json: bool) -> None:
 
     SETTINGS are those of a run that begin with data. (data.size, data.depth16, data.classes).
     """
-    from dd.data.check import check as inspect
+    from dd.data.check import check_data
     from dd.recipes import data_settings, parse_overrides
 
-    found = inspect(name, data_settings(parse_overrides(settings)))
+    found = check_data(name, data_settings(parse_overrides(settings)))
     if as_json:
         emit(found)
     else:

@@ -1,4 +1,4 @@
-"""Real images: sources by name, splits on the device, preprocessing, augmentation."""
+"""Real images: data sets by name, splits on the device, preprocessing."""
 
 from dd.data.preprocess import Preprocess
 from dd.data.real import RealData, open_data

@@ -6,19 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dd.data import _images
-from dd.data._content import Arrays, Encoded, Listing, Part, only_classes
-from dd.data._images import Broken, Header, Target
 from dd.data.preprocess import channel_counts, statistics_of
 from dd.data.settings import DataSettings
-from dd.data.sources import Located, about, locate, size_question, sized
+from dd.data.sources.content import Arrays, EncodedSet, EncodedSplit, Listing, only_classes
+from dd.data.sources.decoding import all_headers, decode_split
+from dd.data.sources.locate import Located, locate
+from dd.data.sources.pixels import Header, Target
+from dd.data.sources.raw import facts_of, size_question, sized
+from dd.data.sources.survey import Broken, choose_target, image_notes, jpegs, questions, refuse, suggested, survey
 from dd.data.split import require_usable
 from dd.errors import UsageError
 
 _AT_ONCE = 256  # images in memory
 
 
-def check(name: str, settings: DataSettings | None = None, *, download: bool = True) -> dict[str, Any]:
+def check_data(name: str, settings: DataSettings | None = None, *, download: bool = True) -> dict[str, Any]:
     """Read every image of a data set, past its cache, and describe what is there; only a few are in memory at a time.
 
     Args:
@@ -38,13 +40,13 @@ def check(name: str, settings: DataSettings | None = None, *, download: bool = T
     settings = settings or DataSettings()
     located = locate(name, download=download)
     content = only_classes(located.read(), settings.classes)
-    if isinstance(content, Encoded):
+    if isinstance(content, EncodedSet):
         found = _of_files(located, content.listing(), settings)
     else:
         found = _of_arrays(located, sized(content, settings.size, settings.resize), settings)
     classes, jpeg, counts = (found.pop(key) for key in ("names", "jpeg", "counts"))
     train, test = (found.pop(f"{part}_labels") for part in ("train", "test"))
-    known = about(located, classes, found["notes"], jpeg, test)
+    known = facts_of(located, classes, found["notes"], jpeg, test)
     mean, std = statistics_of(counts) if counts.any() else ((), ())  # where no training image can be read
     return found | {
         "name": name,
@@ -63,7 +65,7 @@ def check(name: str, settings: DataSettings | None = None, *, download: bool = T
 def _problems(name: str, classes: tuple[str, ...], train: Tensor, test: Tensor, found: Mapping[str, Any]) -> list[str]:
     """What a run asks or refuses, in its words."""
     problems = list(found["problems"])
-    looks = [lambda: _images.refuse([Broken(item["file"], item["reason"]) for item in found["broken"]], name)]
+    looks = [lambda: refuse([Broken(item["file"], item["reason"]) for item in found["broken"]], name)]
     if not problems:  # images that wait for an answer are missing from the counts
         looks.append(lambda: require_usable(name, classes, train, test))
     for look in looks:
@@ -93,19 +95,19 @@ def _of_arrays(located: Located, arrays: Arrays, settings: DataSettings) -> dict
 
 
 def _of_files(located: Located, listing: Listing, settings: DataSettings) -> dict[str, Any]:
-    (train, test), good = _images.all_headers(listing)
-    found = _images.survey(good)
-    asked = _images.questions(found, located.name, settings.size, settings.depth16)
+    (train, test), good = all_headers(listing)
+    found = survey(good)
+    asked = questions(found, located.name, settings.size, settings.depth16)
     if found.deep == found.images and settings.depth16 is None:
         raise UsageError("\n".join(asked))
-    unclear = _images.questions(found, located.name, settings.size, settings.depth16 or "full")  # but for its depth
-    side = _images.suggested(found.median) if unclear else settings.size
-    target = _images.choose(good, located.channels, side, settings.resize, settings.depth16)
+    unclear = questions(found, located.name, settings.size, settings.depth16 or "full")  # but for its depth
+    side = suggested(found.median) if unclear else settings.size
+    target = choose_target(good, located.channels, side, settings.resize, settings.depth16)
     train_labels, counts, broken = _read(listing.train, train, target)
     test_labels, _, more = _read(listing.test, test, target)
     return {
         "problems": asked,
-        "notes": (*listing.notes, *_images.notes_on(good, target)),
+        "notes": (*listing.notes, *image_notes(good, target)),
         "channels": target.channels,
         "size": target.side,
         "names": listing.classes,
@@ -115,16 +117,18 @@ def _of_files(located: Located, listing: Listing, settings: DataSettings) -> dic
         "test_labels": test_labels,
         "counts": counts,
         "broken": [{"file": item.file, "reason": item.reason} for item in broken + more if not item.deep],
-        "jpeg": _images.jpegs(good),
+        "jpeg": jpegs(good),
     }
 
 
-def _read(part: Part, headers: Sequence[Header | Broken], target: Target) -> tuple[Tensor, Tensor, list[Broken]]:
+def _read(
+    part: EncodedSplit, headers: Sequence[Header | Broken], target: Target
+) -> tuple[Tensor, Tensor, list[Broken]]:
     """Labels of the images that can be read, how often their values occur (c, 256), and those that cannot."""
     labels, counts, broken = [], torch.zeros(target.channels, 256, dtype=torch.int64), []
     for span in torch.arange(len(part)).split(_AT_ONCE):
         some = part.take(span)
-        images, kept, bad = _images.pixels(some, [headers[i] for i in span.tolist()], target)
+        images, kept, bad = decode_split(some, [headers[i] for i in span.tolist()], target)
         labels.append(kept)
         counts += channel_counts(images)
         broken += bad

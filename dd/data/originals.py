@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from dd.data._decoding import Cut, Decoding, Source, ahead
-from dd.data._images import original
 from dd.data.preprocess import Preprocess
 from dd.data.settings import Depth16
+from dd.data.sources.decoding import Cut, Decoding, ImageReader, ahead
+from dd.data.sources.pixels import original
 from dd.views import BoxDraw, draw_shares
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ class Originals:
     """The files of one part of a data set.
 
     Attributes:
-        source: where they are; positions are those of the part's images.
+        reader: where they are; positions are those of the part's images.
         labels: int64 (n,), on the device.
         preprocess: with its tensors on the device.
         channels: 1 or 3.
         depth16: how images of more than 8 bits become 8.
     """
 
-    source: Source
+    reader: ImageReader
     labels: Tensor
     preprocess: Preprocess
     channels: int
@@ -65,7 +65,7 @@ class Originals:
             boxes[slot] = draw.of(slot * m, (slot + 1) * m).boxes((image.height, image.width))
             return np.stack([_cropped(image, box, side) for box in boxes[slot].tolist()])
 
-        pixels = Decoding(self.source, index, (m, self.channels, side, side), cut).pixels()
+        pixels = Decoding(self.reader, index, (m, self.channels, side, side), cut).pixels()
         return pixels, boxes, sizes
 
     def squashed(self, index: Tensor, side: int) -> Tensor:
@@ -75,7 +75,7 @@ class Originals:
             image = original(item, self.channels, self.depth16)
             return _cropped(image, [0, 0, image.height, image.width], side)
 
-        return Decoding(self.source, index.cpu(), (self.channels, side, side), cut).pixels()
+        return Decoding(self.reader, index.cpu(), (self.channels, side, side), cut).pixels()
 
     def batches(self, size: int, generator: Generator, side: int, least: float) -> Iterator[tuple[Tensor, Tensor]]:
         """One shuffled pass of (crops in model space, labels), half of the crops mirrored: torchvision's for ImageNet.
@@ -99,10 +99,10 @@ class Originals:
             draw = draw_shares(len(index), (least, 1.0), generator)
             flips = (torch.rand(len(index), generator=generator) < 0.5).tolist()
             shape = (self.channels, side, side)
-            return Decoding(self.source, index, shape, self._mirrored(draw, flips, side), here)
+            return Decoding(self.reader, index, shape, self._mirrored(draw, flips, side), here)
 
         begins = (partial(begin, index) for index in (order.split(size) if len(order) else ()))
-        for batch in ahead(begins, size, self.source.workers):
+        for batch in ahead(begins, size, self.reader.workers):
             labels = self.labels.index_select(0, batch.index.to(self.labels.device, non_blocking=True))
             yield batch.pixels() if here else self.preprocess(batch.pixels()), labels
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dd.data._entry import Constants
+from dd.data.sources.entry import Constants
 from dd.errors import UsageError
 from dd.io import sha256_tensors
 from dd.runs.store import NotMade, Store
@@ -191,11 +191,11 @@ class Zca(Preprocess):
 
 def standard(images: Tensor, constants: Constants | None = None) -> Standard:
     """Normalisation with published constants, or with the mean and deviation of uint8 images (n, c, h, w)."""
-    mean, std = constants or channel_statistics(images)
+    mean, std = constants or pixel_statistics(images)
     return Standard(torch.tensor(mean), torch.tensor(std))
 
 
-def plain(channels: int) -> Standard:
+def unscaled(channels: int) -> Standard:
     """Pixels from 0 to 1 as they are: nothing is subtracted, and the deviation is 1."""
     return Standard(torch.zeros(channels), torch.ones(channels))
 
@@ -284,7 +284,7 @@ def from_state(spec: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = N
     return Zca(float(spec["eps"]), str(spec["fitted_on"]), lambda: there)
 
 
-def channel_statistics(images: Tensor) -> Constants:
+def pixel_statistics(images: Tensor) -> Constants:
     """Mean and standard deviation (population) per channel of uint8 images (n, c, h, w), in [0, 1] units."""
     return statistics_of(channel_counts(images))
 

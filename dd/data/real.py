@@ -10,13 +10,15 @@ from torch import Tensor
 
 from dd.data import preprocess as pre
 from dd.data import streamed
-from dd.data._content import Arrays, Encoded, by_class, only_classes, stratified
-from dd.data._decoding import Source
-from dd.data._images import Target
 from dd.data.originals import Originals
+from dd.data.positions import by_class, stratified
 from dd.data.preprocess import Preprocess
 from dd.data.settings import DataSettings, Resize
-from dd.data.sources import About, Located, Raw, locate, size_question, test_images, whole
+from dd.data.sources.content import Arrays, EncodedSet, only_classes
+from dd.data.sources.decoding import ImageReader
+from dd.data.sources.locate import Located, locate
+from dd.data.sources.pixels import Target
+from dd.data.sources.raw import Facts, Raw, size_question, test_images, whole
 from dd.data.split import Opened, Split, require_usable
 from dd.errors import UsageError
 from dd.io import digest, sha256_tensors
@@ -171,7 +173,7 @@ def open_data(name: str, settings: DataSettings, device: torch.device | str, *, 
         raise UsageError(f"the images of {name} differ in size; say what they are resized to, such as data.size=224")
     content, device = only_classes(located.read(), settings.classes), torch.device(device)
     if streamed.wanted(located, content, settings, device):
-        assert isinstance(content, Encoded), "nothing else is wanted"
+        assert isinstance(content, EncodedSet), "nothing else is wanted"
         opened, known = streamed.open_streamed(located, content, settings, device)
         classes = content.listing().classes
     else:
@@ -179,7 +181,7 @@ def open_data(name: str, settings: DataSettings, device: torch.device | str, *, 
             known = whole(located, content, settings.size, settings.resize, settings.depth16)
             opened, classes = _on_device(known, located, content, settings, device), known.classes
         except NotMade:
-            assert isinstance(content, Encoded), "arrays are there once they are read"
+            assert isinstance(content, EncodedSet), "arrays are there once they are read"
             opened, known = _undecoded(located, content, settings, device)
             classes = content.listing().classes
     strategy = known.augment if settings.augment is None else settings.augment or "none"
@@ -204,7 +206,7 @@ def open_data(name: str, settings: DataSettings, device: torch.device | str, *, 
 
 
 def _on_device(
-    raw: Raw, located: Located, content: Arrays | Encoded, settings: DataSettings, device: torch.device
+    raw: Raw, located: Located, content: Arrays | EncodedSet, settings: DataSettings, device: torch.device
 ) -> Opened:
     if settings.size is None and (asked := size_question(raw.name, raw.train_images)):
         raise UsageError(asked)
@@ -223,17 +225,17 @@ def _on_device(
         return DeviceSplit(images.to(device), test_labels.to(device), there, classes)
 
     # what is kept for later holds no training image
-    given = content if isinstance(content, Encoded) else content.test_images
+    given = content if isinstance(content, EncodedSet) else content.test_images
     channels, side, test_labels = raw.test_images.shape[1], raw.test_images.shape[-1], raw.test_labels
 
     def test_as(resize: Resize) -> Split:
         return test(test_images(located, given, Target(channels, side, resize, settings.depth16)))
 
     train = part(kept)
-    if isinstance(content, Encoded) and settings.size is not None:
+    if isinstance(content, EncodedSet) and settings.size is not None:
         items = content.listing().train.items.take(kept.tolist())
-        source = Source(items, device, raw.name, settings.workers)
-        train = replace(train, originals=Originals(source, train.labels, there, channels, settings.depth16))
+        reader = ImageReader(items, device, raw.name, settings.workers)
+        train = replace(train, originals=Originals(reader, train.labels, there, channels, settings.depth16))
     return Opened(
         train=train,
         holdout=part(held),
@@ -246,8 +248,8 @@ def _on_device(
 
 
 def _undecoded(
-    located: Located, content: Encoded, settings: DataSettings, device: torch.device
-) -> tuple[Opened, About]:
+    located: Located, content: EncodedSet, settings: DataSettings, device: torch.device
+) -> tuple[Opened, Facts]:
     """Data for a plan: labels and shapes are known, what the pixels decide is not.  It asks what a run would ask."""
     space = "none" if settings.preprocess == "none" else "standard"
     plain = replace(settings, preprocess=space)
@@ -262,7 +264,7 @@ def _undecoded(
 def _fitted(raw: Raw, kept: Tensor, settings: DataSettings) -> Preprocess:
     """The transform, fitted on the training images at the positions `kept` where it is fitted."""
     if settings.preprocess == "none":
-        return pre.plain(raw.train_images.shape[1])
+        return pre.unscaled(raw.train_images.shape[1])
     if settings.preprocess == "zca":
         images = raw.train_images if len(kept) == len(raw.train_images) else raw.train_images.index_select(0, kept)
         return pre.zca(images, settings.zca_eps, raw.name)

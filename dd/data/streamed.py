@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dd.data import _images
 from dd.data import preprocess as pre
-from dd.data._content import Arrays, Encoded, Items, Part, by_class, stratified
-from dd.data._decoding import Decoding, Source, ahead
-from dd.data._images import Header, Survey, Target
 from dd.data.originals import Originals
+from dd.data.positions import by_class, stratified
 from dd.data.preprocess import Preprocess
 from dd.data.settings import DataSettings
-from dd.data.sources import About, Located, about
+from dd.data.sources.content import Arrays, EncodedSet, EncodedSplit, Items
+from dd.data.sources.decoding import Decoding, ImageReader, ahead, headers
+from dd.data.sources.locate import Located
+from dd.data.sources.pixels import Header, Target, pixels_of
+from dd.data.sources.raw import Facts, facts_of
+from dd.data.sources.survey import Survey, choose_target, jpegs, require_clear, survey
 from dd.data.split import Opened, require_usable
 from dd.errors import UsageError
 from dd.io import digest
@@ -66,7 +68,7 @@ class StreamedSplit:
         """See `Split`."""
         if not self.sized:
             return None
-        return Originals(self._source, self.labels, self.preprocess, self.target.channels, self.target.depth16)
+        return Originals(self._reader, self.labels, self.preprocess, self.target.channels, self.target.depth16)
 
     def images(self, index: Tensor) -> Tensor:
         """See `Split`."""
@@ -94,27 +96,27 @@ class StreamedSplit:
             labels = self.labels.index_select(0, batch.index.to(self.labels.device, non_blocking=True))
             yield batch.pixels() if here else self.preprocess(batch.pixels()), labels
 
-    def _decoding(self, index: Tensor, preprocess: Preprocess | None = None) -> Decoding:
+    def _decoding(self, index: Tensor, transform: Preprocess | None = None) -> Decoding:
         target = self.target
         shape = (target.channels, target.side, target.side)
-        return Decoding(self._source, index, shape, lambda _, item: _images.fit(item, target), preprocess)
+        return Decoding(self._reader, index, shape, lambda _, item: pixels_of(item, target), transform)
 
     @property
-    def _source(self) -> Source:
-        return Source(self.items, self.labels.device, self.name, self.workers)
+    def _reader(self) -> ImageReader:
+        return ImageReader(self.items, self.labels.device, self.name, self.workers)
 
     @cached_property
     def _by_class(self) -> tuple[Tensor, ...]:
         return by_class(self.labels.cpu(), self.classes)
 
 
-def wanted(located: Located, content: Arrays | Encoded, settings: DataSettings, device: torch.device) -> bool:
+def wanted(located: Located, content: Arrays | EncodedSet, settings: DataSettings, device: torch.device) -> bool:
     """Whether a data set is streamed: as its settings say, else by the size of its pixels and of the device's memory.
 
     Raises:
         UsageError: streaming is asked for of data that do not come as files of images.
     """
-    if not isinstance(content, Encoded):
+    if not isinstance(content, EncodedSet):
         if settings.stream is True:
             raise UsageError(
                 f"data.stream=true: {located.name} comes as arrays, which are small, and not as files of images; "
@@ -125,8 +127,8 @@ def wanted(located: Located, content: Arrays | Encoded, settings: DataSettings, 
         return settings.stream
     listing = content.listing()
     target = _known(located, settings)
-    if target is None and (headers := _probed(listing.train)):
-        target = _images.choose(headers, located.channels, settings.size, settings.resize, settings.depth16)
+    if target is None and (known := _probed(listing.train)):
+        target = choose_target(known, located.channels, settings.size, settings.resize, settings.depth16)
     if target is None:
         return False  # nothing can be read, which is said where images are decoded
     pixels = (len(listing.train) + len(listing.test)) * target.channels * target.side**2
@@ -134,8 +136,8 @@ def wanted(located: Located, content: Arrays | Encoded, settings: DataSettings, 
 
 
 def open_streamed(
-    located: Located, content: Encoded, settings: DataSettings, device: torch.device, *, exact: bool = True
-) -> tuple[Opened, About]:
+    located: Located, content: EncodedSet, settings: DataSettings, device: torch.device, *, exact: bool = True
+) -> tuple[Opened, Facts]:
     """Split and transform a data set without decoding it, and say what is known of it.
 
     Where there are no published constants, they are fitted on the training images, of which a sample of at most 10,000
@@ -146,7 +148,7 @@ def open_streamed(
         content: what was read there.
         settings: how it is split, sized and transformed.
         device: where pixels go.
-        exact: whether any difference in size has to be settled, see `questions` of `dd.data._images`.
+        exact: whether any difference in size has to be settled, see `questions` of `dd.data.sources.survey`.
 
     Raises:
         UsageError: ZCA is asked for; images differ in size and `data.size` is not given; images are broken.
@@ -166,7 +168,7 @@ def open_streamed(
         key["upright"] = True  # the same files gave other pixels before images were turned
     there = _constants(located, train, target, settings, key).to(device)
 
-    def split(part: Part) -> StreamedSplit:
+    def split(part: EncodedSplit) -> StreamedSplit:
         labels, sized = part.labels.to(device), settings.size is not None
         known = (len(listing.classes), target, located.name, settings.workers, sized)
         return StreamedSplit(part.items, labels, there, *known)
@@ -184,8 +186,8 @@ def open_streamed(
     if found and found.turned:
         notes.append("images are turned upright, as their EXIF says")
     lossless = located.entry is not None and located.entry.lossless
-    jpeg = _images.jpegs(_probed(listing.train)) if lossless else 0
-    return opened, about(located, listing.classes, notes, jpeg, listing.test.labels)
+    jpeg = jpegs(_probed(listing.train)) if lossless else 0
+    return opened, facts_of(located, listing.classes, notes, jpeg, listing.test.labels)
 
 
 def sample(count: int, limit: int, run: int, rng: torch.Generator) -> Tensor:
@@ -197,7 +199,9 @@ def sample(count: int, limit: int, run: int, rng: torch.Generator) -> Tensor:
     return chosen[chosen < count].sort().values
 
 
-def _settled(located: Located, content: Encoded, settings: DataSettings, exact: bool) -> tuple[Target, Survey | None]:
+def _settled(
+    located: Located, content: EncodedSet, settings: DataSettings, exact: bool
+) -> tuple[Target, Survey | None]:
     """What images are brought to, and what the headers of at most 10,000 of each part say where it is not known."""
     if known := _known(located, settings):
         return known, None
@@ -206,23 +210,25 @@ def _settled(located: Located, content: Encoded, settings: DataSettings, exact: 
         good: list[Header] = []
         for part in (content.listing().train, content.listing().test):
             index = sample(len(part), FIT_IMAGES, part.items.run, generator(0, "survey"))
-            good += [h for h in _images.headers(part.items, index.tolist()) if isinstance(h, Header)]
+            good += [h for h in headers(part.items, index.tolist()) if isinstance(h, Header)]
         if not good:
             raise UsageError(f"none of the images of {located.name} that were tried can be decoded")
-        return asdict(_images.survey(good))
+        return asdict(survey(good))
 
     spec = {"format": 2, "name": located.name, "files": content.key}
     kept = Store().value("surveys", spec, look, what=f"the sizes of {located.name}").value
     found = Survey(**kept)
-    _images.require_clear(found, located.name, settings.size, settings.depth16, exact=exact)
+    require_clear(found, located.name, settings.size, settings.depth16, exact=exact)
     channels = located.channels or (1 if found.grey else 3)
     return Target(channels, settings.size or found.side, settings.resize, settings.depth16), found
 
 
-def _constants(located: Located, part: Part, target: Target, settings: DataSettings, key: dict[str, Any]) -> Preprocess:
+def _constants(
+    located: Located, part: EncodedSplit, target: Target, settings: DataSettings, key: dict[str, Any]
+) -> Preprocess:
     """None, published ones, or fitted ones, which are kept."""
     if settings.preprocess == "none":
-        return pre.plain(target.channels)
+        return pre.unscaled(target.channels)
     if located.entry:
         return pre.standard(torch.empty(0), located.entry.constants)
 
@@ -242,10 +248,10 @@ def _constants(located: Located, part: Part, target: Target, settings: DataSetti
     return pre.standard(torch.empty(0), (tuple(found["mean"]), tuple(found["std"])))
 
 
-def _probed(part: Part) -> list[Header]:
+def _probed(part: EncodedSplit) -> list[Header]:
     runs = torch.linspace(0, max(len(part) - 1, 0), 8).long()  # neighbours share a row group
     index = (runs[:, None] + torch.arange(_PROBED // 8)).flatten().unique()
-    found = _images.headers(part.items, [i for i in index.tolist() if i < len(part)])
+    found = headers(part.items, [i for i in index.tolist() if i < len(part)])
     return [header for header in found if isinstance(header, Header)]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision import models
 from torchvision.transforms import functional as tv
 
-from dd.data._images import Target, fit
+from dd.data.sources.pixels import Target, pixels_of
 
 from .conftest import Place
 
@@ -77,7 +77,9 @@ class World:
         torch.manual_seed(0)
         network = models.get_model(name, weights=None)
         files = [(label, file) for label in self.classes for file in (self.root / "train" / IDS[label]).iterdir()]
-        pixels = torch.stack([torch.from_numpy(fit(file, Target(3, 224)).copy()) for _, file in files]).float() / 255
+        pixels = (
+            torch.stack([torch.from_numpy(pixels_of(file, Target(3, 224)).copy()) for _, file in files]).float() / 255
+        )
         images = tv.normalize(pixels, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         last = next(layer for layer in reversed(list(network.modules())) if isinstance(layer, nn.Linear))
         caught = []

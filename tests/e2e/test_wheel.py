@@ -44,7 +44,7 @@ def test_what_is_in_it(wheel):
             assert f"{there or 'dd/' + here}/{file.name}" in names
     for file in (*(CHECKOUT / "dd").rglob("*.py"), *(CHECKOUT / "methods").rglob("*.py")):
         assert str(file.relative_to(CHECKOUT)).replace("methods/", "dd/methods/", 1) in names
-    assert "dd/data/imagenet_subsets.toml" in names
+    assert "dd/data/sources/imagenet_subsets.toml" in names
     assert any(name.endswith("LICENSE") for name in names)
 
 

@@ -12,10 +12,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dd.data import _find
-from dd.data._catalogue import CATALOGUE
-from dd.data._entry import Remote
-from dd.data.sources import load_raw
+from dd.data.sources import find, load_raw
+from dd.data.sources.catalogue import CATALOGUE
+from dd.data.sources.entry import Remote
 from dd.errors import UsageError
 from dd.io import download as module
 from dd.io.download import download, unpack
@@ -141,7 +140,7 @@ def test_an_archive_cannot_leave_its_folder(tmp_path):
 def test_a_named_set_is_downloaded_checked_and_read(served, tmp_path, monkeypatch):
     folder, url = served
     monkeypatch.setenv("DD_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(_find, "roots", lambda: [_find.downloads()])
+    monkeypatch.setattr(find, "roots", lambda: [find.downloads()])
     remotes = []
     for name, array in (
         ("train-images-idx3", np.zeros((20, 28, 28))),
@@ -171,7 +170,7 @@ def test_a_named_set_is_downloaded_checked_and_read(served, tmp_path, monkeypatc
 def test_a_tampered_set_is_refused(served, tmp_path, monkeypatch):
     folder, url = served
     monkeypatch.setenv("DD_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(_find, "roots", lambda: [_find.downloads()])
+    monkeypatch.setattr(find, "roots", lambda: [find.downloads()])
     (folder / "x").write_bytes(b"tampered")
     remote = replace(CATALOGUE["cifar10"].remotes[0], urls=(f"{url}/x",))
     monkeypatch.setitem(CATALOGUE, "cifar10", replace(CATALOGUE["cifar10"], remotes=(remote,)))
@@ -184,4 +183,4 @@ def test_an_unwritable_home_is_said(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("DD_HOME", str(tmp_path / "file"))
     with pytest.raises(UsageError, match="set DD_HOME"):
-        _find.fetch(CATALOGUE["mnist"])
+        find.fetch(CATALOGUE["mnist"])

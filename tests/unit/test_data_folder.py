@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dd.data.check import check
+from dd.data.check import check_data
 from dd.data.sources import load_raw
 from dd.errors import UsageError
 
@@ -144,7 +144,7 @@ def test_broken_images_are_an_error_that_names_them(tmp_path):
 
 
 def test_check_lists_broken_images(tmp_path):
-    found = check(damaged(tmp_path))
+    found = check_data(damaged(tmp_path))
     reasons = {item["file"]: item["reason"] for item in found["broken"]}
     assert set(reasons) == {"train/a/1.png", "train/b/2.png", "test/a/0.png"}
     assert reasons["test/a/0.png"] == "not an image"
@@ -166,7 +166,7 @@ def test_nothing_but_broken_images(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.png").write_bytes(b"?")
     with pytest.raises(UsageError, match="none of the 1 images"):
-        check(f"folder:{tmp_path}")
+        check_data(f"folder:{tmp_path}")
 
 
 def test_wrong_folders(tmp_path):

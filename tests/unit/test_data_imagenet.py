@@ -12,9 +12,9 @@ from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
 from dd.cli.main import run_command_line
-from dd.data import DataSettings, _images, list_sources, open_data
-from dd.data._catalogue import CATALOGUE
-from dd.data.sources import load_raw
+from dd.data import DataSettings, list_sources, open_data
+from dd.data.sources import load_raw, pixels
+from dd.data.sources.catalogue import CATALOGUE
 from dd.data.streamed import StreamedSplit
 from dd.errors import UsageError
 
@@ -28,7 +28,7 @@ POSITIONS = {
     "imagefruit": [953, 954, 949, 950, 951, 957, 952, 945, 943, 948],
     "imageyellow": [309, 986, 954, 951, 987, 779, 599, 291, 72, 11],
 }
-LISTS = tomllib.loads(files("dd.data").joinpath("imagenet_subsets.toml").read_text(encoding="utf-8"))
+LISTS = tomllib.loads(files("dd.data.sources").joinpath("imagenet_subsets.toml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +165,7 @@ def test_sizes_must_be_said(tmp_path):
 
 
 def test_the_list_of_sources_opens_no_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(_images, "_open", None)
+    monkeypatch.setattr(pixels, "_open", None)
     root = tmp_path / "sets" / "imagenet-1k"
     write_folders(root, [IDS[0]])
     rows = {row.name: row for row in list_sources()}
@@ -209,7 +209,7 @@ def test_the_flat_validation_part_of_ilsvrc_is_told(tmp_path):
 
 def test_ten_thousand_classes_are_listed_without_opening_a_file(tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr(_images, "_open", opened.append)
+    monkeypatch.setattr(pixels, "_open", opened.append)
     train = tmp_path / "sets" / "imagenet-21k" / "train"
     train.mkdir(parents=True)
     names = [f"n{i:08}" for i in range(10_000)]

@@ -11,11 +11,14 @@ from PIL import Image, ImageOps, features
 from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 
 from dd.cli.main import run_command_line
-from dd.data import DataSettings, _images, open_data, streamed
-from dd.data._content import Encoded, ImageFiles, Listing, Part
-from dd.data._images import READABLE, Header, Target, fit, headers
-from dd.data.check import check
+from dd.data import DataSettings, open_data, streamed
+from dd.data.check import check_data
 from dd.data.sources import locate
+from dd.data.sources.content import EncodedSet, EncodedSplit, ImageFiles, Listing
+from dd.data.sources.decoding import decode_listing, headers
+from dd.data.sources.pixels import Header, Target, pixels_of
+from dd.data.sources.survey import Survey, image_notes, jpegs, questions, suggested, survey
+from dd.data.sources.walk import READABLE
 from dd.errors import UsageError
 from dd.io import digest
 from dd.pipeline.plan import plan
@@ -97,12 +100,12 @@ def written(folder, name):
 @pytest.mark.parametrize("name", KINDS)
 def test_pixels_of_every_kind_are_pillows(tmp_path, name):
     path = written(tmp_path, name)
-    colour, grey = (fit(path, Target(channels, 12)) for channels in (3, 1))
+    colour, grey = (pixels_of(path, Target(channels, 12)) for channels in (3, 1))
     with warnings.catch_warnings(), Image.open(path) as image:
         warnings.simplefilter("ignore")  # of palettes, which is why the decoder must not warn
         assert np.array_equal(colour, np.asarray(pil_loader(str(path))).transpose(2, 0, 1))
         assert np.array_equal(grey[0], np.asarray(image.convert("L")))
-    assert np.array_equal(fit(path.read_bytes(), Target(3, 12)), colour)
+    assert np.array_equal(pixels_of(path.read_bytes(), Target(3, 12)), colour)
     (header,) = headers(ImageFiles(tmp_path, [name]), [0])
     assert isinstance(header, Header)
     assert (header.width, header.height, header.turned, header.frames, header.deep) == (12, 12, False, False, False)
@@ -122,14 +125,14 @@ def test_of_several_frames_the_first_is_taken(tmp_path, form):
     frames[0].save(path, "PNG" if form == "apng" else None, save_all=True, append_images=frames[1:])
     (header,) = headers(ImageFiles(tmp_path, [path.name]), [0])
     assert header.frames
-    assert np.abs(fit(path, Target(3, 8)).astype(int) - np.array([20, 10, 180])[:, None, None]).max() < 8
-    assert "of 1 images with several frames the first was taken" in _images.notes_on([header], Target(3, 8))
+    assert np.abs(pixels_of(path, Target(3, 8)).astype(int) - np.array([20, 10, 180])[:, None, None]).max() < 8
+    assert "of 1 images with several frames the first was taken" in image_notes([header], Target(3, 8))
 
 
 def test_photographs_of_telephones_are_jpeg_and_have_one_frame(tmp_path):
     colours().save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[colours()])
     (header,) = headers(ImageFiles(tmp_path, ["a.jpg"]), [0])
-    assert (header.format, header.frames, _images.jpegs([header])) == ("MPO", False, 1)
+    assert (header.format, header.frames, jpegs([header])) == ("MPO", False, 1)
 
 
 # ---------------------------------------------------------------- orientation
@@ -153,13 +156,13 @@ def test_images_are_upright(tmp_path, orientation, form):
     (header,) = headers(ImageFiles(tmp_path, [path.name]), [0])
     assert (header.width, header.height) == wanted.size == ((24, 16) if orientation < 5 else (16, 24))
     assert header.turned == (orientation > 1)
-    assert np.array_equal(fit(path, Target(3, 16)), np.asarray(ImageOps.fit(wanted, (16, 16))).transpose(2, 0, 1))
+    assert np.array_equal(pixels_of(path, Target(3, 16)), np.asarray(ImageOps.fit(wanted, (16, 16))).transpose(2, 0, 1))
 
 
 def test_the_left_half_of_an_image_on_its_side_is_on_top(tmp_path):
     pixels = np.zeros((16, 16, 3), dtype=np.uint8)
     pixels[:, :8] = 255
-    found = fit(turned(tmp_path / "a.jpg", 6, Image.fromarray(pixels)), Target(1, 16))[0]
+    found = pixels_of(turned(tmp_path / "a.jpg", 6, Image.fromarray(pixels)), Target(1, 16))[0]
     assert (found[:8] > 250).all()
     assert (found[8:] < 5).all()
 
@@ -168,10 +171,10 @@ def test_damaged_exif_leaves_the_pixels_alone(tmp_path):
     image = colours()
     for i, exif in enumerate((b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0")):
         image.save(tmp_path / f"{i}.png", exif=exif)
-        assert np.array_equal(fit(tmp_path / f"{i}.png", Target(3, 12)), np.asarray(image).transpose(2, 0, 1))
+        assert np.array_equal(pixels_of(tmp_path / f"{i}.png", Target(3, 12)), np.asarray(image).transpose(2, 0, 1))
     for value in (0, 9, 77):
         turned(tmp_path / "odd.png", value, image)
-        assert np.array_equal(fit(tmp_path / "odd.png", Target(3, 12)), np.asarray(image).transpose(2, 0, 1))
+        assert np.array_equal(pixels_of(tmp_path / "odd.png", Target(3, 12)), np.asarray(image).transpose(2, 0, 1))
 
 
 def photographs(root, orientation, count=6):
@@ -190,7 +193,7 @@ def test_turned_images_are_counted_and_alike_streamed_and_whole(tmp_path):
     index = torch.arange(len(whole.train))
     assert torch.equal(whole.train.raw(index), flow.train.raw(index))
     assert "12 images were turned upright, as their EXIF says" in whole.notes
-    assert "12 images were turned upright, as their EXIF says" in check(name)["notes"]
+    assert "12 images were turned upright, as their EXIF says" in check_data(name)["notes"]
     assert "turned upright" in flow.notes
 
 
@@ -198,7 +201,7 @@ def test_turned_images_are_counted_and_alike_streamed_and_whole(tmp_path):
 def test_streamed_images_that_were_always_upright_keep_their_identity(tmp_path, orientation):
     located = locate(photographs(tmp_path / "set", orientation))
     content = located.read()
-    assert isinstance(content, Encoded)
+    assert isinstance(content, EncodedSet)
     opened, _ = streamed.open_streamed(located, content, DataSettings(stream=True), torch.device("cpu"))
     before = digest({"files": content.key, "channels": 3, "side": 16}, length=64)
     assert (opened.content == before) == (orientation == 1)
@@ -224,23 +227,23 @@ def test_values_of_16_bits_are_scaled_linearly(tmp_path, suffix, dtype, depth16)
     path = deep(tmp_path / f"a.{suffix}", values.astype(dtype))
     low, high = {"full": (0, 65535), "image": (0, 32768)}.get(depth16, depth16)
     wanted = [[min(255, max(0, round((int(v) - low) * 255 / (high - low)))) for v in row] for row in values]
-    assert fit(path, Target(1, 4, depth16=depth16))[0].tolist() == wanted
-    assert fit(path, Target(3, 4, depth16=depth16)).tolist() == [wanted] * 3
+    assert pixels_of(path, Target(1, 4, depth16=depth16))[0].tolist() == wanted
+    assert pixels_of(path, Target(3, 4, depth16=depth16)).tolist() == [wanted] * 3
     (header,) = headers(ImageFiles(tmp_path, [path.name]), [0])
     assert (header.deep, header.grey) == (True, True)
 
 
 def test_numbers_with_a_point_want_a_range(tmp_path):
     path = deep(tmp_path / "a.tif", np.linspace(-1, 1, 16, dtype=np.float32).reshape(4, 4))
-    assert fit(path, Target(1, 4, depth16=(-1.0, 1.0)))[0].flatten().tolist() == [
+    assert pixels_of(path, Target(1, 4, depth16=(-1.0, 1.0)))[0].flatten().tolist() == [
         round(255 * i / 15) for i in range(16)
     ]
-    assert fit(path, Target(1, 4, depth16="image"))[0, 3, 3] == 255
+    assert pixels_of(path, Target(1, 4, depth16="image"))[0, 3, 3] == 255
     with pytest.raises(ValueError, match=r"from -1 to 1, beyond"):
-        fit(path, Target(1, 4, depth16="full"))
+        pixels_of(path, Target(1, 4, depth16="full"))
     with pytest.raises(ValueError, match="no numbers"):
-        fit(deep(path, np.full((4, 4), np.nan, np.float32)), Target(1, 4, depth16="image"))
-    assert not fit(deep(path, np.full((4, 4), 7.0, np.float32)), Target(1, 4, depth16="image")).any()
+        pixels_of(deep(path, np.full((4, 4), np.nan, np.float32)), Target(1, 4, depth16="image"))
+    assert not pixels_of(deep(path, np.full((4, 4), 7.0, np.float32)), Target(1, 4, depth16="image")).any()
 
 
 def xrays(root, sizes, deep_ones=True, count=4):
@@ -265,14 +268,14 @@ def test_16_bits_are_asked_about_and_never_broken(tmp_path, stream):
         open_data(name, DataSettings(stream=stream), "cpu")
     assert "broken" not in str(said.value)
     with pytest.raises(UsageError, match=r"more than 8 bits"):
-        check(name)
+        check_data(name)
     Image.new("L", (16, 16), 9).save(tmp_path / "set" / "a" / "0.png")
-    found = check(name)
+    found = check_data(name)
     assert found["broken"] == []
     with pytest.raises(UsageError) as said:
         open_data(name, DataSettings(stream=stream), "cpu")
     assert found["problems"] == [str(said.value)]
-    assert check(name, DataSettings(depth16="image"))["problems"] == []
+    assert check_data(name, DataSettings(depth16="image"))["problems"] == []
     data = open_data(name, DataSettings(stream=stream, depth16=(0, 3500), holdout=0), "cpu")
     assert data.shape == (1, 16, 16)
     shades = {round(x * 255 / 3500) for x in (1000, 2000, 3000, 500, 1500, 2500, 3500)} | {9}
@@ -315,7 +318,7 @@ def asked(name, **settings):
     with pytest.raises(UsageError) as caught:
         plan(recipe)
     said.append(str(caught.value))
-    said.append("\n".join(check(name, DataSettings(**settings))["problems"]))
+    said.append("\n".join(check_data(name, DataSettings(**settings))["problems"]))
     assert len(set(said)) == 1
     return said[0]
 
@@ -328,8 +331,8 @@ def test_sizes_that_vary_are_asked_about(tmp_path):
     assert "data.size=224" in said
     assert "\n" not in said
     assert open_data(name, DataSettings(size=32), "cpu").shape == (1, 32, 32)
-    assert check(name, DataSettings(size=32))["size"] == 32
-    assert check(name)["size"] == 224
+    assert check_data(name, DataSettings(size=32))["size"] == 32
+    assert check_data(name)["size"] == 224
 
 
 @pytest.mark.parametrize("side", [384, 300])
@@ -362,16 +365,16 @@ def test_most_images_of_one_size_settle_it(tmp_path):
         ([256] * 3, True),
         ([257] * 3, False),
     ):
-        found = _images.survey([header(side) for side in sizes])
-        assert (_images.questions(found, "x", None, None) == []) == clear
-        assert _images.questions(found, "x", 64, None) == []
-        assert (_images.questions(found, "x", None, None, exact=True) == []) == (sizes == [256] * 3)
-    assert [_images.suggested(side) for side in (3024, 224, 223, 70, 32, 20)] == [224, 224, 128, 64, 32, 32]
+        found = survey([header(side) for side in sizes])
+        assert (questions(found, "x", None, None) == []) == clear
+        assert questions(found, "x", 64, None) == []
+        assert (questions(found, "x", None, None, exact=True) == []) == (sizes == [256] * 3)
+    assert [suggested(side) for side in (3024, 224, 223, 70, 32, 20)] == [224, 224, 128, 64, 32, 32]
 
 
 def test_a_survey_of_parts_is_kept_as_it_was(tmp_path):
-    found = _images.survey([Header(4, 6, True, "PNG"), Header(9, 5, True, "PNG", turned=True)])
-    assert found == _images.Survey(2, True, 4, [(4, 6), (9, 5)], 5, False, True, 1, 0)
+    found = survey([Header(4, 6, True, "PNG"), Header(9, 5, True, "PNG", turned=True)])
+    assert found == Survey(2, True, 4, [(4, 6), (9, 5)], 5, False, True, 1, 0)
     assert replace(found, deep=1) != found
 
 
@@ -379,8 +382,8 @@ def test_a_listing_is_decoded_whatever_its_files_are_called(tmp_path):
     names = [name for name in KINDS if name.rsplit(".", 1)[1] not in MISSING]
     for name in names:
         written(tmp_path, name)
-    part = Part(ImageFiles(tmp_path, names), torch.arange(len(names)))
-    arrays, broken = _images.decode(Listing(part, part, tuple(names)), "x")
+    part = EncodedSplit(ImageFiles(tmp_path, names), torch.arange(len(names)))
+    arrays, broken = decode_listing(Listing(part, part, tuple(names)), "x")
     assert broken == []
     for name, pixels in zip(names, arrays.train_images, strict=True):
         buffer = io.BytesIO()

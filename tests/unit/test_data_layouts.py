@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from dd.data import DataSettings, open_data
-from dd.data._folder import read
-from dd.data._splits import split_of, strict
-from dd.data.check import check
+from dd.data.check import check_data
 from dd.data.sources import load_raw
+from dd.data.sources.folder import read_folder
+from dd.data.sources.split_names import split_of, strict
 from dd.errors import UsageError
 
 
@@ -46,7 +46,7 @@ def each(*folders, names=("1.png", "2.png")):
 
 def parts(root):
     """Images by class of the training and of the test part, and notes; a test part that was drawn is None."""
-    listing = read(root).listing()
+    listing = read_folder(root).listing()
     found = []
     for part in (listing.train, listing.test):
         by_class = {}
@@ -287,7 +287,7 @@ def test_the_original_tree_of_tiny_imagenet(tmp_path):
     assert notes == ("not used: test, 1 images without class folders and so without labels",)
     (root / "val" / "val_annotations.txt").write_text("1.png\tn9\t0\n")
     with pytest.raises(UsageError, match=r"val_annotations.txt does not go with the class folders .*n9"):
-        read(root)
+        read_folder(root)
 
 
 # ---------------------------------------------------------------- layouts that are refused
@@ -329,7 +329,7 @@ def test_layouts_that_are_refused(tmp_path, case):
     files, words = REFUSED[case]
     root = plant(tmp_path / "set", *files)
     errors = []
-    for look in (lambda name: open_data(name, DataSettings(), "cpu"), check):
+    for look in (lambda name: open_data(name, DataSettings(), "cpu"), check_data):
         with pytest.raises(UsageError, match=words) as caught:
             look(f"folder:{root}")
         errors.append(str(caught.value))
@@ -397,7 +397,7 @@ def test_a_link_that_leads_nowhere_is_a_broken_image(tmp_path):
     name = f"folder:{root}"
     with pytest.raises(UsageError, match=r"1 broken images .*a/dead\.jpg \(a link that leads nowhere\)") as caught:
         load_raw(name)
-    found = check(name)
+    found = check_data(name)
     assert found["broken"] == [{"file": "a/dead.jpg", "reason": "a link that leads nowhere"}]
     assert found["problems"] == [str(caught.value)]
 
@@ -418,10 +418,10 @@ def test_names_that_are_no_text(tmp_path):
     root = plant(tmp_path / "set", *each("a", "b"))
     with open(os.path.join(os.fsencode(root / "a"), b"mai\xe9.png"), "wb") as file:
         file.write(b"?")
-    assert check(f"folder:{root}")["broken"] == [{"file": "a/mai\\udce9.png", "reason": "not an image"}]
+    assert check_data(f"folder:{root}")["broken"] == [{"file": "a/mai\\udce9.png", "reason": "not an image"}]
     os.rename(os.fsencode(root / "a"), os.fsencode(root) + b"/\xe9")
     with pytest.raises(UsageError, match="no text"):
-        read(root)
+        read_folder(root)
 
 
 def test_what_is_not_read_is_said_again_when_it_changes(tmp_path):
@@ -447,11 +447,11 @@ def test_a_check_finds_what_a_run_refuses(tmp_path, files, words):
     name = f"folder:{plant(tmp_path / 'set', *files)}"
     with pytest.raises(UsageError, match=words) as caught:
         open_data(name, DataSettings(), "cpu")
-    assert check(name)["problems"] == [str(caught.value)]
+    assert check_data(name)["problems"] == [str(caught.value)]
 
 
 def test_a_class_without_test_images_is_noted(tmp_path):
     name = f"folder:{plant(tmp_path / 'set', *each('train/a', 'train/b', 'test/a'))}"
     assert open_data(name, DataSettings(), "cpu").notes == "no test images of b"
-    found = check(name)
+    found = check_data(name)
     assert (found["notes"], found["problems"]) == ("no test images of b", [])

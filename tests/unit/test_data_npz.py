@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from dd.data import DataSettings, list_sources, open_data
-from dd.data._content import NO_TEST_PART, Arrays, only_classes, stratified
-from dd.data.check import check
+from dd.data.check import check_data
+from dd.data.positions import stratified
 from dd.data.sources import load_raw
+from dd.data.sources.content import NO_TEST_PART, Arrays, only_classes
 from dd.errors import UsageError
 from dd.pipeline.plan import plan
 from dd.recipes import parse_overrides, resolve
@@ -71,7 +72,7 @@ def test_arrays_as_medmnist_has_them(tmp_path, shape):
         30,
     )
     assert open_data(name, DataSettings(size=6), "cpu").size == 6
-    assert check(name)["train"] == {"total": 30, "per_class": {"0": 10, "1": 10, "2": 10}}
+    assert check_data(name)["train"] == {"total": 30, "per_class": {"0": 10, "1": 10, "2": 10}}
 
 
 def test_the_test_part_is_the_validation_part_or_a_fixed_fifth(tmp_path):
@@ -228,7 +229,7 @@ def test_classes_are_taken_in_the_order_that_is_given(tmp_path, classes, names, 
     assert len(data.train) + len(data.holdout) == len(data.test) == 10 * len(names)
     whole = open_data(name, DataSettings(stream=stream), "cpu")
     assert (data.fingerprint == whole.fingerprint) == (not classes)
-    assert list(check(name, recipe.data)["train"]["per_class"].items()) == [(c, 10) for c in names]
+    assert list(check_data(name, recipe.data)["train"]["per_class"].items()) == [(c, 10) for c in names]
 
 
 def test_classes_of_arrays(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import functional as tv
 
 from dd.data import DataSettings, open_data
-from dd.data._images import Target, fit
+from dd.data.sources.pixels import Target, pixels_of
 from dd.errors import UsageError
 from dd.rng import generator
 from dd.views import draw_boxes, draw_shares
@@ -51,7 +51,7 @@ def kept(folder, data):
 
 
 def _position(data, file):
-    mine = torch.from_numpy(np.ascontiguousarray(fit(file, Target(3, SIDE))))
+    mine = torch.from_numpy(np.ascontiguousarray(pixels_of(file, Target(3, SIDE))))
     found = (data.train.raw(torch.arange(len(data.train))) == mine).flatten(1).all(1).nonzero()
     return int(found[0]) if len(found) else None
 

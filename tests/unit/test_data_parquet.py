@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dd.data._parquet import at
-from dd.data.check import check
+from dd.data.check import check_data
 from dd.data.sources import load_raw
+from dd.data.sources.parquet import parquet_at
 from dd.errors import UsageError
 
 
@@ -107,7 +107,7 @@ def test_broken_rows_are_named(tmp_path):
     name = f"parquet:{tmp_path / 'x.parquet'}"
     with pytest.raises(UsageError, match=r"x\.parquet row 1 \(1\.png\) \(not an image\)"):
         load_raw(name)
-    assert sorted(item["file"] for item in check(name)["broken"]) == [
+    assert sorted(item["file"] for item in check_data(name)["broken"]) == [
         "x.parquet row 1 (1.png)",
         "x.parquet row 3 (3.png)",
     ]
@@ -240,7 +240,7 @@ def test_parts_of_files(tmp_path, case):
     for name in case.split():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / f"{name}.parquet").touch()
-    files, (train, tests, unread) = at(root), LAYOUTS[case]
+    files, (train, tests, unread) = parquet_at(root), LAYOUTS[case]
 
     def names(paths):
         return " ".join(path.relative_to(root).as_posix().removesuffix(".parquet") for path in paths)
@@ -309,7 +309,7 @@ def test_a_column_tells_the_parts(tmp_path):
     assert raw.test_images[:, 0, 1, 1].tolist() == [1, 4]
     assert (raw.train_labels.tolist(), raw.test_labels.tolist()) == ([0, 1], [1, 0])
     assert raw.notes == "not used: 1 rows of split validation, 1 rows of split other"
-    assert check(name)["train"]["total"] == 2
+    assert check_data(name)["train"]["total"] == 2
 
 
 def test_a_column_of_categories_and_a_test_part_without_labels(tmp_path):
@@ -352,7 +352,7 @@ def test_labels_of_all_kinds(tmp_path, case):
     name = f"parquet:{tmp_path / 'set'}"
     raw = load_raw(name)
     assert (raw.classes, raw.train_labels.tolist(), raw.test_labels.tolist()) == (classes, numbers, numbers)
-    assert check(name)["problems"] == []
+    assert check_data(name)["problems"] == []
 
 
 WRONG = {
@@ -404,7 +404,7 @@ def test_paths_of_all_forms(tmp_path, monkeypatch, form):
     raw = load_raw(f"parquet:{form}")
     assert raw.train_images[:, 0, 0, 0].tolist() == [1, 2]
     assert raw.test_images[:, 0, 0, 0].tolist() == [3, 4]
-    assert check(f"parquet:{form}/train.parquet")["train"]["total"]
+    assert check_data(f"parquet:{form}/train.parquet")["train"]["total"]
 
 
 @pytest.mark.parametrize("value", ["sets", "./sets", "~/sets", "here:sets"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dd.data import Preprocess
-from dd.data.preprocess import Standard, channel_statistics, from_state, standard, zca
+from dd.data.preprocess import Standard, from_state, pixel_statistics, standard, zca
 from dd.errors import UsageError
 
 
@@ -30,7 +30,7 @@ def test_constants_are_applied_per_channel(images):
 
 
 def test_fitted_statistics_are_those_of_the_pixels(images):
-    mean, std = channel_statistics(images)
+    mean, std = pixel_statistics(images)
     pixels = images.double() / 255
     torch.testing.assert_close(torch.tensor(mean).double(), pixels.mean((0, 2, 3)), rtol=0, atol=1e-7)
     torch.testing.assert_close(torch.tensor(std).double(), pixels.std((0, 2, 3), correction=0), rtol=0, atol=1e-7)
@@ -41,7 +41,7 @@ def test_fitted_statistics_are_those_of_the_pixels(images):
 
 def test_a_constant_channel_is_not_divided_by_zero():
     grey = torch.full((3, 1, 2, 2), 51, dtype=torch.uint8)
-    assert channel_statistics(grey) == ((0.2,), (1.0,))
+    assert pixel_statistics(grey) == ((0.2,), (1.0,))
     assert torch.isfinite(standard(grey)(grey)).all()
 
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from dd.data import DataSettings, open_data
-from dd.data._content import stratified
+from dd.data.positions import stratified
 from dd.data.real import DeviceSplit
 from dd.data.sources import load_raw
 from dd.errors import UsageError

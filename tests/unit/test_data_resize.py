@@ -10,9 +10,11 @@ from torchvision import transforms
 
 from dd.data import DataSettings, open_data
 from dd.data import preprocess as pre
-from dd.data._images import Header as Known
-from dd.data._images import Target, fit, notes_on, resized, shorter_side
 from dd.data.real import DeviceSplit
+from dd.data.sources.decoding import resized
+from dd.data.sources.pixels import Header as Known
+from dd.data.sources.pixels import Target, pixels_of, shorter_side
+from dd.data.sources.survey import image_notes
 from dd.data.streamed import StreamedSplit
 
 SIZES = [(50, 37), (37, 50), (64, 64), (28, 28), (61, 33), (200, 31)]
@@ -59,7 +61,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("grey", [False, True])
 def test_ways_are_torchvisions(tmp_path, way, size, grey):
     picture(size, grey=grey).save(tmp_path / "a.png")
-    found = fit(tmp_path / "a.png", Target(1 if grey else 3, SIDE, way))
+    found = pixels_of(tmp_path / "a.png", Target(1 if grey else 3, SIDE, way))
     wanted = pixels(theirs(way, SIDE)(Image.open(tmp_path / "a.png")))
     assert torch.equal(torch.from_numpy(found.copy()), wanted)
     assert torch.equal(resized(pixels(picture(size, grey=grey))[None], SIDE, way)[0], wanted)
@@ -70,7 +72,7 @@ def test_how_much_of_a_picture_is_shown(tmp_path, way, share):
     """On 500 x 375 pixels, whose colours say where they are: the first and last row and column that are seen."""
     across, down = np.meshgrid(np.linspace(0, 255, 500), np.linspace(0, 255, 375))
     Image.fromarray(np.stack([across, down, down], 2).round().astype(np.uint8)).save(tmp_path / "a.png")
-    seen = fit(tmp_path / "a.png", Target(3, 224, way)).astype(float) / 255
+    seen = pixels_of(tmp_path / "a.png", Target(3, 224, way)).astype(float) / 255
     spans = [seen[0].max() - seen[0].min(), seen[1].max() - seen[1].min()]
     assert spans[0] * spans[1] == pytest.approx(share, abs=0.015)
 
@@ -83,8 +85,10 @@ def test_an_image_of_the_right_size_is_left_alone_but_for_the_test_transform(tmp
     image = picture((56, 56))
     image.save(tmp_path / "a.png")
     for way in ("fit", "squash"):
-        assert torch.equal(torch.from_numpy(fit(tmp_path / "a.png", Target(3, 56, way)).copy()), pixels(image))
-    assert not np.array_equal(fit(tmp_path / "a.png", Target(3, 56, "shorter")), fit(tmp_path / "a.png", Target(3, 56)))
+        assert torch.equal(torch.from_numpy(pixels_of(tmp_path / "a.png", Target(3, 56, way)).copy()), pixels(image))
+    assert not np.array_equal(
+        pixels_of(tmp_path / "a.png", Target(3, 56, "shorter")), pixels_of(tmp_path / "a.png", Target(3, 56))
+    )
     small = pixels(picture((32, 32)))[None]
     assert resized(small, 32, "shorter") is small
 
@@ -101,7 +105,7 @@ def test_streamed_and_whole_give_the_same_and_nothing_is_resized_twice(folder, w
         assert split is data.tested(test)  # decoded once, however many students ask
         assert (split is data.test) == (test in (None, way))
         assert torch.equal(split.labels, data.test.labels)
-        wanted = [torch.from_numpy(fit(file, Target(3, SIDE, test or way)).copy()) for file in files]
+        wanted = [torch.from_numpy(pixels_of(file, Target(3, SIDE, test or way)).copy()) for file in files]
         assert torch.equal(split.raw(torch.arange(12)), torch.stack(wanted))
     index = torch.arange(len(whole.train))
     assert torch.equal(whole.train.raw(index), stream.train.raw(index))
@@ -133,9 +137,9 @@ def test_arrays_are_brought_to_size_as_files_are():
 
 def test_notes_say_what_was_done():
     headers = [Known(32, 32, False, "PNG"), Known(50, 37, False, "PNG")]
-    assert notes_on(headers, Target(3, 32)) == ["1 of 2 images were resized and centre-cropped to 32 x 32 pixels"]
-    assert notes_on(headers, Target(3, 32, "squash")) == ["1 of 2 images were squashed to 32 x 32 pixels"]
-    assert notes_on(headers, Target(3, 28, "shorter")) == [
+    assert image_notes(headers, Target(3, 32)) == ["1 of 2 images were resized and centre-cropped to 32 x 32 pixels"]
+    assert image_notes(headers, Target(3, 32, "squash")) == ["1 of 2 images were squashed to 32 x 32 pixels"]
+    assert image_notes(headers, Target(3, 28, "shorter")) == [
         "2 of 2 images were resized and centre-cropped to 28 x 28 pixels"
     ]
 
@@ -155,4 +159,4 @@ def test_pixels_as_they_are(folder):
 
 def statistics(folder):
     data = open_data(f"folder:{folder}", DataSettings(size=SIDE), "cpu")
-    return pre.channel_statistics(data.train.raw(torch.arange(len(data.train))))
+    return pre.pixel_statistics(data.train.raw(torch.arange(len(data.train))))

@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dd.data import _embedded, _find, list_sources
-from dd.data._catalogue import CATALOGUE
-from dd.data._idx import parse
-from dd.data.check import check
-from dd.data.sources import load_raw
+from dd.data import list_sources
+from dd.data.check import check_data
+from dd.data.sources import embedded, find, load_raw
+from dd.data.sources.catalogue import CATALOGUE
+from dd.data.sources.idx import parse_idx
 from dd.errors import RunError, UsageError
 from dd.views.dsa import operations
 
@@ -79,9 +79,9 @@ def test_checksums_are_those_of_the_files():
 
 
 def test_a_damaged_embedded_file_is_noticed(tmp_path, monkeypatch):
-    for file in _embedded.FOLDER.iterdir():
+    for file in embedded.EMBEDDED_FOLDER.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    monkeypatch.setattr(_embedded, "FOLDER", tmp_path)
+    monkeypatch.setattr(embedded, "EMBEDDED_FOLDER", tmp_path)
     load_raw("fashion-mini")
     path = tmp_path / "t10k-labels-idx1-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -112,7 +112,7 @@ def test_the_script_writes_the_same_bytes_twice(tmp_path):
     labels = np.array([1, 0, 1, 1, 0], dtype=np.uint8)
     assert script.first_of_each_class(labels, 2).tolist() == [0, 1, 2, 4]
     data = {"a-labels-idx1-ubyte.gz": script.idx(labels)}
-    assert parse(data["a-labels-idx1-ubyte.gz"], "a").tolist() == labels.tolist()
+    assert parse_idx(data["a-labels-idx1-ubyte.gz"], "a").tolist() == labels.tolist()
     for name in ("one", "two"):
         script.write(data, tmp_path / name)
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "two"))
@@ -169,7 +169,7 @@ def test_damaged_idx_files(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="lacks train-labels-idx1-ubyte"):
         load_raw("mnist")
     with pytest.raises(UsageError, match="no idx file"):
-        parse(b"\0\0\x0d\x01", "x")
+        parse_idx(b"\0\0\x0d\x01", "x")
 
 
 # ---------------------------------------------------------------- CIFAR, SVHN, Tiny-ImageNet
@@ -299,7 +299,7 @@ def test_unknown_names():
 
 
 def test_list_sources_finds_without_reading(tmp_path, monkeypatch):
-    monkeypatch.setattr(_find, "roots", lambda: [tmp_path / "sets"])
+    monkeypatch.setattr(find, "roots", lambda: [tmp_path / "sets"])
     write_idx(tmp_path / "sets" / "mnist")
     rows = {row.name: row for row in list_sources()}
     assert list(rows) == [*CATALOGUE, "folder:PATH", "parquet:PATH", "npz:PATH"]
@@ -321,7 +321,7 @@ def test_every_entry_is_complete():
 
 
 def test_check_describes_the_embedded_set():
-    found = check("fashion-mini")
+    found = check_data("fashion-mini")
     assert found["train"]["total"] == 10_000
     assert found["test"]["per_class"]["Ankle boot"] == 200
     assert found["broken"] == []

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from dd.data import DataSettings, _images, _rows, open_data, streamed
+from dd.data import DataSettings, open_data, streamed
 from dd.data import check as checking
-from dd.data._images import Target, fit
-from dd.data.preprocess import channel_statistics
+from dd.data.preprocess import pixel_statistics
 from dd.data.real import DeviceSplit
-from dd.data.sources import load_raw
+from dd.data.sources import decoding, load_raw, pixels, rows
+from dd.data.sources.pixels import Target, pixels_of
 from dd.data.streamed import StreamedSplit, sample
 from dd.engine.synthesise import synthesise
 from dd.errors import UsageError
@@ -124,7 +124,7 @@ def test_streamed_equals_device_without_a_test_part(tmp_path):
 
 @pytest.mark.parametrize("kept", [1 << 30, 0])
 def test_streamed_equals_device_in_parquet(tmp_path, monkeypatch, kept):
-    monkeypatch.setattr(_rows, "_KEPT_BYTES", kept)
+    monkeypatch.setattr(rows, "_KEPT_BYTES", kept)
     for i in range(3):
         write_parquet(tmp_path / "set" / f"train-{i}.parquet", 25, seed=i)
     write_parquet(tmp_path / "set" / "test-0.parquet", 11, seed=9)
@@ -160,11 +160,11 @@ def test_nothing_depends_on_the_number_of_workers(tmp_path):
 
 def test_batches_are_decoded_ahead_and_no_further_than_that(tmp_path, monkeypatch):
     data = open_data(write_folder(tmp_path / "set", train=70), DataSettings(stream=True, size=8, workers=1), "cpu")
-    decoded, original = [], _images.fit
-    monkeypatch.setattr(_images, "fit", lambda *args: (decoded.append(1), original(*args))[1])
+    decoded, original = [], pixels.squared
+    monkeypatch.setattr(pixels, "squared", lambda *args: (decoded.append(1), original(*args))[1])
     batches = data.train.batches(16)
     next(batches)
-    _images.pool(1).submit(int).result()  # one thread: everything asked for before is done
+    decoding.pool(1).submit(int).result()  # one thread: everything asked for before is done
     assert len(decoded) == 16 * 3  # this one, and two chunks ahead
     batches.close()
     assert sum(1 for _ in data.train.batches(16)) == len(data.train) // 16 + (len(data.train) % 16 > 0)
@@ -201,16 +201,16 @@ def test_the_centre_is_cropped_and_pixels_stay_where_no_resizing_is_needed(wide)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 12, 3), dtype=np.uint8)
     pixels = pixels if wide else pixels.transpose(1, 0, 2)
     centre = pixels[:, 4:8] if wide else pixels[4:8]
-    assert np.array_equal(fit(encoded(np.ascontiguousarray(pixels)), Target(3, 4)), centre.transpose(2, 0, 1))
+    assert np.array_equal(pixels_of(encoded(np.ascontiguousarray(pixels)), Target(3, 4)), centre.transpose(2, 0, 1))
 
 
 def test_the_shorter_side_is_resized():
     ramp = np.repeat(np.arange(32, dtype=np.uint8)[None, :] * 8, 16, axis=0)  # 32 x 16, rising by 8 to the right
-    found = fit(encoded(ramp), Target(1, 8))
+    found = pixels_of(encoded(ramp), Target(1, 8))
     # every second of columns 8 … 23, averaged with its neighbour: 8 (8 + 2 i) + 4
     assert found.shape == (1, 8, 8)
     assert np.array_equal(found[0, 4], 68 + 16 * np.arange(8))
-    assert np.array_equal(fit(encoded(np.full((50, 30), 77, np.uint8)), Target(3, 7)), np.full((3, 7, 7), 77))
+    assert np.array_equal(pixels_of(encoded(np.full((50, 30), 77, np.uint8)), Target(3, 7)), np.full((3, 7, 7), 77))
 
 
 def test_a_size_is_taken_on_the_device_too(tmp_path):
@@ -220,7 +220,7 @@ def test_a_size_is_taken_on_the_device_too(tmp_path):
     for i in (0, 9999):
         file = io.BytesIO()
         Image.fromarray(raw[i, 0].numpy()).save(file, "PNG")
-        assert np.array_equal(data.train.raw(torch.tensor([i]))[0].numpy(), fit(file.getvalue(), Target(1, 14)))
+        assert np.array_equal(data.train.raw(torch.tensor([i]))[0].numpy(), pixels_of(file.getvalue(), Target(1, 14)))
     assert data.fingerprint != open_data("fashion-mini", DataSettings(holdout=0), "cpu").fingerprint
     name = write_folder(tmp_path / "set")
     assert {open_data(name, DataSettings(stream=False, size=s), "cpu").size for s in (None, 8, 9)} == {12, 8, 9}
@@ -255,10 +255,10 @@ def test_fitted_constants_are_those_of_a_sample_and_are_kept(tmp_path, monkeypat
     data = open_data(name, settings, "cpu")
     index = sample(len(data.train), 8, 1, generator(0, "constants"))
     assert len(index) == 8
-    mean, std = channel_statistics(data.train.raw(index))
+    mean, std = pixel_statistics(data.train.raw(index))
     assert data.preprocess.spec()["mean"] == pytest.approx(mean, abs=1e-7)
     assert data.preprocess.spec()["std"] == pytest.approx(std, abs=1e-7)
-    monkeypatch.setattr(_images, "fit", None)
+    monkeypatch.setattr(pixels, "squared", None)
     assert open_data(name, settings, "cpu").preprocess.spec() == data.preprocess.spec()
 
 
@@ -353,9 +353,9 @@ def test_a_check_reads_a_few_images_at_a_time(tmp_path, monkeypatch):
     raw, found = load_raw(name), []
     for at_once in (256, 4):
         monkeypatch.setattr(checking, "_AT_ONCE", at_once)
-        found.append(checking.check(name))
+        found.append(checking.check_data(name))
     assert found[0] == found[1]
-    assert found[0]["mean"] == [round(value, 4) for value in channel_statistics(raw.train_images)[0]]
+    assert found[0]["mean"] == [round(value, 4) for value in pixel_statistics(raw.train_images)[0]]
     assert found[0]["notes"] == raw.notes
     assert found[0]["test"] == {"total": 15, "per_class": {"ant": 5, "bee": 5, "cat": 5}}
 

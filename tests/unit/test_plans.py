@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dd.data import _images
 from dd.data.preprocess import Zca
+from dd.data.sources import pixels
 from dd.errors import UsageError
 from dd.pipeline import plan
 from dd.pipeline.task import make_task
@@ -45,8 +45,7 @@ def test_images_that_were_never_decoded_stay_so(folder, tmp_path, monkeypatch):
         raise AssertionError("a plan decodes nothing")
 
     with monkeypatch.context() as patched:
-        patched.setattr(_images, "decode", decode)
-        patched.setattr(_images, "fit", decode)
+        patched.setattr(pixels, "original", decode)
         planned = plan(asked(folder))
     what = [f"the decoded images of {folder}", "ZCA of 768 dimensions", "expert 1 of 2", "expert 2 of 2"]
     assert artefacts(planned) == [(words, False) for words in what]
@@ -77,7 +76,7 @@ def test_what_is_nowhere_is_not_downloaded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dd.data._find.download", lambda *_, **__: pytest.fail("a plan downloads nothing"))
+    monkeypatch.setattr("dd.data.sources.find.download", lambda *_, **__: pytest.fail("a plan downloads nothing"))
     planned = plan(resolve({"method": "mtt", "dataset": "svhn", "ipc": 1, "device": "cpu"}))
     assert planned["stages"][0]["unknown"]
     assert planned["stages"][0]["artefacts"][0]["what"].startswith("svhn, ")

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dd.data import _folder
-from dd.data._content import Arrays, Encoded, Listing, file_identity
+from dd.data.sources.content import Arrays, EncodedSet, Listing, file_identity
+from dd.data.sources.folder import images_below, images_listed, paths_of, read_class_folders
 from dd.errors import UsageError
 
 
-def cifar(folder: Path, hundred: bool) -> Arrays:
+def read_cifar(folder: Path, hundred: bool) -> Arrays:
     """CIFAR-10 or CIFAR-100 in its pickled batches; torchvision compares their checksums before it opens them.
 
     Raises:
@@ -30,7 +30,7 @@ def cifar(folder: Path, hundred: bool) -> Arrays:
     return Arrays(images[0], labels[0], images[1], labels[1], tuple(train.classes))
 
 
-def svhn(folder: Path, classes: tuple[str, ...]) -> Arrays:
+def read_svhn(folder: Path, classes: tuple[str, ...]) -> Arrays:
     """SVHN's cropped digits from MATLAB files; the published label 10 is the digit 0.
 
     Raises:
@@ -52,7 +52,7 @@ def svhn(folder: Path, classes: tuple[str, ...]) -> Arrays:
     return Arrays(parts[0], parts[1], parts[2], parts[3], classes)
 
 
-def tiny(folder: Path) -> Encoded:
+def read_tiny_imagenet(folder: Path) -> EncodedSet:
     """Tiny-ImageNet's folders; the validation part is the test part, as its own test part has no labels.
 
     Raises:
@@ -62,9 +62,9 @@ def tiny(folder: Path) -> Encoded:
     if not validation.is_dir():
         raise UsageError(f"{folder} lacks its folder val; fetch the data set again")
     if not (validation / "images").is_dir() or not annotations.is_file():
-        return _folder.encoded(folder, folder / "train", validation)  # a copy that was sorted into class folders
-    classes, train, notes = _folder.images_below(folder / "train", folder)
-    test = _folder.listed(folder, annotations, "val/images", classes)
-    paths = [*_folder.paths(train), *(path for path in _folder.paths(test) if (folder / path).exists())]
+        return read_class_folders(folder, folder / "train", validation)  # a copy that was sorted into class folders
+    classes, train, notes = images_below(folder / "train", folder)
+    test = images_listed(folder, annotations, "val/images", classes)
+    paths = [*paths_of(train), *(path for path in paths_of(test) if (folder / path).exists())]
     identity = {"files": file_identity(paths, folder), "classes": classes}
-    return Encoded(identity, lambda: Listing(train, test, classes, notes), notes)
+    return EncodedSet(identity, lambda: Listing(train, test, classes, notes), notes)

@@ -1,6 +1,6 @@
 """How a user's folders are laid out: which are parts, which are classes, and what is not read.
 
-    PATH/train/CLASS/…, PATH/test/CLASS/…    parts; any name with a keyword of `_splits`, validation where test is none
+    PATH/train/CLASS/…, PATH/test/CLASS/…    parts, by the keywords of `split_names`; validation where test is none
     PATH/CLASS/…                             classes alone
     PATH/CLASS/train/…, PATH/CLASS/test/…    parts within classes
     PATH/WRAPPER/…                           any of these, in an only folder
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dd.data._splits import TEST_ORDER, TRAIN, split_of, strict
-from dd.data._walk import Folder, some
+from dd.data.sources.split_names import TEST_ORDER, TRAIN, split_of, strict
+from dd.data.sources.walk import Folder, some
 from dd.errors import UsageError
 
 # folders that hold all images of a part of which no labels are known
@@ -22,11 +22,11 @@ _NO_CLASS = {"images", "image", "img", "imgs", "unknown", "unlabeled", "unlabell
 _NUMBERED = re.compile(r"(.*[^\W\d_].*?)[-._ (]+\d+\)?\.\w+")  # cat.0.jpg, Abyssinian_12.png
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".xlsx", ".mat", ".parquet")
 
-Classes = dict[str, list[Folder]]
+ClassFolders = dict[str, list[Folder]]
 
 
 @dataclass
-class Layout:
+class FolderLayout:
     """Which folders hold the images of which class, part by part.
 
     Attributes:
@@ -36,13 +36,13 @@ class Layout:
         notes: what a user should know.
     """
 
-    train: Classes
-    test: Classes | None = None
+    train: ClassFolders
+    test: ClassFolders | None = None
     listed: Folder | None = None
     notes: list[str] = field(default_factory=list)
 
 
-def laid_out(top: Folder, root: Path) -> Layout:
+def laid_out(top: Folder, root: Path) -> FolderLayout:
     """The layout of a tree.
 
     Args:
@@ -61,7 +61,7 @@ def annotations(part: Folder) -> str | None:
     return found[0] if "images" in part.filled and found else None
 
 
-def class_folders(part: Folder, place: Path) -> Classes:
+def class_folders(part: Folder, place: Path) -> ClassFolders:
     """The folders of a part that hold images, each a class.
 
     Raises:
@@ -78,7 +78,7 @@ def class_folders(part: Folder, place: Path) -> Classes:
     raise UsageError(f"{place} holds no class folders; it wants {place.name}/CLASS/IMAGE.png")
 
 
-def notes_on(part: Folder) -> list[str]:
+def layout_notes(part: Folder) -> list[str]:
     """What of a part is no class."""
     notes = []
     if part.empty:
@@ -93,7 +93,7 @@ class _Reading:
     root: Path
     train: list[Folder] = field(default_factory=list)
 
-    def read(self, top: Folder) -> Layout:
+    def read(self, top: Folder) -> FolderLayout:
         wrapper = None
         while (only := _only(top)) and only.filled and (split_of(only.name) is None or TRAIN in _parts(only)):
             top = wrapper = only
@@ -107,10 +107,10 @@ class _Reading:
     def _place(self, folder: Folder) -> Path:
         return self.root / folder.path
 
-    def _classes(self, top: Folder) -> Layout:
-        return Layout(class_folders(top, self._place(top)), notes=notes_on(top))
+    def _classes(self, top: Folder) -> FolderLayout:
+        return FolderLayout(class_folders(top, self._place(top)), notes=layout_notes(top))
 
-    def _parts(self, top: Folder) -> Layout | None:
+    def _parts(self, top: Folder) -> FolderLayout | None:
         """The parts among the folders of `top`, or None where its folders are classes."""
         parts, rest = _parts(top), [folder for folder in top.filled.values() if split_of(folder.name) is None]
         plain = {split for folder in top.filled.values() if (split := strict(folder.name))}
@@ -129,10 +129,12 @@ class _Reading:
             return None
         return self._layout(top, train, parts, rest)
 
-    def _layout(self, top: Folder, train: list[Folder], parts: dict[str, list[Folder]], rest: list[Folder]) -> Layout:
-        self.train, found = train, Layout(_merged(train))
+    def _layout(
+        self, top: Folder, train: list[Folder], parts: dict[str, list[Folder]], rest: list[Folder]
+    ) -> FolderLayout:
+        self.train, found = train, FolderLayout(_merged(train))
         for folder in train:
-            found.notes += notes_on(folder)
+            found.notes += layout_notes(folder)
         for split in TEST_ORDER:
             if split in parts:
                 self._test(found, parts[split], split)
@@ -141,7 +143,7 @@ class _Reading:
             found.notes.append(f"not used: {some(unread)}")
         return found
 
-    def _test(self, found: Layout, folders: list[Folder], split: str) -> None:
+    def _test(self, found: FolderLayout, folders: list[Folder], split: str) -> None:
         """Take a part as the test part, unless there is one or it has no labels; say which."""
         names = some([folder.path for folder in folders])
         opened = [_opened(folder, found.train) for folder in folders]
@@ -155,12 +157,12 @@ class _Reading:
             bare = {inner.name: [inner] for folder in self.train for inner in folder.empty if inner.name in found.test}
             found.train = dict(sorted((bare | found.train).items()))
             for folder in opened:
-                found.notes += notes_on(folder)
+                found.notes += layout_notes(folder)
         else:
             count = sum(len(folder.files()) for folder in folders)
             found.notes.append(f"not used: {names}, {count:,} images without class folders and so without labels")
 
-    def _within_classes(self, top: Folder) -> Layout | None:
+    def _within_classes(self, top: Folder) -> FolderLayout | None:
         """CLASS/train/… and CLASS/test/…, or None where no class has such folders."""
         split = [folder for folder in top.filled.values() if _inner_parts(folder)]
         if not split:
@@ -172,7 +174,7 @@ class _Reading:
             )
         if any(part.filled for folder in split for part in folder.filled.values()):
             raise UsageError(f"{self._place(top)} holds several data sets: {some(_names(split))}; name one of them")
-        found = Layout({folder.name: _parts(folder)[TRAIN] for folder in split})
+        found = FolderLayout({folder.name: _parts(folder)[TRAIN] for folder in split})
         used = next((s for s in TEST_ORDER if any(s in _parts(folder) for folder in split)), None)
         if used:
             found.test = {folder.name: parts[used] for folder in split if used in (parts := _parts(folder))}
@@ -233,7 +235,7 @@ def _flat(folder: Folder, place: Path, top: Folder | None = None) -> UsageError:
     )
 
 
-def _opened(part: Folder, classes: Classes | None = None) -> Folder:
+def _opened(part: Folder, classes: ClassFolders | None = None) -> Folder:
     """A part, or the only folder in it where that is no class."""
     while (only := _only(part)) and not (classes and only.name in classes):
         bare = only.name.lower() in _NO_CLASS or only.name == part.name or split_of(only.name) is not None
@@ -262,7 +264,7 @@ def _inner_parts(folder: Folder) -> bool:
     return TRAIN in splits and len(splits - {None}) > 1
 
 
-def _merged(parts: Sequence[Folder]) -> Classes:
+def _merged(parts: Sequence[Folder]) -> ClassFolders:
     names = sorted({name for part in parts for name in part.filled})
     return {name: [part.filled[name] for part in parts if name in part.filled] for name in names}
 

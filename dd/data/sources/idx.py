@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dd.data._content import Arrays
+from dd.data.sources.content import Arrays
 from dd.errors import UsageError
 
 _BYTES = 0x08  # the format's code for unsigned bytes
 
 
-def parse(data: bytes, where: str) -> Tensor:
+def parse_idx(data: bytes, where: str) -> Tensor:
     """The uint8 tensor of an uncompressed idx file.
 
     Raises:
@@ -31,17 +31,17 @@ def parse(data: bytes, where: str) -> Tensor:
     return values.view(shape)
 
 
-def read(folder: Path, classes: tuple[str, ...]) -> Arrays:
+def read_idx(folder: Path, classes: tuple[str, ...]) -> Arrays:
     """The four idx files of a folder.
 
     Raises:
         UsageError: one is missing or damaged.
     """
     tensors = [_load(folder, f"{split}-{kind}") for split in ("train", "t10k") for kind in ("images", "labels")]
-    return arrays(tensors, classes, str(folder))
+    return idx_arrays(tensors, classes, str(folder))
 
 
-def arrays(tensors: list[Tensor], classes: tuple[str, ...], where: str) -> Arrays:
+def idx_arrays(tensors: list[Tensor], classes: tuple[str, ...], where: str) -> Arrays:
     """Training images and labels, test images and labels, as they come from idx files, in our shapes and types."""
     train_images, train_labels, test_images, test_labels = tensors
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
@@ -58,6 +58,6 @@ def _load(folder: Path, stem: str) -> Tensor:
         raise UsageError(f"{folder} lacks {names[0]} (or {names[2]}); fetch the data set again")
     try:
         data = path.read_bytes()
-        return parse(gzip.decompress(data) if path.suffix == ".gz" else data, str(path))
+        return parse_idx(gzip.decompress(data) if path.suffix == ".gz" else data, str(path))
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path} cannot be read ({error}); fetch it again") from error

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from dd.data import _tables
-from dd.data._content import Encoded, Listing, Part, file_identity, with_test_part
-from dd.data._splits import TEST_ORDER, TRAIN, split_of
-from dd.data._tables import Labels, Table
-from dd.data._walk import some
+from dd.data.sources.content import EncodedSet, EncodedSplit, Listing, file_identity, with_test_part
+from dd.data.sources.split_names import TEST_ORDER, TRAIN, split_of
+from dd.data.sources.tables import Labels, Table, split_column
+from dd.data.sources.walk import some
 from dd.errors import UsageError
 
 _Group = dict[str, list[Path]]
 
 
 @dataclass(frozen=True)
-class Files:
+class ParquetFiles:
     """Parquet files of one data set.
 
     Attributes:
@@ -39,7 +38,7 @@ class Files:
         return self.tests[0][1] if self.tests else ()
 
 
-def find(folder: Path, test: tuple[str, ...] = ()) -> Files | None:
+def find_parquet(folder: Path, test: tuple[str, ...] = ()) -> ParquetFiles | None:
     """The training and test files of a known data set, in its folder or up to two folders deeper; None without them.
 
     Args:
@@ -52,14 +51,14 @@ def find(folder: Path, test: tuple[str, ...] = ()) -> Files | None:
     return next((files for files in found if files.test), None)
 
 
-def at(path: Path) -> Files:
+def parquet_at(path: Path) -> ParquetFiles:
     """The files that a user names: one file, or a folder.
 
     Raises:
         UsageError: there is nothing there, several configurations of a data set, or no training part.
     """
     if os.path.isfile(path):
-        return Files(path.parent, (path,))
+        return ParquetFiles(path.parent, (path,))
     paths = [file for file in sorted(path.rglob("*.parquet")) if not _hidden(file.relative_to(path))]
     if not paths:
         raise UsageError(f"there is no parquet file at {path}")
@@ -67,7 +66,7 @@ def at(path: Path) -> Files:
         _require_regular(file)
     groups, unread = _grouped(paths, path)
     if not groups:
-        return Files(path, tuple(paths))
+        return ParquetFiles(path, tuple(paths))
     group = _only_group(groups, path)
     if TRAIN not in group:
         raise UsageError(
@@ -77,12 +76,12 @@ def at(path: Path) -> Files:
     return _files(path, group, TEST_ORDER, unread)
 
 
-def read(
-    files: Files,
+def read_parquet(
+    files: ParquetFiles,
     classes: tuple[str, ...] | None = None,
     notes: tuple[str, ...] = (),
     only: tuple[str, ...] | None = None,
-) -> Encoded:
+) -> EncodedSet:
     """The images of parquet files.
 
     Args:
@@ -108,13 +107,13 @@ def read(
 
     paths = [*files.train, *files.test]
     identity = {"files": file_identity(paths, files.root), "split": bool(files.test), "classes": classes}
-    if not files.test and (column := _tables.split_column(files.train[0])):
+    if not files.test and (column := split_column(files.train[0])):
         identity["split column"] = column
     beside = [_shown(path, files.root) for path in (*files.unread, *(p for _, part in files.tests[1:] for p in part))]
-    return Encoded(identity if only is None else {**identity, "only": only}, listing, tuple(beside))
+    return EncodedSet(identity if only is None else {**identity, "only": only}, listing, tuple(beside))
 
 
-def _chosen(files: Files) -> tuple[Table, Table | None, list[str]]:
+def _chosen(files: ParquetFiles) -> tuple[Table, Table | None, list[str]]:
     """The training part, the first test part that has labels, and what is not used."""
     train = Table.of(files.train)
     tests = [(split, paths, Table.of(paths)) for split, paths in files.tests]
@@ -136,7 +135,7 @@ def _chosen(files: Files) -> tuple[Table, Table | None, list[str]]:
     return train, used, notes
 
 
-def _selected(part: Part, names: tuple[str, ...], only: tuple[str, ...], where: str) -> Part:
+def _selected(part: EncodedSplit, names: tuple[str, ...], only: tuple[str, ...], where: str) -> EncodedSplit:
     """The images of some classes, labelled by their position among these."""
     if missing := [name for name in only if name not in names]:
         raise UsageError(f"{where} lacks {len(missing)} classes: {', '.join(missing[:5])}; it has {len(names)} others")
@@ -144,7 +143,7 @@ def _selected(part: Part, names: tuple[str, ...], only: tuple[str, ...], where: 
 
 
 def _grouped(paths: Sequence[Path], root: Path) -> tuple[dict[Path, _Group], tuple[Path, ...]]:
-    """Files by configuration and split, and those of which neither is told.
+    """ParquetFiles by configuration and split, and those of which neither is told.
 
     As for Hugging Face `datasets`, a folder's name tells the split before a file's does, if any folder's does.
     """
@@ -184,9 +183,9 @@ def _only_group(groups: dict[Path, _Group], root: Path) -> _Group:
     raise UsageError(f"{root} holds several data sets: {names}; name one of these folders")
 
 
-def _files(root: Path, group: _Group, test: tuple[str, ...], unread: tuple[Path, ...] = ()) -> Files:
+def _files(root: Path, group: _Group, test: tuple[str, ...], unread: tuple[Path, ...] = ()) -> ParquetFiles:
     tests = tuple((split, tuple(group[split])) for split in test if split in group)
-    return Files(root, tuple(group[TRAIN]), tests, unread)
+    return ParquetFiles(root, tuple(group[TRAIN]), tests, unread)
 
 
 def _hidden(path: Path) -> bool:

@@ -1,7 +1,6 @@
 """What is known beforehand about the data sets that go by a name: facts, places, downloads."""
 
-from dd.data import _imagenet
-from dd.data._entry import (
+from dd.data.sources.entry import (
     ALL_AUGMENTATIONS,
     CIFAR10,
     DIGIT_AUGMENTATIONS,
@@ -9,9 +8,10 @@ from dd.data._entry import (
     IMAGENET,
     MNIST,
     SVHN,
-    Entry,
+    CatalogueEntry,
     Remote,
 )
+from dd.data.sources.imagenet import IMAGENET_ENTRIES
 
 DIGITS = tuple("0123456789")
 FASHION_CLASSES = (
@@ -42,7 +42,7 @@ def _idx_remotes(bases: tuple[str, ...], folder: str, checksums: tuple[str, str,
 EMBEDDED = "fashion-mini"
 
 _ENTRIES = (
-    Entry(
+    CatalogueEntry(
         name=EMBEDDED,
         description="the first images of each class of Fashion-MNIST, 28 x 28 grey, 10 classes, 10,000 + 2,000 images",
         licence="MIT",
@@ -53,7 +53,7 @@ _ENTRIES = (
         native="embedded",
         side=28,
     ),
-    Entry(
+    CatalogueEntry(
         name="fashion-mnist",
         description="clothes, 28 x 28 grey, 10 classes, 60,000 + 10,000 images",
         licence="MIT",
@@ -78,7 +78,7 @@ _ENTRIES = (
             ),
         ),
     ),
-    Entry(
+    CatalogueEntry(
         name="mnist",
         description="handwritten digits, 28 x 28 grey, 10 classes, 60,000 + 10,000 images",
         licence="CC BY-SA 3.0",
@@ -103,7 +103,7 @@ _ENTRIES = (
             ),
         ),
     ),
-    Entry(
+    CatalogueEntry(
         name="svhn",
         description="house numbers (cropped digits), 32 x 32 colour, 10 classes, 73,257 + 26,032 images",
         licence="non-commercial use only",
@@ -125,7 +125,7 @@ _ENTRIES = (
             )
         ),
     ),
-    Entry(
+    CatalogueEntry(
         name="cifar10",
         description="animals and vehicles, 32 x 32 colour, 10 classes, 50,000 + 10,000 images",
         licence="not stated",
@@ -149,7 +149,7 @@ _ENTRIES = (
             ),
         ),
     ),
-    Entry(
+    CatalogueEntry(
         name="cifar100",
         description="animals, plants and things, 32 x 32 colour, 100 classes, 50,000 + 10,000 images",
         licence="not stated",
@@ -175,7 +175,7 @@ _ENTRIES = (
         classes_expected=100,
         note="normalised with CIFAR-10's constants, as the trajectory-matching papers do",
     ),
-    Entry(
+    CatalogueEntry(
         name="tiny-imagenet",
         description="ImageNet at 64 x 64, 200 classes, 100,000 + 10,000 images (the validation part is the test part)",
         licence="ImageNet's terms: non-commercial research",
@@ -203,4 +203,4 @@ _ENTRIES = (
     ),
 )
 
-CATALOGUE = {entry.name: entry for entry in (*_ENTRIES, *_imagenet.ENTRIES)}
+CATALOGUE = {entry.name: entry for entry in (*_ENTRIES, *IMAGENET_ENTRIES)}

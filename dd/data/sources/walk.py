@@ -8,9 +8,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from dd.data._images import READABLE
 from dd.errors import UsageError
 
+# suffixes of files that hold images, in lower case: what Pillow decodes; of an animated one the first frame is taken
+# fmt: off
+READABLE = (
+    ".apng", ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+    ".tga", ".tif", ".tiff", ".webp",
+)
+# fmt: on
 _SHOWN = 3  # names in a note
 # what lies beside images and is none: nobody misses it
 # fmt: off

@@ -11,17 +11,24 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
-from dd.data._content import regular
+from dd.data.sources.content import regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _KEPT_BYTES = 1 << 30  # of row groups, by file
+
+
+class ImageCell(TypedDict, total=False):
+    """An encoded image in a table as Hugging Face `datasets` writes it: its bytes, or the path of its file."""
+
+    bytes: bytes | None
+    path: str | None
 
 
 @dataclass
@@ -100,17 +107,18 @@ class Rows:
     def load(self, i: int) -> bytes | Path:
         """See `Items`."""
         value = self._value(i)
-        if isinstance(value, dict):
-            name = value.get("path") or ""
-            return value.get("bytes") or (regular(self.root / name) if name else b"")
-        return value or b""
+        if value is None or isinstance(value, bytes):
+            return value or b""
+        name = value.get("path") or ""
+        return value.get("bytes") or (regular(self.root / name) if name else b"")
 
     def name(self, i: int) -> str:
         """See `Items`."""
         path, _, _, row = self._place(i)
         own = ""
         with contextlib.suppress(Exception):  # a damaged file has no more to say
-            own = self._value(i)["path"]
+            value = self._value(i)
+            own = value.get("path") if value and not isinstance(value, bytes) else ""
         return f"{path.name} row {row}" + (f" ({own})" if own else "")
 
     def take(self, index: Sequence[int]) -> "Rows":
@@ -125,6 +133,6 @@ class Rows:
         row = position - self.starts[at]
         return path, group, row, first + row
 
-    def _value(self, i: int) -> Any:
+    def _value(self, i: int) -> "bytes | ImageCell | None":
         path, group, row, _ = self._place(i)
         return self.kept.get(path, group)[row].as_py()

@@ -5,20 +5,22 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
-from dd.data._content import Part
-from dd.data._rows import Rows
-from dd.data._splits import TEST_ORDER, TRAIN, split_of
-from dd.data._walk import some
+from dd.data.sources.content import EncodedSplit
+from dd.data.sources.rows import Rows
+from dd.data.sources.split_names import TEST_ORDER, TRAIN, split_of
+from dd.data.sources.walk import some
 from dd.errors import UsageError, in_one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _IMAGE_COLUMNS = ("img", "image")
+Label = str | int | None
+"""A label as a row has it; None and numbers below 0 stand for labels that nobody knows."""
 _LABEL_COLUMNS = ("label", "fine_label", "labels", "class")
 
 
@@ -27,7 +29,7 @@ class Labels:
     """Class names in label order, and the number of every label that may occur."""
 
     names: tuple[str, ...]
-    numbers: dict[Any, int]
+    numbers: dict[str | int, int]
 
     @classmethod
     def of(cls, tables: "Sequence[Table]", known: tuple[str, ...] | None) -> "Labels":
@@ -63,9 +65,9 @@ class Table:
 
     paths: Sequence[Path]
     column: str
-    labels: list[Any]
+    labels: list[Label]
     names: tuple[str, ...] | None
-    splits: list[Any] | None = None
+    splits: list[Label] | None = None
     rows: torch.Tensor | None = None
 
     @property
@@ -86,8 +88,8 @@ class Table:
             UsageError: a file cannot be read, lacks a column or holds one of another kind, or there is no row.
         """
         image, label, split = "", "", None
-        labels: list[Any] = []
-        splits: list[Any] = []
+        labels: list[Label] = []
+        splits: list[Label] = []
         names = None
         for path in paths:
             schema, read = _opened(path)
@@ -121,7 +123,7 @@ class Table:
             notes.append("not used: " + ", ".join(f"{count:,} rows of split {name}" for name, count in left.items()))
         return self._of_split(parts, TRAIN), test, notes
 
-    def part(self, classes: Labels, root: Path) -> Part:
+    def part(self, classes: Labels, root: Path) -> EncodedSplit:
         """The images and their numbers.
 
         Raises:
@@ -135,7 +137,7 @@ class Table:
                 f"{self.where}: row {row} has the label {self.labels[at]!r}, not one of {len(classes.names)} classes"
             )
         items = Rows.of(self.paths, self.column, root)
-        return Part(
+        return EncodedSplit(
             items if self.rows is None else items.take(self.rows.tolist()), torch.tensor(numbers, dtype=torch.int64)
         )
 
@@ -161,12 +163,12 @@ def class_names(path: Path) -> tuple[str, ...] | None:
         return None
 
 
-def _is_label(value: Any) -> bool:
-    """Whether it is one: nothing, and numbers below 0, stand for labels that nobody knows."""
+def _is_label(value: Label) -> TypeGuard[str | int]:
+    """Whether it is one that is known."""
     return value is not None and (isinstance(value, str) or value >= 0)
 
 
-def _opened(path: Path) -> "tuple[pa.Schema, Callable[[str], list[Any]]]":
+def _opened(path: Path) -> "tuple[pa.Schema, Callable[[str], list[Label]]]":
     """The schema of a file, and what reads the values of one column."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -174,7 +176,7 @@ def _opened(path: Path) -> "tuple[pa.Schema, Callable[[str], list[Any]]]":
     def fail(error: Exception) -> UsageError:
         return UsageError(f"{path} cannot be read as parquet: {in_one_line(error)}")
 
-    def read(column: str) -> list[Any]:
+    def read(column: str) -> list[Label]:
         try:
             with pq.ParquetFile(path) as file:  # not read_table, which makes columns of folders called key=value
                 return file.read(columns=[column])[column].to_pylist()

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
+NOT_STATED = "not stated"  # a licence that nobody gave
+
 ALL_AUGMENTATIONS = "color_crop_cutout_flip_scale_rotate"
 DIGIT_AUGMENTATIONS = "color_crop_cutout_scale_rotate"  # a mirrored digit is no digit
 
@@ -35,7 +37,7 @@ class Remote:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """A data set that goes by a name.
 
     Attributes:
@@ -55,7 +57,7 @@ class Entry:
         page: where a user gets it, when we may not download it.
         within: the data set whose files hold it, when it is a part of another one.
         side: height and width of all its images in pixels; None where they differ in size.
-        test: the parts that are its test part, in order, by their names in `_splits`; () takes the usual ones.
+        test: the parts that are its test part, in order, by their names in `split_names`; () takes the usual ones.
         classes_expected: number of classes of the whole data set; 0 when there are several editions.
         lossless: the published images are lossless, so that a JPEG copy is worth a note.
         note: something a user should know about what we do with it.

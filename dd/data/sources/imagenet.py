@@ -5,17 +5,18 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-from dd.data import _folder, _parquet
-from dd.data._content import Encoded
-from dd.data._entry import ALL_AUGMENTATIONS, IMAGENET, Entry
-from dd.data._splits import VALIDATION
+from dd.data.sources.content import EncodedSet
+from dd.data.sources.entry import ALL_AUGMENTATIONS, IMAGENET, CatalogueEntry
+from dd.data.sources.folder import read_class_folders
+from dd.data.sources.parquet import ParquetFiles, read_parquet
+from dd.data.sources.split_names import VALIDATION
 from dd.errors import UsageError
 
 _VALIDATION = ("val", "validation", "valid")  # names of its folder, the usual one first
 _LICENCE = "ImageNet's terms: non-commercial research"
 _PAGE = "https://image-net.org/download-images or https://huggingface.co/datasets/ILSVRC/imagenet-1k"
 
-_WHOLE = Entry(
+_WHOLE = CatalogueEntry(
     name="imagenet-1k",
     description="1,000 classes in colour, 1,281,167 + 50,000 images (the validation part is the test part)",
     licence=_LICENCE,
@@ -47,11 +48,11 @@ _LARGE = replace(
 
 def _subsets() -> dict[str, tuple[str, tuple[str, ...]]]:
     """Description and WordNet ids in label order of every subset, by name."""
-    text = files("dd.data").joinpath("imagenet_subsets.toml").read_text(encoding="utf-8")
+    text = files("dd.data.sources").joinpath("imagenet_subsets.toml").read_text(encoding="utf-8")
     return {name: (row["description"], tuple(row["classes"].split())) for name, row in tomllib.loads(text).items()}
 
 
-def _part(name: str, description: str, classes: tuple[str, ...]) -> Entry:
+def _subset(name: str, description: str, classes: tuple[str, ...]) -> CatalogueEntry:
     described = f"{len(classes)} classes of imagenet-1k: {description}"
     number = len(classes)
     return replace(
@@ -59,10 +60,10 @@ def _part(name: str, description: str, classes: tuple[str, ...]) -> Entry:
     )
 
 
-ENTRIES = (_WHOLE, _LARGE, *(_part(name, *row) for name, row in _subsets().items()))
+IMAGENET_ENTRIES = (_WHOLE, _LARGE, *(_subset(name, *row) for name, row in _subsets().items()))
 
 
-def read(entry: Entry, folder: Path, parquet: _parquet.Files | None) -> Encoded:
+def read_imagenet(entry: CatalogueEntry, folder: Path, parquet: ParquetFiles | None) -> EncodedSet:
     """The images of ImageNet, or those of a subset alone; classes are WordNet ids wherever they can be known.
 
     Raises:
@@ -70,7 +71,7 @@ def read(entry: Entry, folder: Path, parquet: _parquet.Files | None) -> Encoded:
     """
     if parquet:
         known = entry.name != _LARGE.name
-        return _parquet.read(parquet, sorted_ids() if known else None, only=entry.classes)
+        return read_parquet(parquet, sorted_ids() if known else None, only=entry.classes)
     train, test = folder / "train", next((p for name in _VALIDATION if (p := folder / name).is_dir()), None)
     if entry.classes and (missing := [name for name in entry.classes if not (train / name).is_dir()]):
         raise UsageError(f"{train} lacks {len(missing)} classes of {entry.name}: {', '.join(missing[:5])}")
@@ -79,7 +80,7 @@ def read(entry: Entry, folder: Path, parquet: _parquet.Files | None) -> Encoded:
             f"the validation images in {test} lie in no class folders, as ILSVRC2012 ships them; sort them into "
             f"{test.name}/WNID/… (torchvision.datasets.ImageNet does so with the published archives)"
         )
-    return _folder.encoded(folder, train, test, only=entry.classes)
+    return read_class_folders(folder, train, test, only=entry.classes)
 
 
 def sorted_ids() -> tuple[str, ...]:

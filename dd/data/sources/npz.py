@@ -3,13 +3,14 @@
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
-from dd.data._content import NO_TEST_PART, TEST_SEED, TEST_SHARE, Arrays, stratified
+from dd.data.positions import stratified
+from dd.data.sources.content import NO_TEST_PART, TEST_SEED, TEST_SHARE, Arrays
 from dd.errors import UsageError, in_one_line
 
 _SHAPES = "uint8 (n, h, w), (n, h, w, 1) or (n, h, w, 3)"
@@ -26,7 +27,7 @@ _DAMAGED = (
 )
 
 
-def read(path: Path) -> Arrays:
+def read_npz(path: Path) -> Arrays:
     """The arrays `train_images`, `train_labels` and `test_…` (or `val_…`) of a file; classes are named by their number.
 
     Raises:
@@ -39,12 +40,12 @@ def read(path: Path) -> Arrays:
             file = np.load(opened, allow_pickle=False)
         except _DAMAGED as error:
             raise UsageError(f"{path} cannot be read as npz: {in_one_line(error)}") from error
-        if not isinstance(file, np.lib.npyio.NpzFile):
+        if not isinstance(file, NpzFile):
             raise UsageError(f"{path} holds a single array; an npz file has train_images and train_labels (np.savez)")
         return _arrays(file, path)
 
 
-def _arrays(file: Any, path: Path) -> Arrays:
+def _arrays(file: NpzFile, path: Path) -> Arrays:
     images, labels = _part(file, path, "train")
     test = next((name for name in ("test", "val") if f"{name}_images" in file), None)
     unused = test == "test" and "val_images" in file
@@ -61,7 +62,7 @@ def _arrays(file: Any, path: Path) -> Arrays:
     return Arrays(images, labels, test_images, test_labels, _classes(path, labels, test_labels), tuple(notes))
 
 
-def _part(file: Any, path: Path, part: str) -> tuple[Tensor, Tensor]:
+def _part(file: NpzFile, path: Path, part: str) -> tuple[Tensor, Tensor]:
     """Images of one part in our shape, uint8 (n, c, h, w), and their labels, int64 (n,)."""
     images = _array(file, path, f"{part}_images")
     if images.dtype == np.uint16:
@@ -87,7 +88,7 @@ def _labels(labels: np.ndarray, path: Path, name: str) -> Tensor:
     return torch.from_numpy(labels.reshape(-1).astype(np.int64))
 
 
-def _array(file: Any, path: Path, name: str) -> np.ndarray:
+def _array(file: NpzFile, path: Path, name: str) -> np.ndarray:
     try:
         return file[name]
     except KeyError as error:

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dd.data import _layout, _walk
-from dd.data._content import Encoded, ImageFiles, Listing, Part, file_identity, with_test_part
-from dd.data._layout import Classes, annotations
+from dd.data.sources.content import EncodedSet, EncodedSplit, ImageFiles, Listing, file_identity, with_test_part
+from dd.data.sources.layout import ClassFolders, annotations, class_folders, laid_out, layout_notes
+from dd.data.sources.walk import join, walk
 from dd.errors import UsageError, in_one_line, unknown
 
 
-def read(root: Path) -> Encoded:
-    """The images of a user's folder, laid out in one of the ways of `_layout`.
+def read_folder(root: Path) -> EncodedSet:
+    """The images of a user's folder, laid out in one of the ways of `layout`.
 
     Raises:
         UsageError: there is no such folder, it holds no images, it can be read in two ways, or the test part has a
@@ -24,8 +24,8 @@ def read(root: Path) -> Encoded:
     """
     if not os.path.isdir(root):
         raise UsageError(f"there is no folder {root}; folder:PATH wants PATH/train/CLASS/… or PATH/CLASS/…")
-    top, passed = _walk.walk(root)
-    found = _layout.laid_out(top, root)
+    top, passed = walk(root)
+    found = laid_out(top, root)
     classes = _names(found.train)
     test = None
     if found.test is not None:
@@ -33,14 +33,14 @@ def read(root: Path) -> Encoded:
         test = _labelled(root, found.test, classes)
     elif found.listed is not None:
         part = found.listed
-        test = listed(root, root / part.path / (annotations(part) or ""), _walk.join(part.path, "images"), classes)
+        test = images_listed(root, root / part.path / (annotations(part) or ""), join(part.path, "images"), classes)
     notes = tuple(found.notes) + passed.notes()
     return _encoded(root, _labelled(root, found.train, classes), test, classes, notes)
 
 
-def encoded(
+def read_class_folders(
     root: Path, train: Path, test: Path | None, notes: tuple[str, ...] = (), only: tuple[str, ...] | None = None
-) -> Encoded:
+) -> EncodedSet:
     """The images below two class-folder trees; without a test tree, a fixed part of the training images is taken.
 
     Args:
@@ -66,7 +66,7 @@ def encoded(
 
 def images_below(
     folder: Path, root: Path, only: tuple[str, ...] | None = None
-) -> tuple[tuple[str, ...], Part, tuple[str, ...]]:
+) -> tuple[tuple[str, ...], EncodedSplit, tuple[str, ...]]:
     """Class names in label order, all images of the class folders, which are not opened, and notes.
 
     Raises:
@@ -77,7 +77,7 @@ def images_below(
     return classes, _labelled(folder, found, classes, root), notes
 
 
-def listed(root: Path, file: Path, images: str, classes: tuple[str, ...]) -> Part:
+def images_listed(root: Path, file: Path, images: str, classes: tuple[str, ...]) -> EncodedSplit:
     """The images whose labels a file lists, as for Tiny-ImageNet's validation part: name, tab, class.
 
     Args:
@@ -95,33 +95,39 @@ def listed(root: Path, file: Path, images: str, classes: tuple[str, ...]) -> Par
         labels = [numbers[row[1]] for row in rows]
     except (KeyError, IndexError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} does not go with the class folders of {root} ({in_one_line(error)})") from error
-    return Part(ImageFiles(root, [f"{images}/{row[0]}" for row in rows]), torch.tensor(labels, dtype=torch.int64))
+    return EncodedSplit(
+        ImageFiles(root, [f"{images}/{row[0]}" for row in rows]), torch.tensor(labels, dtype=torch.int64)
+    )
 
 
-def _encoded(root: Path, train: Part, test: Part | None, classes: tuple[str, ...], notes: tuple[str, ...]) -> Encoded:
+def _encoded(
+    root: Path, train: EncodedSplit, test: EncodedSplit | None, classes: tuple[str, ...], notes: tuple[str, ...]
+) -> EncodedSet:
     @cache
     def listing() -> Listing:
         return Listing(train, test, classes, notes) if test else with_test_part(train, classes, notes)
 
-    files = chain(paths(train), paths(test) if test else ())
+    files = chain(paths_of(train), paths_of(test) if test else ())
     identity = {"files": file_identity(files, root), "classes": classes, "split": test is not None}
-    return Encoded(identity, listing, notes)
+    return EncodedSet(identity, listing, notes)
 
 
-def paths(part: Part) -> Iterable[str]:
+def paths_of(part: EncodedSplit) -> Iterable[str]:
     """The paths of a part's images, below what they are named from."""
     assert isinstance(part.items, ImageFiles)
     return part.items.paths
 
 
-def _class_folders(folder: Path, only: tuple[str, ...] | None) -> tuple[Classes, tuple[str, ...]]:
+def _class_folders(folder: Path, only: tuple[str, ...] | None) -> tuple[ClassFolders, tuple[str, ...]]:
     if not os.path.isdir(folder):
         raise UsageError(f"there is no folder {folder}")
-    top, passed = _walk.walk(folder, only)
-    return _layout.class_folders(top, folder), (*_layout.notes_on(top), *passed.notes())
+    top, passed = walk(folder, only)
+    return class_folders(top, folder), (*layout_notes(top), *passed.notes())
 
 
-def _labelled(root: Path, found: Classes, classes: tuple[str, ...], named_from: Path | None = None) -> Part:
+def _labelled(
+    root: Path, found: ClassFolders, classes: tuple[str, ...], named_from: Path | None = None
+) -> EncodedSplit:
     """The images of class folders below `root`, by the position of their class."""
     before = root.relative_to(named_from).as_posix() + "/" if named_from and named_from != root else ""
     numbers = {name: number for number, name in enumerate(classes)}
@@ -132,14 +138,14 @@ def _labelled(root: Path, found: Classes, classes: tuple[str, ...], named_from: 
         every += files
         counts.append(len(files))
         labels.append(numbers[name])
-    return Part(ImageFiles(named_from or root, every), _repeated(labels, counts))
+    return EncodedSplit(ImageFiles(named_from or root, every), _repeated(labels, counts))
 
 
 def _repeated(values: list[int], counts: list[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
 
 
-def _names(found: Classes) -> tuple[str, ...]:
+def _names(found: ClassFolders) -> tuple[str, ...]:
     for name in found:
         try:
             name.encode()
@@ -148,7 +154,7 @@ def _names(found: Classes) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _require_known(where: Path, found: Classes, classes: tuple[str, ...]) -> None:
+def _require_known(where: Path, found: ClassFolders, classes: tuple[str, ...]) -> None:
     for name in found:
         if name not in classes:
             raise unknown(f"class in {where}:", name, classes)

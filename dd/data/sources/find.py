@@ -4,9 +4,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dd.data import _parquet, _tables
-from dd.data._catalogue import CATALOGUE, EMBEDDED
-from dd.data._entry import Entry
+from dd.data.sources.catalogue import CATALOGUE, EMBEDDED
+from dd.data.sources.entry import CatalogueEntry
+from dd.data.sources.parquet import ParquetFiles, find_parquet
+from dd.data.sources.tables import class_names
 from dd.errors import UsageError
 from dd.io import home, user_path, writable
 from dd.io.download import download, unpack
@@ -20,7 +21,7 @@ class Found:
     """Files of a named data set: the published ones in `path`, or parquet files."""
 
     path: Path
-    parquet: _parquet.Files | None = None
+    parquet: ParquetFiles | None = None
 
     def bytes(self) -> int | None:
         """Size on disk; None where counting would mean walking through many thousand files."""
@@ -38,7 +39,7 @@ def downloads() -> Path:
     return home() / "data"
 
 
-def find(entry: Entry) -> Found | None:
+def find_named(entry: CatalogueEntry) -> Found | None:
     """The first place that has the data set, in the order of `roots`; None when it is nowhere."""
     for root in roots():
         if found := _below(root, entry):
@@ -46,12 +47,12 @@ def find(entry: Entry) -> Found | None:
     return None
 
 
-def lacks(entry: Entry, found: Found) -> int:
+def lacks(entry: CatalogueEntry, found: Found) -> int:
     """How many classes of a data set are not where it was found, as folders and metadata tell it."""
     if entry.native not in ("imagenet", "tiny"):
         return 0
     if found.parquet:
-        there = set(_tables.class_names(found.parquet.train[0]) or ())
+        there = set(class_names(found.parquet.train[0]) or ())
         if entry.classes is None or not there & set(entry.classes):  # they go by other names
             return max(0, entry.classes_expected - len(there)) if there and not entry.within else 0
     else:
@@ -67,7 +68,7 @@ def roots() -> list[Path]:
     return list(dict.fromkeys(places))  # two may be one, as in a user's home
 
 
-def fetch(entry: Entry) -> Found:
+def fetch(entry: CatalogueEntry) -> Found:
     """Download a data set.
 
     Raises:
@@ -95,7 +96,7 @@ def fetch(entry: Entry) -> Found:
 
 
 def places() -> list[Path]:
-    """Every folder that `find` and `lacks` look at for any data set, there or not, and the parquet files they find."""
+    """Every folder that `find_named` and `lacks` look at, there or not, and the parquet files that they find."""
     names = {name for entry in CATALOGUE.values() for name in (*entry.folders, *entry.parquet) if name}
     hubs = {f"datasets--{name.replace('/', '--')}" for entry in CATALOGUE.values() for name in entry.hub}
     folders: list[Path] = []
@@ -105,7 +106,7 @@ def places() -> list[Path]:
             folders += _folders(root / name, 2)
         for name in sorted(hubs):
             folders += _folders(root / name / "snapshots", 3)
-    found = [found.parquet for entry in CATALOGUE.values() if (found := find(entry)) and found.parquet]
+    found = [found.parquet for entry in CATALOGUE.values() if (found := find_named(entry)) and found.parquet]
     return [*folders, *(file for files in found for file in (*files.train, *files.test))]
 
 
@@ -118,7 +119,7 @@ def _folders(folder: Path, deep: int) -> list[Path]:
     return [folder, *(path for one in inside for path in _folders(one, deep - 1))]
 
 
-def missing(entry: Entry, why: str) -> UsageError:
+def missing(entry: CatalogueEntry, why: str) -> UsageError:
     """The one line that says where a data set was looked for, and the ways out."""
     places = ", ".join(_shown(root) for root in roots())
     if entry.page:
@@ -129,7 +130,7 @@ def missing(entry: Entry, why: str) -> UsageError:
     )
 
 
-def _not_ours(entry: Entry, places: str) -> UsageError:
+def _not_ours(entry: CatalogueEntry, places: str) -> UsageError:
     whole, first = entry.within or entry.name, entry.folders[0]
     here = f"{entry.name} is a part of {whole}, which" if entry.within else whole
     own = f"; a copy of these classes alone: dataset=folder:PATH like={entry.name}.ipc10" if entry.within else ""
@@ -140,11 +141,11 @@ def _not_ours(entry: Entry, places: str) -> UsageError:
     )
 
 
-def _complete(entry: Entry) -> bool:
+def _complete(entry: CatalogueEntry) -> bool:
     return all((downloads() / (remote.unpacks_to or remote.path)).exists() for remote in entry.remotes)
 
 
-def _first(entry: Entry) -> str:
+def _first(entry: CatalogueEntry) -> str:
     return f"{entry.folders[0]}/…" if entry.folders[0] else entry.marker
 
 
@@ -170,7 +171,7 @@ def _shown(root: Path) -> str:
     return f"~/{root.relative_to(_user())}" if root.is_relative_to(_user()) else str(root)
 
 
-def _below(root: Path, entry: Entry) -> Found | None:
+def _below(root: Path, entry: CatalogueEntry) -> Found | None:
     if not os.path.isdir(root):
         return None
     # a download of ours that was cut off is not there: `fetch` goes on with the files that are missing
@@ -181,12 +182,12 @@ def _below(root: Path, entry: Entry) -> Found | None:
         if next(folder.glob(entry.marker), None):
             return Found(folder)
     for folder in _parquet_folders(root, entry):
-        if files := _parquet.find(folder, entry.test):
+        if files := find_parquet(folder, entry.test):
             return Found(folder, files)
     return None
 
 
-def _parquet_folders(root: Path, entry: Entry) -> list[Path]:
+def _parquet_folders(root: Path, entry: CatalogueEntry) -> list[Path]:
     named = [root / name for name in entry.parquet if (root / name).is_dir()]
     if root.name in entry.parquet:
         named.append(root)  # $DD_DATA names the data set itself

@@ -9,12 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from dd.data.positions import relabelled, stratified
 from dd.errors import UsageError, unknown
 from dd.io import digest
-from dd.rng import generator
 
 TEST_SHARE = 0.2  # of the images, where a user's own data have no test part
 TEST_SEED = 0
@@ -32,6 +31,15 @@ class Arrays:
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     jpeg: int = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Images and labels of both splits, by the names of the fields."""
+        return {
+            "train_images": self.train_images,
+            "train_labels": self.train_labels,
+            "test_images": self.test_images,
+            "test_labels": self.test_labels,
+        }
 
     def only(self, numbers: Sequence[int]) -> "Arrays":
         """The images of these classes, labelled by their place among them."""
@@ -89,7 +97,7 @@ class ImageFiles:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class EncodedSplit:
     """Encoded images of one split, and their labels: int64 (n,), on the CPU."""
 
     items: Items
@@ -98,22 +106,22 @@ class Part:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: Tensor) -> "Part":
+    def take(self, index: Tensor) -> "EncodedSplit":
         """The images at these positions."""
-        return Part(self.items.take(index.tolist()), self.labels[index])
+        return EncodedSplit(self.items.take(index.tolist()), self.labels[index])
 
-    def only(self, numbers: Sequence[int]) -> "Part":
+    def only(self, numbers: Sequence[int]) -> "EncodedSplit":
         """The images of these classes, labelled by their place among them."""
         kept, labels = relabelled(self.labels, numbers)
-        return Part(self.items.take(kept.tolist()), labels)
+        return EncodedSplit(self.items.take(kept.tolist()), labels)
 
 
 @dataclass(frozen=True)
 class Listing:
     """Encoded images of both splits, class names in label order, and what a user should know about them."""
 
-    train: Part
-    test: Part
+    train: EncodedSplit
+    test: EncodedSplit
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
@@ -124,7 +132,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSet:
     """Encoded images that are listed only when they are wanted.
 
     Attributes:
@@ -143,7 +151,7 @@ class Encoded:
         return digest(self.identity, length=64)
 
 
-def only_classes(content: Arrays | Encoded, names: tuple[str, ...]) -> Arrays | Encoded:
+def only_classes(content: Arrays | EncodedSet, names: tuple[str, ...]) -> Arrays | EncodedSet:
     """What was found, with the images of some classes alone; their labels follow the order of `names`.
 
     Args:
@@ -163,46 +171,10 @@ def only_classes(content: Arrays | Encoded, names: tuple[str, ...]) -> Arrays | 
         whole = content.listing()
         return whole.only(_numbers(names, whole.classes))
 
-    return Encoded({"of": content.identity, "classes": names}, listing, content.notes)
+    return EncodedSet({"of": content.identity, "classes": names}, listing, content.notes)
 
 
-def relabelled(labels: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Positions of the images of some classes, ascending, and their places among these, for int64 labels (n,)."""
-    place = torch.full((max([*numbers, int(labels.max()) if len(labels) else 0]) + 1,), -1, dtype=torch.int64)
-    place[list(numbers)] = torch.arange(len(numbers))
-    kept = torch.nonzero(place[labels] >= 0).flatten()
-    return kept, place[labels[kept]]
-
-
-def stratified(labels: Tensor, share: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
-    """Split positions in two, the same share of every class.
-
-    Args:
-        labels: int64 (n,), on the CPU.
-        share: part of every class that is taken, in [0, 1); rounded, but at least one image and never all of them.
-        seed: the only source of chance besides `purpose`.
-        purpose: names the split, so that two splits with one seed differ.
-
-    Returns:
-        (kept, taken): disjoint int64 positions, each ascending, together 0 … n-1.
-    """
-    taken = torch.zeros(len(labels), dtype=torch.bool)
-    if share > 0 and len(labels):
-        for c, members in enumerate(by_class(labels, int(labels.max()) + 1)):
-            count = min(max(1, round(share * len(members))), len(members) - 1)
-            if count > 0:
-                order = torch.randperm(len(members), generator=generator(seed, purpose, c))
-                taken[members[order[:count]]] = True
-    return torch.nonzero(~taken).flatten(), torch.nonzero(taken).flatten()
-
-
-def by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
-    """Positions of the images of every class, ascending, for int64 labels (n,)."""
-    counts = torch.bincount(labels, minlength=classes)
-    return torch.argsort(labels, stable=True).split(counts.tolist())
-
-
-def with_test_part(part: Part, classes: tuple[str, ...], notes: tuple[str, ...] = ()) -> Listing:
+def with_test_part(part: EncodedSplit, classes: tuple[str, ...], notes: tuple[str, ...] = ()) -> Listing:
     """A listing of images that have no test part: a fixed fifth of every class becomes it."""
     kept, taken = stratified(part.labels, TEST_SHARE, TEST_SEED, "test part")
     return Listing(part.take(kept), part.take(taken), classes, (*notes, NO_TEST_PART))

@@ -1,0 +1,44 @@
+"""Positions of images among their labels: those of a class, of some classes, of a share of every class."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dd.rng import generator
+
+
+def relabelled(labels: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Positions of the images of some classes, ascending, and their places among these, for int64 labels (n,)."""
+    place = torch.full((max([*numbers, int(labels.max()) if len(labels) else 0]) + 1,), -1, dtype=torch.int64)
+    place[list(numbers)] = torch.arange(len(numbers))
+    kept = torch.nonzero(place[labels] >= 0).flatten()
+    return kept, place[labels[kept]]
+
+
+def stratified(labels: Tensor, share: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
+    """Split positions in two, the same share of every class.
+
+    Args:
+        labels: int64 (n,), on the CPU.
+        share: part of every class that is taken, in [0, 1); rounded, but at least one image and never all of them.
+        seed: the only source of chance besides `purpose`.
+        purpose: names the split, so that two splits with one seed differ.
+
+    Returns:
+        (kept, taken): disjoint int64 positions, each ascending, together 0 … n-1.
+    """
+    taken = torch.zeros(len(labels), dtype=torch.bool)
+    if share > 0 and len(labels):
+        for c, members in enumerate(by_class(labels, int(labels.max()) + 1)):
+            count = min(max(1, round(share * len(members))), len(members) - 1)
+            if count > 0:
+                order = torch.randperm(len(members), generator=generator(seed, purpose, c))
+                taken[members[order[:count]]] = True
+    return torch.nonzero(~taken).flatten(), torch.nonzero(taken).flatten()
+
+
+def by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
+    """Positions of the images of every class, ascending, for int64 labels (n,)."""
+    counts = torch.bincount(labels, minlength=classes)
+    return torch.argsort(labels, stable=True).split(counts.tolist())

@@ -1,0 +1,27 @@
+"""The ways in: real images by name, where they come from, and what they are before any preprocessing.
+
+fashion-mini                       embedded, needs nothing
+fashion-mnist mnist svhn cifar10 cifar100 tiny-imagenet
+                                   found where users have them, else downloaded
+imagenet-1k imagenet-21k imagenette imagewoof imagefruit imagemeow imagesquawk imageyellow imagenet-10 imagenet-100
+                                   found where users have them, never downloaded
+folder:PATH  parquet:PATH  npz:PATH
+                                   a user's own
+"""
+
+from dd.data.sources.listing import Kind, SourceInfo, kind_of, list_sources
+from dd.data.sources.locate import Located, locate, require_known
+from dd.data.sources.raw import Facts, Raw, load_raw
+
+__all__ = [
+    "Facts",
+    "Kind",
+    "Located",
+    "Raw",
+    "SourceInfo",
+    "kind_of",
+    "list_sources",
+    "load_raw",
+    "locate",
+    "require_known",
+]

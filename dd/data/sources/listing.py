@@ -1,0 +1,91 @@
+"""What there is to read, and what is known of it without reading: the lines of `dd data`."""
+
+from dataclasses import dataclass
+
+from dd.data.sources.catalogue import CATALOGUE
+from dd.data.sources.embedded import EMBEDDED_FOLDER, embedded_size
+from dd.data.sources.entry import NOT_STATED, CatalogueEntry
+from dd.data.sources.find import find_named, lacks
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """One line of `dd data`.
+
+    Attributes:
+        name: what to ask for.
+        description: one line.
+        where: where it was found, or None.
+        bytes: its size on disk, or of the download; None when not known.
+        licence: "not stated" is a value.
+        page: where a user gets it, when we may not download it; else "".
+        classes: how many classes it has; None when not known.
+        lacks: how many of them are not where it was found, as far as that shows without opening images.
+        usable: whether it can be asked for as it is: a subset can not without all of its classes.
+    """
+
+    name: str
+    description: str
+    where: str | None
+    bytes: int | None
+    licence: str
+    page: str = ""
+    classes: int | None = None
+    lacks: int = 0
+    usable: bool = True
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the images of a data set are like.
+
+    Attributes:
+        side: height and width in pixels, None where they differ in size.
+        channels: 1 or 3.
+        classes: of the whole data set; None where there are several editions.
+    """
+
+    side: int | None
+    channels: int
+    classes: int | None
+
+
+def kind_of(name: str) -> Kind | None:
+    """What images of a data set are like, by its name; nothing is looked for, and of a user's own nothing is known."""
+    entry = CATALOGUE.get(name)
+    return Kind(entry.side, entry.channels, entry.classes_expected or None) if entry else None
+
+
+def list_sources() -> list[SourceInfo]:
+    """All sources and where they are; nothing is read or decoded."""
+    rows = [_info(entry) for entry in CATALOGUE.values()]
+    own = "your own images: PATH/train/CLASS/… and PATH/test/CLASS/…, or PATH/CLASS/…"
+    rows.append(SourceInfo("folder:PATH", own, None, None, NOT_STATED))
+    rows.append(
+        SourceInfo("parquet:PATH", "your own images: a parquet file, or a folder of them", None, None, NOT_STATED)
+    )
+    arrays = "your own images: arrays train_images, train_labels (and test_…), as MedMNIST has them"
+    rows.append(SourceInfo("npz:PATH", arrays, None, None, NOT_STATED))
+    return rows
+
+
+def _info(entry: CatalogueEntry) -> SourceInfo:
+    if entry.native == "embedded":
+        return SourceInfo(entry.name, entry.description, str(EMBEDDED_FOLDER), embedded_size(), entry.licence)
+    found = find_named(entry)
+    size = round(sum(remote.megabytes for remote in entry.remotes) * 1e6) or None
+    if found:
+        size = None if entry.within else found.bytes()
+    where = str(found.path) if found else None
+    absent = lacks(entry, found) if found else 0
+    return SourceInfo(
+        name=entry.name,
+        description=entry.description,
+        where=where,
+        bytes=size,
+        licence=entry.licence,
+        page=entry.page,
+        classes=entry.classes_expected or None,
+        lacks=absent,
+        usable=not (absent and entry.within),
+    )

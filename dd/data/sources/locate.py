@@ -1,0 +1,104 @@
+"""Data sets found by name: what they will be read from, and by which reader."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dd.data.sources.catalogue import CATALOGUE
+from dd.data.sources.content import Arrays, EncodedSet
+from dd.data.sources.embedded import EMBEDDED_FOLDER, read_embedded
+from dd.data.sources.entry import CatalogueEntry
+from dd.data.sources.find import Found, fetch, find_named, missing
+from dd.data.sources.folder import read_folder
+from dd.data.sources.idx import read_idx
+from dd.data.sources.imagenet import read_imagenet
+from dd.data.sources.npz import read_npz
+from dd.data.sources.parquet import parquet_at, read_parquet
+from dd.data.sources.published import read_cifar, read_svhn, read_tiny_imagenet
+from dd.errors import UsageError, unknown
+from dd.io import user_path
+
+_WAYS = "dataset=folder:PATH with PATH/train/CLASS/… or PATH/CLASS/…, dataset=parquet:PATH, or dataset=npz:PATH"
+_WANTED: dict[str, tuple[Callable[[Path], bool], str]] = {
+    "folder": (os.path.isdir, "folder"),
+    "parquet": (os.path.exists, "file or folder"),
+    "npz": (os.path.isfile, "file"),
+}
+_OWN: dict[str, Callable[[Path], Arrays | EncodedSet]] = {
+    "folder": read_folder,
+    "parquet": lambda path: read_parquet(parquet_at(path)),
+    "npz": read_npz,
+}
+
+
+@dataclass(frozen=True)
+class Located:
+    """A data set that was found but not read.
+
+    Attributes:
+        name: what it was asked for by.
+        where: what it will be read from.
+        entry: what is known about it, when it goes by a name.
+        read: reads it, or lists its encoded images.
+    """
+
+    name: str
+    where: str
+    entry: CatalogueEntry | None
+    read: Callable[[], Arrays | EncodedSet]
+
+    @property
+    def channels(self) -> int | None:
+        """Channels that are known beforehand."""
+        return self.entry.channels if self.entry else None
+
+
+def locate(name: str, *, download: bool = True) -> Located:
+    """Find a data set, downloading it if need be; arguments and errors as for `load_raw`."""
+    if own := require_known(name):
+        kind, path = own
+        return Located(name, str(path), None, lambda: _OWN[kind](path))
+    entry = CATALOGUE[name]
+    if entry.native == "embedded":
+        return Located(name, str(EMBEDDED_FOLDER), entry, read_embedded)
+    found = find_named(entry)
+    if found is None and not download:
+        raise missing(entry, "may not be downloaded here")
+    found = found or fetch(entry)
+    return Located(name, str(found.path), entry, lambda: _read(entry, found))
+
+
+def require_known(name: str) -> tuple[str, Path] | None:
+    """Kind and path of a user's own data; None for a data set that goes by a name, which may be nowhere.
+
+    Raises:
+        UsageError: there is no such data set, or nothing at the path.
+    """
+    kind, colon, rest = name.partition(":")
+    if not colon or kind not in _OWN:
+        if name not in CATALOGUE:
+            raise UsageError(f"{unknown('dataset', name, CATALOGUE)} (your own images: {_WAYS})")
+        return None
+    if not rest:
+        raise UsageError(f"dataset={name} names no path; write dataset={kind}:PATH")
+    path = user_path(rest, f"dataset={kind}:")
+    there, what = _WANTED[kind]
+    if not there(path):
+        kept = " (it is a folder)" if os.path.isdir(path) else " (it is a file)" if os.path.exists(path) else ""
+        raise UsageError(f"dataset={name}: no such {what}: {str(path)!r}{kept}; your own images are {_WAYS}")
+    return kind, path
+
+
+def _read(entry: CatalogueEntry, found: Found) -> Arrays | EncodedSet:
+    if entry.native == "imagenet":
+        return read_imagenet(entry, found.path, found.parquet)
+    if found.parquet:
+        return read_parquet(found.parquet, entry.classes)
+    if entry.native == "tiny":
+        return read_tiny_imagenet(found.path)
+    if entry.native == "svhn":
+        return read_svhn(found.path, entry.classes or ())
+    if entry.native == "idx":
+        return read_idx(found.path, entry.classes or ())
+    return read_cifar(found.path, hundred=entry.native == "cifar100")

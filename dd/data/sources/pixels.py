@@ -1,0 +1,207 @@
+"""One image: its header first, which tells what it is without decoding, then its pixels, brought to size."""
+
+import contextlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dd.data.settings import Depth16, Resize
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_GREY = {"1", "L", "LA"}
+_DEEP = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}  # grey, with more than 8 bits; of colour Pillow gives the upper 8
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's orientation: Pillow's `Transpose` that undoes it
+_ORIENTED = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # where Pillow finds one
+_FLIPS = (0, 1, 3)  # those that keep width and height
+_ORIENTATION = 0x0112  # EXIF's tag
+_FULL = (0, 65535)  # of unsigned 16 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is known of an image before its pixels are decoded.
+
+    Attributes:
+        width: in pixels, once it is upright.
+        height: likewise.
+        grey: whether it has no colour.
+        format: Pillow's name of the format.
+        turned: whether its orientation (EXIF) is another than the one its pixels are stored in.
+        frames: whether it is animated, or has several pages.
+        deep: whether it has more than 8 bits per channel.
+    """
+
+    width: int
+    height: int
+    grey: bool
+    format: str
+    turned: bool = False
+    frames: bool = False
+    deep: bool = False
+
+    @property
+    def side(self) -> int:
+        """The shorter side in pixels."""
+        return min(self.width, self.height)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What images are brought to: channels, the side of a square in pixels, by which way, how 16 bits become 8."""
+
+    channels: int
+    side: int
+    resize: Resize = "fit"
+    depth16: Depth16 | None = None
+
+    def key(self) -> dict[str, object]:
+        """What the pixels depend on, JSON-able; without what is as it was before it could be chosen."""
+        chosen: dict[str, object] = {"channels": self.channels, "side": self.side}
+        if self.resize != "fit":
+            chosen["resize"] = self.resize
+        if self.depth16 is not None:
+            chosen["depth16"] = self.depth16
+        return chosen
+
+
+class TooDeep(ValueError):
+    """An image has more than 8 bits per channel, and nothing says how they become 8."""
+
+
+def header_of(item: bytes | Path) -> Header:
+    """The header of an image; nothing is decoded.
+
+    Raises:
+        Exception: whatever Pillow raises for a file that it cannot read.
+    """
+    with _open(item) as image:
+        turn, (width, height) = _TURNS.get(_orientation(image)), image.size
+        if turn is not None and turn not in _FLIPS and image.format != "TIFF":  # whose size Pillow turns already
+            width, height = height, width
+        deep = image.mode in _DEEP
+        return Header(
+            width,
+            height,
+            grey=deep or _is_grey(image),
+            format=image.format or "",
+            turned=turn is not None,
+            frames=image.format != "MPO" and getattr(image, "is_animated", False),
+            deep=deep,
+        )
+
+
+def pixels_of(item: bytes | Path, target: Target) -> np.ndarray:
+    """The pixels of an image, uint8 (c, side, side), brought to size as the target says.
+
+    The same bytes always give the same pixels.
+    """
+    pixels = np.asarray(squared(original(item, target.channels, target.depth16), target.side, target.resize))
+    return pixels[None] if target.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def original(item: bytes | Path, channels: int, depth16: Depth16 | None = None) -> "Image":
+    """An image in its own size, upright, of 8 bits, in grey (1 channel) or colour (3).
+
+    Raises:
+        TooDeep: it has more than 8 bits, and `depth16` does not say how they become 8.
+    """
+    from PIL.Image import Transpose
+
+    mode = "L" if channels == 1 else "RGB"
+    with _open(item) as image:
+        if image.mode in _DEEP and depth16 is None:
+            raise TooDeep(f"more than 8 bits per channel (mode {image.mode})")
+        image.load()
+        turn = _TURNS.get(_orientation(image))  # TIFF files are turned as they are loaded
+        if depth16 is not None and image.mode in _DEEP:
+            image = _of_8_bits(image, depth16)
+        if image.mode == "P":
+            image.info.pop("transparency", None)  # of which a conversion to colour makes nothing but a warning
+        image = image if image.mode == mode else image.convert(mode)
+    return image if turn is None else image.transpose(Transpose(turn))
+
+
+def shorter_side(side: int) -> int:
+    """What "shorter" brings the shorter side to before the centre of `side` pixels is cut out: 224 -> 256, 32 -> 32.
+
+    RDED's rule for every size (official code), which at 224 is everybody's: an eighth is cut away.
+    """
+    return side // 7 * 8
+
+
+def squared(image: "Image", side: int, resize: Resize = "fit") -> "Image":
+    """A decoded image as a square of `side` pixels; see `DataSettings` for the ways.
+
+    "fit" is bicubic.  The others are torchvision's `Resize`, as those whom they follow have it: bilinear, and
+    antialiased like all of Pillow's resizing.
+    """
+    from PIL import ImageOps
+    from PIL.Image import Resampling
+
+    if resize == "shorter":
+        least, (width, height) = shorter_side(side), image.size
+        # as torchvision: the longer side is truncated, the margins are rounded
+        size = (least, int(least * height / width)) if width <= height else (int(least * width / height), least)
+        image = image if image.size == size else image.resize(size, Resampling.BILINEAR)
+        left, top = (round((length - side) / 2) for length in size)
+        return image.crop((left, top, left + side, top + side))
+    if image.size == (side, side):
+        return image
+    if resize == "squash":
+        return image.resize((side, side), Resampling.BILINEAR)
+    return ImageOps.fit(image, (side, side), method=Resampling.BICUBIC)
+
+
+def _open(item: bytes | Path) -> "Image":
+    from PIL import Image, UnidentifiedImageError
+
+    if not item:
+        raise ValueError("no bytes")
+    try:
+        image = Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
+    except UnidentifiedImageError:
+        empty = isinstance(item, Path) and not item.stat().st_size
+        # Pillow's own message holds a memory address
+        raise ValueError("no bytes" if empty else "not an image") from None
+    return image
+
+
+def _is_grey(image: "Image") -> bool:
+    if image.mode != "P" or image.palette is None:
+        return image.mode in _GREY
+    order, data = image.palette.getdata()
+    if order not in ("RGB", "BGR", "RGBA", "BGRX"):
+        return False
+    colours = np.frombuffer(data, dtype=np.uint8)
+    colours = colours[: len(colours) // len(order) * len(order)].reshape(-1, len(order))[:, :3]
+    return bool((colours == colours[:, :1]).all())
+
+
+def _orientation(image: "Image") -> int:
+    """Its orientation (EXIF, or what XMP says), 1 to 8; 1 where there is none or it cannot be read."""
+    if image.format != "TIFF" and not _ORIENTED & image.info.keys():
+        return 1  # Pillow would decode a PNG file to look for more
+    # damaged EXIF can make Pillow raise almost anything, and the pixels are none the worse for it
+    with contextlib.suppress(Exception):
+        return image.getexif().get(_ORIENTATION, 1)
+    return 1
+
+
+def _of_8_bits(image: "Image", depth16: Depth16) -> "Image":
+    """A grey image of more than 8 bits, its values brought to 0 … 255 linearly; see `DataSettings`."""
+    from PIL import Image
+
+    values = np.asarray(image)
+    least, most = float(values.min()), float(values.max())
+    if not (np.isfinite(least) and np.isfinite(most)):
+        raise ValueError("values that are no numbers")
+    low, high = (least, most) if depth16 == "image" else _FULL if depth16 == "full" else depth16
+    if depth16 == "full" and (least < low or most > high):
+        raise ValueError(f"values from {least:g} to {most:g}, beyond those of data.depth16=full: give [LOW, HIGH]")
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low) if high > low else 0)
+    return Image.fromarray(np.rint(scaled).clip(0, 255).astype(np.uint8))
