@@ -16,8 +16,8 @@ from dd.engine import parallel
 from dd.engine.checkpoint import Checkpoint
 from dd.engine.method import LR_FLOOR, Method, Objective, Skip, Synthetic, Task
 from dd.errors import RunError
+from dd.runs.allocator import keep_large_buffers
 from dd.runs.stop import Stop
-from dd.training.allocator import keep_large_buffers
 
 log = logging.getLogger(__name__)
 

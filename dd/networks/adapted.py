@@ -1,7 +1,6 @@
 """A network from elsewhere behind the conventions of this run: its value space, its classes, its image size."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,16 +8,13 @@ from torch import Tensor, nn
 
 from dd.errors import UsageError
 
-if TYPE_CHECKING:
-    from dd.data.preprocess import Preprocess
-
 
 class Adapted(nn.Module):
     """A network that takes images in model space and gives one logit per class of the data, in their order.
 
     Args:
         network: the network inside.
-        space: the model space of the images.
+        invert: brings images in model space to pixels where 0 is black and 1 white; differentiable.
         normalise: (mean, std) per channel in [0, 1] units that the network inside wants; None where it takes model
             space itself.  Grey images are repeated for a network of three channels.
         size: side in pixels that images are resized to, bilinearly; None for as they are.
@@ -32,7 +28,7 @@ class Adapted(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        space: "Preprocess",
+        invert: Callable[[Tensor], Tensor],
         normalise: tuple[Sequence[float], Sequence[float]] | None = None,
         size: int | None = None,
         outputs: Sequence[int] | None = None,
@@ -41,7 +37,7 @@ class Adapted(nn.Module):
         self.network = network
         self.normalise = normalise is not None
         self.size = size
-        self._space = space
+        self._invert = invert
         mean, std = normalise or ((0.0,), (1.0,))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -50,7 +46,7 @@ class Adapted(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits: (n, c, h, w) in model space to (n, classes)."""
         if self.normalise:
-            pixels = self._space.invert(images)
+            pixels = self._invert(images)
             if self.size is not None and pixels.shape[-1] != self.size:
                 side = (self.size, self.size)
                 pixels = F.interpolate(pixels, side, mode="bilinear", antialias=True)

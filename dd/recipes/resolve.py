@@ -346,12 +346,12 @@ def _recipe(
 
 def _teacher_files(parts: Parts) -> dict[int, Path]:
     """The checkpoints among a method's teachers, by their places."""
-    from dd.networks.named import SavedWeights, source
+    from dd.training.teacher_names import SavedWeights, teacher_source
 
     names = getattr(parts.method, "teachers", ())
     if not hasattr(parts.method, "squeeze") or not isinstance(names, tuple):  # another method's field of that name
         return {}
-    sources = [source(name, parts.student) for name in names]
+    sources = [teacher_source(name, parts.student) for name in names]
     return {at: origin.path for at, origin in enumerate(sources) if isinstance(origin, SavedWeights)}
 
 

@@ -18,7 +18,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from dd.data import RealData, Split
 from dd.rng import generator
-from dd.training.allocator import keep_large_buffers
+from dd.runs.allocator import keep_large_buffers
 from dd.training.compiled import BatchLoss, Loss
 from dd.training.criteria import PLAIN, Criterion
 from dd.training.gsam import gsam_gradient

@@ -18,11 +18,19 @@ from dd.io import digest, sha256_file, sha256_tensors
 from dd.networks import NetworkSpec, resolve
 from dd.networks.adapted import Adapted, pick
 from dd.networks.checkpoints import load_state, outputs_of, read_checkpoint
-from dd.networks.named import NO_TEACHER, STUDENT, PublishedWeights, SavedWeights, Source, Untrained, source
 from dd.networks.pretrained import IMAGENET, published, wnids
 from dd.networks.zoo import is_zoo_name
 from dd.rng import generator
 from dd.training.squeeze import KIND, SqueezeSettings, build_teacher, holdout_accuracy, squeeze_spec, squeezed
+from dd.training.teacher_names import (
+    NO_TEACHER,
+    STUDENT,
+    PublishedWeights,
+    SavedWeights,
+    TeacherSource,
+    Untrained,
+    teacher_source,
+)
 
 __all__ = ["SqueezeSettings", "Teacher", "spelled", "teacher_keys", "teacher_needs", "teachers", "untrained"]
 
@@ -56,7 +64,7 @@ def teachers(
 
     Args:
         task: the run.
-        names: see `dd.networks.named.source`.
+        names: see `dd.training.teacher_names.teacher_source`.
         settings: of those that are trained here.
         check: raises where one will not do; asked of each before the next is trained.
 
@@ -110,7 +118,7 @@ def spelled(task: Task, name: str) -> str:
     """A teacher's name that means the same whatever the run's student is, and wherever it is run."""
     if name == STUDENT:
         return _in_words(task.student)
-    origin = source(name, task.student)
+    origin = teacher_source(name, task.student)
     return f"{origin.path.resolve()}@{_in_words(origin.spec)}" if isinstance(origin, SavedWeights) else name
 
 
@@ -122,13 +130,13 @@ def _in_words(network: NetworkSpec) -> str:
     return ":".join([network.arch, *(f"{key}={value}" for key, value in values.items())])
 
 
-def _sources(task: Task, names: Sequence[str]) -> list[tuple[str, Source]]:
+def _sources(task: Task, names: Sequence[str]) -> list[tuple[str, TeacherSource]]:
     """Every name with what it stands for, architectures resolved for the images."""
     if not names:
         raise UsageError(NO_TEACHER)
-    found: list[tuple[str, Source]] = []
+    found: list[tuple[str, TeacherSource]] = []
     for name in names:
-        origin = source(name, task.student)
+        origin = teacher_source(name, task.student)
         if isinstance(origin, Untrained | SavedWeights):
             with _named(name):
                 spec = resolve(origin.spec, task.data.size, task.data.channels)
@@ -137,7 +145,7 @@ def _sources(task: Task, names: Sequence[str]) -> list[tuple[str, Source]]:
     return found
 
 
-def _teacher(task: Task, name: str, origin: Source, settings: SqueezeSettings) -> Teacher:
+def _teacher(task: Task, name: str, origin: TeacherSource, settings: SqueezeSettings) -> Teacher:
     with _named(name):
         match origin:
             case Untrained(spec):
@@ -209,7 +217,7 @@ def _adapted(
     """A teacher from elsewhere, tried on one image and on the held-out ones."""
     sha256 = sha256_tensors(network.state_dict())
     if normalise is not None or outputs is not None:
-        network = Adapted(network, task.data.preprocess, normalise, size, outputs)
+        network = Adapted(network, task.data.preprocess.invert, normalise, size, outputs)
     network = _frozen(network.to(task.device))
     try:
         shape = tuple(network(torch.zeros(1, *task.data.shape, device=task.device)).shape)

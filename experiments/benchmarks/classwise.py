@@ -21,9 +21,9 @@ from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
 from dd.networks import NetworkSpec, embed
 from dd.runs import Store
+from dd.runs.allocator import keep_large_buffers
 from dd.sets.tiles import decode
 from dd.training import ExpertSettings
-from dd.training.allocator import keep_large_buffers
 from dd.views.dsa import apply, draw, draw_sequence, siamese
 
 SIDE, WIDTH, REAL = 16, 16, 64

@@ -12,9 +12,9 @@ from torch import Generator, Tensor
 
 from dd.engine.method import Task
 from dd.errors import RunError, UsageError
-from dd.networks.named import PublishedWeights, source
 from dd.training.committee import logits, published_prior
 from dd.training.loop import Fit, Trainer, accuracy
+from dd.training.teacher_names import PublishedWeights, teacher_source
 from dd.training.teachers import Teacher, teacher_keys
 from dd.views import ViewPolicy, draw_view
 
@@ -55,7 +55,7 @@ class DistilSettings:
 
 def published_priors(task: Task, names: Sequence[str]) -> tuple[float, ...] | None:
     """CV-DD's constants for these teachers on this data set, in percent; None where one of them has none."""
-    origins = [source(name, task.student) for name in names]
+    origins = [teacher_source(name, task.student) for name in names]
     archs = [origin.name if isinstance(origin, PublishedWeights) else origin.spec.arch for origin in origins]
     found = [published_prior(task.data.name, arch) for arch in archs]
     return None if None in found else tuple(value for value in found if value is not None)

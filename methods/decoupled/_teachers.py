@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from dd.engine.method import Method, Synthetic, Task
 from dd.errors import UsageError
 from dd.labels import LabelSettings
-from dd.networks.named import NO_TEACHER
 from dd.sets import DistilledSet
 from dd.training.committee import votes
 from dd.training.compiled import can_compile, compiled, worth_compiling
 from dd.training.fitness import announce, require_fit
 from dd.training.relabel import TeacherLabeller
+from dd.training.teacher_names import NO_TEACHER
 from dd.training.teachers import SqueezeSettings, Teacher, teacher_needs, teachers
 
 from ._crops import Patches

@@ -40,7 +40,7 @@ def refusal(teacher, task):
 
 
 def reordered(teacher, task, order):
-    return replace(teacher, network=Adapted(teacher.network, task.data.preprocess, outputs=order).eval())
+    return replace(teacher, network=Adapted(teacher.network, task.data.preprocess.invert, outputs=order).eval())
 
 
 def test_a_good_teacher_passes(teacher, task):

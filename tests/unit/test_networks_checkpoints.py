@@ -143,7 +143,7 @@ def test_the_number_of_outputs_is_read_off_the_last_linear_layer():
 def test_a_network_sees_pixels_in_its_own_normalisation():
     inner, space = network().eval(), standard(torch.empty(0), ((0.3,), (0.2,)))
     pixels = torch.rand(3, 1, 8, 8, generator=generator(0, "p"))
-    there = Adapted(inner, space, ((0.5,), (0.25,)))
+    there = Adapted(inner, space.invert, ((0.5,), (0.25,)))
     assert torch.allclose(there(space.encode(pixels)), inner((pixels - 0.5) / 0.25), atol=1e-5)
     assert not torch.allclose(there(pixels), inner((pixels - 0.5) / 0.25), atol=1e-2)
 
@@ -151,7 +151,7 @@ def test_a_network_sees_pixels_in_its_own_normalisation():
 def test_without_a_normalisation_images_pass_as_they_are():
     inner, space = network(classes=5).eval(), standard(torch.empty(0), ((0.3,), (0.2,)))
     images = torch.randn(3, 1, 8, 8, generator=generator(0, "p"))
-    assert torch.equal(Adapted(inner, space, outputs=[4, 0])(images), inner(images)[:, [4, 0]])
+    assert torch.equal(Adapted(inner, space.invert, outputs=[4, 0])(images), inner(images)[:, [4, 0]])
 
 
 def test_grey_images_for_a_network_of_three_channels_and_one_size():
@@ -161,12 +161,16 @@ def test_grey_images_for_a_network_of_three_channels_and_one_size():
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     large = F.interpolate(pixels, scale_factor=2, mode="bilinear")
     by_hand = torch.cat([(large - m) / s for m, s in zip(mean, std, strict=True)], 1)
-    assert torch.allclose(Adapted(inner, space, (mean, std), 16)(space.encode(pixels)), inner(by_hand), atol=1e-5)
+    assert torch.allclose(
+        Adapted(inner, space.invert, (mean, std), 16)(space.encode(pixels)), inner(by_hand), atol=1e-5
+    )
 
 
 def test_images_get_gradients_through_it():
     images = torch.randn(3, 1, 8, 8, requires_grad=True)
-    there = Adapted(network().eval(), standard(torch.empty(0), ((0.3,), (0.2,))), ((0.5,), (0.25,)), outputs=[1, 0])
+    there = Adapted(
+        network().eval(), standard(torch.empty(0), ((0.3,), (0.2,))).invert, ((0.5,), (0.25,)), outputs=[1, 0]
+    )
     there(images)[:, 0].sum().backward()
     assert images.grad is not None
     assert images.grad.abs().sum() > 0

@@ -38,10 +38,10 @@ class PublishedWeights:
     name: str
 
 
-Source: TypeAlias = Untrained | SavedWeights | PublishedWeights
+TeacherSource: TypeAlias = Untrained | SavedWeights | PublishedWeights
 
 
-def source(name: str, student: NetworkSpec) -> Source:
+def teacher_source(name: str, student: NetworkSpec) -> TeacherSource:
     """What a teacher's name stands for.
 
     Args:

@@ -4,7 +4,7 @@ import pytest
 
 from dd.errors import UsageError
 from dd.networks import NetworkSpec
-from dd.networks.named import PublishedWeights, SavedWeights, Untrained, source
+from dd.training.teacher_names import PublishedWeights, SavedWeights, Untrained, teacher_source
 
 STUDENT = NetworkSpec(depth=2, width=8)
 
@@ -22,12 +22,12 @@ STUDENT = NetworkSpec(depth=2, width=8)
     ],
 )
 def test_trained_here(name, spec):
-    assert source(name, STUDENT) == Untrained(spec)
+    assert teacher_source(name, STUDENT) == Untrained(spec)
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18.a1_in1k", "torchvision:resnet18.IMAGENET1K_V1"])
 def test_published(name):
-    assert source(name, STUDENT) == PublishedWeights(name)
+    assert teacher_source(name, STUDENT) == PublishedWeights(name)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_published(name):
 @pytest.mark.parametrize("file", ["a.pt", "a.pth", "a.safetensors", "me@home.pt", "timm:odd.pt"])
 def test_a_checkpoint(tmp_path, arch, spec, file):
     (tmp_path / file).touch()
-    assert source(f"{tmp_path / file}{arch}", STUDENT) == SavedWeights(tmp_path / file, spec)
+    assert teacher_source(f"{tmp_path / file}{arch}", STUDENT) == SavedWeights(tmp_path / file, spec)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,6 @@ def test_a_checkpoint(tmp_path, arch, spec, file):
 )
 def test_refused_in_one_line(name, words):
     with pytest.raises(UsageError) as caught:
-        source(name, STUDENT)
+        teacher_source(name, STUDENT)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
