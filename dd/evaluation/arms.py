@@ -14,7 +14,6 @@ from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
 from dd.labels import LabelStore
-from dd.labels.forms import label_temperature
 from dd.sets import DistilledSet
 from dd.sets.tiles import decoded, decoded_labels, mosaic
 from dd.training.loop import in_company, passes
@@ -83,7 +82,7 @@ def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task
             f"{store.path} holds labels of other views ({spec.policy}); evaluate with eval.views.* as they were, or "
             "label anew with `dd run`"
         )
-    temperature = label_temperature(spec.form.name, spec.teacher.get("high", 0.0), protocol.temperature)
+    temperature = spec.settings.temperature(protocol.temperature)
     preprocess = task.data.preprocess
 
     def batches(_: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -92,7 +91,7 @@ def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task
     def load(_: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("read in batches")
 
-    digest = replace(distilled, protocol=None, student=None, views={"sha256": store.digest()}).digest()
+    digest = replace(distilled, protocol=None, student=None, views=store.stated()).digest()
     return Arm(name, lambda _: digest, load, distilled.n, batches, temperature)
 
 

@@ -228,7 +228,7 @@ def _labels(evaluator: Evaluator, store: LabelStore | None) -> dict[str, Any] | 
     labeller, epochs = evaluator.labeller, None if store is None else store.spec.epochs
     if labeller is None:
         known = {"names": None, "accuracies": None, "stored_epochs": epochs}
-        return None if store is None else {**store.spec.teacher, **known}
+        return None if store is None else {**store.spec.facts, **known}
     return {
         **labeller.facts,
         "names": list(labeller.origin["teachers"]),

@@ -11,10 +11,9 @@ more probable than the most probable one, which logits that differ by less than 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,8 +22,9 @@ from dd.errors import RunError, UsageError, unknown
 from dd.labels.distances import distances, reconstruct
 
 Encoded = Mapping[str, Tensor]
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 _LARGEST = torch.finfo(torch.float16).max
-INT16 = 2**15  # class numbers below it fit; float16 would damage those above 2048
+_INT16 = 2**15  # class numbers below it fit; float16 would damage those above 2048
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class LabelForm(ABC):
             raise UsageError(f"labels need at least 2 classes, not {self.classes}")
 
     @abstractmethod
-    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The arrays of one view by name, each as NumPy type and shape."""
+    def layout(self) -> Layout:
+        """The arrays of one view by name, each as type and shape."""
 
     @abstractmethod
     def _encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
@@ -82,16 +82,16 @@ class LabelForm(ABC):
             )
         return self._decode(encoded, own, partner, temperature)
 
-    def bytes_per_view(self) -> int:
-        """Bytes that one view's label takes."""
-        return sum(np.dtype((kind, shape)).itemsize for kind, shape in self.layout().values())
+    def damage(self, encoded: Encoded) -> str:
+        """What is wrong with the values of stored labels (n, ...); "" for nothing."""
+        for name, values in encoded.items():
+            whole = values.isfinite() if values.is_floating_point() else (values >= 0) & (values < self.classes)
+            if not bool(whole.all()):
+                return f"some {name} are " + ("NaN or infinite" if values.is_floating_point() else "of no class")
+        return ""
 
-    def spec(self) -> dict[str, Any]:
-        """Name and parameters as JSON values; `form_of(**spec)` gives the form back."""
-        return {"name": self.name, **asdict(self)}
-
-    def _index(self) -> str:
-        return "<i2" if self.classes <= INT16 else "<i4"
+    def _index(self) -> torch.dtype:
+        return torch.int16 if self.classes <= _INT16 else torch.int32
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class Logits(LabelForm):
 
     name: ClassVar[str] = "logits"
 
-    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def layout(self) -> Layout:
         """See `LabelForm`."""
-        return {"logits": ("<f2", (self.classes,))}
+        return {"logits": (torch.float16, (self.classes,))}
 
     def _encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
         largest = logits.amax(1, keepdim=True)
@@ -135,9 +135,9 @@ class TopK(LabelForm):
         if self.rest not in ("smooth", "renorm"):
             raise unknown("rest of topk labels", str(self.rest), ("smooth", "renorm"))
 
-    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def layout(self) -> Layout:
         """See `LabelForm`."""
-        return {"indices": (self._index(), (self.k,)), "values": ("<f2", (self.k,))}
+        return {"indices": (self._index(), (self.k,)), "values": (torch.float16, (self.k,))}
 
     def _encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
         largest, indices = logits.softmax(1).topk(self.k, 1)
@@ -146,7 +146,7 @@ class TopK(LabelForm):
         values = torch.where(values < largest, _above(values), values)
         if self.k > 1:  # the first stays ahead of the second
             values[:, 0] = torch.where(values[:, 0] == values[:, 1], _above(values[:, 0]), values[:, 0])
-        return {"indices": indices.to(torch.int16 if self._index() == "<i2" else torch.int32), "values": values}
+        return {"indices": indices.to(self._index()), "values": values}
 
     def _decode(self, encoded: Encoded, own: Tensor, partner: Tensor, temperature: float) -> Tensor:
         values = encoded["values"].float()
@@ -173,12 +173,12 @@ class Hard(LabelForm):
         if not 0 <= self.smoothing <= 1:
             raise UsageError(f"hard labels with smoothing={self.smoothing:g}; it is from 0 to 1")
 
-    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def layout(self) -> Layout:
         """See `LabelForm`."""
         return {"classes": (self._index(), ())}
 
     def _encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
-        return {"classes": logits.argmax(1).to(torch.int16 if self._index() == "<i2" else torch.int32)}
+        return {"classes": logits.argmax(1).to(self._index())}
 
     def _decode(self, encoded: Encoded, own: Tensor, partner: Tensor, temperature: float) -> Tensor:
         return smoothed(encoded["classes"].long(), self.classes, self.smoothing)
@@ -190,9 +190,9 @@ class Distances(LabelForm):
 
     name: ClassVar[str] = "distances"
 
-    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def layout(self) -> Layout:
         """See `LabelForm`."""
-        return {"distances": ("<f2", (2,))}
+        return {"distances": (torch.float16, (2,))}
 
     def _encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
         exact = distances(logits, own, partner)
@@ -223,17 +223,6 @@ def form_of(name: str, classes: int, **parameters: Any) -> LabelForm:
         if parameter not in known:
             raise unknown(f"parameter of {name!r} labels", parameter, known)
     return FORMS[name](classes, **parameters)
-
-
-def label_temperature(form: str, high: float, asked: float) -> float:
-    """The temperature that students and labels have in common.
-
-    Args:
-        form: name of the labels' form.
-        high: of `calibrate`; 0 where labels are as teachers gave them.
-        asked: the students' temperature, which only logits as teachers gave them can be brought to; others are for 1.
-    """
-    return asked if form == Logits.name and not high else 1.0
 
 
 def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:

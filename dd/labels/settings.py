@@ -1,11 +1,13 @@
 """How views are labelled: what a recipe says under `labels`."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dd.labels.forms import LabelForm, form_of, label_temperature
+from dd.labels.forms import LabelForm, form_of
 
 Ensemble = Literal["logit_mean", "logit_weighted", "prob_mean"]
 TeacherMode = Literal["eval", "batch", "train"]
@@ -52,5 +54,23 @@ class LabelSettings:
         return form_of(self.form, classes, **extra)
 
     def temperature(self, asked: float) -> float:
-        """The temperature that students and labels have in common; see `label_temperature`."""
-        return label_temperature(self.form, self.high, asked)
+        """The temperature that students and labels have in common.
+
+        Args:
+            asked: the students', which only logits as teachers gave them can be brought to; others are for 1.
+        """
+        return asked if self.form == "logits" and not self.high else 1.0
+
+
+def label_facts(
+    settings: LabelSettings, teachers: Sequence[Mapping[str, Any]], weights: Sequence[float] | None
+) -> dict[str, Any]:
+    """Everything that determines a label of given views, as plain JSON values.
+
+    Args:
+        settings: how it is made.
+        teachers: per teacher what determines its logits.
+        weights: of the teachers; None where their votes are not weighed.
+    """
+    ours = {name: value for name, value in asdict(settings).items() if name not in ("mode", "replay", "tau")}
+    return json.loads(json.dumps({"teachers": list(teachers), "weights": weights, **ours}))

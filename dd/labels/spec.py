@@ -1,76 +1,69 @@
-"""What determines a store of soft labels, its manifest, and the arithmetic of its size."""
+"""What determines the labels of views: the views themselves, who labels them, and how a label is kept."""
 
 import json
-import os
-import re
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dd.errors import UsageError
-from dd.io import SEAL, digest, existing, holds, sealed, write_json
-from dd.labels.forms import LabelForm, form_of
+from dd.io import digest, sha256_tensors
+from dd.labels import _records
+from dd.labels.forms import LabelForm, Layout
+from dd.labels.settings import LabelSettings, label_facts
 from dd.rng import generator
 from dd.views import View, ViewPolicy, draw_view
 from dd.views.dsa import Shape
 
-FORMAT = "dd-soft-labels"
-VERSION = 1
-MANIFEST = "manifest.json"
-CLASSES = "classes.npy"
-_ENTRY = re.compile(r'"(epoch-\d{5}\.npy)":\s*(\{[^{}]*\})')
-
-Files = dict[str, dict[str, Any]]
-"""By name: "bytes", "sha256", and for an epoch "of", the hash of the spec, and in replay="seed" "views", a fingerprint
-of what was drawn."""
-
 
 @dataclass(frozen=True)
-class StoreSpec:
-    """Everything that determines the labels of a store, and its views.
+class LabelSpec:
+    """Everything that determines the labels of a set's views.
+
+    In every epoch each image is seen once.  The order is drawn from the seed, and consecutive pieces of it are the
+    batches; the views of a batch are drawn from seed, epoch and number alone, so epochs can be had in any order.
 
     Attributes:
         n: number of images.
-        classes: names in label order.
-        epochs: how many are stored.
+        classes: number of classes.
+        epochs: how many are labelled.
         batch: images per batch; the last one of an epoch may be smaller.
-        form: what a label is stored as.
-        policy: how views are drawn.
         shape: (channels, height, width) of an image.
+        policy: how views are drawn.
+        settings: how they are labelled, and what a label is stored as.
         seed: root of orders and views.
         micro: for labels that depend on their batch (teachers with batch statistics) the size of the micro-batches that
-            were labelled together; None for labels of every view alone.
+            are labelled together; None for labels of every view alone.
         strategy: what the policy's strategy "data" stands for.
         black: per channel in model space, where the policy pads; else None.
-        replay: "seed" to draw the views again, "records" to keep them.
-        images: SHA-256 of the images the labels were made for.
-        teacher: JSON-able facts about who made them: names, hashes, mode, ensemble, weights.
+        images: SHA-256 of the images and of their classes.
+        teachers: per teacher, as plain JSON values, what determines its logits.
+        weights: of the teachers, where their votes are weighed; else None.
     """
 
     n: int
-    classes: tuple[str, ...]
+    classes: int
     epochs: int
     batch: int
-    form: LabelForm
-    policy: ViewPolicy
     shape: Shape
+    policy: ViewPolicy
+    settings: LabelSettings
     seed: int = 0
     micro: int | None = None
     strategy: str = "none"
     black: tuple[float, ...] | None = None
-    replay: Literal["seed", "records"] = "seed"
     images: str = ""
-    teacher: Mapping[str, Any] = field(default_factory=dict)
+    teachers: tuple[Mapping[str, Any], ...] = ()
+    weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("n", "epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"soft labels: {name} is {getattr(self, name)}, but at least 1 is needed")
+        least = {name: getattr(self, name) for name in ("n", "epochs", "batch")} | {"shape": min(self.shape)}
+        for name, value in least.items():
+            if value < 1:
+                raise UsageError(f"soft labels: {name} is {value}, but at least 1 is needed")
         if self.micro is not None and not 1 < self.micro <= self.batch:
             raise UsageError(
                 f"soft labels: eval.micro={self.micro} is out of range; it is from 2 to eval.batch, {self.batch}"
@@ -80,14 +73,12 @@ class StoreSpec:
                 f"soft labels: {self.n} images in batches of {self.batch} leave one alone, of which batch statistics "
                 "say nothing; choose another eval.batch"
             )
-        if self.form.classes != len(self.classes):
-            raise UsageError(
-                f"soft labels: a form for {self.form.classes} classes, where there are {len(self.classes)}"
-            )
-        if self.replay not in ("seed", "records"):
-            raise UsageError(f"soft labels: replay is {self.replay!r}; known: seed, records")
-        policy = self.policy
-        if self.replay == "records" and (policy.tiles > 1 or policy.pad or policy.operations(self.strategy) != "none"):
+        policy, side = self.policy, min(self.shape[1:])
+        if max(policy.tiles, policy.pad) > side:
+            raise UsageError(f"soft labels: views of {policy.tiles} tiles and a pad of {policy.pad}, of {side} pixels")
+        if self.settings.replay == "seed":
+            return
+        if policy.tiles > 1 or policy.pad or policy.operations(self.strategy) != "none":
             raise UsageError(
                 "soft labels: replay='records' keeps no tiles, no pad and no strategy of a view; use replay='seed'"
             )
@@ -96,6 +87,16 @@ class StoreSpec:
     def batches(self) -> int:
         """Batches per epoch."""
         return -(-self.n // self.batch)
+
+    @property
+    def form(self) -> LabelForm:
+        """What a label is stored as."""
+        return self.settings.stored_as(self.classes)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Of whoever labels; see `label_facts`."""
+        return label_facts(self.settings, self.teachers, self.weights)
 
     def order(self, epoch: int) -> Tensor:
         """int64 (n,): the images in the order in which an epoch shows them."""
@@ -107,98 +108,45 @@ class StoreSpec:
         rng = generator(self.seed, "views", epoch, number)
         return draw_view(self.policy, images, self.shape, rng, self.strategy, self.black)
 
-    def to_json(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values |= {"form": self.form.spec(), "policy": asdict(self.policy), "teacher": dict(self.teacher)}
-        if not self.policy.pad:  # as before views had one: what earlier stores are known by stands
-            del values["policy"]["pad"], values["black"]
-        return json.loads(json.dumps(values))
+    def fingerprint(self, epoch: int) -> str:
+        """Hash of an epoch's order and of its first and last view: whether a seed still draws the same ones."""
+        views = [_hash(self.view(epoch, number)) for number in dict.fromkeys((0, self.batches - 1))]
+        return digest([sha256_tensors({"order": self.order(epoch)}), views])
 
-    def digest(self) -> str:
-        """Hash of all of it."""
-        return digest(self.to_json())
+    def layout(self) -> Layout:
+        """What is kept of one view: its label, and with replay="records" what the view was made by."""
+        return self.form.layout() | (_records.layout(self.policy) if self.settings.replay == "records" else {})
 
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> "StoreSpec":
-        """What `to_json` wrote; TypeError, KeyError, ValueError or UsageError where it is something else."""
-        plain = {**values, "classes": tuple(values["classes"]), "shape": tuple(values["shape"])}
-        plain["black"] = None if values.get("black") is None else tuple(values["black"])
-        return StoreSpec(**{**plain, "form": form_of(**values["form"]), "policy": ViewPolicy(**values["policy"])})
+    def bytes(self) -> int:
+        """What the labels of all epochs take on disk; each epoch's manifest and header, a few kB, come on top."""
+        return self.epochs * self.n * sum(kind.itemsize * math.prod(shape) for kind, shape in self.layout().values())
 
-
-class Batch(NamedTuple):
-    """One batch of an epoch: `images` (b,) int64, their `view`, and the encoded `labels`, on the CPU."""
-
-    images: Tensor
-    view: View
-    labels: dict[str, Tensor]
+    def key(self, epoch: int) -> dict[str, Any]:
+        """Everything that determines the labels of one epoch, as plain JSON values."""
+        values = asdict(self)
+        del values["epochs"]
+        return json.loads(json.dumps(values | {"epoch": epoch}))
 
 
-class DamagedManifest(UsageError):
-    """There is a manifest, and it does not hold."""
+@dataclass(frozen=True)
+class StoredLabels:
+    """What a set says of the labels of its views, which are in the folder `labels/` beside its file.
 
-
-def file_of(epoch: int) -> str:
-    """Name of the file of an epoch."""
-    return f"epoch-{epoch:05d}.npy"
-
-
-def read_manifest(path: Path) -> tuple[StoreSpec, Files]:
-    """Spec and finished files of the store in the folder `path`.
-
-    Raises:
-        UsageError: there is none, or it is of another version.
-        DamagedManifest: it is damaged.
+    Attributes:
+        spec: what determines them.
+        sha256: of all that was stored; see `LabelStore.digest`.
+        bytes: what they take on disk.
+        labeller: what those who labelled can be made anew from; None where that is not known.
     """
-    file = path / MANIFEST
-    if os.path.exists(file):
-        existing(file, str(file))
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"no soft labels in {path} ({error.strerror or error}); "
-            f"copy the folder {path.name}/ beside the set that it was made for"
-        ) from error
-    except ValueError as error:
-        raise _damaged(file, error) from error
-    if isinstance(manifest, dict) and SEAL in manifest and not holds(manifest):
-        raise _damaged(file, "its hash is wrong")
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        foreign = isinstance(manifest, dict) and "format" in manifest
-        kind = UsageError if foreign else DamagedManifest  # what is another program's is not to be mended
-        raise kind(f"{file} describes no soft labels (its 'format' is not {FORMAT!r})")
-    if manifest.get("version") != VERSION:
-        raise UsageError(f"{path} was written by another dd (format version {manifest.get('version')}, not {VERSION})")
-    try:
-        return StoreSpec.from_json(manifest["spec"]), dict(manifest["files"])
-    except (TypeError, KeyError, ValueError, AttributeError, UsageError) as error:
-        raise _damaged(file, error) from error
+
+    spec: LabelSpec
+    sha256: str
+    bytes: int
+    labeller: Mapping[str, Any] | None = None
 
 
-def _damaged(file: Path, why: object) -> DamagedManifest:
-    return DamagedManifest(f"{file} is damaged: {why}")
-
-
-def salvaged(path: Path, spec: StoreSpec) -> Files:
-    """The epochs that a damaged manifest still lists in full, as those of `spec`; the files themselves say the rest."""
-    text, found = (path / MANIFEST).read_bytes().decode(errors="replace"), Files()
-    wanted = {"bytes", "sha256", "of"} | ({"views"} if spec.replay == "seed" else set())
-    for name, entry in _ENTRY.findall(text):
-        try:
-            facts = json.loads(entry)
-        except ValueError:
-            continue
-        if facts.keys() == wanted and facts["of"] == spec.digest():
-            found[name] = facts
-    return found
-
-
-def write_manifest(path: Path, spec: StoreSpec, files: Files) -> None:
-    """Write the manifest of the store in the folder `path`, atomically, with the versions of what draws views."""
-    from importlib.metadata import version
-
-    libraries = {"torch": torch.__version__, "numpy": np.__version__, "dd-workbench": version("dd-workbench")}
-    facts = {"format": FORMAT, "version": VERSION, "spec": spec.to_json(), "libraries": libraries}
-    write_json(path / MANIFEST, sealed({**facts, "files": dict(sorted(files.items()))}))
+def _hash(view: View) -> str:
+    values = {field.name: getattr(view, field.name) for field in fields(view) if field.name != "draws"}
+    values |= {f"{number}.{name}": value for number, one in enumerate(view.draws) for name, value in one.params.items()}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return digest([sha256_tensors(tensors), view.weight, view.patch, [draw.op for draw in view.draws]])

@@ -1,108 +1,164 @@
-"""The soft labels of augmented views, kept on disk and replayed with the very views they were made for.
+"""The labels of a set's views, kept beside the set and replayed with the very views they were made for.
 
-A store is a folder:
-
-    manifest.json       the store's `StoreSpec`, library versions, and size and SHA-256 of every finished file
-    classes.npy         the class of every image
-    epoch-00000.npy     the labels of one epoch, a row for every image in the images' order, memory-mapped when read
-
-In every epoch each image is seen once.  The order is drawn from the seed, and consecutive pieces of it are the batches;
-the view of a batch is drawn from the seed too (replay="seed"), or its crop boxes, flips, partners and patches are kept
-in the rows (replay="records").  Both give the same views to the bit.  What belongs to one batch is a function of seed,
-epoch and number alone, so epochs can be read in any order, by any number of processes.
-
-`dd.labels.writer` makes stores; `dd.labels.forms` says what a label is stored as.
+An epoch is one artefact of a `dd.runs.Store` whose root is the folder of the set, so that all of them are in `labels/`
+there.  It holds a row for every image, in the images' order, memory-mapped when read.  The views are drawn again from
+the seed (replay="seed"), or their crop boxes, flips, partners and patches are kept in the rows (replay="records"); both
+give the same views to the bit.  `dd.labels.spec` says what determines an epoch, `dd.labels.forms` what a label is
+stored as.
 """
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dd.errors import RunError, UsageError
-from dd.io import atomic_path, digest, sha256_file
-from dd.labels import _rows
-from dd.labels.spec import CLASSES, MANIFEST, Batch, file_of, read_manifest
+from dd.errors import UsageError
+from dd.io import digest
+from dd.labels import _records
+from dd.labels.spec import LabelSpec, StoredLabels
+from dd.runs.store import Payload, Store
 from dd.views import View
+
+KIND = "labels"
+_DRAWN = "drawn"  # among an epoch's facts, the fingerprint of views that are drawn again
 
 Load = Callable[[Tensor], Tensor]
 """int64 positions (b,) on the CPU -> the images there, float (b, c, h, w) in model space, on the device of training."""
+Label = Callable[[Tensor, View, Tensor], Tensor]
+"""Views (b, c, h, w) of one whole batch, what made them, and the positions (b,) of their images -> logits (b, k)."""
 
 
-@dataclass
+class Batch(NamedTuple):
+    """One batch of an epoch: `images` (b,) int64, their `view`, and the encoded `labels`, on the CPU."""
+
+    images: Tensor
+    view: View
+    labels: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class _Epoch:
     number: int
-    rows: np.memmap
+    rows: Mapping[str, Tensor]
     order: Tensor
 
 
 class LabelStore:
-    """Reads a store, in any number of processes at once, also while it is written.
-
-    A copy that is sent to another process opens files of its own.
+    """Labels of a set's views: makes the epochs that are not there, and reads them, in any number of processes at once.
 
     Attributes:
-        path: its folder.
-        spec: what it holds.
+        path: the folder they are in.
+        spec: what determines them.
         own: int64 (n,), the class of every image.
-        wrap: whether epochs beyond the last begin again with the first.
     """
 
-    def __init__(self, path: Path | str, *, wrap: bool = False) -> None:
-        """Open a store; `open_store` also sees that it is the one that is needed.
+    def __init__(self, beside: Path, spec: LabelSpec, own: Tensor) -> None:
+        """The labels in the folder `labels/` of the folder `beside`, which need not be there yet.
 
         Raises:
-            UsageError: there is none, or it is damaged or of a newer version.
+            UsageError: the classes are not those of so many images.
         """
-        self.path, self.wrap = Path(path), wrap
-        self.spec, self._files = read_manifest(self.path)
-        self._whole: dict[str, str] = {}  # files whose hash was right, once in this process
+        if own.shape != (spec.n,) or not 0 <= int(own.min()) <= int(own.max()) < spec.classes:
+            raise UsageError(f"soft labels need the class of each of {spec.n} images, from 0 to {spec.classes - 1}")
+        self.path, self.spec, self.own = Path(beside) / KIND, spec, own
+        self._store = Store(Path(beside), level=logging.DEBUG)  # of hundreds of epochs no line each
         self._epoch: _Epoch | None = None
-        self.own = torch.from_numpy(self._checked(CLASSES, np.load).astype(np.int64))
+        self._sound: set[int] = set()  # epochs whose values were looked at, once in this process
 
     def __repr__(self) -> str:
-        spec, form = self.spec, self.spec.form.name
-        return f"<LabelStore {self.path}: {form} of {spec.n} images in {len(self.finished)} of {spec.epochs} epochs>"
+        spec = self.spec
+        return f"<LabelStore {self.path}: {spec.form.name} of {spec.n} images in {spec.epochs} epochs>"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_epoch": None}  # a memory map would be sent as a copy
 
-    @property
-    def finished(self) -> list[int]:
-        """Epochs that are there, as the manifest says."""
-        return [epoch for epoch in range(self.spec.epochs) if file_of(epoch) in self._files]
+    def missing(self) -> list[int]:
+        """Epochs that are not there, or damaged."""
+        return [epoch for epoch in range(self.spec.epochs) if self._store.peek(KIND, self.spec.key(epoch)) is None]
+
+    def make(self, epoch: int, load: Load, label: Label) -> None:
+        """Label the views of one epoch; does nothing when it is there and whole.
+
+        Args:
+            epoch: 0 to the spec's epochs - 1.
+            load: gives images.
+            label: gives the logits of their views; with `LabelSpec.micro` in the pieces of `dd.training.loop.pieces`.
+
+        Raises:
+            RunError: the disk is full, or the logits are not finite; finished epochs stay.
+        """
+        self._require(epoch)
+        words = f"labels of epoch {epoch + 1} in {self.path}"
+        self._store.tensors(KIND, self.spec.key(epoch), partial(self._labelled, epoch, load, label), words)
+
+    def remove_others(self) -> None:
+        """Delete what the folder holds of labels that another spec determines."""
+        ours = {digest(self.spec.key(epoch)) for epoch in range(self.spec.epochs)}
+        for manifest in list(self._store.manifests(KIND)):
+            if digest(manifest["spec"]) not in ours:
+                self._store.remove(KIND, manifest["spec"])
 
     def bytes(self) -> int:
-        """What its labels take on disk."""
-        return sum(facts["bytes"] for facts in self._files.values())
+        """What they take on disk."""
+        return sum(facts["bytes"] for facts in self._manifests())
 
     def digest(self) -> str:
-        """SHA-256 of all that it says and holds."""
-        return digest([self.spec.to_json(), {name: facts["sha256"] for name, facts in self._files.items()}], length=64)
+        """SHA-256 of all that determines them and of all that is stored.
 
-    def reference(self, beside: Path) -> dict[str, Any]:
-        """What a distilled set whose file is `beside` says of it, as `DistilledSet.views`."""
-        place = os.path.relpath(self.path.resolve(), Path(beside).resolve().parent)
-        return {"store": Path(place).as_posix(), "sha256": self.digest(), "bytes": self.bytes()}
+        Raises:
+            UsageError: an epoch is not there.
+        """
+        kept = [facts["sha256"] for facts in self._manifests()]
+        return digest([asdict(self.spec), kept], length=64)
 
-    def verify(self) -> dict[str, str]:
-        """Read everything again and compare hashes: what is wrong by file name; empty where nothing is."""
-        self._whole.clear()
-        found = ((name, self._damage(name)) for name in self._files)
-        return {name: damage for name, damage in found if damage}
+    def stated(self, labeller: Mapping[str, Any] | None = None) -> StoredLabels:
+        """What the set says of them, and of who labelled."""
+        return StoredLabels(self.spec, self.digest(), self.bytes(), labeller)
+
+    def verify(self) -> dict[int, str]:
+        """Read everything again and compare hashes: what is wrong by epoch; empty where nothing is."""
+        found = {epoch: self._store.damage(KIND, self.spec.key(epoch)) for epoch in range(self.spec.epochs)}
+        return {epoch: damage for epoch, damage in found.items() if damage}
+
+    def require(self, batch: int, micro: int, images: str) -> None:
+        """See that students can be trained on them.
+
+        Args:
+            batch: the students' images per batch.
+            micro: their micro-batches; only for labels that depend on theirs does it matter.
+            images: SHA-256 of the images and their classes; see `LabelSpec.images`.
+
+        Raises:
+            UsageError: they belong to other batches or images; the line says why.
+        """
+        spec = self.spec
+        if batch != spec.batch:
+            raise UsageError(
+                f"{self.path} holds labels for batches of {spec.batch}, not {batch}: images mixed into one another, "
+                "and batch statistics, belong to the batch they were labelled in; train with "
+                f"eval.batch={spec.batch}, or label anew with `dd run`"
+            )
+        if spec.micro is not None and micro != spec.micro:
+            raise UsageError(
+                f"{self.path} holds labels that depend on micro-batches of {spec.micro}, not {micro}: the teachers "
+                f"normalised by the statistics of those images; train with eval.micro={spec.micro}, "
+                "or label anew with `dd run`"
+            )
+        if images != spec.images:
+            raise UsageError(
+                f"{self.path} holds labels of other images ({spec.images[:12]}, not {images[:12]}); label these"
+            )
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch in order.
 
         Raises:
-            UsageError: it is not stored, or not yet.
-            RunError: its file is damaged, or its views cannot be drawn again.
+            UsageError: it is not there or damaged, or its views cannot be drawn again.
         """
         for number in range(self.spec.batches):
             yield self.batch(epoch, number)
@@ -111,9 +167,10 @@ class LabelStore:
         """One batch of an epoch; errors as for `epoch`."""
         spec, opened = self.spec, self._open(epoch)
         images = opened.order[number * spec.batch : (number + 1) * spec.batch]
-        rows = opened.rows[images.numpy()]
-        view = _rows.recorded_view(rows, spec, images) if spec.replay == "records" else spec.view(opened.number, number)
-        return Batch(images, view, _rows.labels_of(rows, spec))
+        rows = {name: values[images] for name, values in opened.rows.items()}
+        recorded = spec.settings.replay == "records"
+        view = _records.view_of(rows, images, spec.shape) if recorded else spec.view(epoch, number)
+        return Batch(images, view, {name: rows[name] for name in spec.form.layout()})
 
     def batches(self, epoch: int, load: Load, temperature: float = 1.0) -> Iterator[tuple[Tensor, Tensor]]:
         """The views (b, c, h, w) of an epoch and their class probabilities (b, k), batch by batch.
@@ -135,27 +192,11 @@ class LabelStore:
 
     def mean(self) -> Tensor:
         """(n, k) class probabilities of the images, the mean over their stored views; mixed ones as they are."""
-        total = torch.zeros(self.spec.n, len(self.spec.classes))
-        for epoch in self.finished:
+        total = torch.zeros(self.spec.n, self.spec.classes)
+        for epoch in range(self.spec.epochs):
             for batch in self.epoch(epoch):
                 total[batch.images] += self.probabilities(batch)
         return total / total.sum(1, keepdim=True)
-
-    def copy(self, path: Path | str) -> None:
-        """Bring its files into another folder; those that are there already stay.
-
-        Raises:
-            UsageError: there are other labels.
-            RunError: the disk is full.
-        """
-        path = Path(path)
-        if (path / MANIFEST).exists():
-            if LabelStore(path).digest() != self.digest():
-                raise UsageError(f"{path} holds other labels than {self.path}; save the set into another folder")
-            return
-        for name in (*self._files, MANIFEST):  # the manifest last: what has none is no store
-            with atomic_path(path / name) as temporary:
-                shutil.copyfile(self.path / name, temporary)
 
     def pairs(self, images: Tensor, view: View) -> tuple[Tensor, Tensor]:
         """The classes (b,) of a batch's images and of those mixed into them, the same where nothing is mixed."""
@@ -166,8 +207,7 @@ class LabelStore:
         """Label and view of one image in one epoch, for inspection: "batch", "place" in it, "partner" image, ..."""
         if not 0 <= image < self.spec.n:
             raise UsageError(f"{self.path} holds labels of {self.spec.n} images, and image {image} is asked for")
-        opened = self._open(epoch)
-        number, place = divmod(int((opened.order == image).nonzero()), self.spec.batch)
+        number, place = divmod(int((self._open(epoch).order == image).nonzero()), self.spec.batch)
         images, view, labels = self.batch(epoch, number)
         return {
             "batch": number,
@@ -180,100 +220,95 @@ class LabelStore:
             "label": {name: values[place] for name, values in labels.items()},
         }
 
-    def damage(self, epoch: int) -> str | None:
-        """What is wrong with the file of an epoch, "" for nothing, None where there is none; hashed once a process."""
-        return self._damage(file_of(epoch)) if file_of(epoch) in self._files else None
+    def copy(self, beside: Path) -> None:
+        """Bring them into the folder `labels/` of another folder; what is there already stays.
+
+        Raises:
+            UsageError: other labels of the same spec are there, or some of these are damaged or missing.
+            RunError: the disk is full.
+        """
+        there = LabelStore(beside, self.spec, self.own)
+        for epoch in range(self.spec.epochs):
+            there._store.tensors(KIND, self.spec.key(epoch), partial(self._payload, epoch))
+        if there.digest() != self.digest():
+            raise UsageError(f"{there.path} holds other labels than {self.path}; save the set into another folder")
+
+    def _labelled(self, epoch: int, load: Load, label: Label) -> Payload:
+        spec, form, start = self.spec, self.spec.form, 0
+        rows = {name: torch.zeros(spec.n, *shape, dtype=kind) for name, (kind, shape) in spec.layout().items()}
+        for number, images in enumerate(spec.order(epoch).split(spec.batch)):
+            view = spec.view(epoch, number)
+            views = view(load(images))
+            logits = label(views, view, images)
+            own, partner = (classes.to(logits.device) for classes in self.pairs(images, view))
+            kept = form.encode(logits, own, partner)
+            if spec.settings.replay == "records":
+                kept |= _records.record(view, images, start)
+            for name, values in rows.items():
+                values[images] = kept[name].to(values)
+            start += len(images)
+        return rows, {} if spec.settings.replay == "records" else {_DRAWN: spec.fingerprint(epoch)}
 
     def _open(self, epoch: int) -> _Epoch:
-        asked, epochs = epoch, self.spec.epochs
-        epoch = epoch % epochs if self.wrap else epoch
-        if not 0 <= epoch < epochs:
-            raise UsageError(
-                f"{self.path} holds the labels of {epochs} epochs, and epoch {asked + 1} is asked for; train for at "
-                f"most {epochs}, label more, or begin again with wrap=True"
-            )
+        self._require(epoch)
         if self._epoch is None or self._epoch.number != epoch:
             self._epoch = self._opened(epoch)
         return self._epoch
 
     def _opened(self, epoch: int) -> _Epoch:
-        if file_of(epoch) not in self._files:
-            self.refresh()  # it may have been finished since
-        if file_of(epoch) not in self._files:
-            raise UsageError(f"{self.path} has no labels of epoch {epoch + 1} yet; the command that makes them goes on")
-        spec = self.spec
-        rows = self._checked(file_of(epoch), lambda path: _rows.read_rows(path, spec))
-        if spec.replay == "records":
-            return _Epoch(epoch, rows, torch.from_numpy(np.argsort(rows["place"])))
-        if self._files[file_of(epoch)]["views"] != _rows.fingerprint(spec, epoch):
-            raise RunError(
+        spec, (rows, facts) = self.spec, self._payload(epoch)
+        if epoch not in self._sound:
+            if damage := self._wrong(rows):
+                raise self._lost(epoch, damage)
+            self._sound.add(epoch)
+        if spec.settings.replay == "records":
+            return _Epoch(epoch, rows, rows["place"].argsort())
+        if facts.get(_DRAWN) != spec.fingerprint(epoch):
+            raise UsageError(
                 f"{self.path}: seed {spec.seed} draws other views than when the labels were made, with other versions "
-                "of torch or dd (its manifest names them); use those, or make the labels anew"
+                "of torch or dd; use those, or make the labels anew"
             )
         return _Epoch(epoch, rows, spec.order(epoch))
 
-    def refresh(self) -> None:
-        """Read again which epochs are finished."""
-        self._files = read_manifest(self.path)[1]
-        self._epoch = None
+    def _payload(self, epoch: int) -> Payload:
+        kept = self._store.peek(KIND, self.spec.key(epoch))
+        if kept is None or kept.tensors is None:
+            raise self._lost(epoch)
+        return kept.tensors, kept.info
 
-    def _checked(self, name: str, read: Callable[[Path], Any]) -> Any:
-        try:
-            damage = self._damage(name)
-            if not damage:
-                return read(self.path / name)
-        except (OSError, ValueError) as error:
-            damage = str(error)
-        raise RunError(
-            f"{self.path / name} is damaged: {damage}; delete the report.json beside the labels, "
-            "and the command that made them makes it anew"
+    def _wrong(self, rows: Mapping[str, Tensor]) -> str:
+        """What is wrong with the rows of an epoch, whose hash is right; "" for nothing."""
+        spec, form = self.spec, self.spec.form
+        wanted = {name: (kind, (spec.n, *shape)) for name, (kind, shape) in spec.layout().items()}
+        if {name: (values.dtype, tuple(values.shape)) for name, values in rows.items()} != wanted:
+            return "it holds other arrays than it should"
+        found = form.damage({name: rows[name] for name in form.layout()})
+        recorded = spec.settings.replay == "records"
+        return found or (_records.damage(rows, spec.batch, spec.shape) if recorded else "")
+
+    def _manifests(self) -> Iterator[dict[str, Any]]:
+        for epoch in range(self.spec.epochs):
+            facts = self._store.manifest(KIND, self.spec.key(epoch))
+            if facts is None or "bytes" not in facts:
+                raise self._lost(epoch)
+            yield facts
+
+    def _require(self, epoch: int) -> None:
+        if not 0 <= epoch < self.spec.epochs:
+            raise UsageError(
+                f"{self.path} holds the labels of {self.spec.epochs} epochs, and epoch {epoch + 1} is asked for"
+            )
+
+    def _lost(self, epoch: int, damage: str = "") -> UsageError:
+        key = self.spec.key(epoch)
+        file = self._store.path(KIND, key)
+        if not file.exists():
+            return UsageError(
+                f"no soft labels in {self.path} of epoch {epoch + 1} ({file.name}: no such file); "
+                f"copy the folder {KIND}/ beside the set that it was made for"
+            )
+        damage = damage or self._store.damage(KIND, key) or "it holds no labels"
+        return UsageError(
+            f"the labels of epoch {epoch + 1} are damaged ({file}: {damage}); delete the report.json beside {KIND}/, "
+            "and the command that made them makes them anew"
         )
-
-    def _damage(self, name: str) -> str:
-        facts, path = self._files[name], self.path / name
-        if self._whole.get(name) == facts["sha256"]:
-            return ""
-        try:
-            size = path.stat().st_size
-            if size != facts["bytes"]:
-                return f"it has {size} bytes, not {facts['bytes']}"
-            if sha256_file(path) != facts["sha256"]:
-                return "its hash is wrong"
-        except OSError as error:
-            return error.strerror or str(error)
-        self._whole[name] = facts["sha256"]
-        return ""
-
-
-def open_store(
-    path: Path | str, *, batch: int, micro: int | None = None, images: str = "", wrap: bool = False
-) -> LabelStore:
-    """Open a store to train on.
-
-    Args:
-        path: its folder.
-        batch: images per batch of the student.
-        micro: its micro-batches; only for labels that depend on theirs does it matter.
-        images: SHA-256 of its images; "" does not compare.
-        wrap: begin again with the first epoch after the last.
-
-    Raises:
-        UsageError: there is no store, or its labels belong to other batches or images; the line says why.
-    """
-    store = LabelStore(path, wrap=wrap)
-    spec = store.spec
-    if batch != spec.batch:
-        raise UsageError(
-            f"{path} holds labels for batches of {spec.batch}, not {batch}: images mixed into one another, and batch "
-            f"statistics, belong to the batch they were labelled in; train with eval.batch={spec.batch}, "
-            "or label anew with `dd run`"
-        )
-    if spec.micro is not None and micro != spec.micro:
-        raise UsageError(
-            f"{path} holds labels that depend on micro-batches of {spec.micro}, not {micro or batch}: the teachers "
-            f"normalised by the statistics of those images; train with eval.micro={spec.micro}, "
-            "or label anew with `dd run`"
-        )
-    if images and spec.images and images != spec.images:
-        raise UsageError(f"{path} holds labels of other images ({spec.images[:12]}, not {images[:12]}); label these")
-    return store

@@ -16,7 +16,7 @@ from dd.evaluation.protocols import Protocol, default_protocol, protocol_of
 from dd.evaluation.report import Report
 from dd.labels import LabelStore
 from dd.networks import NetworkSpec
-from dd.pipeline.label import store_spec, stored_labels
+from dd.pipeline.label import label_spec, stored_labels
 from dd.pipeline.run import Outcome
 from dd.pipeline.task import context, numerics, task_for
 from dd.recipes import resolve_evaluation
@@ -97,17 +97,17 @@ def _labeller(
     Raises:
         UsageError: the set's own students ask them, and they cannot be had, or the protocol has no use for them.
     """
-    origin = (distilled.views or {}).get("labeller") or distilled.provenance.get("labeller")
+    origin = distilled.views.labeller if distilled.views else distilled.provenance.get("labeller")
     if origin is None:
         return None, NOT_AT_HAND
     if store is None:
-        store_spec(labels_of(origin), protocol, task)  # may refuse, so it comes before teachers are made
+        label_spec(labels_of(origin), protocol, task)  # may refuse, so it comes before teachers are made
         try:
             return TeacherLabeller.of_origin(task, origin), ""
         except UsageError as error:
             raise UsageError(f"students of this set ask its teachers for labels: {error}") from error
     try:
-        if TeacherLabeller.facts_of(task, origin) == store.spec.teacher:
+        if TeacherLabeller.facts_of(task, origin) == store.spec.facts:
             return TeacherLabeller.of_origin(task, origin), ""
     except (UsageError, RunError) as error:  # a checkpoint or published weights that are not on this machine
         return None, f"{NOT_AT_HAND} ({error})"

@@ -1,8 +1,10 @@
 """The label stage: teachers label the views that students of a protocol will be shown."""
 
 import logging
+import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
@@ -10,19 +12,18 @@ from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
 from dd.io import sha256_tensors
-from dd.labels import Labeller, LabelSettings
-from dd.labels.spec import StoreSpec
-from dd.labels.store import LabelStore, open_store
-from dd.labels.writer import require_room, size_on_disk, writing
+from dd.labels import Labeller, LabelSettings, LabelStore
+from dd.labels.spec import LabelSpec
 from dd.runs import RunFolder, bar
 from dd.sets import DistilledSet
+from dd.sizes import readable_size
 from dd.views import View
 
 log = logging.getLogger(__name__)
 
 
-def store_spec(settings: LabelSettings, protocol: Protocol, task: Task) -> StoreSpec:
-    """What a store of labels for a protocol holds, but whose labels and of which images.
+def label_spec(settings: LabelSettings, protocol: Protocol, task: Task) -> LabelSpec:
+    """What determines labels for a protocol, but whose labels and of which images.
 
     Raises:
         UsageError: the protocol changes images after they were labelled, or its batches cannot be labelled.
@@ -41,56 +42,74 @@ def store_spec(settings: LabelSettings, protocol: Protocol, task: Task) -> Store
             f"labels.teacher_mode=train halves every batch, and {n} images in batches of {batch} leave a half of one, "
             "of which batch statistics say nothing; choose another eval.batch"
         )
-    return StoreSpec(
+    return LabelSpec(
         n=n,
-        classes=task.data.classes,
+        classes=task.classes,
         epochs=protocol.passes(n),
         batch=batch,
-        form=settings.stored_as(task.classes),
-        policy=protocol.views,
         shape=task.data.shape,
+        policy=protocol.views,
+        settings=settings,
         seed=task.seed,
         micro=min(protocol.micro or batch, batch) if settings.teacher_mode != "eval" else None,
         strategy=task.data.augment,
         black=task.data.black if protocol.views.pad else None,
-        replay=settings.replay,
     )
 
 
 def label(
     distilled: DistilledSet, labeller: Labeller, protocol: Protocol, task: Task, folder: RunFolder
 ) -> tuple[DistilledSet, LabelStore]:
-    """The set with a store of labels for all views of a protocol, and the store; finished epochs are kept.
+    """The set with labels of all views of a protocol, and these; finished epochs are kept.
 
     Raises:
-        UsageError: they do not fit on the disk, or the folder holds other labels.
+        UsageError: they do not fit on the disk.
         RunError: the disk is full, or a teacher gives no finite logits; finished epochs stay.
     """
-    spec = replace(
-        store_spec(labeller.settings, protocol, task),
-        images=sha256_tensors({"images": distilled.images}),
-        teacher=labeller.facts,
-    )
     load, own = partial(distilled.pixels, task.data.preprocess), distilled.own_classes().cpu()
-    with writing(folder.labels, spec, own) as writer:
-        missing = writer.missing_epochs()
-        done = spec.epochs - len(missing)
-        if missing:
-            needed = size_on_disk(spec.n, spec.epochs, spec.form, spec.replay, spec.policy)
-            left = needed * len(missing) // spec.epochs
-            log.info("%s; %d of %d epochs are there", require_room(folder.labels, left), done, spec.epochs)
+    spec = label_spec(labeller.settings, protocol, task)
+    facts = labeller.facts
+    spec = replace(
+        spec, images=_hash(distilled.images, own), teachers=tuple(facts["teachers"]), weights=facts["weights"]
+    )
+    store = LabelStore(folder.path, spec, own)
+    store.remove_others()
+    missing = store.missing()
+    done = spec.epochs - len(missing)
+    if missing:
+        log.info("%s; %d of %d epochs are there", require_room(store.path, spec.bytes()), done, spec.epochs)
 
-        def logits(views: Tensor, view: View, images: Tensor) -> Tensor:
-            return labeller.logits(views, own[images], protocol.micro, _seed(view, images))
+    def logits(views: Tensor, view: View, images: Tensor) -> Tensor:
+        return labeller.logits(views, own[images], protocol.micro, _seed(view, images))
 
-        with bar("label", spec.epochs, done) as progress:
-            for number, epoch in enumerate(missing, done + 1):
-                writer.write_epoch(epoch, load, logits)
-                progress.update(number)
-        store = writer.store
-    views = store.reference(folder.set) | {"labeller": labeller.origin}
-    made = replace(distilled, label_kind="views", labels=distilled.own_classes(), views=views, path=folder.set)
-    return made, store
+    with bar("label", spec.epochs, done) as progress:
+        for number, epoch in enumerate(missing, done + 1):
+            store.make(epoch, load, logits)
+            progress.update(number)
+    views = store.stated(labeller.origin)
+    return replace(distilled, label_kind="views", labels=own, views=views, path=folder.set), store
+
+
+def require_room(folder: Path, needed: int) -> str:
+    """See that labels fit on the disk; returns a line for the log.
+
+    Args:
+        folder: where they are to be; it need not be there yet.
+        needed: bytes of all of them, those that are there included.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    left = max(needed - sum(file.stat().st_size for file in folder.glob("*") if file.is_file()), 0)
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    line = f"labels take {readable_size(left)} in {folder}, where {readable_size(free)} are free"
+    if left > free:
+        raise UsageError(
+            f"{line}; keep less of them (labels.form=topk or distances), or ask "
+            "the teachers while students train (labels.mode=live)"
+        )
+    return line
 
 
 def _seed(view: View, images: Tensor) -> int:
@@ -100,18 +119,21 @@ def _seed(view: View, images: Tensor) -> int:
 
 
 def stored_labels(distilled: DistilledSet, protocol: Protocol) -> LabelStore | None:
-    """The label store that a set names, for students of a protocol; None for a set with labels of its own.
+    """The labels of a set's views, for students of a protocol; None for a set with labels of its own.
 
     Args:
         distilled: the set.
         protocol: how students are trained.
 
     Raises:
-        UsageError: the store is not to be had (see `DistilledSet.label_store`), or is for other batches.
+        UsageError: they are not to be had (see `DistilledSet.label_store`), or are for other batches.
     """
     if distilled.label_kind != "views":
         return None
-    batch = min(protocol.batch, distilled.n)
-    micro = min(protocol.micro or batch, batch)
-    images = sha256_tensors({"images": distilled.images})
-    return open_store(distilled.label_store().path, batch=batch, micro=micro, images=images)
+    batch, store = min(protocol.batch, distilled.n), distilled.label_store()
+    store.require(batch, min(protocol.micro or batch, batch), _hash(distilled.images, distilled.labels))
+    return store
+
+
+def _hash(images: Tensor, own: Tensor) -> str:
+    return sha256_tensors({"images": images, "classes": own})

@@ -7,8 +7,7 @@ from typing import Any
 
 from dd.engine.method import Task
 from dd.labels import LabelSettings
-from dd.labels.writer import size_on_disk
-from dd.pipeline.label import store_spec
+from dd.pipeline.label import label_spec
 from dd.pipeline.task import make_task
 from dd.recipes import Recipe
 from dd.runs import RunFolder, runs_root
@@ -87,9 +86,8 @@ def planned_labels(recipe: Recipe, task: Task) -> dict[str, Any] | None:
         return None
     if labels.form == "topk" and labels.top > task.classes:
         log.info("labels.top=%d: all %d classes are kept, there are no more", labels.top, task.classes)
-    spec = store_spec(labels, recipe.eval, task)
-    stored = size_on_disk(spec.n, spec.epochs, spec.form, spec.replay, spec.policy) if labels.mode == "store" else 0
-    return {"stage": "label", "epochs": spec.epochs, "bytes": stored}
+    spec = label_spec(labels, recipe.eval, task)
+    return {"stage": "label", "epochs": spec.epochs, "bytes": spec.bytes() if labels.mode == "store" else 0}
 
 
 def settled(recipe: Recipe, task: Task, folder: RunFolder) -> Recipe:

@@ -27,9 +27,8 @@ from dd.evaluation.report import Report
 from dd.evaluation.table import html
 from dd.io import digest, remove_state, write_text
 from dd.labels import Labeller
-from dd.labels.writer import require_room, size_of
 from dd.pipeline.begin import begin
-from dd.pipeline.label import label
+from dd.pipeline.label import label, require_room
 from dd.pipeline.outcome import draw, judged, probes_note
 from dd.pipeline.parts import Parts, payload
 from dd.pipeline.plan import SETS, locate, planned_labels, set_key, settled
@@ -236,7 +235,7 @@ class _Run:
         method, costs = recipe.method, {}
         planned = planned_labels(recipe, task)  # may refuse, so it comes before hours of work
         if planned and planned["bytes"]:
-            require_room(self.folder.labels, planned["bytes"] - size_of(self.folder.labels))
+            require_room(self.folder.labels, planned["bytes"])
         with measured(task.device) as costs["prepare"], self._enough("preparing", "prepare"):
             prepared = method.prepare(task)
         log.info("prepared in %.0f s", costs["prepare"].seconds)

@@ -113,7 +113,7 @@ class RunFolder:
 
     @property
     def labels(self) -> Path:
-        """The store of soft labels, where teachers label views of the set."""
+        """The soft labels, where teachers label views of the set."""
         return self.path / "labels"
 
     def write_recipe(self, text: str) -> None:
@@ -138,7 +138,7 @@ class RunFolder:
     def finish(self, report: Mapping[str, Any]) -> None:
         """Write the report, and with it the hashes of all that a finished run holds: its last file."""
         held = {path.name: _facts(path) for path in self._held()}
-        labels = [path for path in sorted(self.labels.glob("*")) if path.suffix in (".json", ".npy")]
+        labels = [path for path in sorted(self.labels.glob("*")) if path.suffix in (".json", ".safetensors")]
         small = sum(path.stat().st_size for path in labels) <= _LOOKED_THROUGH
         for path in labels:
             facts = _facts(path) if small or path.suffix == ".json" else {"bytes": path.stat().st_size}

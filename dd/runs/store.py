@@ -104,9 +104,15 @@ class _Damaged(Exception):
 class Store:
     """The cache of artefacts: returns what is there, makes what is not, notices damage and makes it anew."""
 
-    def __init__(self, root: Path | None = None) -> None:
-        """Open the store below `root`; without one, in `$DD_HOME` or the user's cache folder."""
-        self.root = Path(root) if root is not None else home()
+    def __init__(self, root: Path | None = None, *, way_out: str = _WAY_OUT, level: int = logging.INFO) -> None:
+        """Open the store below `root`; without one, in `$DD_HOME` or the user's cache folder.
+
+        Args:
+            root: the folder; it need not be there yet.
+            way_out: what the user can do where it cannot be written to.
+            level: of the log's lines about what was made and what was kept.
+        """
+        self.root, self._way_out, self._level = Path(root) if root is not None else home(), way_out, level
         self._verified: dict[Path, str] = {}  # payload -> its hash, once it was checked
 
     def tensors(
@@ -194,15 +200,16 @@ class Store:
 
     def has(self, kind: str, spec: Mapping[str, Any]) -> bool:
         """Whether it is there, by its files; cheap, so nothing is hashed."""
-        manifest_path = self.path(kind, spec)
-        if not manifest_path.is_file():
-            return False
+        return self.manifest(kind, spec) is not None
+
+    def manifest(self, kind: str, spec: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What its manifest says, where it is there by its files; cheap, so no payload is hashed."""
         try:
-            manifest = _manifest(manifest_path)
-            payload = self._payload(kind, digest(spec))
-            return "bytes" not in manifest or payload.stat().st_size == manifest["bytes"]
+            manifest, payload = _manifest(self.path(kind, spec)), self._payload(kind, digest(spec))
+            whole = "bytes" not in manifest or payload.stat().st_size == manifest["bytes"]
+            return manifest if whole else None
         except (OSError, ValueError, TypeError, _Damaged):
-            return False
+            return None
 
     def path(self, kind: str, spec: Mapping[str, Any]) -> Path:
         """The manifest's path, whether or not it is there."""
@@ -221,7 +228,7 @@ class Store:
 
     def note(self, kind: str, spec: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Write plain facts about `spec` where they are not what is there: no lock, no log, the last writer wins."""
-        folder, path = writable(self.root / kind, _WAY_OUT), self.path(kind, spec)
+        folder, path = writable(self.root / kind, self._way_out), self.path(kind, spec)
         noted = json.loads(json.dumps({"spec": spec, **facts}))
         try:
             if json.loads(path.read_text(encoding="utf-8")) == noted:
@@ -279,13 +286,13 @@ class Store:
                 found = None if force else self._load_or_discard(kind, spec, what)
                 if found is None:
                     made = self._make(kind, spec, write)
-                    log.info("made %s in %.1f s%s", what, made.seconds, describe(made))
+                    log.log(self._level, "made %s in %.1f s%s", what, made.seconds, describe(made))
                     return made
-        log.info("kept %s%s", what, describe(found))
+        log.log(self._level, "kept %s%s", what, describe(found))
         return found
 
     def _lock(self, kind: str, spec: Mapping[str, Any], what: str) -> contextlib.AbstractContextManager[None]:
-        folder = writable(self.root / kind, _WAY_OUT)
+        folder = writable(self.root / kind, self._way_out)
         return locked(folder / f"{digest(spec)}.lock", what)
 
     def _write(self, kind: str, spec: Mapping[str, Any], made: Payload) -> dict[str, Any]:
@@ -316,7 +323,11 @@ class Store:
         seconds = spent + time.perf_counter() - start
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         facts = {"spec": spec, **written, "seconds": round(seconds, 3), "created": created}
-        write_json(manifest_path, sealed(facts))
+        try:
+            write_json(manifest_path, sealed(facts))
+        except BaseException:
+            self._payload(kind, digest(spec)).unlink(missing_ok=True)  # it would take room without being known
+            raise
         made = self._load(kind, spec, made=True)
         assert made is not None, "just written"
         return made
@@ -330,14 +341,14 @@ class Store:
             manifest = _manifest(manifest_path)
             if digest(manifest["spec"]) != digest(spec):
                 raise _Damaged("its spec is another one")
-            common = {"key": digest(spec), "seconds": manifest["seconds"], "made": made}
+            common = {"key": digest(spec), "seconds": float(manifest["seconds"]), "made": made}
             if "value" in manifest:
                 if digest(manifest["value"], length=64) != manifest["sha256"]:
                     raise _Damaged("its hash is wrong")
                 return Artefact(path=manifest_path, value=manifest["value"], **common)
             payload = self._payload(kind, digest(spec))
             self._verify(payload, manifest["sha256"])
-            return Artefact(path=payload, tensors=load_tensors(payload), info=manifest["info"], **common)
+            return Artefact(path=payload, tensors=load_tensors(payload), info=dict(manifest["info"]), **common)
         except FileNotFoundError as error:
             if manifest_path.is_file():
                 raise _Damaged("its payload is missing") from error
@@ -349,6 +360,8 @@ class Store:
         # once per process: hashing gigabytes of experts at every use would cost more than the disk error it might find
         if self._verified.get(payload) == sha256:
             return
+        if payload.exists() and not payload.is_file():
+            raise _Damaged("its payload is no file")
         if sha256_file(payload) != sha256:
             raise _Damaged("the hash of its payload is wrong")
         self._verified[payload] = sha256
@@ -359,6 +372,8 @@ class Store:
 
 def _manifest(path: Path) -> dict[str, Any]:
     """A manifest that holds; one from before there were seals has none."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise _Damaged("it is no file")
     manifest = json.loads(path.read_text(encoding="utf-8"))
     if SEAL in manifest and not holds(manifest):
         raise _Damaged("the hash of its facts is wrong")

@@ -9,9 +9,10 @@ from torch import Tensor
 from dd.errors import UsageError
 
 if TYPE_CHECKING:
+    from dd.labels.spec import LabelSpec
     from dd.sets.distilled import DistilledSet
 
-_MAPPINGS = ("space", "protocol", "student", "views", "provenance")
+_MAPPINGS = ("space", "protocol", "student", "provenance")
 
 
 def facts(ds: "DistilledSet") -> None:
@@ -31,6 +32,8 @@ def facts(ds: "DistilledSet") -> None:
     )
     views = ds.label_kind == "views"
     _require((ds.views is not None) == views, "views", "it is for label_kind 'views', and needed there")
+    if ds.views is not None:
+        _views(ds, ds.views.spec)
     for name in _MAPPINGS:
         try:
             json.dumps(getattr(ds, name), default=dict)
@@ -81,6 +84,13 @@ def labels(ds: "DistilledSet") -> None:
 def is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite."""
     return bool(torch.isfinite(tensor).all())
+
+
+def _views(ds: "DistilledSet", spec: "LabelSpec") -> None:
+    ours = {"n": ds.n, "classes": len(ds.classes), "shape": tuple(ds.images.shape[1:])}
+    for name, value in ours.items():
+        said = getattr(spec, name)
+        _require(said == value, "views", f"its labels are for {name}={said}, and the set has {value}")
 
 
 def _typed(tensor: Tensor, dtype: torch.dtype, name: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,13 +13,14 @@ from torch.nn import functional
 
 from dd.errors import UsageError
 from dd.io import digest, sha256_tensors
+from dd.labels.spec import StoredLabels
+from dd.labels.store import LabelStore
 from dd.sets import _checks, _match
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from dd.data import Preprocess, RealData
-    from dd.labels import LabelStore
 
 ImageKind = Literal["pixels", "tiles", "indices", "schedule"]
 LabelKind = Literal["hard", "probabilities", "logits", "representations", "views"]
@@ -43,7 +44,7 @@ class DistilledSet:
             `source`; *schedule* int64 (e, n), the indices of each epoch.
         labels: by `label_kind`: *hard* int64 lead; *probabilities*, *logits* and *representations* float32 lead + (k,),
             k being the number of classes except for representations; *views* int64 lead, the class of each image; its
-            labels are those of its place in the label store that `views` names.
+            labels are those of its place in the store that `views` describes.
         classes: names in label order.
         source: name of the data set it was distilled from, for example "fashion-mini".
         source_fingerprint: fingerprint of that data; indices are only meant for data with the same one.
@@ -53,8 +54,7 @@ class DistilledSet:
         protocol: the evaluation protocol it is meant for, with its name.
         student: the network it is meant for, as the fields of a `NetworkSpec`.
         augment: DSA strategy that the protocol's augmentation uses; "none" for none.
-        views: where the labels of augmented views are kept, when `label_kind` is "views": a mapping with at least
-            "store" (path relative to this set's file) and "sha256", and "bytes", what the store takes.
+        views: of the labels of augmented views, which are kept beside the set's file, when `label_kind` is "views".
         provenance: how it was made: method, recipe hash, seed, version, command, ...; no part of its identity.
         path: the file it was read from, beside which a label store is; None for one that was never a file.  No part of
             what is saved.
@@ -74,7 +74,7 @@ class DistilledSet:
     protocol: Mapping[str, Any] | None = None
     student: Mapping[str, Any] | None = None
     augment: str = "none"
-    views: Mapping[str, Any] | None = None
+    views: StoredLabels | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
 
@@ -106,12 +106,13 @@ class DistilledSet:
     def bytes(self) -> dict[str, int]:
         """What it costs to store, as {"images": bytes, "labels": bytes, "total": bytes}, a label store included."""
         images, labels = (t.numel() * t.element_size() for t in (self.images, self.labels))
-        labels += (self.views or {}).get("bytes", 0)
+        labels += 0 if self.views is None else self.views.bytes
         return {"images": images, "labels": labels, "total": images + labels}
 
     def facts(self) -> dict[str, Any]:
         """Everything but the tensors, as plain JSON values; the manifest of a saved set."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NO_FACTS}
+        values["views"] = None if self.views is None else asdict(self.views)
         return json.loads(json.dumps({k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}))
 
     def digest(self) -> str:
@@ -147,14 +148,12 @@ class DistilledSet:
             UsageError: the labels are the set's own, it was not read from a file, or the store there is damaged, holds
                 other labels, or was left behind when the set was moved.
         """
-        from dd.labels import LabelStore
-
         if self.views is None:
             raise UsageError(f"the labels of this set are its own ({self.label_kind}): it has no label store")
         if self.path is None:
             raise UsageError("the labels of this set are in a store beside its file: load the file, dd.load(FILE)")
-        store = LabelStore(self.path.parent / self.views["store"])
-        if store.digest() != self.views["sha256"]:
+        store = LabelStore(self.path.parent, self.views.spec, self.labels)
+        if store.stated(self.views.labeller) != self.views:
             raise UsageError(
                 f"{store.path} holds other labels than {self.path} was saved with; "
                 "`dd run … force=true` makes both anew"

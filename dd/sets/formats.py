@@ -3,13 +3,13 @@
 Format, version 1: the tensors "images" and "labels", and metadata with three texts: "format" (always
 "dd-distilled-set"), "version" ("1"), and "manifest", a JSON object with every other field of `DistilledSet` by name.
 Labels of augmented views do not fit into one tensor: "labels" then holds the classes of the images, and the manifest's
-"views" says where the label store is.
+"views" says what determines the labels, which `dd.labels` keeps beside the file.
 """
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -28,16 +28,19 @@ VERSION = 1
 def save(distilled: DistilledSet, path: Path | str) -> None:
     """Write a set to one file, atomically; equal sets give equal bytes.
 
-    A label store that lies beside the file the set was read from is copied beside the new one.
+    Labels of views that lie beside the file the set was read from are copied beside the new one.
 
     Raises:
-        UsageError: the set is not whole (see `DistilledSet.check`), its label store is not there, or other labels lie
-            where it would go.
+        UsageError: the set is not whole (see `DistilledSet.check`), its labels of views are not there, or others are
+            where they would go.
         RunError: the disk is full.
     """
     distilled.check()
     path = user_path(path)
-    distilled = _with_labels(distilled, path)
+    if distilled.views is not None and distilled.path is not None:
+        beside, there = distilled.path.parent, path.parent
+        if beside.resolve() != there.resolve():
+            distilled.label_store().copy(there)
     manifest = json.dumps(distilled.facts(), sort_keys=True, ensure_ascii=False)
     tensors = {"images": distilled.images, "labels": distilled.labels}
     save_tensors(path, tensors, {"format": FORMAT, "version": str(VERSION), "manifest": manifest})
@@ -78,18 +81,6 @@ def set_file(path: Path | str, what: str = "") -> Path:
     return RunFolder(path).set if os.path.isdir(path) else path
 
 
-def _with_labels(distilled: DistilledSet, path: Path) -> DistilledSet:
-    """The set as it is to be saved, its label store being there."""
-    if distilled.views is None or distilled.path is None:
-        return distilled
-    name = Path(distilled.views["store"]).name
-    target = path.parent / name
-    if (distilled.path.parent / distilled.views["store"]).resolve() == target.resolve():
-        return distilled
-    distilled.label_store().copy(target)
-    return replace(distilled, views={**distilled.views, "store": name})
-
-
 def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
@@ -127,6 +118,8 @@ def _manifest(path: Path, text: str | None) -> dict[str, Any]:
         raise UsageError(f"{path} is damaged: it has no field 'manifest'")
     try:
         return dict(_model().model_validate_json(text, strict=True))
+    except UsageError as error:
+        raise UsageError(f"{path} is damaged: its manifest does not hold: {error}") from error
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()]
         raise UsageError(f"{path} is damaged: its manifest does not hold: {'; '.join(wrong)}") from error

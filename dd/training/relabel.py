@@ -1,6 +1,5 @@
 """How the views of a distilled set are labelled by teachers: one label from all of them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from torch import Tensor
 from dd.engine.method import Task
 from dd.labels import LabelSettings
 from dd.labels.forms import calibrate
+from dd.labels.settings import label_facts
 from dd.training.committee import ensemble, logits
 from dd.training.fitness import require_fit
 from dd.training.teachers import SqueezeSettings, Teacher, spelled, teacher_keys, teachers
@@ -71,13 +71,12 @@ class TeacherLabeller:
         """
         squeeze, settings = _squeeze_of(origin), labels_of(origin)
         keys = teacher_keys(task, origin["teachers"], squeeze)
-        return json.loads(json.dumps(cls((), settings, origin["weights"], origin, keys).facts))
+        return label_facts(settings, keys, origin["weights"])
 
     @property
     def facts(self) -> dict[str, Any]:
-        """JSON-able: everything that determines a label of given views."""
-        ours = {k: v for k, v in asdict(self.settings).items() if k not in ("mode", "replay", "tau")}
-        return {"teachers": list(self.keys), "weights": self.weights, **ours}
+        """See `label_facts`."""
+        return label_facts(self.settings, self.keys, self.weights)
 
     @property
     def accuracies(self) -> list[float | None]:

@@ -20,14 +20,14 @@ from worker import Gate
 from dd.engine.method import Task
 from dd.evaluation.protocols import PROTOCOLS, Protocol
 from dd.labels import LabelSettings, LabelStore
-from dd.labels.writer import size_on_disk
-from dd.pipeline.label import label, store_spec
+from dd.labels.spec import LabelSpec
+from dd.pipeline.label import label, label_spec
 from dd.runs import RunFolder
 from dd.sets import DistilledSet
 from dd.training.relabel import TeacherLabeller
 from dd.views import View
 
-IPC, BATCH = 2, 100
+IPC, BATCH, SIDE = 2, 100, 224
 FORMS = ("logits", "topk", "hard", "distances")
 
 
@@ -51,7 +51,7 @@ def image_by_image(gate: Gate, scale: Scale, folder: str, times: int, network: d
     """The same views, one after another."""
     task, protocol = task_of(**network, ipc=IPC), _protocol(scale, times)
     images, teacher = _images(task), teacher_of(task).network
-    drawn, space = store_spec(LabelSettings(), protocol, task), task.data.preprocess.spec()
+    drawn, space = label_spec(LabelSettings(), protocol, task), task.data.preprocess.spec()
 
     def shown(image: Tensor, box: list[int], mirrored: bool) -> Tensor:
         image = tv.resized_crop(image, *box, size=[task.data.size] * 2, antialias=True)
@@ -77,12 +77,9 @@ def sizes(gate: Gate, scale: Scale, classes: list[int]) -> None:
     """Bytes per view of every form, replayed from a seed and from records."""
     policy = PROTOCOLS["sre2l"].views
 
-    def each(form: str, of: int, replay: Any) -> int:
-        few, more = (
-            size_on_disk(n, 1, LabelSettings(form=form).stored_as(of), replay, policy)  # pyright: ignore[reportArgumentType]
-            for n in (1000, 2000)  # without what a file has besides
-        )
-        return (more - few) // 1000
+    def each(form: Any, of: int, replay: Any) -> int:
+        settings = LabelSettings(form=form, replay=replay)
+        return LabelSpec(1, of, 1, 1, (3, SIDE, SIDE), policy, settings).bytes()
 
     gate.ready()
     rows = {of: {form: [each(form, of, replay) for replay in ("seed", "records")] for form in FORMS} for of in classes}

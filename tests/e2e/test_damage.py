@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dd.engine.checkpoint import Checkpoint
-from dd.labels.writer import LabelWriter
+from dd.labels import LabelStore
 from dd.training.passes import PassFile
 
 from .conftest import ALIKE, Place
@@ -22,7 +22,7 @@ from .conftest import ALIKE, Place
 SAMPLED = 6  # damages of each state, every time
 THOROUGH = 350  # and in `make test-slow`
 HEAD = 4000  # bytes; half of the damages are there, where a file says what it is
-KEPT = ("set.safetensors", "start.safetensors", "log.csv", "labels/*.npy")
+KEPT = ("set.safetensors", "start.safetensors", "log.csv", "labels/*.safetensors")
 
 MATCHING = (
     "method=mtt",
@@ -44,7 +44,7 @@ STATES = {
     "taught": (TAUGHT, None, 0),
     "teacher": (TAUGHT, (PassFile, "save"), 3),
     "part": (TAUGHT, (Checkpoint, "save"), 4),
-    "labels": (TAUGHT, (LabelWriter, "write_epoch"), 3),
+    "labels": (TAUGHT, (LabelStore, "make"), 3),
 }
 
 

@@ -12,10 +12,10 @@ from dd.errors import UsageError
 from dd.evaluation import PROTOCOLS
 from dd.evaluation.arms import control_arm, set_arm, stored_arm
 from dd.evaluation.evaluate import Evaluator, evaluate
+from dd.io import digest
 from dd.labels import LabelSettings
-from dd.labels.spec import file_of
 from dd.networks import NetworkSpec
-from dd.pipeline.label import label, store_spec, stored_labels
+from dd.pipeline.label import label, label_spec, stored_labels
 from dd.rng import generator
 from dd.runs import RunFolder
 from dd.sets import DistilledSet
@@ -166,14 +166,15 @@ def test_labels_of_halves_with_live_dropout_are_the_same_after_a_restart(task, m
     small, protocol = make_set(task), replace(PROTOCOL, batch=4, micro=2)
     asked = labeller(task, [drops], teacher_mode="train")
     _, store = label(small, asked, protocol, task, RunFolder(tmp_path))
-    kept = [(store.path / file_of(epoch)).read_bytes() for epoch in range(2)]
+    files = [store.path / f"{digest(store.spec.key(epoch))}.safetensors" for epoch in range(2)]
+    kept = [file.read_bytes() for file in files]
     assert kept[0] != kept[1]
-    (store.path / file_of(1)).unlink()
-    _, again = label(small, asked, protocol, task, RunFolder(tmp_path))
-    assert [(again.path / file_of(epoch)).read_bytes() for epoch in range(2)] == kept
+    files[1].unlink()
+    label(small, asked, protocol, task, RunFolder(tmp_path))
+    assert [file.read_bytes() for file in files] == kept
     with pytest.raises(UsageError, match="leave a half of one"):
-        store_spec(LabelSettings(teacher_mode="train"), replace(PROTOCOL, batch=3), task)
-    assert store_spec(LabelSettings(teacher_mode="train"), protocol, task).micro == 2
+        label_spec(LabelSettings(teacher_mode="train"), replace(PROTOCOL, batch=3), task)
+    assert label_spec(LabelSettings(teacher_mode="train"), protocol, task).micro == 2
 
 
 def test_every_arm_has_the_same_teachers_labels(task, members, tmp_path):
@@ -220,7 +221,7 @@ def test_calibrated_labels_are_the_teachers_where_it_is_sure(task, members, tmp_
             kinds.add(kind)
     assert len(kinds) > 1
     with pytest.raises(UsageError, match=r"needs eval\.views\.mix=none"):
-        store_spec(who.settings, PROTOCOL, task)
+        label_spec(who.settings, PROTOCOL, task)
 
 
 def test_votes_weigh_the_labels_of_a_committee(task, members):
@@ -233,9 +234,9 @@ def test_votes_weigh_the_labels_of_a_committee(task, members):
 
 def test_what_cannot_be_labelled_is_said_before_it_is_tried(task):
     with pytest.raises(UsageError, match="augments images after teachers labelled"):
-        store_spec(LabelSettings(), PROTOCOLS["quick"], task)
+        label_spec(LabelSettings(), PROTOCOLS["quick"], task)
     with pytest.raises(UsageError, match="leave one alone"):
-        store_spec(LabelSettings(teacher_mode="batch"), replace(PROTOCOL, batch=7), task)
-    spec = store_spec(LabelSettings(form="topk", top=9), PROTOCOL, task)
+        label_spec(LabelSettings(teacher_mode="batch"), replace(PROTOCOL, batch=7), task)
+    spec = label_spec(LabelSettings(form="topk", top=9), PROTOCOL, task)
     assert (spec.epochs, spec.batch, spec.form.k) == (3, 3, 4)
     assert asdict(spec.policy) == asdict(PROTOCOL.views)

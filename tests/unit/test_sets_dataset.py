@@ -1,6 +1,7 @@
 """A set as torch data, where its labels are found, and how it is saved and shown."""
 
 import copy
+import json
 import pickle
 import shutil
 from dataclasses import replace
@@ -10,10 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dd.errors import UsageError
-from dd.labels import LabelStore
-from dd.labels.forms import form_of
-from dd.labels.spec import StoreSpec
-from dd.labels.writer import writing
+from dd.io import save_tensors
+from dd.labels import LabelSettings, LabelStore
+from dd.labels.spec import LabelSpec
 from dd.rng import generator
 from dd.sets import DistilledSet, load, save
 from dd.views import ViewPolicy
@@ -37,14 +37,13 @@ def in_space(images):
 @pytest.fixture
 def taught(tmp_path):
     """A set in a file with a store of labels of views that are mixed in batches of 3, 3 and 1."""
-    policy, folder = ViewPolicy(crop=0.3, flip=True, mix="cutmix"), tmp_path / "made" / "labels"
-    spec = StoreSpec(N, tuple("abc"), EPOCHS, 3, form_of("logits", K), policy, (3, 6, 6))
+    policy, folder = ViewPolicy(crop=0.3, flip=True, mix="cutmix"), tmp_path / "made"
+    store = LabelStore(folder, LabelSpec(N, K, EPOCHS, 3, (3, 6, 6), policy, LabelSettings()), OWN)
     weights = torch.randn(108, K, generator=generator(0, "teacher"))
-    with writing(folder, spec, OWN) as writer:
-        for epoch in range(EPOCHS):
-            writer.write_epoch(epoch, lambda i: in_space(BYTES[i]), lambda views, *_: 0.3 * views.flatten(1) @ weights)
-    file = folder.parent / "set.safetensors"
-    save(a_set(label_kind="views", views=LabelStore(folder).reference(file)), file)
+    for epoch in range(EPOCHS):
+        store.make(epoch, lambda i: in_space(BYTES[i]), lambda views, *_: 0.3 * views.flatten(1) @ weights)
+    file = folder / "set.safetensors"
+    save(a_set(label_kind="views", views=store.stated()), file)
     return load(file)
 
 
@@ -106,7 +105,7 @@ def test_stored_views_are_those_students_are_shown(taught):
 
 
 def test_targets_are_the_mean_over_stored_views(taught):
-    total, store = torch.zeros(N, K), LabelStore(taught.path.parent / "labels")
+    total, store = torch.zeros(N, K), taught.label_store()
     for epoch in range(EPOCHS):
         for image in range(N):
             logits = store.at(epoch, image)["label"]["logits"].float()
@@ -124,7 +123,7 @@ def test_a_set_without_its_labels_says_so_in_one_line(taught, tmp_path, of):
     with pytest.raises(UsageError, match="in a store beside its file: load the file") as caught:
         getattr(replace(taught, path=None), of)()
     with pytest.raises(UsageError, match="holds other labels than"):
-        getattr(replace(taught, views={**taught.views, "sha256": "0" * 64}), of)()
+        getattr(replace(taught, views=replace(taught.views, sha256="0" * 64)), of)()
 
 
 def test_what_has_no_views_has_no_epochs(taught):
@@ -155,7 +154,7 @@ def test_saving_takes_the_labels_along(taught, tmp_path):
         taught.targets()
     again.save(file)  # where they are already
     again.save(tmp_path / "elsewhere" / "second.safetensors")
-    assert load(tmp_path / "elsewhere" / "second.safetensors").label_store().digest() == again.views["sha256"]
+    assert load(tmp_path / "elsewhere" / "second.safetensors").label_store().digest() == again.views.sha256
     with pytest.raises(UsageError, match="no soft labels in"):
         taught.save(tmp_path / "third" / "set.safetensors")
     assert not (tmp_path / "third" / "set.safetensors").exists()
@@ -163,14 +162,24 @@ def test_saving_takes_the_labels_along(taught, tmp_path):
 
 def test_other_labels_are_not_written_over(taught, tmp_path):
     other = tmp_path / "other"
-    spec = replace(taught.label_store().spec, seed=1)
-    with writing(other / "labels", spec, OWN) as writer:
-        for epoch in range(EPOCHS):
-            writer.write_epoch(epoch, lambda i: in_space(BYTES[i]), lambda views, *_: views.flatten(1)[:, :K])
-    before = LabelStore(other / "labels").digest()
+    store = LabelStore(other, taught.views.spec, OWN)
+    for epoch in range(EPOCHS):
+        store.make(epoch, lambda i: in_space(BYTES[i]), lambda views, *_: views.flatten(1)[:, :K])
+    before = store.digest()
     with pytest.raises(UsageError, match="holds other labels than"):
         taught.save(other / "set.safetensors")
-    assert LabelStore(other / "labels").digest() == before
+    assert store.digest() == before
+    assert not (other / "set.safetensors").exists()
+
+
+def test_two_sets_of_a_folder_have_their_labels_in_one(taught, tmp_path):
+    other = LabelStore(taught.path.parent, replace(taught.views.spec, seed=1), OWN)
+    for epoch in range(EPOCHS):
+        other.make(epoch, lambda i: in_space(BYTES[i]), lambda views, *_: views.flatten(1)[:, :K])
+    second = tmp_path / "made" / "second.safetensors"
+    save(replace(taught, views=other.stated()), second)
+    assert load(second).label_store().digest() == other.digest()
+    assert load(taught.path).label_store().digest() == taught.views.sha256
 
 
 def test_a_folder_stands_for_the_set_in_it(taught, tmp_path):
@@ -188,7 +197,7 @@ def test_where_it_was_read_from_is_no_part_of_it(taught):
 
 def test_it_is_shown_in_a_line_and_as_a_picture(taught):
     assert repr(taught) == "<DistilledSet toy: 7 pixels of 3x6x6, views labels, 3 classes>"
-    assert repr(taught.label_store()).endswith("labels: logits of 7 images in 2 of 2 epochs>")
+    assert repr(taught.label_store()).endswith("labels: logits of 7 images in 2 epochs>")
     floats = torch.randn(N, 3, 6, 6)
     for shown in (
         taught,
@@ -209,3 +218,56 @@ def test_the_picture_shows_the_pixels():
     for shown in (a_set(images=flat, labels=torch.arange(3)), a_set(images=in_space(flat), labels=torch.arange(3))):
         pixels = np.asarray(Image.open(io.BytesIO(shown._repr_png_())).convert("L"))[-10]
         assert {10, 90, 200} <= set(pixels.tolist())
+
+
+# --- from a stranger -------------------------------------------------------------------------------------------------
+
+ODD = [None, -1, 0.5, float("nan"), 10**15, 10**400, "x", "../../etc", "\x1b[2J", [], [[1]], {}, {"a": 1}, True]
+FIELDS = {
+    *("", "spec", "sha256", "bytes", "spec.n", "spec.classes", "spec.epochs", "spec.batch", "spec.shape"),
+    *("spec.policy", "spec.settings", "spec.seed", "spec.micro", "spec.strategy", "spec.black", "spec.images"),
+    *("spec.teachers", "spec.weights", "spec.policy.crop", "spec.policy.stretch", "spec.policy.tiles"),
+    *("spec.policy.pad", "spec.policy.strategy", "spec.policy.mix", "spec.policy.mix_alpha", "spec.settings.form"),
+    *("spec.settings.top", "spec.settings.replay", "spec.settings.high", "store", "spec.path", "spec.policy.more"),
+    "spec.settings.more",
+}
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_what_a_stranger_writes_of_labels_is_refused_in_a_line_or_changes_nothing(taught, name):
+    expected = taught.targets()
+    for value in ODD:
+        facts = taught.facts()
+        inner, (*levels, last) = facts, ["views", *filter(None, name.split("."))]
+        for level in levels:
+            inner = inner[level]
+        inner[last] = value
+        manifest = {"format": "dd-distilled-set", "version": "1", "manifest": json.dumps(facts)}
+        save_tensors(taught.path, {"images": taught.images, "labels": taught.labels}, manifest)
+        found = read(taught.path)
+        if isinstance(found, str):
+            assert "\n" not in found
+            assert len(found) < 1000
+        else:
+            assert torch.equal(found, expected)
+
+
+def read(path) -> torch.Tensor | str:
+    """The targets of a set whose views can be had, or the line that refuses it."""
+    try:
+        found = load(path)
+        views, _ = found.as_dataset()[0]
+        assert views.shape == (3, 6, 6)
+        return found.targets()
+    except UsageError as error:
+        return str(error)
+
+
+def test_a_link_of_another_place_is_no_label(taught, tmp_path):
+    """What is not what the set names by hash is not read as labels, wherever it lies."""
+    payload = next(taught.path.parent.glob("labels/*.safetensors"))
+    (tmp_path / "secret").write_bytes(payload.read_bytes()[:-1] + b"x")
+    payload.unlink()
+    payload.symlink_to(tmp_path / "secret")
+    with pytest.raises(UsageError, match="the hash of its payload is wrong"):
+        load(taught.path).targets()

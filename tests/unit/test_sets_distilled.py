@@ -1,4 +1,5 @@
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,10 @@ import torch
 
 from dd.data.preprocess import Standard
 from dd.errors import UsageError
+from dd.labels import LabelSettings
+from dd.labels.spec import LabelSpec, StoredLabels
 from dd.sets import DistilledSet
+from dd.views import ViewPolicy
 
 SPACE = {"kind": "standard", "mean": [0.1, 0.2, 0.3], "std": [0.3, 0.3, 0.3]}
 
@@ -56,12 +60,17 @@ def test_targets_of_every_label_kind():
             a_set(label_kind=kind).targets()
 
 
-VIEWS = {"label_kind": "views", "views": {"store": "labels", "sha256": "0" * 64, "bytes": 1000}}
+def views(**changes) -> StoredLabels:
+    fields = {"n": 4, "classes": 2, "epochs": 3, "batch": 2, "shape": (3, 2, 2)}
+    spec = LabelSpec(**{**fields, **changes}, policy=ViewPolicy(), settings=LabelSettings())
+    return StoredLabels(spec, "0" * 64, 1000)
+
+
+VIEWS = {"label_kind": "views", "views": views()}
 
 
 def test_the_bytes_of_a_label_store_are_bytes_of_labels():
-    without = a_set(label_kind="views", views={"store": "labels", "sha256": "0" * 64}).bytes()
-    assert without == a_set().bytes()
+    without = a_set().bytes()
     assert a_set(**VIEWS).bytes() == {
         "images": without["images"],
         "labels": without["labels"] + 1000,
@@ -113,8 +122,9 @@ def test_digest_is_identity_without_provenance():
         a_set(space={**SPACE, "kind": "zca"}),
         a_set(augment="flip"),
         a_set(protocol={"name": "mtt"}),
-        a_set(label_kind="views", views={"store": "x"}),
-        a_set(label_kind="views", views={"store": "y"}),
+        a_set(label_kind="views", views=views()),
+        a_set(label_kind="views", views=views(seed=1)),
+        a_set(label_kind="views", views=replace(views(), sha256="1" * 64)),
     ]
     assert len({base, *(other.digest() for other in others)}) == len(others) + 1
 
@@ -130,7 +140,10 @@ BROKEN = {
     "decode_factor ": {"image_kind": "tiles"},
     "decode_factor  ": {"decode_factor": 0},
     "views": {"label_kind": "views"},
-    "views ": {"views": {"store": "x"}},
+    "views ": {"views": views()},
+    "views  ": {"label_kind": "views", "views": views(n=5)},
+    "views   ": {"label_kind": "views", "views": views(classes=3)},
+    "views    ": {"label_kind": "views", "views": views(shape=(1, 2, 2))},
     "provenance": {"provenance": {"path": Path()}},
     "protocol": {"protocol": {"t": torch.zeros(2)}},
     "images": {"images": torch.tensor(1.0)},

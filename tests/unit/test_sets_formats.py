@@ -11,7 +11,10 @@ from safetensors.torch import save_file
 
 from dd.errors import UsageError
 from dd.io import sha256_file
+from dd.labels import LabelSettings
+from dd.labels.spec import LabelSpec, StoredLabels
 from dd.sets import DistilledSet, load, save
+from dd.views import ViewPolicy
 
 SPACE = {"kind": "standard", "mean": [0.1], "std": [0.3]}
 AWKWARD = [0.0, -0.0, 1e-45, 3.4e38, 1 / 3]
@@ -29,9 +32,21 @@ def a_set(**changes) -> DistilledSet:
 
 
 @st.composite
+def views(draw, n, k, shape) -> StoredLabels:
+    policy = ViewPolicy(crop=draw(st.none() | st.floats(0.1, 1)), flip=draw(st.booleans()))
+    how = LabelSettings(form=draw(st.sampled_from(["logits", "topk"])), tau=draw(st.floats(0.5, 20)))
+    teachers = draw(st.lists(st.dictionaries(st.text(max_size=3), st.integers() | st.none(), max_size=2), max_size=2))
+    weights = draw(st.none() | st.just((0.5, 0.5)))
+    spec = LabelSpec(n, k, draw(st.integers(1, 9)), 4, shape, policy, how, teachers=tuple(teachers), weights=weights)
+    return StoredLabels(spec, "0" * 64, draw(st.integers(0, 10**12)), draw(st.none() | st.just({"teachers": ["a"]})))
+
+
+@st.composite
 def sets(draw) -> DistilledSet:
     image_kind = draw(st.sampled_from(["pixels", "tiles", "indices", "schedule"]))
-    label_kind = draw(st.sampled_from(["hard", "probabilities", "logits", "representations", "views"]))
+    label_kinds = ["hard", "probabilities", "logits", "representations"]
+    label_kinds += ["views"] if image_kind in ("pixels", "tiles") else []
+    label_kind = draw(st.sampled_from(label_kinds))
     n, k, c, h, w, e = (draw(st.integers(1, 4)) for _ in range(6))
     rng = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     if image_kind in ("pixels", "tiles"):
@@ -59,7 +74,7 @@ def sets(draw) -> DistilledSet:
         decode_factor=2 if image_kind == "tiles" else 1,
         lr=draw(st.none() | st.floats(allow_nan=False, allow_infinity=False)),
         student=draw(st.none() | st.just({"arch": "convnet", "depth": 3})),
-        views={"store": "labels.safetensors", "sha256": "0" * 64} if label_kind == "views" else None,
+        views=draw(views(n, k, (c, h, w))) if label_kind == "views" else None,
         provenance={"seed": draw(st.integers()), "note": draw(st.text(max_size=5))},
     )
 
