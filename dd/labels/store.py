@@ -25,6 +25,7 @@ from dd.runs.store import Payload, Store
 from dd.views import View
 
 KIND = "labels"
+_WAY_OUT = "choose another place, with out=FOLDER for a run, with another path for a set"
 _DRAWN = "drawn"  # among an epoch's facts, the fingerprint of views that are drawn again
 
 Load = Callable[[Tensor], Tensor]
@@ -66,7 +67,8 @@ class LabelStore:
         if own.shape != (spec.n,) or not 0 <= int(own.min()) <= int(own.max()) < spec.classes:
             raise UsageError(f"soft labels need the class of each of {spec.n} images, from 0 to {spec.classes - 1}")
         self.path, self.spec, self.own = Path(beside) / KIND, spec, own
-        self._store = Store(Path(beside), level=logging.DEBUG)  # of hundreds of epochs no line each
+        # of hundreds of epochs no line each
+        self._store = Store(Path(beside), way_out=_WAY_OUT, level=logging.DEBUG)
         self._epoch: _Epoch | None = None
         self._sound: set[int] = set()  # epochs whose values were looked at, once in this process
 

@@ -374,7 +374,10 @@ def _manifest(path: Path) -> dict[str, Any]:
     """A manifest that holds; one from before there were seals has none."""
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise _Damaged("it is no file")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if SEAL in manifest and not holds(manifest):
-        raise _Damaged("the hash of its facts is wrong")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if SEAL in manifest and not holds(manifest):
+            raise _Damaged("the hash of its facts is wrong")
+    except RecursionError as error:
+        raise _Damaged("its facts are nested too deeply") from error
     return manifest

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -8,8 +9,8 @@ import time
 import pytest
 import torch
 
-from dd.errors import UsageError
-from dd.io import sha256_file
+from dd.errors import RunError, UsageError
+from dd.io import sealed, sha256_file
 from dd.runs import Store
 
 SPEC = {"dataset": "toy", "lr": 0.1, "shape": (2, 3), "seed": 0}
@@ -129,7 +130,27 @@ def another_fact(payload, manifest):
     manifest.write_text(text.replace('"accuracy": 0.5', '"accuracy": 0.7'))
 
 
-DAMAGE = [another_fact, flip_a_byte, truncate, delete, empty_manifest, odd_manifest, other_spec]
+def deep_manifest(payload, manifest):
+    manifest.write_text("[" * 100_000)
+
+
+def odd_facts(payload, manifest):
+    facts = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(sealed({name: 3 for name in facts if name != "seal"} | {"spec": facts["spec"]})))
+
+
+def a_pipe_for_a_payload(payload, manifest):
+    payload.unlink()
+    os.mkfifo(payload)
+
+
+def a_pipe_for_a_manifest(payload, manifest):
+    manifest.unlink()
+    os.mkfifo(manifest)
+
+
+DAMAGE = [another_fact, flip_a_byte, truncate, delete, empty_manifest, odd_manifest, other_spec, deep_manifest]
+DAMAGE += [odd_facts, a_pipe_for_a_payload, a_pipe_for_a_manifest]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -240,3 +261,18 @@ def test_an_unfinished_making_has_a_file_that_goes_with_it(tmp_path):
     assert path.read_bytes() == b"half"  # it is its maker's to delete
     store.remove("experts", SPEC)
     assert not path.exists()
+
+
+def test_what_cannot_be_listed_takes_no_room(tmp_path):
+    """The manifest does not fit on the disk any more: its payload goes, too."""
+    store, before = Store(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    payload = store.tensors("experts", SPEC, Maker()).path.stat().st_size
+    other = {**SPEC, "note": "x" * (payload + 1000)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (payload + 500, before[1]))
+    try:
+        with pytest.raises(RunError, match=r"file too large while writing .*\.json"):
+            store.tensors("experts", other, Maker())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(list(tmp_path.glob("experts/*.safetensors"))) == 1
+    assert store.tensors("experts", other, Maker()).made

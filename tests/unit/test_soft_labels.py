@@ -367,6 +367,12 @@ def test_views_that_the_seed_no_longer_draws_are_noticed(tmp_path, monkeypatch):
     assert torch.equal(next(opened(kept.path.parent, kept.spec).epoch(0)).view(load(torch.arange(8))), first)
 
 
+def test_where_nothing_can_be_written_the_line_says_what_to_do(tmp_path):
+    (tmp_path / "labels").touch()
+    with pytest.raises(UsageError, match=r"cannot write to .*/labels \(File exists\); choose another place, with out="):
+        opened(tmp_path).make(0, load, label)
+
+
 def test_labels_that_are_not_there(tmp_path):
     with pytest.raises(UsageError, match=r"no soft labels in .*/labels of epoch 1 \(\w+\.json: no such file\);"):
         opened(tmp_path).digest()
