@@ -68,10 +68,9 @@ def label(
     """
     load, own = partial(distilled.pixels, task.data.preprocess), distilled.own_classes().cpu()
     spec = label_spec(labeller.settings, protocol, task)
-    facts = labeller.facts
-    spec = replace(
-        spec, images=_hash(distilled.images, own), teachers=tuple(facts["teachers"]), weights=facts["weights"]
-    )
+    facts, images = labeller.facts, _hash(distilled.images, own)
+    weights = None if facts["weights"] is None else tuple(facts["weights"])
+    spec = replace(spec, images=images, teachers=tuple(facts["teachers"]), weights=weights)
     store = LabelStore(folder.path, spec, own)
     store.remove_others()
     missing = store.missing()

@@ -1,6 +1,7 @@
-"""Artefacts that runs share, addressed by their content: experts, teachers, statistics, reference scores.
+"""Artefacts, addressed by their content: experts, teachers, patches, statistics, sets, students, epochs of labels.
 
-An artefact's key is the hash of a spec that holds everything that determines it.  Layout, below the root:
+An artefact's key is the hash of a spec that holds everything that determines it.  Runs share one store; the labels of a
+set's views are in another, beside the set.  Layout, below the root:
 
     <kind>/<key>.safetensors   the payload: tensors (absent for plain values)
     <kind>/<key>.json          the manifest: spec, info or value, SHA-256 and size of the payload, seconds it took
