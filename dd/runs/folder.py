@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from dd.io import (
     write_json,
     write_text,
 )
+from dd.runs.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -137,12 +138,9 @@ class RunFolder:
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Write the report, and with it the hashes of all that a finished run holds: its last file."""
-        held = {path.name: _facts(path) for path in self._held()}
-        labels = [path for path in sorted(self.labels.glob("*")) if path.suffix in (".json", ".safetensors")]
-        small = sum(path.stat().st_size for path in labels) <= _LOOKED_THROUGH
-        for path in labels:
-            facts = _facts(path) if small or path.suffix == ".json" else {"bytes": path.stat().st_size}
-            held[f"{self.labels.name}/{path.name}"] = facts
+        # of labels the manifests, which hold the hash of what they describe
+        files = (*self._held(), *sorted(self.labels.glob("[!.]*.json")))
+        held = {path.relative_to(self.path).as_posix(): _facts(path) for path in files}
         write_json(self.report, sealed({**report, _HELD: held}))
 
     def damage(self) -> dict[str, str] | None:
@@ -157,7 +155,8 @@ class RunFolder:
             return {self.report.name: "its hash is wrong"}
         held = report.get(_HELD, {})  # of an earlier dd it has none
         found = {name: _damage(self.path / name, facts) for name, facts in held.items()}
-        return {name: damage for name, damage in found.items() if damage}
+        manifests = [self.path / name for name in held if name.startswith(f"{self.labels.name}/") and not found[name]]
+        return {name: damage for name, damage in found.items() if damage} | self._lost_labels(manifests)
 
     def is_finished(self) -> bool:
         """Whether a run ended here, and all that it must hold is there and whole."""
@@ -186,6 +185,20 @@ class RunFolder:
                     stale.unlink(missing_ok=True)
             yield
 
+    def _lost_labels(self, manifests: Sequence[Path]) -> dict[str, str]:
+        """What is wrong with the labels that whole manifests describe, by file."""
+        labels, facts = Store(self.path), [json.loads(path.read_text(encoding="utf-8")) for path in manifests]
+        small = sum(each["bytes"] for each in facts) <= _LOOKED_THROUGH
+        found = {}
+        for path, spec in zip(manifests, (each["spec"] for each in facts), strict=True):
+            if small:
+                damage = labels.damage(self.labels.name, spec)
+            else:
+                damage = None if labels.has(self.labels.name, spec) else "it is not there, or of another size"
+            if damage:
+                found[f"{self.labels.name}/{path.stem}.safetensors"] = damage
+        return found
+
     def _files(self) -> tuple[Path, ...]:
         pictures = (self.progress_png, self.images_png)
         return (self.report, self.set, self.start, self.checkpoint, self.log_csv, *pictures, self.recipe_toml)
@@ -204,7 +217,7 @@ def _damage(path: Path, facts: Mapping[str, Any]) -> str:
         return "it is not there"
     if path.stat().st_size != facts["bytes"]:
         return f"it has {path.stat().st_size} bytes, not {facts['bytes']}"
-    return "its hash is wrong" if "sha256" in facts and sha256_file(path) != facts["sha256"] else ""
+    return "its hash is wrong" if sha256_file(path) != facts["sha256"] else ""
 
 
 def _plain(name: str) -> str:

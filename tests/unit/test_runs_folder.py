@@ -5,10 +5,11 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from dd.errors import UsageError
 from dd.io import atomic_path
-from dd.runs import RunFolder, runs_root
+from dd.runs import RunFolder, Store, runs_root
 
 
 def locate(root: Path, **changes) -> RunFolder:
@@ -112,3 +113,29 @@ def test_files_of_a_run_are_written_beside_one_another(tmp_path):
     folder = RunFolder(tmp_path)
     with atomic_path(folder.report) as temporary:
         assert temporary.parent == folder.path
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_labels_are_judged_by_their_manifests(tmp_path, monkeypatch, many):
+    """Of many bytes the sizes alone are looked at: whoever trains on them reads them."""
+    if many:
+        monkeypatch.setattr("dd.runs.folder._LOOKED_THROUGH", 0)
+    folder = RunFolder(tmp_path)
+    for epoch in range(2):
+        Store(tmp_path).tensors("labels", {"epoch": epoch}, lambda: ({"logits": torch.arange(9.0)}, {}))
+    folder.finish({})
+    assert folder.damage() == {}
+    manifest = Store(tmp_path).path("labels", {"epoch": 1})
+    payload = manifest.with_suffix(".safetensors")
+    whole = payload.read_bytes()
+
+    payload.write_bytes(whole[:-1] + b"x")
+    assert folder.damage() == ({} if many else {f"labels/{payload.name}": "the hash of its payload is wrong"})
+    payload.write_bytes(whole[:-1])
+    assert list(folder.damage()) == [f"labels/{payload.name}"]
+    payload.unlink()
+    assert list(folder.damage()) == [f"labels/{payload.name}"]
+    payload.write_bytes(whole)
+    assert folder.damage() == {}
+    manifest.unlink()
+    assert folder.damage() == {f"labels/{manifest.name}": "it is not there"}
