@@ -30,7 +30,7 @@ class State(NamedTuple):
     meta: dict[str, str]
 
 
-class _Damaged(Exception):
+class _DamagedState(Exception):
     """What is wrong with a file."""
 
 
@@ -72,9 +72,9 @@ def load_state(path: Path, wanted: Mapping[str, str], *, quiet: bool = False) ->
         state = _read(path)
     except FileNotFoundError:
         return None
-    except _Damaged as found:
+    except _DamagedState as found:
         damage = str(found)
-        with contextlib.suppress(FileNotFoundError, _Damaged):
+        with contextlib.suppress(FileNotFoundError, _DamagedState):
             state = _read(previous(path))
     if state is not None and any(state.meta.get(name) != value for name, value in wanted.items()):
         state = None
@@ -98,17 +98,17 @@ def _read(path: Path) -> State:
     if not path.exists():
         raise FileNotFoundError(path)
     if not path.is_file():  # a pipe would be waited for
-        raise _Damaged("it is no file")
+        raise _DamagedState("it is no file")
     try:
         with safe_open(path, "pt") as file:
             meta = dict(file.metadata() or {})
         tensors = load_tensors(path)
     except Exception as error:  # damage comes out as whatever it happens to break
-        raise _Damaged(f"{type(error).__name__}: {error}") from error
+        raise _DamagedState(f"{type(error).__name__}: {error}") from error
     if (said := meta.pop(_HASH, None)) is None:
-        raise _Damaged("it has no hash, as those of an earlier dd")
+        raise _DamagedState("it has no hash, as those of an earlier dd")
     if said != _hash(tensors, meta):
-        raise _Damaged("its hash is wrong")
+        raise _DamagedState("its hash is wrong")
     return State(tensors, meta)
 
 

@@ -17,7 +17,7 @@ _STATES = ("state_dict", "model_state_dict", "model")  # where trainers put the 
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
+class WeightsFile:
     """What a file holds.
 
     Attributes:
@@ -34,7 +34,7 @@ class Checkpoint:
     normalise: tuple[tuple[float, ...], tuple[float, ...]] | None
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_weights(path: Path) -> WeightsFile:
     """Read a .safetensors, .pt or .pth file; nothing in it is executed.
 
     A .pt file is a state dict, or a mapping with `state_dict` (also `model_state_dict` or `model`) and optionally
@@ -50,7 +50,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     state = {name.removeprefix("module."): value for name, value in state.items()}
     try:
         classes, accuracy, mean, std = (facts.get(key) for key in ("classes", "accuracy", "mean", "std"))
-        return Checkpoint(
+        return WeightsFile(
             state=state,
             classes=None if classes is None else tuple(str(name) for name in classes),
             accuracy=None if accuracy is None else float(accuracy),
@@ -69,7 +69,7 @@ def outputs_of(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
     return None if weight is None else len(weight)
 
 
-def load_state(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     """Copy weights and buffers into a network, which must have exactly these.
 
     Raises:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from dd.errors import UsageError, nearest
-from dd.networks import small, zoo
+from dd.networks import small
 from dd.networks.convnet import ConvNet, map_side
 from dd.networks.layers import Activation, Norm, Pooling
 from dd.networks.resnet import ResNet18
@@ -63,7 +63,7 @@ def resolve(spec: NetworkSpec, size: int, channels: int = 3) -> NetworkSpec:
         UsageError: an unknown architecture, a number that it does not have, too many blocks for the image, or an image
             that is too small for it.
     """
-    if zoo.is_zoo_name(spec.arch):
+    if is_zoo_name(spec.arch):
         _refuse(spec, "depth", "width")
         return spec
     arch, depth = _architecture(spec)
@@ -123,7 +123,7 @@ def build(
         device: where the network goes.
 
     Raises:
-        UsageError: see `resolve` and `zoo.build`.
+        UsageError: see `resolve` and `build_zoo`.
     """
     spec = resolve(spec, size, channels)
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
@@ -134,8 +134,8 @@ def build(
 
 
 def _construct(spec: NetworkSpec, channels: int, size: int, classes: int) -> nn.Module:
-    if zoo.is_zoo_name(spec.arch):
-        return zoo.build(spec.arch, channels, size, classes)
+    if is_zoo_name(spec.arch):
+        return build_zoo(spec.arch, channels, size, classes)
     shape = channels, size, classes
     if spec.arch == "lenet":
         return small.lenet(*shape, spec.activation)

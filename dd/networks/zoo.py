@@ -16,7 +16,7 @@ def is_zoo_name(arch: str) -> bool:
     return arch.partition(":")[0] in _PREFIXES and ":" in arch
 
 
-def build(arch: str, channels: int, size: int, classes: int) -> nn.Module:
+def build_zoo(arch: str, channels: int, size: int, classes: int) -> nn.Module:
     """A network of timm or torchvision, freshly initialised from torch's default CPU generator (the caller forks it).
 
     Dropout and stochastic depth are switched off: they would draw from the global generator, and a seed would no longer

@@ -17,7 +17,7 @@ from dd.errors import UsageError, in_one_line
 from dd.io import digest, sha256_file, sha256_tensors
 from dd.networks import NetworkSpec, resolve
 from dd.networks.adapted import Adapted, pick
-from dd.networks.checkpoints import load_state, outputs_of, read_checkpoint
+from dd.networks.checkpoints import load_weights, outputs_of, read_weights
 from dd.networks.pretrained import IMAGENET, published, wnids
 from dd.networks.zoo import is_zoo_name
 from dd.rng import generator
@@ -174,13 +174,13 @@ def _trained(task: Task, name: str, spec: NetworkSpec, settings: SqueezeSettings
     kept = squeezed(task, spec, settings, _words(task, name, settings))
     assert kept.tensors is not None, "made of tensors"
     network = build_teacher(task, spec, task.classes, generator(0, "skeleton"))
-    load_state(network, kept.tensors, str(kept.path))
+    load_weights(network, kept.tensors, str(kept.path))
     sha256, holdout = sha256_tensors(network.state_dict()), kept.info["holdout"]
     return Teacher(name, _frozen(network), tuple(kept.info["classes"]), holdout, holdout, sha256)
 
 
 def _saved(task: Task, name: str, origin: SavedWeights) -> Teacher:
-    file = read_checkpoint(origin.path)
+    file = read_weights(origin.path)
     rng = partial(generator, 0, "skeleton")
     network = build_teacher(task, origin.spec, task.classes, rng())
     count = outputs_of(file.state, network) or task.classes
@@ -191,7 +191,7 @@ def _saved(task: Task, name: str, origin: SavedWeights) -> Teacher:
         classes = task.data.classes
     else:  # the order of a file's classes is its word, and a matter of the check
         chosen, classes = None, file.classes
-    load_state(network, file.state, str(origin.path))
+    load_weights(network, file.state, str(origin.path))
     return _adapted(task, name, network, file.normalise, None, chosen, classes, file.accuracy)
 
 

@@ -12,7 +12,7 @@ from dd.data.preprocess import standard
 from dd.errors import UsageError
 from dd.networks import NetworkSpec, build
 from dd.networks.adapted import Adapted, pick
-from dd.networks.checkpoints import load_state, outputs_of, read_checkpoint
+from dd.networks.checkpoints import load_weights, outputs_of, read_weights
 from dd.rng import generator
 
 FACTS = {"classes": ["cat", "dog"], "accuracy": 87.5, "mean": [0.5], "std": [0.25]}
@@ -37,8 +37,8 @@ def written(path, state, facts):
 def test_read_and_loaded(tmp_path, suffix, facts, prefix):
     theirs, ours = network(seed=1), network()
     state = {f"{prefix}{name}": value for name, value in theirs.state_dict().items()}
-    found = read_checkpoint(written(tmp_path / f"a{suffix}", state, facts))
-    load_state(ours, found.state, "a")
+    found = read_weights(written(tmp_path / f"a{suffix}", state, facts))
+    load_weights(ours, found.state, "a")
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
     if facts:
         assert (found.classes, found.accuracy, found.normalise) == (("cat", "dog"), 87.5, ((0.5,), (0.25,)))
@@ -50,7 +50,7 @@ def test_read_and_loaded(tmp_path, suffix, facts, prefix):
 def test_weights_lie_where_trainers_put_them(tmp_path, key):
     theirs, beside = network(seed=1).state_dict(), {"epoch": 7, "optimizer": {"lr": 0.1}, "classes": ["cat", "dog"]}
     torch.save({key: theirs} | beside, tmp_path / "a.pt")
-    found = read_checkpoint(tmp_path / "a.pt")
+    found = read_weights(tmp_path / "a.pt")
     assert found.state.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in found.state.items())
     assert (found.classes, found.accuracy) == (("cat", "dog"), None)
@@ -58,12 +58,12 @@ def test_weights_lie_where_trainers_put_them(tmp_path, key):
 
 def test_a_layer_that_is_called_model_is_a_layer(tmp_path):
     torch.save({"model": torch.zeros(2)}, tmp_path / "a.pt")
-    assert set(read_checkpoint(tmp_path / "a.pt").state) == {"model"}
+    assert set(read_weights(tmp_path / "a.pt").state) == {"model"}
 
 
 def test_counters_of_batch_norm_may_be_missing():
     state = {k: v for k, v in network(seed=1).state_dict().items() if not k.endswith("num_batches_tracked")}
-    load_state(network(), state, "a")
+    load_weights(network(), state, "a")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_another_architecture_names_the_first_layer(other, words):
     ours = network()
     before = {name: value.clone() for name, value in ours.state_dict().items()}
     with pytest.raises(UsageError) as caught:
-        load_state(ours, theirs.state_dict(), "a.pt")
+        load_weights(ours, theirs.state_dict(), "a.pt")
     assert str(caught.value).startswith("a.pt does not fit this network: its first layer that differs is ")
     assert words in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
@@ -90,7 +90,7 @@ def test_another_architecture_names_the_first_layer(other, words):
 def test_a_layer_too_many():
     state = network().state_dict() | {"extra.weight": torch.zeros(3)}
     with pytest.raises(UsageError, match=r"extra\.weight, \(3\) there and missing here"):
-        load_state(network(), state, "a.pt")
+        load_weights(network(), state, "a.pt")
 
 
 class Evil:
@@ -101,7 +101,7 @@ class Evil:
 def test_nothing_in_a_file_is_executed(tmp_path, capsys):
     torch.save({"state_dict": Evil()}, tmp_path / "a.pt")
     with pytest.raises(UsageError, match="could run code"):
-        read_checkpoint(tmp_path / "a.pt")
+        read_weights(tmp_path / "a.pt")
     assert "it ran" not in capsys.readouterr().out
 
 
@@ -127,7 +127,7 @@ def test_other_files_are_refused_in_one_line(tmp_path, name, content, words):
     else:
         torch.save(content, tmp_path / name)
     with pytest.raises(UsageError) as caught:
-        read_checkpoint(tmp_path / name)
+        read_weights(tmp_path / name)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 

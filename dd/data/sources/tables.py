@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _IMAGE_COLUMNS = ("img", "image")
-Label = str | int | None
+RowLabel = str | int | None
 """A label as a row has it; None and numbers below 0 stand for labels that nobody knows."""
 _LABEL_COLUMNS = ("label", "fine_label", "labels", "class")
 
@@ -65,9 +65,9 @@ class Table:
 
     paths: Sequence[Path]
     column: str
-    labels: list[Label]
+    labels: list[RowLabel]
     names: tuple[str, ...] | None
-    splits: list[Label] | None = None
+    splits: list[RowLabel] | None = None
     rows: torch.Tensor | None = None
 
     @property
@@ -88,8 +88,8 @@ class Table:
             UsageError: a file cannot be read, lacks a column or holds one of another kind, or there is no row.
         """
         image, label, split = "", "", None
-        labels: list[Label] = []
-        splits: list[Label] = []
+        labels: list[RowLabel] = []
+        splits: list[RowLabel] = []
         names = None
         for path in paths:
             schema, read = _opened(path)
@@ -163,12 +163,12 @@ def class_names(path: Path) -> tuple[str, ...] | None:
         return None
 
 
-def _is_label(value: Label) -> TypeGuard[str | int]:
+def _is_label(value: RowLabel) -> TypeGuard[str | int]:
     """Whether it is one that is known."""
     return value is not None and (isinstance(value, str) or value >= 0)
 
 
-def _opened(path: Path) -> "tuple[pa.Schema, Callable[[str], list[Label]]]":
+def _opened(path: Path) -> "tuple[pa.Schema, Callable[[str], list[RowLabel]]]":
     """The schema of a file, and what reads the values of one column."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -176,7 +176,7 @@ def _opened(path: Path) -> "tuple[pa.Schema, Callable[[str], list[Label]]]":
     def fail(error: Exception) -> UsageError:
         return UsageError(f"{path} cannot be read as parquet: {in_one_line(error)}")
 
-    def read(column: str) -> list[Label]:
+    def read(column: str) -> list[RowLabel]:
         try:
             with pq.ParquetFile(path) as file:  # not read_table, which makes columns of folders called key=value
                 return file.read(columns=[column])[column].to_pylist()
