@@ -10,20 +10,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from dd.data.sources.entry import Constants
 from dd.errors import UsageError
-from dd.io import sha256_tensors
+from dd.io import Json, sha256_tensors
 from dd.runs.store import NotMade, Store
 from dd.sizes import readable_size, readable_time
 
 log = logging.getLogger(__name__)
 
-Need = tuple[str, Mapping[str, Any], str]
+Need = tuple[str, Mapping[str, Json], str]
 
 _FIT_ROWS = 1024  # (2^7)^2 * 1024 = 2^24: sums of that many products of centred bytes are exact in float32
 _CENTRE = 128
@@ -37,13 +37,16 @@ class Preprocess(ABC):
 
     Attributes:
         kind: "standard" or "zca".
-        mean: in [0, 1] units; (c,) for standard, (c·h·w,) for zca.
         costly: applying it costs so much that the transformed images are better kept than recomputed.
     """
 
     kind: ClassVar[str]
     costly: ClassVar[bool]
-    mean: Tensor
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where its tensors are, and the images it takes."""
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ class Preprocess(ABC):
         """Model space (n, c, h, w) -> pixels where 0 is black and 1 white, not clamped; differentiable."""
 
     @abstractmethod
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Json]:
         """JSON-able identity: equal specs are equal transforms, on any machine."""
 
     @abstractmethod
@@ -69,9 +72,9 @@ class Preprocess(ABC):
         """Artefacts that its tensors come from, as `Method.needs` lists them, with what they cost to make."""
         return ()
 
+    @abstractmethod
     def to(self, device: torch.device | str) -> "Preprocess":
         """The same transform with its tensors on `device`."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self.state().items()})  # pyright: ignore
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +85,11 @@ class Standard(Preprocess):
     costly: ClassVar[bool] = False
     mean: Tensor
     std: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """See `Preprocess`."""
+        return self.mean.device
 
     @cached_property
     def _scale(self) -> Tensor:
@@ -104,13 +112,17 @@ class Standard(Preprocess):
         """See `Preprocess`."""
         return images * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Json]:
         """See `Preprocess`."""
         return {"kind": self.kind, "mean": _numbers(self.mean), "std": _numbers(self.std)}
 
     def state(self) -> dict[str, Tensor]:
         """See `Preprocess`."""
         return {"mean": self.mean, "std": self.std}
+
+    def to(self, device: torch.device | str) -> "Standard":
+        """See `Preprocess`."""
+        return Standard(self.mean.to(device), self.std.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +136,7 @@ class Zca(Preprocess):
         fitted_on: hash of the images it was fitted on.
         fit: gives its tensors, on the CPU: `mean` m (D,), and T as `matrix` with `inverse` T⁻¹ (D, D) float32,
             symmetric, or by its eigenvectors of eigenvalues above zero, see `factored`.
-        device: of the tensors.
+        at: where the tensors go.
         making: its artefact, as `needs` lists it.
     """
 
@@ -133,22 +145,27 @@ class Zca(Preprocess):
     eps: float
     fitted_on: str
     fit: Callable[[], Mapping[str, Tensor]]
-    device: torch.device | str = "cpu"
+    at: torch.device | str = "cpu"
     making: tuple[Need, ...] = ()
 
     @cached_property
     def _tensors(self) -> dict[str, Tensor]:
-        return {name: tensor.to(self.device) for name, tensor in self.fit().items()}
+        return {name: tensor.to(self.at) for name, tensor in self.fit().items()}
 
     @property
-    def mean(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def device(self) -> torch.device:
         """See `Preprocess`."""
+        return torch.device(self.at)
+
+    @property
+    def mean(self) -> Tensor:
+        """M (D,), in [0, 1] units."""
         return self._tensors["mean"]
 
     @property
     def matrix(self) -> Tensor:
         """T (D, D), whatever it is kept as."""
-        return self._times(torch.eye(len(self.mean), device=self.device), "matrix")
+        return self._times(torch.eye(len(self.mean), device=self.at), "matrix")
 
     def _times(self, rows: Tensor, which: Literal["matrix", "inverse"]) -> Tensor:
         """(n, D) rows times T or its inverse."""
@@ -172,7 +189,7 @@ class Zca(Preprocess):
         """See `Preprocess`."""
         return (self._times(images.flatten(1), "inverse") + self.mean).view(images.shape)
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Json]:
         """See `Preprocess`.  The matrix is named by what it was fitted on: its last bits differ between machines."""
         return {"kind": self.kind, "eps": self.eps, "fitted_on": self.fitted_on}
 
@@ -186,7 +203,7 @@ class Zca(Preprocess):
 
     def to(self, device: torch.device | str) -> "Zca":
         """See `Preprocess`."""
-        return replace(self, device=device)
+        return replace(self, at=device)
 
 
 def standard(images: Tensor, constants: Constants | None = None) -> Standard:
@@ -219,7 +236,7 @@ def zca(images: Tensor, eps: float, what: str = "") -> Zca:
     need = _zca_need(len(images), images[0].numel(), eps, fitted_on)
     _, spec, words = need
 
-    def make() -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    def make() -> tuple[Mapping[str, Tensor], dict[str, Json]]:
         log.info("making the %s", words)
         return fit_zca(images, eps), {}
 
@@ -246,7 +263,7 @@ def unfitted_zca(count: int, size: int, eps: float) -> Zca:
 
 
 def _zca_need(count: int, size: int, eps: float, fitted_on: str) -> Need:
-    spec: dict[str, Any] = {"format": 2 if count < size else 1, "eps": eps, "fitted_on": fitted_on}
+    spec: dict[str, Json] = {"format": 2 if count < size else 1, "eps": eps, "fitted_on": fitted_on}
     seconds, memory = zca_price(count, size)
     words = f"ZCA of {size:,} dimensions (about {readable_time(seconds)}, {readable_size(memory)})"
     return "zca", spec, words
@@ -264,24 +281,35 @@ def zca_price(count: int, size: int) -> tuple[float, int]:
     return seconds / torch.get_num_threads(), round(held)
 
 
-def from_state(spec: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Preprocess:
+def from_state(spec: Mapping[str, Json], tensors: Mapping[str, Tensor] | None = None) -> Preprocess:
     """The transform that `spec()` and `state()` describe.
 
     A spec alone is enough for "standard".  For "zca" it is not: a distilled set keeps the spec, which names the data,
     and the matrix (38 MB for CIFAR) is fitted again or found in the cache when these data are opened.
 
     Raises:
-        UsageError: the spec is of another kind, or needs tensors that are not given.
+        UsageError: the spec is of another kind, lacks a number, or needs tensors that are not given.
     """
     kind = spec.get("kind")
     if kind == Standard.kind:
-        return Standard(torch.tensor(spec["mean"], dtype=torch.float32), torch.tensor(spec["std"], dtype=torch.float32))
+        mean, std = (torch.tensor(_floats(spec, key), dtype=torch.float32) for key in ("mean", "std"))
+        return Standard(mean, std)
     if kind != Zca.kind:
         raise UsageError(f"unknown kind of preprocessing {kind!r}; known: standard, zca")
     if not tensors:
         raise UsageError("ZCA cannot be inverted without the data it was fitted on; open them first")
     there = dict(tensors)
-    return Zca(float(spec["eps"]), str(spec["fitted_on"]), lambda: there)
+    (eps,) = _floats({"eps": [spec.get("eps")]}, "eps")
+    return Zca(eps, str(spec.get("fitted_on")), lambda: there)
+
+
+def _floats(spec: Mapping[str, Json], key: str) -> list[float]:
+    found = spec.get(key)
+    values = found if isinstance(found, list | tuple) else [None]
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    if len(numbers) < len(values):
+        raise UsageError(f"the preprocessing of {spec.get('kind')!r} has {key}={found!r}; it must be numbers")
+    return numbers
 
 
 def pixel_statistics(images: Tensor) -> Constants:

@@ -140,7 +140,7 @@ class RealData:
         """What a black pixel is in model space, per channel; None in whitened data, where that depends on its place."""
         if self.preprocess.kind != "standard":
             return None
-        zeros = torch.zeros(1, self.channels, 1, 1, device=self.preprocess.mean.device)
+        zeros = torch.zeros(1, self.channels, 1, 1, device=self.preprocess.device)
         return tuple(self.preprocess.encode(zeros).flatten().tolist())
 
     def tested(self, resize: Resize | None) -> Split:

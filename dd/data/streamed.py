@@ -7,7 +7,6 @@ depends on the number of threads, and results equal those of the same images kep
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from dd.data.sources.raw import Facts, facts_of
 from dd.data.sources.survey import Survey, choose_target, jpegs, require_clear, survey
 from dd.data.split import Opened, require_usable
 from dd.errors import UsageError
-from dd.io import digest
+from dd.io import Json, digest
 from dd.rng import generator
 from dd.runs.cost import total_memory
 from dd.runs.store import NotMade, Store
@@ -163,7 +162,7 @@ def open_streamed(
     target, found = _settled(located, content, settings, exact)
     kept, held = stratified(listing.train.labels, settings.holdout, settings.holdout_seed, "holdout")
     train = listing.train.take(kept) if len(held) else listing.train
-    key: dict[str, Any] = {"files": content.key, **target.key()}
+    key: dict[str, Json] = {"files": content.key, **target.key()}
     if found and found.turned:
         key["upright"] = True  # the same files gave other pixels before images were turned
     there = _constants(located, train, target, settings, key).to(device)
@@ -206,7 +205,7 @@ def _settled(
     if known := _known(located, settings):
         return known, None
 
-    def look() -> dict[str, Any]:
+    def look() -> dict[str, Json]:
         good: list[Header] = []
         for part in (content.listing().train, content.listing().test):
             index = sample(len(part), FIT_IMAGES, part.items.run, generator(0, "survey"))
@@ -224,7 +223,7 @@ def _settled(
 
 
 def _constants(
-    located: Located, part: EncodedSplit, target: Target, settings: DataSettings, key: dict[str, Any]
+    located: Located, part: EncodedSplit, target: Target, settings: DataSettings, key: dict[str, Json]
 ) -> Preprocess:
     """None, published ones, or fitted ones, which are kept."""
     if settings.preprocess == "none":
@@ -232,7 +231,7 @@ def _constants(
     if located.entry:
         return pre.standard(torch.empty(0), located.entry.constants)
 
-    def fit() -> dict[str, Any]:
+    def fit() -> dict[str, Json]:
         index = sample(len(part), FIT_IMAGES, part.items.run, generator(0, "constants"))
         split = StreamedSplit(part.items, part.labels, _UNSCALED, 0, target, located.name, settings.workers)
         counts = sum(pre.channel_counts(split.raw(some)) for some in index.split(_AT_ONCE))

@@ -10,7 +10,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ class _OneStepInMemory:
     ) -> list[Tensor]:
         """See `Backprop`."""
         loop = _Loop(loss, steps, momentum, _wanted(at, steps), self._exact)
-        return list(_Recursion.apply(loop, theta, lr, *variables))  # pyright: ignore[reportArgumentType]
+        return list(cast("tuple[Tensor, ...]", _Recursion.apply(loop, theta, lr, *variables)))
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class _Loop:
 
 class _Recursion(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, loop: _Loop, theta: Tensor, lr: Tensor, *variables: Tensor):  # noqa: ANN001, ANN205
+    def forward(ctx: Any, loop: _Loop, theta: Tensor, lr: Tensor, *variables: Tensor) -> tuple[Tensor, ...]:
         iterates, velocities, velocity = [theta.detach()], [], None
         frozen = [v.detach() for v in variables]
         for step in range(loop.steps):
@@ -157,29 +157,33 @@ class _Recursion(torch.autograd.Function):
         return tuple(iterates[step].clone() for step in loop.wanted)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *outer: Tensor):  # noqa: ANN001, ANN205  # pyright: ignore[reportIncompatibleMethodOverride]
-        loop: _Loop = ctx.loop
-        lr, *variables = ctx.saved_tensors
-        incoming = dict(zip(loop.wanted, outer, strict=True))
-        needs = ctx.needs_input_grad[3:]
-        totals = [torch.zeros_like(v) if need else None for v, need in zip(variables, needs, strict=True)]
-        d_lr, adjoint = torch.zeros_like(lr), torch.zeros_like(ctx.iterates[0])
-        nu = torch.zeros_like(adjoint)
-        for step in reversed(range(loop.steps)):
-            if step + 1 in incoming:
-                adjoint = adjoint + incoming[step + 1]
-            nu = nu - lr * adjoint
-            grad, curvature, products = _products(loop, step, ctx.iterates[step], variables, needs, nu)
-            velocity = ctx.velocities[step] if loop.momentum else grad
-            d_lr -= torch.dot(adjoint, velocity)
-            for total, product in zip(totals, products, strict=True):
-                if total is not None and product is not None:
-                    total += product
-            if curvature is not None:
-                adjoint = adjoint + curvature
-            nu = loop.momentum * nu
-        return None, adjoint, d_lr, *totals
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        return _recursion_back(ctx, *outer)
+
+
+@torch.autograd.function.once_differentiable
+def _recursion_back(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+    loop: _Loop = ctx.loop
+    lr, *variables = ctx.saved_tensors
+    incoming = dict(zip(loop.wanted, outer, strict=True))
+    needs = ctx.needs_input_grad[3:]
+    totals = [torch.zeros_like(v) if need else None for v, need in zip(variables, needs, strict=True)]
+    d_lr, adjoint = torch.zeros_like(lr), torch.zeros_like(ctx.iterates[0])
+    nu = torch.zeros_like(adjoint)
+    for step in reversed(range(loop.steps)):
+        if step + 1 in incoming:
+            adjoint = adjoint + incoming[step + 1]
+        nu = nu - lr * adjoint
+        grad, curvature, products = _products(loop, step, ctx.iterates[step], variables, needs, nu)
+        velocity = ctx.velocities[step] if loop.momentum else grad
+        d_lr -= torch.dot(adjoint, velocity)
+        for total, product in zip(totals, products, strict=True):
+            if total is not None and product is not None:
+                total += product
+        if curvature is not None:
+            adjoint = adjoint + curvature
+        nu = loop.momentum * nu
+    return None, adjoint, d_lr, *totals
 
 
 def _products(

@@ -59,7 +59,7 @@ def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
     def load(_: int) -> tuple[Images, Tensor]:
         targets = distilled.labels if distilled.label_kind == "hard" else distilled.targets()
         if factor == 1 and distilled.images.numel() * 4 > AT_ONCE:
-            return partial(distilled.pixels, preprocess), targets.to(preprocess.mean.device)
+            return partial(distilled.pixels, preprocess), targets.to(preprocess.device)
         images = decoded(distilled.pixels(preprocess), factor, preprocess)
         return images, decoded_labels(targets, factor, distilled.n).to(images.device)
 

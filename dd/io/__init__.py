@@ -1,7 +1,7 @@
 """The one place that touches disk and network: atomic writes, hashes, locks, downloads."""
 
 from dd.io.atomic import atomic_path, write_json, write_text
-from dd.io.hashing import SEAL, digest, holds, sealed, sha256_file, sha256_tensors
+from dd.io.hashing import SEAL, Json, digest, holds, sealed, sha256_file, sha256_tensors
 from dd.io.home import home, writable
 from dd.io.lock import locked
 from dd.io.paths import existing, user_path
@@ -10,6 +10,7 @@ from dd.io.tensors import load_tensors, save_tensors
 
 __all__ = [
     "SEAL",
+    "Json",
     "State",
     "atomic_path",
     "digest",

@@ -13,7 +13,6 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from dd.io.atomic import atomic_path
 from dd.io.lock import locked
@@ -101,7 +100,7 @@ def _fetch(url: str, path: Path, checksum: str, what: str) -> None:
 
 
 @contextlib.contextmanager
-def _progress(what: str, size: int) -> Iterator[Callable[[int], Any]]:
+def _progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield _lines(what, size)
         return

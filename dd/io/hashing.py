@@ -2,29 +2,31 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SEAL = "seal"
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+"""What JSON can hold."""
 
 
-def digest(value: Any, length: int = 16) -> str:
-    """Hash of a JSON-able value; equal values have equal hashes, whatever their key order."""
+def digest(value: Json, length: int = 16) -> str:
+    """Hash of a value; equal values have equal hashes, whatever their key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON-able facts with a hash over all of them as "seal", by which `holds` knows them again."""
-    facts = json.loads(json.dumps(facts))  # as they will be read
-    return {**facts, SEAL: digest(facts, length=64)}
+def sealed(facts: Mapping[str, Json]) -> dict[str, Json]:
+    """Facts with a hash over all of them as "seal", by which `holds` knows them again."""
+    read: dict[str, Json] = json.loads(json.dumps(facts))  # as it will be read
+    return {**read, SEAL: digest(read, length=64)}
 
 
-def holds(value: Any) -> bool:
+def holds(value: object) -> bool:
     """Whether `value` is what `sealed` gave, to the last digit."""
     if not isinstance(value, dict) or SEAL not in value:
         return False

@@ -5,7 +5,6 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,19 +43,19 @@ def read_weights(path: Path) -> WeightsFile:
     Raises:
         UsageError: it cannot be read, or is something else.
     """
-    state, facts = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    held, facts = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+    if not held or not all(isinstance(value, Tensor) for value in held.values()):
         raise UsageError(f"{path} holds no state dict: save model.state_dict(), or {{'state_dict': …}}")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = {name.removeprefix("module."): value for name, value in held.items() if isinstance(value, Tensor)}
     try:
         classes, accuracy, mean, std = (facts.get(key) for key in ("classes", "accuracy", "mean", "std"))
         return WeightsFile(
             state=state,
-            classes=None if classes is None else tuple(str(name) for name in classes),
-            accuracy=None if accuracy is None else float(accuracy),
+            classes=None if classes is None else tuple(map(str, _listed(classes))),
+            accuracy=None if accuracy is None else _number(accuracy),
             normalise=None if mean is None or std is None else (_numbers(mean), _numbers(std)),
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"{path}: its facts do not read: {error}; classes are names, accuracy is in percent, mean and std are lists"
         ) from error
@@ -87,7 +86,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], what: str) -> 
     network.load_state_dict(state)
 
 
-def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -96,7 +95,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             meta = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    facts: dict[str, Any] = {}
+    facts: dict[str, object] = {}
     for key, text in meta.items():
         try:
             facts[key] = json.loads(text)
@@ -105,7 +104,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, facts
 
 
-def _torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _torch(path: Path) -> tuple[dict[str, object], dict[str, object]]:
     try:
         whole = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -123,8 +122,27 @@ def _torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return dict(whole), {}
 
 
-def _numbers(values: Any) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
+def _listed(values: object) -> list[object]:
+    """The values of a list, however it was saved.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(values, list | tuple):
+        return list(values)
+    if isinstance(values, Tensor) and values.ndim == 1:
+        return values.tolist()
+    raise TypeError(f"{values!r} is not a list")
+
+
+def _numbers(values: object) -> tuple[float, ...]:
+    return tuple(map(_number, _listed(values)))
+
+
+def _number(value: object) -> float:
+    if isinstance(value, int | float | str | Tensor):
+        return float(value)
+    raise TypeError(f"{value!r} is not a number")
 
 
 def _shape(tensor: Tensor | None) -> str:

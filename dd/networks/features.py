@@ -1,8 +1,7 @@
 """What happens inside a network: outputs of its layers, captured while it runs."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
@@ -15,7 +14,7 @@ def embed(net: nn.Module, images: Tensor) -> Tensor:
     Raises:
         UsageError: the network has no linear layer.
     """
-    own: Any = getattr(net, "embed", None)
+    own: Callable[[Tensor], Tensor] | None = getattr(net, "embed", None)
     if own is not None:
         return own(images)
     linear = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]

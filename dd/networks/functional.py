@@ -1,13 +1,20 @@
 """A network as a function of one flat parameter vector, which trajectory matching differentiates through."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from dd.errors import UsageError
+
+
+class VectorHeader(TypedDict):
+    """What a stored vector of parameters needs beside it: the names and shapes of its layers, in its order."""
+
+    names: list[str]
+    shapes: list[list[int]]
 
 
 class Functional:
@@ -71,11 +78,11 @@ class Functional:
             for name, value in self.unflatten(flat).items():
                 named[name].copy_(value)
 
-    def header(self) -> dict[str, list[Any]]:
-        """What a stored vector needs beside it: JSON-able `{"names": [...], "shapes": [[...], ...]}`."""
+    def header(self) -> VectorHeader:
+        """What a stored vector needs beside it."""
         return _header(self.names, self.shapes)
 
-    def require(self, header: Mapping[str, Sequence[Any]], what: str = "the stored parameters") -> None:
+    def require(self, header: VectorHeader, what: str = "the stored parameters") -> None:
         """Check that stored vectors belong to this architecture.
 
         Args:
@@ -98,7 +105,7 @@ class Functional:
         )
 
 
-def _header(names: Any, shapes: Sequence[torch.Size]) -> dict[str, list[Any]]:
+def _header(names: Iterable[str], shapes: Sequence[torch.Size]) -> VectorHeader:
     return {"names": list(names), "shapes": [list(shape) for shape in shapes]}
 
 

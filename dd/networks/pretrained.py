@@ -7,7 +7,6 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -73,16 +72,16 @@ def _timm(model: str, name: str) -> Published:
     tagged = timm.list_pretrained(f"{bare}.*")
     if model not in tagged:
         raise unknown(f"weights of timm:{bare}:", model, tagged)
-    config: Any = timm.get_pretrained_cfg(model)
-    if not config.num_classes:
+    config = timm.get_pretrained_cfg(model)
+    if config is None or not config.num_classes:
         raise UsageError(f"teachers={name} has no classifier; choose weights that have one")
-    overlay: dict[str, Any] = {}
+    overlay: dict[str, str | bool] = {}
     if config.hf_hub_id:
         overlay = {"file": str(_hub_file(config.hf_hub_id, name)), "custom_load": config.custom_load == "hf"}
     try:
         network = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # of the disk, of the network, of the hub's client, of the file's format
-        raise _no_weights(name, config.hf_hub_id or config.url, "torch's cache ($TORCH_HOME)", error) from error
+        raise _no_weights(name, str(config.hf_hub_id or config.url), "torch's cache ($TORCH_HOME)", error) from error
     return Published(
         network=network,
         mean=config.mean,
@@ -105,7 +104,7 @@ def _torchvision(model: str, name: str) -> Published:
     tags = [weights.name for weights in choice]  # not "DEFAULT", which is another one in every version
     if tag not in tags:
         raise unknown(f"weights of torchvision:{bare}:", tag, tags)
-    weights: Any = choice[tag]
+    weights = choice[tag]
     try:
         network = models.get_model(bare, weights=weights, progress=False)
     except (OSError, RuntimeError) as error:

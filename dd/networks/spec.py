@@ -13,6 +13,7 @@ from dd.networks import small
 from dd.networks.convnet import ConvNet, map_side
 from dd.networks.layers import Activation, Norm, Pooling
 from dd.networks.resnet import ResNet18
+from dd.networks.zoo import build_zoo, is_zoo_name
 
 ARCHITECTURES = ("convnet", "resnet18", "alexnet", "vgg11", "lenet", "mlp", "vit")
 _CONVNET = re.compile(r"convnet(?:d?(\d+))?")

@@ -1,7 +1,7 @@
 """Networks of other libraries by name: `timm:NAME` and `torchvision:NAME`, never with pretrained weights."""
 
 from difflib import get_close_matches
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
@@ -53,8 +53,8 @@ def _timm(name: str, channels: int, size: int, classes: int) -> nn.Module:
     if ":" in name or not timm.is_model(name):
         raise unknown_network("timm", name, timm.list_models())
     config = timm.get_pretrained_cfg(name)
-    fixed: dict[str, Any] = {"img_size": size} if config is not None and config.fixed_input_size else {}
-    return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **fixed)
+    create = partial(timm.create_model, name, pretrained=False, num_classes=classes, in_chans=channels)
+    return create(img_size=size) if config is not None and config.fixed_input_size else create()
 
 
 def _torchvision(name: str, channels: int, size: int, classes: int) -> nn.Module:
@@ -63,7 +63,7 @@ def _torchvision(name: str, channels: int, size: int, classes: int) -> nn.Module
     known = models.list_models(module=models)
     if name not in known:
         raise unknown_network("torchvision", name, known)
-    extra: dict[str, Any] = {}
+    extra: dict[str, bool | int] = {}
     if name in ("googlenet", "inception_v3"):
         extra = {"aux_logits": False, "init_weights": True}  # one output; their default initialisation warns
     if name.startswith("vit_"):
@@ -84,24 +84,19 @@ def unknown_network(library: str, name: str, known: list[str]) -> UsageError:
 
 def _replace_first_convolution(net: nn.Module, channels: int) -> None:
     path, old = next((path, m) for path, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
-    new = nn.Conv2d(
-        channels,
-        old.out_channels,
-        old.kernel_size,  # pyright: ignore[reportArgumentType]
-        old.stride,  # pyright: ignore[reportArgumentType]
-        old.padding,  # pyright: ignore[reportArgumentType]
-        bias=old.bias is not None,
-    )
+    same = {name: getattr(old, name) for name in ("kernel_size", "stride", "padding")}
+    new = nn.Conv2d(channels, old.out_channels, **same, bias=old.bias is not None)
     parent, _, leaf = path.rpartition(".")
     setattr(net.get_submodule(parent), leaf, new)
 
 
 def _switch_off_dropout(net: nn.Module) -> None:
     for module in net.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "StochasticDepth":
-            module.p = 0.0  # pyright: ignore[reportArgumentType]
-        if hasattr(module, "drop_prob"):  # timm's DropPath and DropBlock
-            module.drop_prob = 0.0  # pyright: ignore[reportArgumentType]
+        dropout = isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "StochasticDepth"
+        # the second is that of timm's DropPath and DropBlock
+        for name, has in (("p", dropout), ("drop_prob", hasattr(module, "drop_prob"))):
+            if has:
+                setattr(module, name, 0.0)
 
 
 def _try(net: nn.Module, channels: int, size: int) -> tuple[int, ...]:

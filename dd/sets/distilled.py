@@ -218,7 +218,7 @@ class DistilledSet:
         """
         if self.image_kind not in ("pixels", "tiles"):
             raise UsageError(f"a set of {self.image_kind} holds no images of its own; this needs one that does")
-        images = (self.images if index is None else self.images[index]).to(preprocess.mean.device)
+        images = (self.images if index is None else self.images[index]).to(preprocess.device)
         return preprocess(images) if images.dtype == torch.uint8 else images
 
     def outside(self, preprocess: "Preprocess") -> float | None:

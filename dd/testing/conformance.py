@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dd.engine import registry
-from dd.engine.method import Method, Objective, Skip, Synthetic
+from dd.engine.method import Method, Skip, Synthetic
 from dd.errors import UsageError, in_one_line
 from dd.io import digest
 from dd.recipes import Recipe, resolve
@@ -324,8 +324,8 @@ def _differences(one: Recipe, other: Recipe) -> str:
     return ", ".join(f"{k}: {ours.get(k)!r} -> {theirs.get(k)!r}" for k in ours if ours.get(k) != theirs.get(k))
 
 
-def _total(outcome: Objective) -> Tensor:
-    terms = [outcome] if isinstance(outcome, Tensor) else list(outcome.values())  # pyright: ignore[reportAttributeAccessIssue]
+def _total(outcome: Tensor | Mapping[str, Tensor]) -> Tensor:
+    terms = list(outcome.values()) if isinstance(outcome, Mapping) else [outcome]
     return torch.stack([term.double() for term in terms]).sum()
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 from worker import Gate
 
+from dd.data.preprocess import Standard
 from dd.engine.method import Task
 from dd.evaluation.protocols import PROTOCOLS, Protocol
 from dd.labels import LabelSettings, LabelStore
@@ -51,12 +52,14 @@ def image_by_image(gate: Gate, scale: Scale, folder: str, times: int, network: d
     """The same views, one after another."""
     task, protocol = task_of(**network, ipc=IPC), _protocol(scale, times)
     images, teacher = _images(task), teacher_of(task).network
-    drawn, space = label_spec(LabelSettings(), protocol, task), task.data.preprocess.spec()
+    drawn, space = label_spec(LabelSettings(), protocol, task), task.data.preprocess
+    assert isinstance(space, Standard), "published constants"
+    mean, std = space.mean.tolist(), space.std.tolist()
 
     def shown(image: Tensor, box: list[int], mirrored: bool) -> Tensor:
         image = tv.resized_crop(image, *box, size=[task.data.size] * 2, antialias=True)
         image = tv.horizontal_flip(image) if mirrored else image
-        return tv.normalize(tv.to_dtype(image, torch.float32, scale=True), space["mean"], space["std"])
+        return tv.normalize(tv.to_dtype(image, torch.float32, scale=True), mean, std)
 
     def finish(files: list[Path]) -> dict[str, Any]:
         return {"total": _total(torch.load(file)["logits"] for file in files)}

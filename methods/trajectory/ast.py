@@ -57,7 +57,7 @@ def representatives(features: np.ndarray, count: int, seed: int) -> np.ndarray:
     from sklearn.cluster import KMeans  # which draws from Python's generator while it is imported
 
     random.setstate(state)
-    means = KMeans(count, n_init=1, random_state=seed)  # pyright: ignore[reportArgumentType] - its stubs know "auto" only
+    means = KMeans(count, random_state=seed).set_params(n_init=1)
     centres = means.fit(features).cluster_centers_
     distance = np.linalg.norm(features[None] - centres[:, None], axis=2)  # (count, n)
     chosen: list[int] = []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dd.data.positions import relabelled, stratified
 from dd.errors import UsageError, unknown
-from dd.io import digest
+from dd.io import Json, digest
 
 TEST_SHARE = 0.2  # of the images, where a user's own data have no test part
 TEST_SEED = 0
@@ -136,12 +136,12 @@ class EncodedSet:
     """Encoded images that are listed only when they are wanted.
 
     Attributes:
-        identity: JSON-able, changes whenever the files do (paths, sizes, times of change).
+        identity: changes whenever the files do (paths, sizes, times of change).
         listing: the list of images, read once.
         notes: what is known of them beforehand that the identity does not tell, such as files that are not read.
     """
 
-    identity: object
+    identity: Json
     listing: Callable[[], Listing]
     notes: tuple[str, ...] = ()
 

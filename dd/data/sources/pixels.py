@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dd.data.settings import Depth16, Resize
+from dd.io import Json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,9 +60,9 @@ class Target:
     resize: Resize = "fit"
     depth16: Depth16 | None = None
 
-    def key(self) -> dict[str, object]:
+    def key(self) -> dict[str, Json]:
         """What the pixels depend on, JSON-able; without what is as it was before it could be chosen."""
-        chosen: dict[str, object] = {"channels": self.channels, "side": self.side}
+        chosen: dict[str, Json] = {"channels": self.channels, "side": self.side}
         if self.resize != "fit":
             chosen["resize"] = self.resize
         if self.depth16 is not None:

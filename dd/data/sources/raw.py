@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from dd.data.sources.locate import Located, locate
 from dd.data.sources.pixels import Target
 from dd.data.sources.survey import large_words, refuse
 from dd.data.sources.walk import some
+from dd.io import Json
 from dd.networks.spec import USUAL_SIDE
 from dd.runs.store import Store
 
@@ -157,7 +157,7 @@ def test_images(located: Located, content: Tensor | EncodedSet, target: Target) 
     if isinstance(content, Tensor):
         return resized(content, target.side, target.resize)
 
-    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def make() -> tuple[dict[str, Tensor], dict[str, Json]]:
         part = content.listing().test
         found = headers(part.items, range(len(part)))
         images, _, broken = decode_split(part, found, target)
@@ -195,12 +195,12 @@ def _decoded(
 ) -> Arrays:
     """Encoded images as arrays, from the cache where they are there."""
 
-    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def make() -> tuple[dict[str, Tensor], dict[str, Json]]:
         arrays, broken = decode_listing(content.listing(), located.name, located.channels, size, resize, depth16)
         refuse(broken, located.name)
         return arrays.tensors(), {"classes": arrays.classes, "notes": arrays.notes, "jpeg": arrays.jpeg}
 
-    spec: dict[str, Any] = {"format": _CACHE_FORMAT, "name": located.name, "files": content.key}
+    spec: dict[str, Json] = {"format": _CACHE_FORMAT, "name": located.name, "files": content.key}
     if size is not None:
         spec["size"] = size
     if resize != "fit":
