@@ -1,18 +1,43 @@
 """Is a distilled set whole?  Every check raises a `UsageError` that names the field."""
 
 import json
-from typing import TYPE_CHECKING, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from dd.errors import UsageError
+from dd.io.typed import one_line, typed, unusual
 
 if TYPE_CHECKING:
     from dd.labels.spec import LabelSpec
     from dd.sets.distilled import DistilledSet
 
 _MAPPINGS = ("space", "protocol", "student", "provenance")
+_FINEST = 16  # tiles per side of an image; published sets have 2 and 3
+
+
+@dataclass(frozen=True)
+class _StandardSpace:
+    """What `Standard.spec` gives."""
+
+    kind: Literal["standard"]
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+
+
+@dataclass(frozen=True)
+class _ZcaSpace:
+    """What `Zca.spec` gives."""
+
+    kind: Literal["zca"]
+    eps: Annotated[float, Field(gt=0)]
+    fitted_on: str
+
+
+_SPACES = {"standard": _StandardSpace, "zca": _ZcaSpace}
 
 
 def facts(ds: "DistilledSet") -> None:
@@ -23,22 +48,35 @@ def facts(ds: "DistilledSet") -> None:
     _require(ds.label_kind in get_args(LabelKind), "label_kind", f"{ds.label_kind!r} is not a kind of label")
     _require(len(ds.classes) > 0, "classes", "there are none")
     _require(len(set(ds.classes)) == len(ds.classes), "classes", "a name stands there twice")
-    _require("kind" in ds.space, "space", "it does not say which value space the images are in (no 'kind')")
+    _space(ds)
     tiles = ds.image_kind == "tiles"
     _require(
-        (ds.decode_factor > 1) == tiles and ds.decode_factor >= 1,
+        (ds.decode_factor > 1) == tiles and 1 <= ds.decode_factor <= _FINEST,
         "decode_factor",
-        f"{ds.decode_factor} does not go with images of kind {ds.image_kind!r} (tiles: 2 or more; others: 1)",
+        f"{ds.decode_factor} does not go with images of kind {ds.image_kind!r} (tiles: 2 to {_FINEST}; others: 1)",
     )
     views = ds.label_kind == "views"
     _require((ds.views is not None) == views, "views", "it is for label_kind 'views', and needed there")
     if ds.views is not None:
         _views(ds, ds.views.spec)
     for name in _MAPPINGS:
+        wrong = [*unusual(getattr(ds, name), name)]
+        _require(not wrong, name, one_line(wrong))
         try:
             json.dumps(getattr(ds, name), default=dict)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise _error(name, f"it cannot be written as JSON ({error})") from error
+
+
+def _space(ds: "DistilledSet") -> None:
+    _require("kind" in ds.space, "space", "it does not say which value space the images are in (no 'kind')")
+    kind = ds.space["kind"]
+    if not isinstance(kind, str) or kind not in _SPACES:
+        raise _error("space", f"kind is {str(kind)[:20]!r}; known: {', '.join(_SPACES)}")
+    space = typed(_SPACES[kind], ds.space, "space")
+    if isinstance(space, _StandardSpace):
+        fits = len(space.mean) == len(space.std) > 0
+        _require(fits, "space", f"there are {len(space.mean)} means and {len(space.std)} deviations")
 
 
 def images(ds: "DistilledSet") -> None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from dd.errors import UsageError
-from dd.io import digest, sha256_tensors
+from dd.io import digest
 from dd.labels.spec import StoredLabels
 from dd.labels.store import LabelStore
-from dd.sets import _checks, _match
+from dd.sets import _checks, _hashes, _match
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ImageKind = Literal["pixels", "tiles", "indices", "schedule"]
 LabelKind = Literal["hard", "probabilities", "logits", "representations", "views"]
-TENSORS = ("images", "labels")
+TENSORS: tuple[Literal["images", "labels"], ...] = ("images", "labels")
 NO_FACTS = (*TENSORS, "path")
 
 _ROUNDING = 1 / 510  # half a grey level
@@ -118,7 +118,11 @@ class DistilledSet:
     def digest(self) -> str:
         """SHA-256 of all that determines how the set evaluates: tensors and facts, provenance left out."""
         facts = {name: value for name, value in self.facts().items() if name != "provenance"}
-        return digest([sha256_tensors({"images": self.images, "labels": self.labels}), facts], length=64)
+        return digest([{name: self.sha256(name) for name in TENSORS}, facts], length=64)
+
+    def sha256(self, name: Literal["images", "labels"]) -> str:
+        """SHA-256 of one of its tensors: shape, type and bytes."""
+        return _hashes.sha256(name, getattr(self, name))
 
     def targets(self) -> Tensor:
         """Class probabilities, float32 lead + (k,): hard labels one-hot, logits through a softmax, rows summing to one.

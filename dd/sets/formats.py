@@ -1,15 +1,17 @@
 """A distilled set as one self-describing safetensors file.
 
-Format, version 1: the tensors "images" and "labels", and metadata with three texts: "format" (always
-"dd-distilled-set"), "version" ("1"), and "manifest", a JSON object with every other field of `DistilledSet` by name.
-Labels of augmented views do not fit into one tensor: "labels" then holds the classes of the images, and the manifest's
-"views" says what determines the labels, which `dd.labels` keeps beside the file.
+Format, version 2: the tensors "images" and "labels", and metadata with four texts: "format" (always
+"dd-distilled-set"), "version" ("2"), "manifest", a JSON object with every other field of `DistilledSet` by name, and
+"sha256", a hash over all of that.  Labels of augmented views do not fit into one tensor: "labels" then holds the
+classes of the images, and the manifest's "views" says what determines the labels, which `dd.labels` keeps
+beside the file.  Version 1 has no hash.
 """
 
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, make_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,12 +19,16 @@ from typing import Any, get_type_hints
 from torch import Tensor
 
 from dd.errors import UsageError
-from dd.io import existing, load_tensors, save_tensors, user_path
+from dd.io import digest, existing, load_tensors, save_tensors, user_path
+from dd.io.typed import typed
 from dd.runs import RunFolder
+from dd.sets import _hashes
 from dd.sets.distilled import NO_FACTS, TENSORS, DistilledSet
 
 FORMAT = "dd-distilled-set"
-VERSION = 1
+VERSION = 2
+_HASH = "sha256"
+_LONGEST = 4 << 20  # characters of a manifest; one of 21,000 classes has a tenth of them
 
 
 def save(distilled: DistilledSet, path: Path | str) -> None:
@@ -42,8 +48,9 @@ def save(distilled: DistilledSet, path: Path | str) -> None:
         if beside.resolve() != there.resolve():
             distilled.label_store().copy(there)
     manifest = json.dumps(distilled.facts(), sort_keys=True, ensure_ascii=False)
+    metadata = {"format": FORMAT, "version": str(VERSION), "manifest": manifest}
     tensors = {"images": distilled.images, "labels": distilled.labels}
-    save_tensors(path, tensors, {"format": FORMAT, "version": str(VERSION), "manifest": manifest})
+    save_tensors(path, tensors, {**metadata, _HASH: _hash(tensors, metadata)})
 
 
 def load(path: Path | str) -> DistilledSet:
@@ -53,7 +60,7 @@ def load(path: Path | str) -> DistilledSet:
         path: its file, or the folder of the run that made it.
 
     Raises:
-        UsageError: the file is missing, truncated, of another format or of a newer version; file and field are named.
+        UsageError: the file is missing, damaged, of another format or of a newer version; file and field are named.
     """
     path = set_file(path)
     metadata, tensors = _read(path)
@@ -61,13 +68,11 @@ def load(path: Path | str) -> DistilledSet:
         raise UsageError(
             f"{path} is a safetensors file, but not a distilled set (its field 'format' is not {FORMAT!r})"
         )
-    _check_version(path, metadata.get("version", ""))
-    for name in TENSORS:
-        if name not in tensors:
-            raise UsageError(f"{path} is damaged: it has no tensor {name!r}")
-    manifest = _manifest(path, metadata.get("manifest"))
+    version = _version(path, metadata.get("version", ""))
     # copied out of the memory map: a set must not change when its file does
-    distilled = DistilledSet(images=tensors["images"].clone(), labels=tensors["labels"].clone(), **manifest, path=path)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    metadata = _held(path, version, metadata, tensors)
+    distilled = DistilledSet(**tensors, **_manifest(path, metadata["manifest"]), path=path)
     try:
         distilled.check()
     except UsageError as error:
@@ -104,32 +109,51 @@ def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
         raise UsageError(f"{path} {why}") from error
 
 
-def _check_version(path: Path, version: str) -> None:
-    if not version.isdecimal() or int(version) < 1:
-        raise UsageError(f"{path} is damaged: its field 'version' is {version!r}")
-    if int(version) > VERSION:
-        raise UsageError(f"{path} was written by a newer dd (format version {version}, this is {VERSION}); upgrade dd")
+def _version(path: Path, text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise _damaged(path, f"its field 'version' is {text[:20]!r}")
+    if int(text) > VERSION:
+        raise UsageError(f"{path} was written by a newer dd (format version {text}, this is {VERSION}); upgrade dd")
+    return int(text)
 
 
-def _manifest(path: Path, text: str | None) -> dict[str, Any]:
-    from pydantic import ValidationError
+def _held(path: Path, version: int, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Mapping[str, str]:
+    """The metadata without its hash, which holds."""
+    fields = {"format", "version", "manifest"} | ({_HASH} if version > 1 else set())
+    for kind, found, wanted in (("tensor", set(tensors), set(TENSORS)), ("field", set(metadata), fields)):
+        for name in sorted(found ^ wanted):
+            raise _damaged(path, f"it has no {kind} {name!r}" if name in wanted else f"{kind} {name[:20]!r} is strange")
+    if version == 1:
+        return metadata
+    rest = {name: text for name, text in metadata.items() if name != _HASH}
+    if metadata[_HASH] != _hash(tensors, rest):
+        raise _damaged(path, "its hash is wrong")
+    return rest
 
-    if text is None:
-        raise UsageError(f"{path} is damaged: it has no field 'manifest'")
+
+def _hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    return digest([{name: _hashes.sha256(name, tensors[name]) for name in TENSORS}, dict(metadata)], length=64)
+
+
+def _manifest(path: Path, text: str) -> dict[str, Any]:
+    from pydantic_core import from_json
+
+    if len(text) > _LONGEST:
+        raise _damaged(path, f"its manifest has {len(text):,} characters, more than {_LONGEST:,}")
     try:
-        return dict(_model().model_validate_json(text, strict=True))
+        return vars(typed(_model(), from_json(text), ""))
+    except ValueError as error:
+        raise _damaged(path, f"its manifest: Invalid JSON: {error}") from error
     except UsageError as error:
-        raise UsageError(f"{path} is damaged: its manifest does not hold: {error}") from error
-    except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()]
-        raise UsageError(f"{path} is damaged: its manifest does not hold: {'; '.join(wrong)}") from error
+        raise _damaged(path, f"its manifest does not hold: {error}") from error
+
+
+def _damaged(path: Path, why: str) -> UsageError:
+    return UsageError(f"{path} is damaged: {why}")
 
 
 @cache
-def _model() -> Any:
+def _model() -> type[Any]:
     """The manifest's schema, taken from the fields of `DistilledSet`: all needed, none besides."""
-    from pydantic import ConfigDict, create_model
-
     hints = get_type_hints(DistilledSet)
-    kept: dict[str, Any] = {f.name: (hints[f.name], ...) for f in fields(DistilledSet) if f.name not in NO_FACTS}
-    return create_model("Manifest", __config__=ConfigDict(extra="forbid"), **kept)
+    return make_dataclass("Manifest", [(f.name, hints[f.name]) for f in fields(DistilledSet) if f.name not in NO_FACTS])

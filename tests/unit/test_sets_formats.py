@@ -1,6 +1,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from dd.errors import UsageError
 from dd.io import sha256_file
 from dd.labels import LabelSettings
 from dd.labels.spec import LabelSpec, StoredLabels
-from dd.sets import DistilledSet, load, save
+from dd.sets import DistilledSet, _hashes, load, save
 from dd.views import ViewPolicy
 
 SPACE = {"kind": "standard", "mean": [0.1], "std": [0.3]}
@@ -75,7 +76,7 @@ def sets(draw) -> DistilledSet:
         lr=draw(st.none() | st.floats(allow_nan=False, allow_infinity=False)),
         student=draw(st.none() | st.just({"arch": "convnet", "depth": 3})),
         views=draw(views(n, k, (c, h, w))) if label_kind == "views" else None,
-        provenance={"seed": draw(st.integers()), "note": draw(st.text(max_size=5))},
+        provenance={"seed": draw(st.integers(-(2**63), 2**63 - 1)), "note": draw(st.text(max_size=5))},
     )
 
 
@@ -151,7 +152,10 @@ def manifest(**changes) -> str:
     [
         ({"format": None}, "not a distilled set .*'format'"),
         ({"format": "other"}, "not a distilled set .*'format'"),
-        ({"version": "2"}, "written by a newer dd .*2.*; upgrade"),
+        ({"version": "3"}, "written by a newer dd .*3.*; upgrade"),
+        ({"version": "2"}, "no field 'sha256'"),
+        ({"version": "9" * 5000}, "field 'version' is '9+'"),
+        ({"sha257": "0"}, "field 'sha257' is strange"),
         ({"version": None}, "field 'version'"),
         ({"version": "one"}, "field 'version' is 'one'"),
         ({"version": "0"}, "field 'version' is '0'"),
@@ -159,7 +163,13 @@ def manifest(**changes) -> str:
         ({"manifest": "{"}, "manifest: Invalid JSON"),
         ({"manifest": "[]"}, "manifest"),
         ({"manifest": manifest(source=...)}, "source: Field required"),
-        ({"manifest": manifest(surprise=1)}, "surprise: Extra"),
+        ({"manifest": manifest(surprise=1)}, "unknown key 'surprise'"),
+        ({"manifest": manifest(protocl={})}, "unknown key 'protocl'; did you mean 'protocol'"),
+        ({"manifest": manifest(provenance={"seed": 7}).replace("7", "7" * 5000)}, "Invalid JSON: number out of range"),
+        ({"manifest": manifest(provenance={"seed": 10**400})}, "provenance.seed is a whole number of 1329 bits"),
+        ({"manifest": manifest(provenance={"loss": [0.5, math.nan]})}, "provenance.loss is nan"),
+        ({"manifest": '{"a": ' * 500 + "1" + "}" * 500}, "Invalid JSON: recursion limit"),
+        ({"manifest": manifest(source="x" * (5 << 20))}, "characters, more than"),
         ({"manifest": manifest(classes="cat")}, "classes: "),
         ({"manifest": manifest(lr="0.1")}, "lr: "),
         ({"manifest": manifest(decode_factor=2.5)}, "decode_factor: "),
@@ -175,6 +185,50 @@ def test_a_wrong_header_is_one_line_with_file_and_field(tmp_path, metadata, mess
         load(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_set_of_before_there_were_hashes_is_read(tmp_path):
+    rewrite(tmp_path / "old.safetensors")
+    assert load(tmp_path / "old.safetensors").digest() == a_set().digest()
+
+
+def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path):
+    path = tmp_path / "set.safetensors"
+    save(a_set(), path)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        content = bytearray(whole)
+        content[at] ^= 1 << at % 8
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=r"damaged|no safetensors|newer dd|not a distilled set") as error:
+            load(path)
+        assert str(path) in str(error.value)
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_what_is_not_of_the_format_is_refused(tmp_path):
+    tensors = {"images": a_set().images, "labels": a_set().labels, "more": torch.zeros(1)}
+    save_file(tensors, tmp_path / "a.safetensors", {"format": "dd-distilled-set", "version": "1", "manifest": "{}"})
+    with pytest.raises(UsageError, match="tensor 'more' is strange"):
+        load(tmp_path / "a.safetensors")
+
+
+def test_what_nobody_can_change_is_hashed_once(tmp_path, monkeypatch):
+    hashed = []
+    real = _hashes.sha256_tensors
+    monkeypatch.setattr(_hashes, "sha256_tensors", lambda tensors: hashed.append(list(tensors)) or real(tensors))
+    save(a_set(), tmp_path / "a.safetensors")
+    hashed.clear()
+    with _hashes.hashed_once():
+        first = load(tmp_path / "a.safetensors")
+        with _hashes.hashed_once():
+            same_again = replace(first, protocol=None)
+            assert (same_again.digest(), first.sha256("images")) == (first.digest(), same_again.sha256("images"))
+            other = replace(first, images=first.images + 1)
+            assert other.digest() != first.digest()
+    assert hashed == [["images"], ["labels"], ["images"]]
+    first.images.add_(1)  # outside of the block a set is hashed as it is
+    assert first.digest() == other.digest()
 
 
 def test_missing_tensors_are_named(tmp_path):
