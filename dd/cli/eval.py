@@ -30,7 +30,7 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> None:
     from dd.cli import show_report
     from dd.errors import UsageError
     from dd.recipes import parse_overrides
-    from dd.sets.formats import load, set_file
+    from dd.sets.formats import set_file
 
     if "=" in file and not os.path.exists(file):
         raise UsageError(f"say which set first: dd eval FILE {file}")
@@ -45,10 +45,12 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> None:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"no set at {path}; `dd run` writes one into its folder below ./runs") from error
     overrides = parse_overrides(settings)
-    from dd.pipeline import evaluate_distilled
+    from dd.pipeline import evaluate_distilled, load
+    from dd.sets import hashed_once
 
     log_to_stderr()
-    report = evaluate_distilled(load(path), overrides)
+    with hashed_once():
+        report = evaluate_distilled(load(path), overrides)
     if as_json:
         emit(report.to_dict())
     else:

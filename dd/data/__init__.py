@@ -3,7 +3,17 @@
 from dd.data.preprocess import Preprocess
 from dd.data.real import RealData, open_data
 from dd.data.settings import DataSettings
-from dd.data.sources import Kind, kind_of, list_sources
+from dd.data.sources import Kind, is_local, kind_of, list_sources
 from dd.data.split import Split
 
-__all__ = ["DataSettings", "Kind", "Preprocess", "RealData", "Split", "kind_of", "list_sources", "open_data"]
+__all__ = [
+    "DataSettings",
+    "Kind",
+    "Preprocess",
+    "RealData",
+    "Split",
+    "is_local",
+    "kind_of",
+    "list_sources",
+    "open_data",
+]

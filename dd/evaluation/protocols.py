@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from dd.data.settings import Resize
 from dd.io import digest
@@ -310,8 +310,3 @@ PROTOCOLS: dict[str, Protocol] = {
 def default_protocol(dataset: str) -> Protocol:
     """Where neither recipe nor command line names one: the papers' for their data sets, else the quick one."""
     return PROTOCOLS["mtt" if dataset in ("cifar10", "cifar100", "tiny-imagenet", "svhn") else "quick"]
-
-
-def protocol_of(fields: Mapping[str, Any]) -> Protocol:
-    """A protocol from its fields as JSON values, as sets and reports hold them; those it lacks are the defaults."""
-    return TypeAdapter(Protocol).validate_python(dict(fields))

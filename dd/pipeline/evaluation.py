@@ -12,19 +12,21 @@ from dd.engine.method import Task
 from dd.errors import RunError, UsageError
 from dd.evaluation.evaluate import NOT_AT_HAND, Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
-from dd.evaluation.protocols import Protocol, default_protocol, protocol_of
+from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report
 from dd.labels import LabelStore
 from dd.networks import NetworkSpec
+from dd.pipeline.foreign import is_foreign, require_no_path
 from dd.pipeline.label import label_spec, stored_labels
+from dd.pipeline.meant import LabelOrigin, meant_for
 from dd.pipeline.run import Outcome
 from dd.pipeline.task import context, numerics, task_for
 from dd.recipes import resolve_evaluation
 from dd.runs.cost import measured
 from dd.runs.stop import Stop
-from dd.sets import DistilledSet
+from dd.sets import DistilledSet, hashed_once
 from dd.sets import load as load_set
-from dd.training.relabel import TeacherLabeller, labels_of
+from dd.training.relabel import TeacherLabeller
 
 
 def load(made: str | Path | Outcome) -> DistilledSet:
@@ -33,9 +35,11 @@ def load(made: str | Path | Outcome) -> DistilledSet:
     It knows its file (`path`), beside which the labels of its views are where it has such.
 
     Raises:
-        UsageError: there is no set, or what is there is damaged or of a newer version.
+        UsageError: there is no set, what is there is damaged or of a newer version, or says what nothing can use.
     """
-    return load_set(made.folder.set if isinstance(made, Outcome) else made)
+    distilled = load_set(made.folder.set if isinstance(made, Outcome) else made)
+    meant_for(distilled)
+    return distilled
 
 
 def evaluate(
@@ -59,28 +63,48 @@ def evaluate(
         data: how real images are split and preprocessed.
         student: the network: its name in its own size and with the set's norm, a `NetworkSpec`, or a mapping.
         eval: how students are trained: a protocol's name (`dd.list_protocols()`), a `Protocol`, or a mapping.
-        settings: `dataset`, `seed`, `precision`, `deterministic`, `compile`, `force`; dotted keys as
-            `**{"eval.students": 3}`.
+        settings: `dataset`, `seed`, `precision`, `deterministic`, `compile`, `force`; for a set that was made
+            elsewhere `teachers`, where the files of its teachers are, and `hours`, how long its students may train;
+            dotted keys as `**{"eval.students": 3}`.
 
     Raises:
         UsageError: settings that do not fit, or a set without the labels it was made with; one line says why.
     """
     keys = {"device": device, "data": data, "student": student, "eval": eval}
     overrides = {key: value for key, value in keys.items() if value is not None} | settings
-    return evaluate_distilled(made if isinstance(made, DistilledSet) else load(made), overrides)
+    with hashed_once():
+        distilled = made if isinstance(made, DistilledSet) else load(made)
+        return evaluate_distilled(distilled, overrides, own=isinstance(made, Outcome))
 
 
-def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any]) -> Report:
-    """Score a set under its own protocol, or under what `overrides` says."""
+def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any], *, own: bool = False) -> Report:
+    """Score a set under its own protocol, or under what `overrides` says; `own` ones may ask for everything."""
+    with hashed_once():
+        return _evaluated(distilled, overrides, foreign=not own and is_foreign(distilled))
+
+
+def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: bool) -> Report:
     distilled.check()
-    settings = resolve_evaluation(overrides, dataset=distilled.source, **_meant_for(distilled))
+    meant = meant_for(distilled)
+    settings = resolve_evaluation(
+        overrides,
+        dataset=distilled.source,
+        data=meant.data,
+        student=meant.student,
+        protocol=meant.protocol,
+        made=meant.made,
+    )
+    if foreign and "dataset" not in settings.named:
+        require_no_path("images", "dataset", [distilled.source])
+    origin = _teachers_named(meant.labeller, settings.allowed.teachers)
     data = open_data(settings.dataset, settings.data, torch.device(settings.device))
     distilled.require_match(data)
     task = task_for(data, distilled.own_classes(), settings)
     stop = Stop("students that were finished are kept; the same command goes on")
     with stop.watching(), numerics(settings), measured(task.device) as cost:
         store = stored_labels(distilled, settings.eval)
-        labeller, why = _labeller(distilled, task, settings.eval, store)
+        asked = foreign and not settings.allowed.teachers
+        labeller, why = _labeller(origin, task, settings.eval, store, asked)
         evaluator = Evaluator(task, settings.eval, force=settings.force, labeller=labeller)
         report = evaluate_set(distilled, None, evaluator, store=store, without=why)
     costs = {"evaluate": asdict(cost)}
@@ -89,44 +113,54 @@ def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any]) ->
     )
 
 
+def _teachers_named(origin: LabelOrigin | None, teachers: tuple[str, ...]) -> LabelOrigin | None:
+    """The origin of labels with the names that the user gives its teachers."""
+    if not teachers:
+        return origin
+    if origin is None:
+        raise UsageError(f"teachers={','.join(teachers)}: the labels of this set are its own; leave it out")
+    if len(teachers) != len(origin.teachers):
+        raise UsageError(
+            f"teachers={','.join(teachers)}: the set has {len(origin.teachers)} ({', '.join(origin.teachers)}); "
+            "name as many, in their order"
+        )
+    return replace(origin, teachers=teachers)
+
+
 def _labeller(
-    distilled: DistilledSet, task: Task, protocol: Protocol, store: LabelStore | None
+    origin: LabelOrigin | None, task: Task, protocol: Protocol, store: LabelStore | None, foreign: bool
 ) -> tuple[TeacherLabeller | None, str]:
     """The teachers that label what a set is compared with; or, of a set with stored labels, why there are none.
+
+    Args:
+        origin: how they were made.
+        task: the evaluation.
+        protocol: how students are trained.
+        store: the labels of the set's views, where it has such.
+        foreign: whether files of teachers are named by nobody but a set that was made elsewhere.
 
     Raises:
         UsageError: the set's own students ask them, and they cannot be had, or the protocol has no use for them.
     """
-    origin = distilled.views.labeller if distilled.views else distilled.provenance.get("labeller")
     if origin is None:
         return None, NOT_AT_HAND
+    facts = asdict(origin)
     if store is None:
-        label_spec(labels_of(origin), protocol, task)  # may refuse, so it comes before teachers are made
+        if foreign:
+            require_no_path("teachers", "teachers", origin.teachers)
+        label_spec(origin.labels, protocol, task)  # may refuse, so it comes before teachers are made
         try:
-            return TeacherLabeller.of_origin(task, origin), ""
+            return TeacherLabeller.of_origin(task, facts), ""
         except UsageError as error:
             raise UsageError(f"students of this set ask its teachers for labels: {error}") from error
     try:
-        if TeacherLabeller.facts_of(task, origin) == store.spec.facts:
-            return TeacherLabeller.of_origin(task, origin), ""
+        if foreign:
+            require_no_path("teachers", "teachers", origin.teachers)
+        if TeacherLabeller.facts_of(task, facts) == store.spec.facts:
+            return TeacherLabeller.of_origin(task, facts), ""
     except (UsageError, RunError) as error:  # a checkpoint or published weights that are not on this machine
         return None, f"{NOT_AT_HAND} ({error})"
     return None, (
-        f"{NOT_AT_HAND}: a file of theirs has changed, or device, data or precision are others than those they were "
+        f"{NOT_AT_HAND}: one of their files has changed, or device, data or precision are others than those they were "
         "trained with"
     )
-
-
-def _meant_for(distilled: DistilledSet) -> dict[str, Any]:
-    """Data, student and protocol that a set says it is for; a set that does not say gets the defaults of its source."""
-    kind = distilled.space.get("kind", "standard")
-    said = distilled.provenance.get("data") or {"preprocess": kind}
-    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
-    protocol = protocol_of(distilled.protocol) if distilled.protocol else default_protocol(distilled.source)
-    student = NetworkSpec(**distilled.student) if distilled.student else NetworkSpec()
-    return {
-        "data": DataSettings(**settings),
-        "student": student,
-        "protocol": protocol,
-        "made": distilled.provenance,
-    }

@@ -28,6 +28,7 @@ from dd.evaluation.table import html
 from dd.io import digest, remove_state, write_text
 from dd.labels import Labeller
 from dd.pipeline.begin import begin
+from dd.pipeline.foreign import remember
 from dd.pipeline.label import label, require_room
 from dd.pipeline.outcome import draw, judged, probes_note
 from dd.pipeline.parts import Parts, payload
@@ -259,6 +260,8 @@ class _Run:
             distilled, start = (_taught(made, labeller) for made in (distilled, start))
         save(distilled, self.folder.set)
         save(start, self.folder.start)
+        for file in (self.folder.set, self.folder.start):
+            remember(file)
         write_text(self.folder.log_csv, artefact.info["log"])
         draw(distilled, recipe, task, self.folder)
         with measured(task.device) as spent, self._enough("training students", "evaluate"):

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from dd.recipes import checks, objects
 from dd.recipes.device import resolve_device
 from dd.recipes.merge import BARE, COMMAND_LINE, Layer, Problems
 from dd.recipes.parts import Parts
-from dd.recipes.schema import flatten, groups
+from dd.recipes.schema import build, flatten, groups, leaves
 
 if TYPE_CHECKING:
     from dd.data import DataSettings
@@ -19,8 +21,24 @@ _KEYS = ("dataset", "seed", "device", "precision", "deterministic", "compile", "
 
 
 @dataclass(frozen=True)
+class Allowed:
+    """What a user allows a set that was made elsewhere."""
+
+    teachers: tuple[str, ...] = ()
+    hours: Annotated[float, Field(gt=0)] = 10.0
+
+
+_ALLOWED = leaves(Allowed())
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """How an existing set is evaluated; see `Recipe` for the fields."""
+    """How an existing set is evaluated; see `Recipe` for the fields.
+
+    Attributes:
+        allowed: what the set may ask for, beyond what any may.
+        named: the keys that the user gave, whatever the set says.
+    """
 
     dataset: str
     seed: int
@@ -32,6 +50,8 @@ class Evaluation:
     data: "DataSettings"
     student: "NetworkSpec"
     eval: "Protocol"
+    allowed: Allowed
+    named: frozenset[str]
 
 
 def resolve_evaluation(
@@ -59,7 +79,7 @@ def resolve_evaluation(
     """
     problems = Problems()
     parts = Parts(None, data, student, protocol)
-    known = parts.known() | {key: BARE[key] for key in _KEYS}
+    known = parts.known() | {key: BARE[key] for key in _KEYS} | _ALLOWED
     layers = objects.in_words(Layer(COMMAND_LINE, objects.plain(overrides)), parts, problems)
     layers = [Layer(layer.where, flatten(layer.settings, groups(known))) for layer in layers]
     settled = parts.settle(layers, known, problems)
@@ -75,4 +95,11 @@ def resolve_evaluation(
         checks.student(settled.parts.student)
     problems.raise_any()
     result = settled.parts
-    return Evaluation(**bare, data=result.data, student=result.student, eval=result.eval)
+    return Evaluation(
+        **bare,
+        data=result.data,
+        student=result.student,
+        eval=result.eval,
+        allowed=build(Allowed(), settled.values),
+        named=frozenset(settled.values),
+    )

@@ -1,6 +1,7 @@
 """Distilled sets: the noun itself, and its file format."""
 
+from dd.sets._hashes import hashed_once
 from dd.sets.distilled import DistilledSet
 from dd.sets.formats import load, save
 
-__all__ = ["DistilledSet", "load", "save"]
+__all__ = ["DistilledSet", "hashed_once", "load", "save"]

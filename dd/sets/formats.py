@@ -80,6 +80,11 @@ def load(path: Path | str) -> DistilledSet:
     return distilled
 
 
+def seal(path: Path) -> str:
+    """The hash that the file of a set states, over all that it holds; "" for a file of version 1."""
+    return _read(path)[0].get(_HASH, "")
+
+
 def set_file(path: Path | str, what: str = "") -> Path:
     """The file of a set that is named by itself or by the folder of its run; see `user_path`."""
     path = user_path(path, what)

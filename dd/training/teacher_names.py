@@ -67,6 +67,12 @@ def teacher_source(name: str, student: NetworkSpec) -> TeacherSource:
     return Untrained(_network(name, student))
 
 
+def is_file(name: str) -> bool:
+    """Whether a teacher's name is the path of a checkpoint, which `source` looks for."""
+    path, at, _ = name.rpartition("@")
+    return name.endswith(SUFFIXES) or (bool(at) and path.endswith(SUFFIXES))
+
+
 def _network(text: str, student: NetworkSpec) -> NetworkSpec:
     """`ARCH[:field=value…]`; the norm is "batch" unless it is given, as teachers are read by their statistics."""
     if text == STUDENT:

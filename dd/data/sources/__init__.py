@@ -10,7 +10,7 @@ folder:PATH  parquet:PATH  npz:PATH
 """
 
 from dd.data.sources.listing import Kind, SourceInfo, kind_of, list_sources
-from dd.data.sources.locate import Located, locate, require_known
+from dd.data.sources.locate import Located, is_local, locate, require_known
 from dd.data.sources.raw import Facts, Raw, load_raw
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Located",
     "Raw",
     "SourceInfo",
+    "is_local",
     "kind_of",
     "list_sources",
     "load_raw",

@@ -69,17 +69,23 @@ def locate(name: str, *, download: bool = True) -> Located:
     return Located(name, str(found.path), entry, lambda: _read(entry, found))
 
 
+def is_local(name: str) -> bool:
+    """Whether a data set is named by a path, and what is read there is a user's own."""
+    kind, colon, _ = name.partition(":")
+    return bool(colon) and kind in _OWN
+
+
 def require_known(name: str) -> tuple[str, Path] | None:
     """Kind and path of a user's own data; None for a data set that goes by a name, which may be nowhere.
 
     Raises:
         UsageError: there is no such data set, or nothing at the path.
     """
-    kind, colon, rest = name.partition(":")
-    if not colon or kind not in _OWN:
+    if not is_local(name):
         if name not in CATALOGUE:
             raise UsageError(f"{unknown('dataset', name, CATALOGUE)} (your own images: {_WAYS})")
         return None
+    kind, _, rest = name.partition(":")
     if not rest:
         raise UsageError(f"dataset={name} names no path; write dataset={kind}:PATH")
     path = user_path(rest, f"dataset={kind}:")
