@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 _APART = 3  # blanks between two columns of a table
 _NARROW = 8  # columns of a terminal, below which one of a table says nothing
 _WIDE = 200  # columns of a table where nobody's terminal sets a width
 
 # settings are no options, but `--key=value` and `--key value` are accepted for them too
-LENIENT: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
-STRICT: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+LENIENT: dict[str, bool | list[str]] = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+STRICT: dict[str, bool | list[str]] = {"help_option_names": ["-h", "--help"]}
 
 
 def examples(*commands: str) -> str:
@@ -41,12 +41,12 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(function)
 
 
-def emit(value: Any) -> None:
-    """A result for programs."""
+def emit(value: object) -> None:
+    """A JSON-able result for programs."""
     click.echo(as_json_text(value, indent=2))
 
 
-def as_json_text(value: Any, indent: int | None = None) -> str:
+def as_json_text(value: object, indent: int | None = None) -> str:
     """JSON without a control character, as a text of JSON may write every one."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return "".join(c if c == "\n" or printable(c) == c else json.dumps(c)[1:-1] for c in text)
@@ -62,7 +62,7 @@ def console(wide: int = _WIDE) -> "Console":
     from rich.console import Console
 
     class Printable(Console):
-        def print(self, *objects: Any, **how: Any) -> None:
+        def print(self, *objects: object, **how: Any) -> None:
             """Texts without what a terminal would act on; tables are made so, see `plain_table`."""
             super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **how)
 

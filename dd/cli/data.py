@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
@@ -12,7 +12,16 @@ from dd.errors import UsageError
 from dd.sizes import readable_size
 
 if TYPE_CHECKING:
+    from dd.data.check import DataCheck
     from dd.data.sources import SourceInfo
+    from dd.io import Json
+
+
+class _Row(TypedDict):
+    """A data set: its facts for programs, its line of the table for people."""
+
+    facts: "dict[str, Json]"
+    cells: list[str]
 
 
 class _Data(click.Group):
@@ -47,15 +56,18 @@ def command(ctx: click.Context, as_json: bool) -> None:
         return
     table = plain_table("dataset", "", "where", "size", "licence")
     for source in sources:
-        facts, size = source["facts"], readable_size(source["facts"]["bytes"])
-        table.add_row(facts["name"], facts["description"], source["where"], size, facts["licence"])
+        table.add_row(*source["cells"])
     print_table(console(), table)
 
 
-def _sources() -> list[dict[str, Any]]:
+def _sources() -> list[_Row]:
     from dd.data import list_sources
 
-    return [{"facts": asdict(source), "where": _where(source)} for source in list_sources()]
+    return [{"facts": asdict(source), "cells": _cells(source)} for source in list_sources()]
+
+
+def _cells(source: "SourceInfo") -> list[str]:
+    return [source.name, source.description, _where(source), readable_size(source.bytes), source.licence]
 
 
 def _places() -> list[Path]:
@@ -82,7 +94,7 @@ def _where(source: "SourceInfo") -> str:
 @click.argument("name")
 @click.argument("settings", nargs=-1)
 @json_option
-def check(name: str, settings: tuple[str, ...], as_json: bool) -> None:
+def data_check(name: str, settings: tuple[str, ...], as_json: bool) -> None:
     """Read every image of a dataset: classes and their counts, size, mean and std, broken files.
 
     What a run would refuse is said last, in the same words, and the exit code is 2.
@@ -101,15 +113,15 @@ def check(name: str, settings: tuple[str, ...], as_json: bool) -> None:
         raise UsageError("\n".join(found["problems"]))
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(found: "DataCheck") -> None:
     out, side = console(), found["size"]
     shape = f"{found['channels']} x {side} x {side}"
     out.print(f"{found['name']}: {found['classes']} classes of images of {shape}, from {found['where']}")
-    for key in ("licence", "augment", "notes"):
-        if found[key]:
-            out.print(f"{key}: {found[key]}")
-    for key in ("mean", "std"):
-        out.print(f"{key}: {' '.join(f'{value:.4f}' for value in found[key])}")
+    for key, text in (("licence", found["licence"]), ("augment", found["augment"]), ("notes", found["notes"])):
+        if text:
+            out.print(f"{key}: {text}")
+    for key, values in (("mean", found["mean"]), ("std", found["std"])):
+        out.print(f"{key}: {' '.join(f'{value:.4f}' for value in values)}")
     table = plain_table("class", "training", "test")
     test = found["test"]
     for name, count in found["train"]["per_class"].items():

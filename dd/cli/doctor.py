@@ -5,7 +5,7 @@ import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import click
 
@@ -42,11 +42,13 @@ def command(as_json: bool) -> None:
         emit(found)
         return
     out = console()
-    for heading in ("versions", "devices", "folders", "tools", "data"):
+    folders = {name: _folder_words(folder) for name, folder in found["folders"].items()}
+    tables = {"versions": found["versions"], "devices": found["devices"], "folders": folders}
+    for heading, rows in (tables | {"tools": found["tools"], "data": found["data"]}).items():
         out.print(heading, style="bold")
         table = plain_table("", "", show_header=False)
-        for name, value in found[heading].items():
-            table.add_row(f"  {name}", _words(value))
+        for name, value in rows.items():
+            table.add_row(f"  {name}", "not here" if value is None else value)
         print_table(out, table)
     for advice in found["advice"]:
         out.print(f"! {advice}", soft_wrap=True)
@@ -54,21 +56,42 @@ def command(as_json: bool) -> None:
         out.print("nothing is missing")
 
 
-def examine() -> dict[str, Any]:
-    """Everything `dd doctor` says, JSON-able."""
+class FolderFacts(TypedDict):
+    """A folder that may not be there yet; `free` bytes are those of its disk."""
+
+    path: str
+    exists: bool
+    writable: bool
+    free: int
+
+
+class Examination(TypedDict):
+    """Everything `dd doctor` says; None is what is not here."""
+
+    versions: dict[str, str | None]
+    devices: dict[str, str]
+    folders: dict[str, FolderFacts]
+    tools: dict[str, str | None]
+    data: dict[str, str | None]
+    advice: list[str]
+
+
+def examine() -> Examination:
+    """Look at this machine."""
     from dd.data import list_sources
     from dd.io import home
     from dd.runs import runs_root
 
-    found: dict[str, Any] = {
-        "versions": _versions(),
+    versions, tools = _versions(), _tools()
+    folders = {"shared artefacts": _folder(home()), "runs": _folder(runs_root())}
+    return {
+        "versions": versions,
         "devices": _devices(),
-        "folders": {"shared artefacts": _folder(home()), "runs": _folder(runs_root())},
-        "tools": _tools(),
+        "folders": folders,
+        "tools": tools,
         "data": {source.name: source.where for source in list_sources() if ":" not in source.name},
+        "advice": _advice(versions, folders, tools),
     }
-    found["advice"] = _advice(found)
-    return found
 
 
 def _versions() -> dict[str, str | None]:
@@ -97,7 +120,7 @@ def _devices() -> dict[str, str]:
     return found
 
 
-def _folder(path: Path) -> dict[str, Any]:
+def _folder(path: Path) -> FolderFacts:
     path = path.absolute()
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     return {
@@ -114,11 +137,13 @@ def _tools() -> dict[str, str | None]:
     return {"C++ compiler": compiler, "dd": shutil.which("dd"), "this program": sys.argv[0], "WANDB_API_KEY": key}
 
 
-def _advice(found: dict[str, Any]) -> list[str]:
+def _advice(
+    versions: dict[str, str | None], folders: dict[str, FolderFacts], tools: dict[str, str | None]
+) -> list[str]:
     advice = []
-    if found["tools"]["C++ compiler"] is None:
+    if tools["C++ compiler"] is None:
         advice.append("no C++ compiler: training on the CPU is not compiled, which costs about a third; install g++")
-    for what, folder in found["folders"].items():
+    for what, folder in folders.items():
         variable = "DD_RUNS" if what == "runs" else "DD_HOME"
         if not folder["writable"]:
             advice.append(f"the folder of {what}, {folder['path']}, cannot be written to; set {variable} to another")
@@ -126,15 +151,11 @@ def _advice(found: dict[str, Any]) -> list[str]:
             advice.append(
                 f"only {readable_size(folder['free'])} are free for {what} ({folder['path']}); {variable} moves it"
             )
-    if found["versions"]["wandb"] is None:
+    if versions["wandb"] is None:
         advice.append("wandb is not installed: track=wandb will not work")
     return advice
 
 
-def _words(value: Any) -> str:
-    if value is None:
-        return "not here"
-    if isinstance(value, dict):
-        state = "" if value["exists"] else " (made when needed)"
-        return f"{value['path']}{state}, {readable_size(value['free'])} free"
-    return str(value)
+def _folder_words(folder: FolderFacts) -> str:
+    state = "" if folder["exists"] else " (made when needed)"
+    return f"{folder['path']}{state}, {readable_size(folder['free'])} free"

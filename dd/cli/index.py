@@ -11,30 +11,36 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypedDict, TypeVar
 
 import dd
 from dd.errors import RunError
 from dd.io import digest, holds, home, sealed, write_json
 
+T = TypeVar("T")
 _FORMAT = 1
 _ELSEWHERE = ("HOME", "HF_HOME", "HF_HUB_CACHE", "DD_DATA")  # variables that say where things are
 
 
-def indexed(name: str, make: Callable[[], Any], witnesses: Callable[[], Iterable[Path] | None] = lambda: ()) -> Any:
+class _Kept(TypedDict, Generic[T]):
+    stamps: dict[str, list[int] | None]
+    value: T
+
+
+def indexed(name: str, make: Callable[[], T], witnesses: Callable[[], Iterable[Path] | None] = lambda: ()) -> T:
     """What `make` gives, from the index where nothing has changed since.
 
     Args:
         name: of the verb.
-        make: gives a JSON-able answer.
+        make: gives an answer that JSON reads back as it was: lists, and no tuples.
         witnesses: files and folders that it was read from, besides our own code and the lists of installed packages;
             asked for after `make`.  None: the answer is not to be kept.
     """
     file = home() / "index" / f"{name}-{_surroundings()}.json"
-    kept = _read(file)
+    kept: _Kept[T] | None = _read(file)
     if kept is not None and all(_stamp(path) == stamp for path, stamp in kept["stamps"].items()):
         return kept["value"]
-    value = json.loads(json.dumps(make()))
+    value: T = json.loads(json.dumps(make()))
     if (found := witnesses()) is None:
         return value
     stamps = {str(path.absolute()): _stamp(path) for path in found}
@@ -52,7 +58,7 @@ def plug_ins() -> list[Path] | None:
     return registry.files()
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read(file: Path) -> _Kept | None:
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -62,7 +62,7 @@ def _stage(stage: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):

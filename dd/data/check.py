@@ -1,7 +1,8 @@
 """What `dd data check` says about a data set: counts, sizes, statistics, broken files."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -20,19 +21,94 @@ from dd.errors import UsageError
 _AT_ONCE = 256  # images in memory
 
 
-def check_data(name: str, settings: DataSettings | None = None, *, download: bool = True) -> dict[str, Any]:
+class PartCounts(TypedDict):
+    """How many images a part of a data set has, in all and by the name of their class."""
+
+    total: int
+    per_class: dict[str, int]
+
+
+class BrokenFile(TypedDict):
+    """A file that cannot be used, and why."""
+
+    file: str
+    reason: str
+
+
+class DataCheck(TypedDict):
+    """What was found in a data set; JSON-able.
+
+    Attributes:
+        name: what it was asked for by.
+        where: what it was read from.
+        licence: "not stated" is a value.
+        notes: what a user should know about it, or "".
+        channels: 1 or 3.
+        size: height and width in pixels to which images were brought.
+        classes: how many.
+        train: the training images.
+        test: the test images.
+        mean: per channel of the training images, in [0, 1] units.
+        std: likewise.
+        constants: the published mean and standard deviation, or None.
+        augment: the DSA strategy that suits it.
+        broken: empty is good.
+        problems: lines in which a run would ask or refuse; empty is good.
+    """
+
+    name: str
+    where: str
+    licence: str
+    notes: str
+    channels: int
+    size: int
+    classes: int
+    train: PartCounts
+    test: PartCounts
+    mean: list[float]
+    std: list[float]
+    constants: list[list[float]] | None
+    augment: str
+    broken: list[BrokenFile]
+    problems: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What reading the images showed.
+
+    Attributes:
+        classes: names in label order.
+        channels: 1 or 3.
+        size: height and width in pixels.
+        train: int64 labels (n,) of the training images that can be read.
+        test: likewise.
+        counts: int64 (c, 256), how often each value occurs in the training images.
+        asked: what has to be said before a run, a line each.
+        notes: what a user should know.
+        broken: the images that cannot be read.
+        jpeg: how many are JPEG files.
+    """
+
+    classes: tuple[str, ...]
+    channels: int
+    size: int
+    train: Tensor
+    test: Tensor
+    counts: Tensor
+    asked: Sequence[str]
+    notes: Sequence[str]
+    broken: Sequence[Broken]
+    jpeg: int
+
+
+def check_data(name: str, settings: DataSettings | None = None, *, download: bool = True) -> DataCheck:
     """Read every image of a data set, past its cache, and describe what is there; only a few are in memory at a time.
 
     Args:
         name: see `dd.data.sources`.
         settings: `size`, `depth16` and `classes` are heeded.
         download: whether it may be downloaded when it is nowhere.
-
-    Returns:
-        JSON-able: name, where, licence, notes, channels, size (pixels), classes (count), train and test (each total and
-        per_class), mean and std (per channel of the training images, in [0, 1] units), constants (the published ones or
-        None), augment (the DSA strategy that suits it), broken (a list of file and reason; empty is good), problems
-        (lines in which a run would ask or refuse; empty is good).
 
     Raises:
         UsageError: it is unknown or nowhere, or not a single image can be read.
@@ -41,33 +117,36 @@ def check_data(name: str, settings: DataSettings | None = None, *, download: boo
     located = locate(name, download=download)
     content = only_classes(located.read(), settings.classes)
     if isinstance(content, EncodedSet):
-        found = _of_files(located, content.listing(), settings)
+        seen = _of_files(located, content.listing(), settings)
     else:
-        found = _of_arrays(located, sized(content, settings.size, settings.resize), settings)
-    classes, jpeg, counts = (found.pop(key) for key in ("names", "jpeg", "counts"))
-    train, test = (found.pop(f"{part}_labels") for part in ("train", "test"))
-    known = facts_of(located, classes, found["notes"], jpeg, test)
-    mean, std = statistics_of(counts) if counts.any() else ((), ())  # where no training image can be read
-    return found | {
+        seen = _of_arrays(located, sized(content, settings.size, settings.resize), settings)
+    known = facts_of(located, seen.classes, seen.notes, seen.jpeg, seen.test)
+    mean, std = statistics_of(seen.counts) if seen.counts.any() else ((), ())  # where no training image can be read
+    return {
         "name": name,
         "where": located.where,
         "licence": known.licence,
         "notes": known.notes,
-        "classes": len(classes),
+        "channels": seen.channels,
+        "size": seen.size,
+        "classes": len(seen.classes),
+        "train": _per_class(seen.train, seen.classes),
+        "test": _per_class(seen.test, seen.classes),
         "mean": [round(value, 4) for value in mean],
         "std": [round(value, 4) for value in std],
         "constants": [list(row) for row in known.constants] if known.constants else None,
         "augment": known.augment,
-        "problems": _problems(name, classes, train, test, found),
+        "broken": [{"file": item.file, "reason": item.reason} for item in seen.broken],
+        "problems": _problems(name, seen),
     }
 
 
-def _problems(name: str, classes: tuple[str, ...], train: Tensor, test: Tensor, found: Mapping[str, Any]) -> list[str]:
+def _problems(name: str, seen: _Seen) -> list[str]:
     """What a run asks or refuses, in its words."""
-    problems = list(found["problems"])
-    looks = [lambda: refuse([Broken(item["file"], item["reason"]) for item in found["broken"]], name)]
+    problems = list(seen.asked)
+    looks = [lambda: refuse(seen.broken, name)]
     if not problems:  # images that wait for an answer are missing from the counts
-        looks.append(lambda: require_usable(name, classes, train, test))
+        looks.append(lambda: require_usable(name, seen.classes, seen.train, seen.test))
     for look in looks:
         try:
             look()
@@ -76,25 +155,23 @@ def _problems(name: str, classes: tuple[str, ...], train: Tensor, test: Tensor, 
     return problems
 
 
-def _of_arrays(located: Located, arrays: Arrays, settings: DataSettings) -> dict[str, Any]:
+def _of_arrays(located: Located, arrays: Arrays, settings: DataSettings) -> _Seen:
     asked = "" if settings.size else size_question(located.name, arrays.train_images)
-    return {
-        "problems": [asked] if asked else [],
-        "notes": arrays.notes,
-        "channels": arrays.train_images.shape[1],
-        "size": arrays.train_images.shape[-1],
-        "names": arrays.classes,
-        "train": _per_class(arrays.train_labels, arrays.classes),
-        "test": _per_class(arrays.test_labels, arrays.classes),
-        "train_labels": arrays.train_labels,
-        "test_labels": arrays.test_labels,
-        "counts": channel_counts(arrays.train_images),
-        "broken": [],
-        "jpeg": arrays.jpeg,
-    }
+    return _Seen(
+        classes=arrays.classes,
+        channels=arrays.train_images.shape[1],
+        size=arrays.train_images.shape[-1],
+        train=arrays.train_labels,
+        test=arrays.test_labels,
+        counts=channel_counts(arrays.train_images),
+        asked=[asked] if asked else [],
+        notes=arrays.notes,
+        broken=[],
+        jpeg=arrays.jpeg,
+    )
 
 
-def _of_files(located: Located, listing: Listing, settings: DataSettings) -> dict[str, Any]:
+def _of_files(located: Located, listing: Listing, settings: DataSettings) -> _Seen:
     (train, test), good = all_headers(listing)
     found = survey(good)
     asked = questions(found, located.name, settings.size, settings.depth16)
@@ -105,20 +182,18 @@ def _of_files(located: Located, listing: Listing, settings: DataSettings) -> dic
     target = choose_target(good, located.channels, side, settings.resize, settings.depth16)
     train_labels, counts, broken = _read(listing.train, train, target)
     test_labels, _, more = _read(listing.test, test, target)
-    return {
-        "problems": asked,
-        "notes": (*listing.notes, *image_notes(good, target)),
-        "channels": target.channels,
-        "size": target.side,
-        "names": listing.classes,
-        "train": _per_class(train_labels, listing.classes),
-        "test": _per_class(test_labels, listing.classes),
-        "train_labels": train_labels,
-        "test_labels": test_labels,
-        "counts": counts,
-        "broken": [{"file": item.file, "reason": item.reason} for item in broken + more if not item.deep],
-        "jpeg": jpegs(good),
-    }
+    return _Seen(
+        classes=listing.classes,
+        channels=target.channels,
+        size=target.side,
+        train=train_labels,
+        test=test_labels,
+        counts=counts,
+        asked=asked,
+        notes=(*listing.notes, *image_notes(good, target)),
+        broken=[item for item in broken + more if not item.deep],
+        jpeg=jpegs(good),
+    )
 
 
 def _read(
@@ -135,6 +210,6 @@ def _read(
     return torch.cat(labels) if labels else part.labels, counts, broken
 
 
-def _per_class(labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
+def _per_class(labels: Tensor, classes: tuple[str, ...]) -> PartCounts:
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
     return {"total": len(labels), "per_class": dict(zip(classes, counts, strict=True))}

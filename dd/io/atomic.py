@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dd.errors import RunError
-from dd.io.hashing import Json
 
 _NO_ROOM = {errno.ENOSPC: "no space left", errno.EDQUOT: "disk quota exceeded", errno.EFBIG: "file too large"}
 
@@ -48,8 +47,8 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Json) -> None:
-    """Write JSON atomically, indented, with a final newline."""
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON-able value atomically, indented, with a final newline."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -20,8 +20,8 @@ def digest(value: Json, length: int = 16) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def sealed(facts: Mapping[str, Json]) -> dict[str, Json]:
-    """Facts with a hash over all of them as "seal", by which `holds` knows them again."""
+def sealed(facts: Mapping[str, object]) -> dict[str, Json]:
+    """JSON-able facts with a hash over all of them as "seal", by which `holds` knows them again."""
     read: dict[str, Json] = json.loads(json.dumps(facts))  # as it will be read
     return {**read, SEAL: digest(read, length=64)}
 

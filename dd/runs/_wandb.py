@@ -2,8 +2,8 @@
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dd.errors import RunError
 
@@ -11,7 +11,7 @@ from dd.errors import RunError
 class WandbRun:
     """One W&B run.  WANDB_MODE, WANDB_PROJECT, WANDB_DIR, WANDB_RUN_ID and their kin are respected; no key is taken."""
 
-    def __init__(self, folder: Path, *, resume: bool, config: dict[str, Any], name: str | None) -> None:
+    def __init__(self, folder: Path, *, resume: bool, config: dict[str, object], name: str | None) -> None:
         """Start a run, or go on with the one that an interrupted run in `folder` had.
 
         Raises:
@@ -38,7 +38,7 @@ class WandbRun:
         self._run.define_metric("it")
         self._run.define_metric("*", step_metric="it")
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: Mapping[str, str | int | float | None]) -> None:
         """Send one row; empty cells are left out."""
         self._run.log({name: value for name, value in row.items() if value is not None})
 

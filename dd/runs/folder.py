@@ -136,7 +136,7 @@ class RunFolder:
             log.warning("%s is damaged (%s); what stood there is decided anew", self.recipe_toml, error)
             return {}
 
-    def finish(self, report: Mapping[str, Any]) -> None:
+    def finish(self, report: Mapping[str, object]) -> None:
         """Write the report, and with it the hashes of all that a finished run holds: its last file."""
         # of labels the manifests, which hold the hash of what they describe
         files = (*self._held(), *sorted(self.labels.glob("[!.]*.json")))

@@ -6,7 +6,7 @@ Drawn through matplotlib's object interface, so nothing global is touched and no
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from torch import Tensor
@@ -158,7 +158,7 @@ def _text(ax: "Axes", x: float, y: float, text: str, room: float, size: float) -
     ax.text(x, y, text, fontsize=size, ha="center", va="bottom", parse_math=False, family="DejaVu Sans", clip_on=False)
 
 
-def _figure(width: float, height: float, layout: Any = "constrained") -> "Figure":
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

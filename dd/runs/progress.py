@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol, SupportsFloat
+from typing import Literal, Protocol, SupportsFloat
 
 _REDRAW = 0.25  # seconds between two drawings of the bar
 _PLAIN = 10.0  # seconds between two plain lines
@@ -114,7 +114,7 @@ class _Rich:
 
     def __init__(self, what: str, total: int, start: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 
         self._pace = _Pace(total, start)
         self._scalars: dict[str, SupportsFloat] = {}
@@ -123,7 +123,7 @@ class _Rich:
         width = next(width for least, width in _BARS if console.width >= least)
         said = len(what) + 1 + 2 * len(str(total)) + 1
         self._room = console.width - said - (width + 1 if width else 0) - 2
-        columns: tuple[Any, ...] = (
+        columns: tuple[ProgressColumn, ...] = (
             TextColumn("{task.description}"),
             *([BarColumn(bar_width=width)] if width else []),
             MofNCompleteColumn(),

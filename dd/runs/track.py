@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, SupportsFloat
+from typing import Self, SupportsFloat
 
 from dd.errors import unknown
 from dd.io import write_text
@@ -29,7 +29,7 @@ class Track:
         resume_at: int = 0,
         history: str | None = None,
         track: str | None = None,
-        config: Mapping[str, Any] | None = None,
+        config: Mapping[str, object] | None = None,
         name: str | None = None,
     ) -> None:
         """Open the log.
@@ -125,13 +125,13 @@ def parse_log(text: str) -> tuple[list[str], list[dict[str, str]]]:
     return columns, [dict(zip(columns, cells, strict=True)) for cells in good]
 
 
-def _line(cells: Sequence[Any]) -> str:
+def _line(cells: Sequence[object]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(["" if cell is None else cell for cell in cells])
     return text.getvalue()
 
 
-def _number(value: Scalar) -> Any:
+def _number(value: Scalar) -> str | int | float | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int):
