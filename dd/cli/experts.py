@@ -109,8 +109,7 @@ def make(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
         "bytes": cost.bytes,
     }
     if not dry_run:
-        pool = request.make(shlex.join(["dd", "experts", "make", *settings]))
-        answer["holdout"] = list(pool.holdout)
+        answer["holdout"] = request.make(shlex.join(["dd", "experts", "make", *settings]))
     if as_json:
         emit(answer)
 

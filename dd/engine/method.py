@@ -2,21 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import TypeVar
 
 from dd.data import RealData
+from dd.engine.needs import Got, Need
 from dd.errors import UsageError
-from dd.labels import Labeller
+from dd.labels import Labeller, LabelSettings
 from dd.networks import Functional, NetworkSpec, build
 from dd.rng import generator
 from dd.runs.cost import total_memory
 from dd.runs.store import Store
 from dd.sets import DistilledSet
 
+P = TypeVar("P", default=Any)  # what a method prepares
 LR_FLOOR = 100  # the floor of a learned lr is its first value divided by this; the published methods have none
 
 
@@ -201,14 +204,15 @@ Objective: TypeAlias = Tensor | Mapping[str, Tensor] | Skip
 """What `Method.loss` returns: a scalar, named scalars that are summed, or a `Skip`."""
 
 
-class Method:
+class Method(Generic[P]):
     """A published method.  A frozen dataclass: its fields are its hyper-parameters, and nothing else.
 
-    The engine calls `settle`, `prepare` and `parts`; for every part `start`, `optimisers`, then `loss`, `rate` and
-    `project` once an iteration, then `finish`.  A method with no outer loop (selection, crops) has `iterations = 0`.
-    `__post_init__` may only raise `ValueError`, for fields that contradict one another.  `version` is raised when the
-    same fields give other images than before, so that none from before are taken for them.  `even` says that it needs
-    as many images of one class as of every other; a run that asks for anything else is refused.
+    The engine calls `settle`, fetches `needs`, calls `prepare` and `parts`; for every part `start`, `optimisers`, then
+    `loss`, `rate` and `project` once an iteration, then `finish`.  P is what `prepare` returns and the others are
+    given.  A method with no outer loop (selection, crops) has `iterations = 0`.  `__post_init__` may only raise
+    `ValueError`, for fields that contradict one another.  `version` is raised when the same fields give other images
+    than before, so that none from before are taken for them.  `even` says that it needs as many images of one class as
+    of every other; a run that asks for anything else is refused.
     """
 
     name: ClassVar[str] = ""
@@ -225,22 +229,37 @@ class Method:
         """
         return {}
 
-    def settle(self, task: Task) -> "Method":
+    def digests(self, student: NetworkSpec) -> Mapping[str, str]:
+        """SHA-256 of the files that settings name, by dotted key; they count for the run's identity, not their paths.
+
+        Args:
+            student: the network to distil for, as asked for.
+
+        Raises:
+            UsageError: a file is not there.
+        """
+        return {}
+
+    def settle(self, task: Task) -> Self:
         """This method with everything decided that depends on shapes or on the size of the machine ("auto").
 
-        Called once a run, before anything else; the decision stands in the resolved recipe and is kept on resume.
+        Called once a run, before anything else, and everything below is called on what it returns; the decisions stand
+        in the resolved recipe and are kept on resume.  What cannot work on these data is refused here.
+
+        Raises:
+            UsageError: see above.
         """
         return self
 
-    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
-        """Artefacts `prepare` will ask the store for, as (kind, spec, words); for plans, without making any."""
+    def needs(self, task: Task) -> Sequence[Need[Any]]:
+        """What the engine is to fetch before `prepare`, in this order: experts, teachers, statistics."""
         return ()
 
-    def prepare(self, task: Task) -> Any:
-        """Experts, teachers or statistics, from the store where they exist."""
-        return None
+    def prepare(self, task: Task, got: Got) -> P:
+        """What the methods below are given, made of what was fetched: `got[need]` for each of `needs`."""
+        return cast(P, None)  # a method without needs is a Method[None]
 
-    def start(self, task: Task, prepared: Any) -> Synthetic:
+    def start(self, task: Task, prepared: P) -> Synthetic:
         """The variables at iteration 0."""
         raise NotImplementedError
 
@@ -261,18 +280,23 @@ class Method:
         """Factor of all learning rates in iteration `it`, for a schedule."""
         return 1.0
 
-    def loss(self, syn: Synthetic, task: Task, prepared: Any, it: int) -> Objective:
+    def loss(self, syn: Synthetic, task: Task, prepared: P, it: int) -> Objective:
         """The objective of iteration `it`, to be minimised."""
         raise NotImplementedError
 
-    def labeller(self, task: Task, prepared: Any) -> Labeller | None:
-        """Who labels augmented views of the finished set; None for nobody."""
+    @property
+    def labelling(self) -> LabelSettings | None:
+        """How augmented views of the finished set are labelled; None where its images have labels of their own."""
+        return None
+
+    def labeller(self, task: Task, prepared: P) -> Labeller | None:
+        """Who labels augmented views of the finished set, as `labelling` says; None for nobody."""
         return None
 
     def project(self, syn: Synthetic, task: Task) -> None:
         """Called after every update, for example to clamp pixels."""
 
-    def finish(self, syn: Synthetic, task: Task, prepared: Any) -> DistilledSet:
+    def finish(self, syn: Synthetic, task: Task, prepared: P) -> DistilledSet:
         """The set that evaluation consumes; also called on the variables at iteration 0, for `start`."""
         images = syn.images.detach().clone()
         hard = syn.labels is None
@@ -287,3 +311,13 @@ class Method:
             augment=task.data.augment,
             lr=None if syn.lr is None else float(syn.lr.detach()),
         )
+
+
+def prepare(method: Method[P], task: Task) -> P:
+    """What `Method.prepare` makes of everything that the method needs, fetched here.
+
+    Args:
+        method: settled.
+        task: what to distil.
+    """
+    return method.prepare(task, Got(method.needs(task)))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +18,11 @@ from dd.engine.method import LR_FLOOR, Method, Objective, Skip, Synthetic, Task
 from dd.errors import RunError
 from dd.runs.allocator import keep_large_buffers
 from dd.runs.stop import Stop
+from dd.sets import DistilledSet
 
 log = logging.getLogger(__name__)
+
+P = TypeVar("P")
 
 CHECKPOINT_EVERY = 10  # iterations, at least
 SAVING = 0.05  # share of the time that checkpoints may take: 100 images of 224 pixels are 180 MB with Adam's state
@@ -121,9 +124,9 @@ class _Floor:
 
 
 def synthesise(
-    method: Method,
+    method: Method[P],
     task: Task,
-    prepared: Any,
+    prepared: P,
     syn: Synthetic,
     checkpoint: Checkpoint | None = None,
     watch: Watch = Watch(),
@@ -185,6 +188,19 @@ def synthesise(
             watch.log(method.iterations, last)
         _heed(watch.stop, save, method.iterations)
     return syn
+
+
+def distil(method: Method[P], task: Task, prepared: P) -> DistilledSet:
+    """A set from its first iteration to its last, made by this process alone; nothing is saved or logged on the way.
+
+    For a method that needs a small set of another, or of its own, to find something out.
+
+    Raises:
+        RunError: see `synthesise`.
+    """
+    with parallel.alone():
+        syn = synthesise(method, task, prepared, method.start(task, prepared))
+        return method.finish(syn, task, prepared)
 
 
 def _rates(optimisers: Sequence[Optimizer]) -> list[list[float]]:

@@ -1,30 +1,32 @@
 """The variables that a synthesis begins from."""
 
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
-from dd.engine.method import Synthetic, Task
+from dd.engine.method import Method, Synthetic, Task
 from dd.errors import UsageError
 from dd.io import user_path
-from dd.recipes import Recipe
+from dd.pipeline.task import Run
 from dd.sets import DistilledSet, load
 
+P = TypeVar("P")
 
-def begin(recipe: Recipe, whole: Task, prepared: Any, task: Task) -> Synthetic:
+
+def begin(run: Run, method: Method[P], prepared: P, task: Task) -> Synthetic:
     """The variables of `task` at iteration 0: the method's, or those of `init=SET`.
 
     Args:
-        recipe: of the run.
-        whole: the task of the whole set.
+        run: the run.
+        method: its method.
         prepared: what `Method.prepare` returned.
-        task: the same, or that of a part.
+        task: the run's, or that of a part.
 
     Raises:
         UsageError: the set to begin from does not fit.
     """
-    syn = recipe.method.start(task, prepared)
-    if recipe.init is not None:
-        given, n = load(user_path(recipe.init, "init")), len(whole.targets)
+    syn = method.start(task, prepared)
+    if run.recipe.init is not None:
+        given, n = load(user_path(run.recipe.init, "init")), len(run.task.targets)
         if task.part is not None and given.n == n:
             slots = task.part.slots
             given = replace(given, images=given.images[slots], labels=given.labels[slots])

@@ -19,7 +19,7 @@ from dd.networks import NetworkSpec
 from dd.pipeline.foreign import is_foreign, require_no_path
 from dd.pipeline.label import label_spec, stored_labels
 from dd.pipeline.meant import LabelOrigin, meant_for
-from dd.pipeline.run import Outcome
+from dd.pipeline.outcome import Outcome
 from dd.pipeline.task import context, numerics, task_for
 from dd.recipes import resolve_evaluation
 from dd.runs.cost import measured

@@ -1,13 +1,14 @@
 """The experts of a recipe, apart from a run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dd.engine.method import Task
+from dd.engine.needs import Got
 from dd.errors import UsageError
 from dd.pipeline.task import make_task, numerics
 from dd.recipes import Recipe
 from dd.runs.stop import Stop
-from dd.training import ExpertSettings, Trajectories, trajectories
+from dd.training import Experts
 from dd.training.pools import Price, price
 
 
@@ -17,20 +18,18 @@ class Request:
 
     Attributes:
         recipe: the recipe.
-        task: its task.
-        settings: of the experts, with nothing left open.
+        pools: at least one.
     """
 
     recipe: Recipe
-    task: Task
-    settings: ExpertSettings
+    pools: Sequence[Experts]
 
     def price(self) -> Price:
         """What they would cost here; trains a few steps to find out."""
-        return price(self.task, self.settings)
+        return Price.total(price(pool.task, pool.settings) for pool in self.pools)
 
-    def make(self, command: str) -> Trajectories:
-        """Train what is missing.
+    def make(self, command: str) -> list[float | None]:
+        """Train what is missing: their accuracies on held-out images in percent.
 
         Raises:
             Interrupted: a signal came; finished experts are kept.
@@ -38,7 +37,7 @@ class Request:
         """
         stop = Stop(f"finished experts are kept; the same command goes on: {command}")
         with stop.watching(), numerics(self.recipe):
-            return trajectories(self.task, self.settings)
+            return [accuracy for pool in self.pools for accuracy in pool.fetch(Got()).holdout]
 
 
 def request_experts(recipe: Recipe) -> Request:
@@ -47,8 +46,8 @@ def request_experts(recipe: Recipe) -> Request:
     Raises:
         UsageError: its method has no experts, or the data is not there.
     """
-    if not isinstance(getattr(recipe.method, "experts", None), ExpertSettings):
-        raise UsageError(f"method {recipe.method.name!r} trains no experts; `dd methods` lists those of trajectories")
     task = make_task(recipe)
-    settings = getattr(recipe.method.settle(task), "experts")  # noqa: B009 - a field of some methods
-    return Request(recipe, task, settings)
+    pools = [need for need in recipe.method.settle(task).needs(task) if isinstance(need, Experts)]
+    if not pools:
+        raise UsageError(f"method {recipe.method.name!r} trains no experts; `dd methods` lists those of trajectories")
+    return Request(recipe, pools)

@@ -1,78 +1,54 @@
-"""What a finished run shows: pictures, and whether its number is the one that was expected."""
+"""What a run leaves, for Python and for notebooks."""
 
-from dataclasses import replace
+import json
+from base64 import b64encode
+from dataclasses import dataclass
 
-from dd.engine.method import Task
-from dd.evaluation.notes import SHARE_SHOWN, share
+from dd.errors import RunError
 from dd.evaluation.report import Report
-from dd.pipeline.task import context
-from dd.recipes import Recipe
-from dd.recipes.expect import in_words
+from dd.evaluation.table import html
 from dd.runs import RunFolder
-from dd.runs.pictures import SHOWN, contact_sheet, curve, progress_plot
-from dd.runs.track import read_log
-from dd.sets import DistilledSet
+from dd.sets import DistilledSet, load
 
 
-def draw(distilled: DistilledSet, recipe: Recipe, task: Task, folder: RunFolder) -> None:
-    """Synthetic images beside real ones, and the log as curves."""
-    preprocess = task.data.preprocess
-    if distilled.image_kind in ("pixels", "tiles"):
-        targets = task.targets.cpu()
-        shown = ((targets < SHOWN) & (task.ranks < SHOWN)).nonzero().flatten()
-        index = task.real_indices("picture")[shown]
-        real = task.data.train.raw(index).float() / 255
-        synthetic = preprocess.invert(distilled.pixels(preprocess, shown)).clamp(0, 1)
-        rows = [
-            ("synthetic", synthetic, targets[shown]),  # what an image began as: a learned label may have moved on
-            ("real", real, task.data.train.labels[index.to(task.device)]),
-        ]
-        outside = distilled.outside(preprocess)
-        clipped = f"{share(outside)}; clipped here" if outside and outside >= SHARE_SHOWN else ""
-        contact_sheet(folder.images_png, rows, task.data.classes, clipped)
-    if recipe.method.iterations:
-        progress_plot(folder.progress_png, folder.log_csv)
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves.
+
+    Attributes:
+        report: accuracy and all it must be read with.
+        folder: where set, log and pictures are.
+        fresh: False when the run had been finished before and was only reported.
+    """
+
+    report: Report
+    folder: RunFolder
+    fresh: bool
+
+    @property
+    def set(self) -> DistilledSet:
+        """The distilled set."""
+        return load(self.folder.set)
+
+    def __repr__(self) -> str:
+        return f"<Outcome in {self.folder.path}: {self.report!r}>"
+
+    def _repr_html_(self) -> str:
+        """Its table and its images, for a notebook."""
+        table, file = html(self.report), self.folder.images_png
+        if not file.is_file():
+            return table
+        return f'{table}<img src="data:image/png;base64,{b64encode(file.read_bytes()).decode()}">'
 
 
-def probes_note(recipe: Recipe, task: Task, folder: RunFolder) -> str:
-    """That there are too few probes for a curve, and why; nothing where there are enough."""
-    count = len(curve(read_log(folder.log_csv)[1], "probe"))
-    if not recipe.method.iterations or count >= 2:
-        return ""
-    if not len(task.data.holdout):
-        why = "nothing is held out"
-    elif len(recipe.method.parts(task)) > 1:
-        why = "the set is made in independent parts"
-    else:
-        why = f"eval.probes={recipe.eval.probes}, {recipe.method.iterations} iterations"
-    words = "one probe" if count else "no probes"
-    return f"{words} of held-out accuracy on the way ({why}): no curve says whether more or fewer iterations are better"
+def finished(folder: RunFolder) -> Outcome:
+    """The outcome of a run that ended before.
 
-
-def judged(report: Report, recipe: Recipe, command: str, remark: str = "") -> Report:
-    """The report with its name, circumstances, and how it stands to what the recipe expects; a remark is noted."""
-    expect = recipe.expect
-    verdict, note = "unverified", "no recorded number for these settings"
-    if expect and "accuracy" in expect:
-        low, high = expect["accuracy"]
-        inside = low <= report.accuracy.mean <= high
-        under = f" under {in_words(recipe.eval)}" if len(recipe.numbers) > 1 else ""
-        verdict, note = ("inside" if inside else "outside"), f"expected {low} to {high} %{under}"
-        if not expect.get("verified", False):
-            verdict, note = (
-                "unverified",
-                f"{verdict} of the published band {low} to {high} %{under}, which we have not reproduced",
-            )
-    elif recipe.changed:
-        note = f"settings differ from the recipe's: {', '.join(recipe.changed[:5])}"
-    return replace(
-        report,
-        name=recipe.name,
-        expected=dict(expect) if expect else None,
-        verdict=verdict,
-        verdict_note=note,
-        recipe_hash=recipe.hash,
-        command=command,
-        notes=(*report.notes, remark) if remark else report.notes,
-        **context(recipe.device),
-    )
+    Raises:
+        RunError: its report cannot be read.
+    """
+    try:
+        report = Report.from_dict(json.loads(folder.report.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder.report} cannot be read ({error}); force=true makes it anew") from error
+    return Outcome(report, folder, fresh=False)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dd.engine.method import Task
-from dd.labels import LabelSettings
 from dd.pipeline.label import label_spec
 from dd.pipeline.task import make_task
 from dd.recipes import Recipe
@@ -40,8 +39,9 @@ def plan(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
     with nothing_made() as wanted:
         try:
             task = make_task(recipe)
-            recipe = settled(recipe, task, folder)
-            needs = [*task.data.preprocess.needs(), *recipe.method.needs(task)]
+            recipe = settled(recipe, task, folder.settings())
+            needed = [wanted for need in recipe.method.needs(task) for wanted in need.artefacts()]
+            needs = [*task.data.preprocess.needs(), *needed]
             labels = planned_labels(recipe, task)
             made = task.store.has(SETS, set_key(recipe, task))
         except NotMade:
@@ -81,8 +81,8 @@ def planned_labels(recipe: Recipe, task: Task) -> dict[str, Any] | None:
     Raises:
         UsageError: the protocol has no use for labels of views.
     """
-    labels = getattr(recipe.method, "labels", None)
-    if not isinstance(labels, LabelSettings) or labels.mode == "off":
+    labels = recipe.method.labelling
+    if labels is None:
         return None
     if labels.form == "topk" and labels.top > task.classes:
         log.info("labels.top=%d: all %d classes are kept, there are no more", labels.top, task.classes)
@@ -90,9 +90,9 @@ def planned_labels(recipe: Recipe, task: Task) -> dict[str, Any] | None:
     return {"stage": "label", "epochs": spec.epochs, "bytes": spec.bytes() if labels.mode == "store" else 0}
 
 
-def settled(recipe: Recipe, task: Task, folder: RunFolder) -> Recipe:
-    """The recipe with nothing left to decide; what an earlier start of the same run decided stands."""
-    return recipe.settled(recipe.method.settle(task), folder.settings())
+def settled(recipe: Recipe, task: Task, kept: Mapping[str, Any]) -> Recipe:
+    """The recipe with nothing left to decide; what an earlier start of the same run decided and `kept` stands."""
+    return recipe.settled(recipe.method.settle(task), kept)
 
 
 def set_key(recipe: Recipe, task: Task) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import platform
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +15,10 @@ from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.networks import resolve as resolve_network
 from dd.recipes import Evaluation, Recipe
-from dd.runs import Store
+from dd.runs import RunFolder, Store
+from dd.runs.cost import measured
+from dd.runs.memory import enough_memory
+from dd.runs.stop import Stop
 from dd.training.compiled import can_compile
 
 
@@ -72,12 +76,49 @@ def task_for(data: RealData, targets: Tensor, settings: Recipe | Evaluation) -> 
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run that is under way.
+
+    Attributes:
+        recipe: settled.
+        task: what to distil.
+        folder: where it leaves its files.
+        stop: signals.
+        command: what it was started by.
+        force: do again what is finished.
+        track: "wandb", "none", or None, see `Track`.
+        costs: of the stages that are done, by name: "seconds", "peak_memory", and what else a stage notes.
+    """
+
+    recipe: Recipe
+    task: Task
+    folder: RunFolder
+    stop: Stop
+    command: str
+    force: bool
+    track: str | None
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, words: str) -> Iterator[None]:
+        """Measure a stage, and say which setting needs less where there is not enough memory for it.
+
+        Args:
+            name: of the stage.
+            words: what it does: "training students".
+        """
+        with measured(self.task.device) as cost, enough_memory(words, lighter(self.recipe, name)):
+            yield
+        self.costs[name] = asdict(cost)
+
+
 def lighter(recipe: Recipe, stage: str) -> str:
     """A setting under which a stage of a run needs less memory.
 
     Args:
         recipe: the run's.
-        stage: "data", "prepare", "synthesise" or "evaluate".
+        stage: "data", "prepare", "synthesise", "label" or "evaluate".
     """
     flat = recipe.flat()
     if stage == "data":
@@ -89,6 +130,7 @@ def lighter(recipe: Recipe, stage: str) -> str:
     keys = {
         "prepare": ("experts.batch", "squeeze.batch"),
         "synthesise": ("batch", "batch_real", "crops.candidates"),
+        "label": ("eval.micro", "eval.batch"),
         "evaluate": ("eval.micro", "eval.batch"),
     }[stage]
     for key in keys:

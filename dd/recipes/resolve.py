@@ -6,7 +6,6 @@ import statistics
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dd.errors import UsageError, close_matches, in_one_line, nearest
@@ -83,18 +82,16 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
         checks.student(settled.parts.student)
     bare |= {key: settled.values.get(key, bare[key]) for key in IN_A_CELL}
     origin = {"device": "auto", **settled.origin} if bare["device"] == "auto" else settled.origin
-    files: dict[int, Path] = {}
     digests: dict[str, str] = {}
     with problems.caught():
         bare["device"] = resolve_device(bare["device"])
-    with problems.caught():
-        files = _teacher_files(settled.parts)
-    with problems.caught():
-        digests = _expert_files(settled.parts)
+    if settled.parts.method is not None:
+        with problems.caught():
+            digests |= settled.parts.method.digests(settled.parts.student)
     problems.raise_any()
     assert cls is not None
     changed = _changed(published.parts, settled.parts, bare, published.values)
-    recipe = _recipe(cls, bare, settled.parts, table, origin=origin, files=files, digests=digests)
+    recipe = _recipe(cls, bare, settled.parts, table, origin=origin, digests=digests)
     return replace(recipe, changed=changed, numbers=numbers)
 
 
@@ -307,7 +304,6 @@ def _recipe(
     table: _Table,
     *,
     origin: Mapping[str, str],
-    files: Mapping[int, Path],
     digests: dict[str, str],
 ) -> Recipe:
     from dd.engine import registry
@@ -322,7 +318,6 @@ def _recipe(
         digests["method"] = text
     if bare["init"] is not None and (init := set_file(bare["init"], "init")).is_file():
         digests["init"] = sha256_file(init)
-    digests |= {f"teachers[{at}]": sha256_file(file) for at, file in files.items()}
     notices = table.notices
     if "dataset" not in origin:
         notices = (
@@ -342,25 +337,3 @@ def _recipe(
         cell=table.cell,
         notices=notices,
     )
-
-
-def _teacher_files(parts: Parts) -> dict[int, Path]:
-    """The checkpoints among a method's teachers, by their places."""
-    from dd.training.teacher_names import SavedWeights, teacher_source
-
-    names = getattr(parts.method, "teachers", ())
-    if not hasattr(parts.method, "squeeze") or not isinstance(names, tuple):  # another method's field of that name
-        return {}
-    sources = [teacher_source(name, parts.student) for name in names]
-    return {at: origin.path for at, origin in enumerate(sources) if isinstance(origin, SavedWeights)}
-
-
-def _expert_files(parts: Parts) -> dict[str, str]:
-    """The hash of the files that a method's experts come from."""
-    from dd.training import ExpertSettings
-    from dd.training.buffers import buffer_hash
-
-    experts = getattr(parts.method, "experts", None)
-    if not isinstance(experts, ExpertSettings) or experts.from_ is None:
-        return {}
-    return {"experts.from": buffer_hash(experts.from_)}

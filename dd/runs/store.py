@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dd.io import (
     SEAL,
@@ -70,6 +70,27 @@ class Artefact:
     tensors: "Mapping[str, Tensor] | None" = None
     info: Mapping[str, Any] = field(default_factory=dict)
     value: Any = None
+
+
+class Wanted(NamedTuple):
+    """An artefact that is asked for: `kind` and `spec` are its place in the store, `words` name it for people."""
+
+    kind: str
+    spec: Mapping[str, Any]
+    words: str
+
+
+@dataclass(frozen=True)
+class Making:
+    """An artefact's place in the store while this process holds it, see `Store.making`.
+
+    Attributes:
+        found: what is there; None where it is to be made.
+        put: writes (tensors, facts), with the seconds that they took where not all of the time it was held counts.
+    """
+
+    found: Artefact | None
+    put: Callable[..., Artefact]
 
 
 class NotMade(Exception):
@@ -142,40 +163,65 @@ class Store:
         """
         return self._get_or_make(kind, spec, lambda: self._write(kind, spec, make()), what, force, describe)
 
-    def tensors_of_many(
-        self,
-        kind: str,
-        specs: Sequence[Mapping[str, Any]],
-        make: Callable[[Sequence[int]], Sequence[Payload]],
-        names: Sequence[str],
-    ) -> list[Artefact]:
-        """As `tensors` for several specs; those that are not in the store are made together.
+    @contextlib.contextmanager
+    def making(self, kind: str, spec: Mapping[str, Any], what: str, *, force: bool = False) -> Iterator[Making]:
+        """Hold an artefact's place while the block runs: whoever else would make it waits.
+
+        For what is made in the open, in several steps; `tensors` is for what one function makes.
 
         Args:
             kind: the sort of artefact.
-            specs: what is asked for, all different.
-            make: computes the payloads of the specs at the given positions, in that order.
-            names: one name for the log per spec.
+            spec: everything that determines it.
+            what: named in the log.
+            force: take it for missing even if it is there.
+
+        Raises:
+            UsageError: the store cannot be written to.
         """
-        found = [self.peek(kind, spec) for spec in specs]
-        for what, there in zip(names, found, strict=True):
+        require_making(what)
+        with self._lock(kind, spec, what):
+            found, began = None if force else self._load_or_discard(kind, spec, what), time.perf_counter()
+
+            def put(tensors: "Mapping[str, Tensor]", info: Mapping[str, Any], seconds: float | None = None) -> Artefact:
+                write = partial(self._write, kind, spec, (tensors, info))
+                made = self._make(kind, spec, write, time.perf_counter() - began if seconds is None else seconds)
+                log.info("made %s in %.1f s", what, made.seconds)
+                return made
+
+            if found is not None:
+                log.info("kept %s", what)
+            yield Making(found, put)
+
+    def tensors_of_many(
+        self, wanted: Sequence[Wanted], make: Callable[[Sequence[int]], Sequence[Payload]]
+    ) -> list[Artefact]:
+        """As `tensors` for several artefacts; those that are not in the store are made together.
+
+        Args:
+            wanted: what is asked for, all different.
+            make: computes the payloads of those at the given positions, in that order.
+        """
+        found = [self.peek(kind, spec) for kind, spec, _ in wanted]
+        for (_, _, what), there in zip(wanted, found, strict=True):
             if there is None:
                 require_making(what)
         with contextlib.ExitStack() as locks:
             # in one order for all processes, so that no two wait for each other
-            for i in sorted((i for i in range(len(specs)) if found[i] is None), key=lambda i: digest(specs[i])):
-                locks.enter_context(self._lock(kind, specs[i], names[i]))
-                found[i] = self._load_or_discard(kind, specs[i], names[i])
-            for what, artefact in zip(names, found, strict=True):
+            lacking = (i for i in range(len(wanted)) if found[i] is None)
+            for i in sorted(lacking, key=lambda i: digest(wanted[i].spec)):
+                locks.enter_context(self._lock(*wanted[i]))
+                found[i] = self._load_or_discard(*wanted[i])
+            for (_, _, what), artefact in zip(wanted, found, strict=True):
                 if artefact is not None:
                     log.info("kept %s", what)
-            missing = [i for i in range(len(specs)) if found[i] is None]
+            missing = [i for i in range(len(wanted)) if found[i] is None]
             start = time.perf_counter()
             payloads = make(missing) if missing else ()
             share = (time.perf_counter() - start) / max(len(missing), 1)
             for i, payload in zip(missing, payloads, strict=True):
-                found[i] = made = self._make(kind, specs[i], partial(self._write, kind, specs[i], payload), share)
-                log.info("made %s in %.1f s", names[i], made.seconds)
+                kind, spec, what = wanted[i]
+                found[i] = made = self._make(kind, spec, partial(self._write, kind, spec, payload), share)
+                log.info("made %s in %.1f s", what, made.seconds)
         return [artefact for artefact in found if artefact is not None]
 
     def value(

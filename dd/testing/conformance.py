@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dd.engine import registry
-from dd.engine.method import Method, Skip, Synthetic
+from dd.engine.method import Method, Skip, Synthetic, prepare
 from dd.errors import UsageError, in_one_line
 from dd.io import digest
 from dd.recipes import Recipe, resolve
@@ -153,7 +153,8 @@ def no_warnings(cls: type[Method], lab: Lab) -> None:
 def plan_is_true(cls: type[Method], lab: Lab) -> None:
     """`needs` names exactly the artefacts that are asked for."""
     seen = lab.seen(cls)
-    listed = {(kind, digest(spec)) for kind, spec, _ in seen.method.needs(seen.task)}
+    wanted = [wanted for need in seen.method.needs(seen.task) for wanted in need.artefacts()]
+    listed = {(kind, digest(spec)) for kind, spec, _ in wanted}
     forgotten, idle = sorted({k for k, _ in seen.needed - listed}), sorted({k for k, _ in listed - seen.needed})
     _require(not forgotten, f"`needs` does not name artefacts of kind {', '.join(forgotten)} that are made")
     _require(not idle, f"`needs` names artefacts of kind {', '.join(idle)} that are never asked for")
@@ -161,10 +162,11 @@ def plan_is_true(cls: type[Method], lab: Lab) -> None:
 
 def gradients_arrive(cls: type[Method], lab: Lab) -> None:
     """Every tensor that has an optimiser is a variable, and the objective's gradient reaches it."""
-    method, task = lab.recipe(cls).method, lab.task(cls)
+    task = lab.task(cls)
+    method = lab.method(cls, task)
     if not method.iterations:
         return
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     syn = method.start(task, prepared)
     moved = [p for optimiser in method.optimisers(syn) for group in optimiser.param_groups for p in group["params"]]
     names = {id(p): name for name, p in syn.named_parameters()}
@@ -194,7 +196,8 @@ def variables_move(cls: type[Method], lab: Lab) -> None:
 
 def parts_make_the_whole(cls: type[Method], lab: Lab) -> None:
     """Every synthetic image belongs to exactly one part, and a part's places ascend."""
-    method, task = lab.recipe(cls).method, lab.task(cls)
+    task = lab.task(cls)
+    method = lab.method(cls, task)
     for more in (1, 3):
         targets = task.targets.repeat_interleave(more)
         slots = [part.cpu() for part in method.parts(dataclasses.replace(task, targets=targets))]
@@ -224,8 +227,9 @@ def uneven_classes(cls: type[Method], lab: Lab) -> None:
 
 def finish_only_reads(cls: type[Method], lab: Lab) -> None:
     """`finish` changes no variable, gives the same set twice, and that set does not change with the variables."""
-    method, task = lab.recipe(cls).method, lab.task(cls)
-    prepared = method.prepare(task)
+    task = lab.task(cls)
+    method = lab.method(cls, task)
+    prepared = prepare(method, task)
     syn = method.start(task, prepared)
     before = _state(syn)
     one, two = method.finish(syn, task, prepared), method.finish(syn, task, prepared)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dd.engine.checkpoint import Checkpoint
-from dd.engine.method import Method, Synthetic, Task
+from dd.engine.method import Method, Synthetic, Task, prepare
 from dd.engine.synthesise import Watch, synthesise
 from dd.errors import Interrupted
 from dd.io import digest
@@ -133,6 +133,10 @@ class Lab:
             self._recipes[cls] = resolve(asked | _fewer(resolve(asked).method))
         return self._recipes[cls]
 
+    def method(self, cls: type[Method], task: Task) -> Method:
+        """The method of `recipe`, settled for a task."""
+        return self.recipe(cls).method.settle(task)
+
     def task(self, cls: type[Method], seed: int = 0) -> WatchedTask:
         """A fresh task for a method."""
         task = make_task(dataclasses.replace(self.recipe(cls), seed=seed))
@@ -143,16 +147,18 @@ class Lab:
     def seen(self, cls: type[Method], seed: int = 0, time: int = 1) -> Seen:
         """A whole run under a seed; another `time` is another run of the same."""
         if (cls, seed, time) not in self._seen:
-            self._seen[cls, seed, time] = _watch(self.recipe(cls).method, self.task(cls, seed))
+            task = self.task(cls, seed)
+            self._seen[cls, seed, time] = _watch(self.method(cls, task), task)
         return self._seen[cls, seed, time]
 
     def tried(self, cls: type[Method], task: Task) -> DistilledSet:
         """The set of a run on another task than the method's own."""
-        return _once(self.recipe(cls).method, task)[2]
+        return _once(self.method(cls, task), task)[2]
 
     def interrupted(self, cls: type[Method]) -> DistilledSet:
         """The set of a run that is stopped after every iteration and started again as a new process would."""
-        method, task = self.recipe(cls).method, self.task(cls)
+        task = self.task(cls)
+        method = self.method(cls, task)
         checkpoint = Checkpoint(self.folder / "checkpoints" / f"{cls.name}.safetensors", "conformance")
         checkpoint.path.unlink(missing_ok=True)
         for _ in range(method.iterations + 1):
@@ -194,7 +200,7 @@ def _once(
         if interrupt:
             stop.requested = signal.SIGINT
 
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     syn = method.start(task, prepared)
     start = method.finish(syn, task, prepared)
     synthesise(method, task, prepared, syn, checkpoint, Watch(log=after_iteration, stop=stop))

@@ -1,10 +1,10 @@
 """One training loop, for experts and students alike, and the experts it makes."""
 
 from dd.training.experts import (
+    Experts,
     ExpertSettings,
     Trajectories,
     expert_logits,
-    expert_needs,
     stack_size,
     trajectories,
 )
@@ -13,12 +13,12 @@ from dd.training.stacked import StackedTrainer
 
 __all__ = [
     "ExpertSettings",
+    "Experts",
     "Fit",
     "StackedTrainer",
     "Trainer",
     "Trajectories",
     "expert_logits",
-    "expert_needs",
     "stack_size",
     "trajectories",
 ]

@@ -1,6 +1,6 @@
 """Experts: networks trained on the real images, kept as trajectories of their parameters, one artefact each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal
@@ -10,10 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from dd.engine.method import Task
+from dd.engine.needs import Got, Need
 from dd.errors import RunError
 from dd.io import digest
 from dd.networks import Functional, saved_bytes
-from dd.runs.store import Artefact
+from dd.runs.store import Artefact, Wanted
 from dd.training.buffers import Buffers, buffer_hash
 from dd.training.loop import Fit, Path, Trainer, passes
 from dd.training.stacked import StackedTrainer
@@ -73,6 +74,10 @@ class ExpertSettings:
     store: Literal["float32", "bfloat16"] = "float32"
     from_: str | None = None
     stack: Annotated[int, Field(ge=1)] | None = None
+
+    def digests(self) -> Mapping[str, str]:
+        """The hash of the files that the experts are read from, where they are."""
+        return {} if self.from_ is None else {"experts.from": buffer_hash(self.from_)}
 
 
 _OF_KIND = {"ftd": ("rho", "alpha"), "ast": ("clip", "penalty", "decay")}
@@ -137,9 +142,48 @@ def expert_spec(task: Task, settings: ExpertSettings, member: int) -> dict[str, 
     }
 
 
-def expert_needs(task: Task, settings: ExpertSettings) -> list[tuple[str, dict[str, Any], str]]:
-    """The artefacts of a pool, as `Method.needs` lists them."""
-    return [(KIND, expert_spec(task, settings, m), _words(task, settings, m)) for m in range(settings.count)]
+@dataclass(frozen=True, eq=False)
+class Experts(Need[Trajectories]):
+    """A pool of experts, as a method needs it: one artefact each.
+
+    Attributes:
+        task: whose student and images.
+        settings: how they are trained.
+    """
+
+    task: Task
+    settings: ExpertSettings
+    name = "experts"
+
+    def artefacts(self) -> list[Wanted]:
+        """One per expert."""
+        task, settings = self.task, self.settings
+        return [Wanted(KIND, expert_spec(task, settings, m), _words(task, settings, m)) for m in range(settings.count)]
+
+    def fetch(self, got: Got) -> Trajectories:
+        """The pool, trained (or read from files) where it does not exist yet.
+
+        A pool can be extended, and an interrupted one goes on with the next expert.  One manifest lists its shards.
+
+        Raises:
+            RunError: an expert diverged.
+            UsageError: files of experts do not fit this run, see `dd.training.buffers`.
+        """
+        task, wanted, pool = self.task, self.artefacts(), _Pool(self.task, self.settings, self.task.functional())
+        found: list[Artefact] = []
+        for members in torch.arange(len(wanted)).split(stack_size(task, self.settings)):
+            some = members.tolist()
+            found += task.store.tensors_of_many([wanted[m] for m in some], partial(pool.make, some))
+        for artefact in found:
+            pool.template.require(artefact.info["header"], str(artefact.path))
+        _list(task, self.settings, found)
+        snapshots = tuple(a.tensors["snapshots"] for a in found if a.tensors is not None)
+        return Trajectories(snapshots, tuple(a.info["holdout"] for a in found), sum(a.seconds for a in found))
+
+
+def trajectories(task: Task, settings: ExpertSettings) -> Trajectories:
+    """The pool that `settings` asks for, apart from a run; see `Experts.fetch`."""
+    return Experts(task, settings).fetch(Got())
 
 
 def stack_size(task: Task, settings: ExpertSettings) -> int:
@@ -156,33 +200,6 @@ def stack_size(task: Task, settings: ExpertSettings) -> int:
         network(images)
     one = sum(seen.values()) * settings.batch // 2 * (2 if settings.kind == "ast" else 1)
     return max(1, min(MAX_STACK, int(STACK_SHARE * task.total_memory()) // one))
-
-
-def trajectories(task: Task, settings: ExpertSettings) -> Trajectories:
-    """The pool that `settings` asks for, trained (or read from files) where it does not exist yet.
-
-    Every expert is an artefact of its own, a shard of the pool: a pool can be extended, and an interrupted one goes on
-    with the next expert.  One manifest lists the shards of a pool.
-
-    Raises:
-        RunError: an expert diverged.
-        UsageError: files of experts do not fit this run, see `dd.training.buffers`.
-    """
-    pool = _Pool(task, settings, task.functional())
-    members, at_once = range(settings.count), stack_size(task, settings)
-    found: list[Artefact] = []
-    for first in members[::at_once]:
-        found += task.store.tensors_of_many(
-            KIND,
-            [expert_spec(task, settings, m) for m in members[first : first + at_once]],
-            partial(pool.make, members[first : first + at_once]),
-            [_words(task, settings, m) for m in members[first : first + at_once]],
-        )
-    for artefact in found:
-        pool.template.require(artefact.info["header"], str(artefact.path))
-    _list(task, settings, found)
-    snapshots = tuple(a.tensors["snapshots"] for a in found if a.tensors is not None)
-    return Trajectories(snapshots, tuple(a.info["holdout"] for a in found), sum(a.seconds for a in found))
 
 
 def _list(task: Task, settings: ExpertSettings, found: Sequence[Artefact]) -> None:

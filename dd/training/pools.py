@@ -1,7 +1,7 @@
 """Pools of experts as a user sees them: what is stored, whether it is sound, what a request would cost."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,6 +63,14 @@ class Price:
     missing: int
     seconds: float | None
     bytes: int
+
+    @staticmethod
+    def total(prices: "Iterable[Price]") -> "Price":
+        """What several requests would cost together."""
+        each = list(prices)
+        seconds = [price.seconds for price in each if price.seconds is not None]
+        sums = (sum(price.count for price in each), sum(price.missing for price in each))
+        return Price(*sums, sum(seconds) if seconds else None, sum(price.bytes for price in each))
 
 
 def pools(store: Store) -> list[Pool]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dd.engine.method import Task
+from dd.engine.needs import Got, Need
 from dd.errors import UsageError, in_one_line
 from dd.io import digest, sha256_file, sha256_tensors
 from dd.networks import NetworkSpec, resolve
@@ -21,6 +22,7 @@ from dd.networks.checkpoints import load_weights, outputs_of, read_weights
 from dd.networks.pretrained import IMAGENET, published, wnids
 from dd.networks.zoo import is_zoo_name
 from dd.rng import generator
+from dd.runs.store import Wanted
 from dd.training.squeeze import KIND, SqueezeSettings, build_teacher, holdout_accuracy, squeeze_spec, squeezed
 from dd.training.teacher_names import (
     NO_TEACHER,
@@ -32,7 +34,7 @@ from dd.training.teacher_names import (
     teacher_source,
 )
 
-__all__ = ["SqueezeSettings", "Teacher", "spelled", "teacher_keys", "teacher_needs", "teachers", "untrained"]
+__all__ = ["SqueezeSettings", "Teacher", "Teachers", "spelled", "teacher_keys", "teachers", "untrained"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,37 +59,59 @@ class Teacher:
     sha256: str
 
 
+@dataclass(frozen=True, eq=False)
+class Teachers(Need[tuple[Teacher, ...]]):
+    """Teachers, as a method needs them: one artefact for each that is trained here.
+
+    Attributes:
+        task: the run.
+        names: see `dd.networks.named.source`.
+        squeeze: how those are trained that are trained here.
+        check: raises where one will not do; asked of each before the next is trained.
+        first: called before anything is loaded or trained.
+    """
+
+    task: Task
+    names: Sequence[str]
+    squeeze: SqueezeSettings
+    check: Callable[[Teacher], None] = lambda _: None
+    first: Callable[[], None] = lambda: None
+    name = "teachers"
+
+    def artefacts(self) -> list[Wanted]:
+        """One per teacher that is trained here."""
+        return [
+            Wanted(KIND, squeeze_spec(self.task, origin.spec, self.squeeze), _words(self.task, name, self.squeeze))
+            for name, origin in _sources(self.task, self.names)
+            if isinstance(origin, Untrained)
+        ]
+
+    def fetch(self, got: Got) -> tuple[Teacher, ...]:
+        """The teachers in the order of their names, trained where they are to be trained here and do not exist yet.
+
+        Raises:
+            UsageError: a name stands for nothing, or for something that cannot classify these images.
+            RunError: a teacher diverged, or published weights cannot be had.
+        """
+        self.first()
+        sources = _sources(self.task, self.names)
+        ready: dict[int, Teacher] = {}
+        # those from elsewhere first: what is wrong with one is said before another is trained for hours
+        for at in sorted(range(len(sources)), key=lambda at: isinstance(sources[at][1], Untrained)):
+            ready[at] = _teacher(self.task, *sources[at], self.squeeze)
+            self.check(ready[at])
+        return tuple(ready[at] for at in range(len(sources)))
+
+    def keys(self) -> list[dict[str, Any]]:
+        """See `teacher_keys`."""
+        return teacher_keys(self.task, self.names, self.squeeze)
+
+
 def teachers(
     task: Task, names: Sequence[str], settings: SqueezeSettings, check: Callable[[Teacher], None] = lambda _: None
 ) -> tuple[Teacher, ...]:
-    """The teachers of the given names, trained where they are to be trained here and do not exist yet.
-
-    Args:
-        task: the run.
-        names: see `dd.training.teacher_names.teacher_source`.
-        settings: of those that are trained here.
-        check: raises where one will not do; asked of each before the next is trained.
-
-    Raises:
-        UsageError: a name stands for nothing, or for something that cannot classify these images.
-        RunError: a teacher diverged, or published weights cannot be had.
-    """
-    sources = _sources(task, names)
-    ready: dict[int, Teacher] = {}
-    # those from elsewhere first: what is wrong with one is said before another is trained for hours
-    for at in sorted(range(len(sources)), key=lambda at: isinstance(sources[at][1], Untrained)):
-        ready[at] = _teacher(task, *sources[at], settings)
-        check(ready[at])
-    return tuple(ready[at] for at in range(len(sources)))
-
-
-def teacher_needs(task: Task, names: Sequence[str], settings: SqueezeSettings) -> list[tuple[str, dict[str, Any], str]]:
-    """The artefacts of those teachers that are trained here, as `Method.needs` lists them."""
-    return [
-        (KIND, squeeze_spec(task, origin.spec, settings), _words(task, name, settings))
-        for name, origin in _sources(task, names)
-        if isinstance(origin, Untrained)
-    ]
+    """The teachers of the given names, apart from a run; see `Teachers.fetch`."""
+    return Teachers(task, names, settings, check).fetch(Got())
 
 
 def teacher_keys(task: Task, names: Sequence[str], settings: SqueezeSettings) -> list[dict[str, Any]]:
@@ -102,6 +126,20 @@ def teacher_keys(task: Task, names: Sequence[str], settings: SqueezeSettings) ->
             case PublishedWeights(name):
                 keys.append({"published": name})
     return keys
+
+
+def file_digests(names: Sequence[str], student: NetworkSpec) -> dict[str, str]:
+    """SHA-256 of the checkpoints among some teachers, by `teachers[PLACE]`.
+
+    Raises:
+        UsageError: a file is not there.
+    """
+    origins = [teacher_source(name, student) for name in names]
+    return {
+        f"teachers[{at}]": sha256_file(origin.path)
+        for at, origin in enumerate(origins)
+        if isinstance(origin, SavedWeights)
+    }
 
 
 def untrained(task: Task, names: Sequence[str]) -> dict[str, nn.Module]:

@@ -16,7 +16,7 @@ from torch.optim import SGD, AdamW
 from worker import Gate, resident
 
 from dd.data import RealData
-from dd.engine.method import Task
+from dd.engine.method import Task, prepare
 from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
 from dd.networks import NetworkSpec, embed
@@ -69,7 +69,7 @@ def ours(gate: Gate, scale: Scale, method: str, classes: int, ipc: int) -> None:
     """Our outer loop."""
     task = task_of(classes, ipc)
     made = method_of(method).settle(task)
-    prepared = made.prepare(task)
+    prepared = prepare(made, task)
     syn = made.start(task, prepared)
     done: list[float] = []
 
@@ -90,7 +90,7 @@ def class_by_class(gate: Gate, scale: Scale, method: str, classes: int, ipc: int
     task = task_of(classes, ipc)
     objective = {"dm": _dm, "datadam": _datadam, "ncfm": _ncfm, "dsa": _dsa}[method]
     made = method_of(method).settle(task)
-    prepared = made.prepare(task)
+    prepared = prepare(made, task)
     syn = made.start(task, prepared)
     variables: Any = syn
     images = variables.images

@@ -14,7 +14,7 @@ from scale import Scale
 from torch import Tensor, nn
 from worker import Gate, resident
 
-from dd.engine.method import Task
+from dd.engine.method import Task, prepare
 from dd.engine.synthesise import Watch, synthesise
 from dd.evaluation.arms import control_arm
 from dd.evaluation.evaluate import Evaluator
@@ -137,7 +137,7 @@ def make_experts(gate: Gate, scale: Scale) -> None:
 def iteration(gate: Gate, scale: Scale, backprop: str) -> None:
     """Our outer loop with MTT."""
     recipe, task = _recipe_and_task(scale, backprop)
-    prepared = recipe.method.prepare(task)
+    prepared = prepare(recipe.method, task)
     losses: list[float] = []
 
     def log(it: int, scalars: Any) -> None:
@@ -155,7 +155,7 @@ def where(gate: Gate, scale: Scale, backprop: str) -> None:
     """The pieces of an outer iteration, each in seconds."""
     recipe, task = _recipe_and_task(scale, backprop)
     method: Any = recipe.method
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     syn = method.start(task, prepared)
     optimisers = method.optimisers(syn)
     matching = importlib.import_module("dd.methods.trajectory._matching")
@@ -205,7 +205,7 @@ def iteration_plain(gate: Gate, scale: Scale) -> None:
 def memory(gate: Gate, scale: Scale, backprop: str, steps: int) -> None:
     """Two outer iterations: the second one has the first one's heap to live in."""
     recipe, task = _recipe_and_task(scale, backprop, steps, iterations=2)
-    prepared = recipe.method.prepare(task)
+    prepared = prepare(recipe.method, task)
     syn = recipe.method.start(task, prepared)
     gate.ready()
     synthesise(recipe.method, task, prepared, syn)

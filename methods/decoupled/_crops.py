@@ -5,7 +5,7 @@ cross entropy at their class, in the middle of a black frame of zeros; the best 
 n f^2; f^2 to an image, the k-th of n taking tiles k, n + k, 2n + k, ...
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from dd.data import RealData
 from dd.engine.method import Task
+from dd.engine.needs import Got, Need
 from dd.errors import UsageError
+from dd.runs.store import Payload, Wanted
 from dd.sets.tiles import mosaic
+from dd.training.teachers import Teacher, Teachers
 from dd.views import BoxDraw, draw_shares, resized_crop
 
 from ._pixels import to_bytes
@@ -56,7 +59,7 @@ class CropSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Patches:
+class Stitched:
     """Stitched images, class by class.
 
     Attributes:
@@ -78,63 +81,62 @@ class Patches:
         return torch.stack([self.blocks[b][i] for b, i in zip(blocks.tolist(), inside.tolist(), strict=True)])
 
 
-def patch_needs(
-    task: Task, settings: CropSettings, teachers: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, dict[str, Any], str]]:
-    """The artefacts of `real_patches`, as `Method.needs` lists them.
+@dataclass(frozen=True, eq=False)
+class Patches(Need[Stitched]):
+    """As many stitched images of each class as are asked for, an artefact for every 50 classes.
 
-    Args:
+    Attributes:
         task: the whole set.
         settings: which patches.
-        teachers: their keys, see `dd.training.teachers.teacher_keys`.
+        staff: the teachers that know them; cross entropies are means over them.
+        judge: given the teachers, says which crops may be chosen; None for all.
     """
-    needs = []
-    for block in _blocks(task.classes):
-        spec = {
-            "version": VERSION,
-            "data": task.data.fingerprint,
-            "teachers": list(teachers),
-            "settings": {"kind": type(settings).__name__, **_key(settings)},
-            "seed": task.seed,
-            "classes": [block.start, block.stop],
-            "counts": _counts(task)[block.start : block.stop],
-            "device": task.device.type,
-        }
-        words = f"patches of classes {block.start} to {block.stop - 1} of {task.data.name}"
-        needs.append((KIND, spec, words))
-    return needs
 
+    task: Task
+    settings: CropSettings
+    staff: Teachers
+    judge: Callable[[Sequence[Teacher]], Judge] | None = None
+    name = "patches"
 
-def real_patches(
-    task: Task,
-    settings: CropSettings,
-    teachers: Sequence[Mapping[str, Any]],
-    members: Sequence[nn.Module],
-    judge: Judge | None = None,
-) -> Patches:
-    """As many stitched images of each class as are asked for, from the store where they are there.
+    def artefacts(self) -> list[Wanted]:
+        """One per block of classes."""
+        task, wanted = self.task, []
+        for block in _blocks(task.classes):
+            spec = {
+                "version": VERSION,
+                "data": task.data.fingerprint,
+                "teachers": self.staff.keys(),
+                "settings": {"kind": type(self.settings).__name__, **_key(self.settings)},
+                "seed": task.seed,
+                "classes": [block.start, block.stop],
+                "counts": _counts(task)[block.start : block.stop],
+                "device": task.device.type,
+            }
+            words = f"patches of classes {block.start} to {block.stop - 1} of {task.data.name}"
+            wanted.append(Wanted(KIND, spec, words))
+        return wanted
 
-    Args:
-        task: the whole set.
-        settings: which patches.
-        teachers: their keys.
-        members: the teachers' networks; cross entropies are means over them.
-        judge: which crops may be chosen; None for all.
+    def fetch(self, got: Got) -> Stitched:
+        """The stitched images.
 
-    Raises:
-        UsageError: a class has too few images that may be chosen; `require_enough` says sooner where it has too few.
-    """
-    counts, blocks = _counts(task), []
+        Raises:
+            UsageError: a class has too few images that may be chosen; `require_enough` says sooner where it has too
+                few.
+        """
+        task, counts, blocks = self.task, _counts(self.task), []
+        teachers = got[self.staff]
+        members = [teacher.network for teacher in teachers]
+        judge = None if self.judge is None else self.judge(teachers)
 
-    def make(block: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        made = [stitched_class(task, settings, members, c, counts[c], judge) for c in block if counts[c]]
-        return {"images": torch.cat(made)}, {}
+        def make(block: range) -> Payload:
+            made = [stitched_class(task, self.settings, members, c, counts[c], judge) for c in block if counts[c]]
+            return {"images": torch.cat(made)}, {}
 
-    for block, (kind, spec, words) in zip(_blocks(task.classes), patch_needs(task, settings, teachers), strict=True):
-        kept = task.store.tensors(kind, spec, partial(make, block), words)
-        assert kept.tensors is not None
-        blocks.append(kept.tensors["images"])
-    return Patches(tuple(blocks), tuple(counts))
+        for block, (kind, spec, words) in zip(_blocks(task.classes), self.artefacts(), strict=True):
+            kept = task.store.tensors(kind, spec, partial(make, block), words)
+            assert kept.tensors is not None
+            blocks.append(kept.tensors["images"])
+        return Stitched(tuple(blocks), tuple(counts))
 
 
 def require_enough(task: Task, settings: CropSettings) -> None:

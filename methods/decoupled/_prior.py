@@ -1,7 +1,7 @@
 """How well a student learns from each member of a committee alone: the priors that their votes follow."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,11 +11,14 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from dd.engine.method import Task
+from dd.engine.needs import Got, Need
+from dd.engine.synthesise import distil
 from dd.errors import RunError, UsageError
+from dd.runs.store import Payload, Wanted
 from dd.training.committee import logits, published_prior
 from dd.training.loop import Fit, Trainer, accuracy
 from dd.training.teacher_names import PublishedWeights, teacher_source
-from dd.training.teachers import Teacher, teacher_keys
+from dd.training.teachers import Teacher, Teachers
 from dd.views import ViewPolicy, draw_view
 
 from ._teachers import Committee
@@ -74,37 +77,56 @@ def require_holdout(votes: Source, task: Task) -> None:
         )
 
 
-def prior_needs(method: "SRe2L", task: Task, settings: DistilSettings) -> list[tuple[str, dict[str, Any], str]]:
-    """One artefact per teacher, as `Method.needs` lists them."""
-    return [
-        (KIND, _spec(method, task, settings, number), f"prior of {name} on {task.data.name}")
-        for number, name in enumerate(method.teachers)
-    ]
+@dataclass(frozen=True, eq=False)
+class Priors(Need[tuple[float, ...]]):
+    """Held-out accuracy in percent of students on sets recovered from each teacher alone; an artefact per teacher.
 
+    Attributes:
+        method: whose settings recover.
+        task: the run.
+        settings: how they are measured.
+        staff: the teachers.
+    """
 
-def distilled_prior(method: "SRe2L", task: Task, committee: Committee, settings: DistilSettings) -> tuple[float, ...]:
-    """Held-out accuracy in percent of students on sets recovered from each teacher alone, with `method`'s settings."""
-    found = []
-    for (kind, spec, words), teacher in zip(prior_needs(method, task, settings), committee.teachers, strict=True):
-        make = partial(_measure, method, task, teacher, settings)
-        found.append(task.store.value(kind, spec, make, words, describe=lambda value: f": {value:.2f} %").value)
-    return tuple(found)
+    method: "SRe2L"
+    task: Task
+    settings: DistilSettings
+    staff: Teachers
+    name = "priors"
 
+    def artefacts(self) -> list[Wanted]:
+        """One per teacher."""
+        names = enumerate(self.method.teachers)
+        return [Wanted(KIND, self.spec(at), f"prior of {name} on {self.task.data.name}") for at, name in names]
 
-def _spec(method: "SRe2L", task: Task, settings: DistilSettings, number: int) -> dict[str, Any]:
-    """Everything that determines a teacher's prior."""
-    kept = {k: v for k, v in asdict(_alone(method, settings, number)).items() if k not in _NO_PART}
-    return {
-        "version": VERSION,
-        "data": task.data.fingerprint,
-        "teacher": teacher_keys(task, method.teachers[number : number + 1], method.squeeze)[0],
-        "recover": json.loads(json.dumps(kept)),
-        "settings": asdict(settings),
-        "student": asdict(task.student),
-        "precision": task.precision,
-        "compile": task.compile,
-        "device": task.device.type,
-    }
+    def fetch(self, got: Got) -> tuple[float, ...]:
+        """The accuracies in the order of the teachers.
+
+        Raises:
+            RunError: a recovery diverged.
+        """
+        found = []
+        for (kind, spec, words), teacher in zip(self.artefacts(), got[self.staff], strict=True):
+            make = partial(_measure, self, teacher)
+            kept = self.task.store.value(kind, spec, make, words, describe=lambda value: f": {value:.2f} %")
+            found.append(kept.value)
+        return tuple(found)
+
+    def spec(self, number: int) -> dict[str, Any]:
+        """Everything that determines a teacher's prior."""
+        method, task = self.method, self.task
+        kept = {k: v for k, v in asdict(_alone(method, self.settings, number)).items() if k not in _NO_PART}
+        return {
+            "version": VERSION,
+            "data": task.data.fingerprint,
+            "teacher": self.staff.keys()[number],
+            "recover": json.loads(json.dumps(kept)),
+            "settings": asdict(self.settings),
+            "student": asdict(task.student),
+            "precision": task.precision,
+            "compile": task.compile,
+            "device": task.device.type,
+        }
 
 
 _NO_PART = ("teachers", "squeeze", "labels", "votes", "prior", "tau", "distil", "members_by", "crops")
@@ -117,15 +139,15 @@ def _alone(method: "SRe2L", settings: DistilSettings, number: int) -> "SRe2L":
     return replace(method, iterations=settings.iterations, start_from=start, **alone)
 
 
-def _measure(method: "SRe2L", task: Task, teacher: Teacher, settings: DistilSettings) -> float:
+def _measure(priors: Priors, teacher: Teacher) -> float:
+    method, task, settings = priors.method, priors.task, priors.settings
     number = method.teachers.index(teacher.name)
     alone, committee = _alone(method, settings, number), Committee((teacher,), (0.0,))
     targets = torch.arange(task.classes, device=task.device).repeat_interleave(settings.ipc)
     small = replace(task, targets=targets, seed=_SEED, part=None)
     images = torch.empty(len(targets), *task.data.shape, device=task.device)
     # neither student nor its training has a part in how images are recovered
-    whole = _spec(method, task, settings, number)
-    spec = {k: v for k, v in whole.items() if k not in ("settings", "student")} | {"ipc": settings.ipc}
+    spec = {k: v for k, v in priors.spec(number).items() if k not in ("settings", "student")} | {"ipc": settings.ipc}
     for at, batch in enumerate(small.in_parts(slots := list(alone.parts(small)))):
         places = slots[0] if batch.part is None else batch.part.slots
         words = f"batch {at + 1} of {len(slots)} of the prior of {teacher.name}"
@@ -145,26 +167,18 @@ def _measure(method: "SRe2L", task: Task, teacher: Teacher, settings: DistilSett
     return sum(scores) / len(scores)
 
 
-def _recover(method: "SRe2L", task: Task, committee: Committee) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+def _recover(method: "SRe2L", task: Task, committee: Committee) -> Payload:
     """uint8 (n, c, h, w): one batch from its first iteration to its last.
 
     Raises:
         RunError: it diverged.
     """
-    syn = method.start(task, committee)
-    (optimiser,) = method.optimisers(syn)
-    for it in range(method.iterations):
-        for pixels in optimiser.param_groups:
-            pixels["lr"] = method.lr_img * method.rate(it)
-        optimiser.zero_grad(set_to_none=True)
-        terms = method.loss(syn, task, committee, it)
-        assert isinstance(terms, Mapping)
-        torch.stack(list(terms.values())).sum().backward()
-        optimiser.step()
-        method.project(syn, task)
-    if not bool(syn.images.isfinite().all()):
-        raise RunError(f"votes: images recovered from {committee.teachers[0].name} diverged; lower lr_img")
-    return {"images": method.finish(syn, task, committee).images.cpu()}, {}
+    try:
+        return {"images": distil(method, task, committee).images.cpu()}, {}
+    except RunError as error:
+        raise RunError(
+            f"votes: images recovered from {committee.teachers[0].name} diverged; lower lr_img ({error})"
+        ) from error
 
 
 def _labelled(images: Tensor, teacher: Teacher, size: int, rng: Generator, _: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,23 +2,26 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar
+from functools import partial
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from dd.engine.method import Method, Synthetic, Task
+from dd.engine.needs import Got, Need
 from dd.errors import UsageError
 from dd.labels import LabelSettings
+from dd.networks import NetworkSpec
 from dd.sets import DistilledSet
 from dd.training.committee import votes
 from dd.training.compiled import can_compile, compiled, worth_compiling
 from dd.training.fitness import announce, require_fit
 from dd.training.relabel import TeacherLabeller
 from dd.training.teacher_names import NO_TEACHER
-from dd.training.teachers import SqueezeSettings, Teacher, teacher_needs, teachers
+from dd.training.teachers import SqueezeSettings, Teacher, Teachers, file_digests
 
-from ._crops import Patches
+from ._crops import Stitched
 from ._pixels import to_bytes
 
 
@@ -35,7 +38,7 @@ class Committee:
 
     teachers: tuple[Teacher, ...]
     prior: tuple[float, ...]
-    patches: Patches | None = None
+    patches: Stitched | None = None
     fast: dict[Any, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     def network(self, teacher: Teacher, task: Task, images: Tensor, iterations: int) -> Callable[[Tensor], Tensor]:
@@ -63,7 +66,7 @@ Names = Annotated[tuple[str, ...], AfterValidator(_at_least_one)]
 
 
 @dataclass(frozen=True)
-class Taught(Method):
+class Taught(Method[Committee]):
     """A method whose images and labels come from teachers.
 
     Attributes:
@@ -87,32 +90,39 @@ class Taught(Method):
                 "labels.ensemble=logit_mean"
             )
 
-    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
-        """One artefact per teacher that is trained here."""
-        return teacher_needs(task, self.teachers, self.squeeze)
+    def digests(self, student: NetworkSpec) -> Mapping[str, str]:
+        """Of the teachers that are files."""
+        return file_digests(self.teachers, student)
 
-    def prepare(self, task: Task) -> Committee:
-        """Train or fetch the teachers, and refuse those that do not know the images."""
-        return Committee(self.fit_teachers(task), (0.0,) * len(self.teachers))
-
-    def fit_teachers(self, task: Task) -> tuple[Teacher, ...]:
-        """The teachers, each of which knows the images.
+    def settle(self, task: Task) -> Self:
+        """Nothing is left to decide; data whose pixels have no range are refused.
 
         Raises:
-            UsageError: one does not, see `dd.training.fitness`; or the data are whitened.
+            UsageError: the data are whitened.
         """
         if task.data.preprocess.kind != "standard":
             raise UsageError(
                 f"data.preprocess={task.data.preprocess.kind}: {self.name} clips and saves pixels, whose range shows "
                 "only in data.preprocess=standard"
             )
+        return self
+
+    def needs(self, task: Task) -> Sequence[Need[Any]]:
+        """The teachers."""
+        return [self.staff(task)]
+
+    def staff(self, task: Task) -> Teachers:
+        """The teachers, each of which must know the images and be of use to the method."""
 
         def check(teacher: Teacher) -> None:
             self.require_usable(teacher.name, teacher.network)
             require_fit(teacher, task)
 
-        announce(task)
-        return teachers(task, self.teachers, self.squeeze, check)
+        return Teachers(task, self.teachers, self.squeeze, check, partial(announce, task))
+
+    def prepare(self, task: Task, got: Got) -> Committee:
+        """The teachers, with equal votes."""
+        return Committee(got[self.staff(task)], (0.0,) * len(self.teachers))
 
     def require_usable(self, name: str, network: nn.Module) -> None:
         """Refuse a network that the method has no use for; all will do.
@@ -121,16 +131,21 @@ class Taught(Method):
             UsageError: see above.
         """
 
+    @property
+    def labelling(self) -> LabelSettings | None:
+        """`labels`, unless it says "off"."""
+        return None if self.labels.mode == "off" else self.labels
+
     def labeller(self, task: Task, prepared: Committee) -> TeacherLabeller | None:
         """All teachers, as `labels` says."""
-        if self.labels.mode == "off":
+        if self.labelling is None:
             return None
         weights = None
         if self.labels.ensemble == "logit_weighted":
             weights = votes(prepared.prior, self.labels.tau).tolist()
         return TeacherLabeller.of(task, prepared.teachers, self.squeeze, self.labels, weights)
 
-    def finish(self, syn: Synthetic, task: Task, prepared: Any) -> DistilledSet:
+    def finish(self, syn: Synthetic, task: Task, prepared: Committee) -> DistilledSet:
         """Images as they are saved: bytes, rounded where the authors truncate."""
         made = super().finish(syn, task, prepared)
         return replace(made, images=to_bytes(task.data.preprocess, made.images))

@@ -1,21 +1,22 @@
 """CV-DD: dataset distillation via committee voting (Cui et al., arXiv:2501.07575)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 
 from dd.engine.method import Task
+from dd.engine.needs import Got, Need
 from dd.engine.registry import register
 from dd.labels import LabelSettings
 from dd.training.committee import votes
 
 from ._crops import CropSettings
-from ._prior import DistilSettings, Source, distilled_prior, prior_needs, published_priors, require_holdout
+from ._prior import DistilSettings, Priors, Source, published_priors, require_holdout
 from ._teachers import Committee, Names
 from .sre2l import Member, SRe2L
 
@@ -71,31 +72,34 @@ class CVDD(SRe2L):
         if self.prior is not None and len(self.prior) != len(self.teachers):
             raise ValueError(f"prior has {len(self.prior)} numbers for {len(self.teachers)} teachers")
 
-    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
-        """Teachers, patches, and what a prior is measured by."""
-        measures = self.votes != "teacher" and self._known(task) is None
-        measured = prior_needs(self, task, self.distil) if measures else []
-        return [*super().needs(task), *measured]
-
-    def prepare(self, task: Task) -> Committee:
-        """Teachers, patches and priors.
+    def settle(self, task: Task) -> Self:
+        """Nothing is left to decide; votes by held-out images where nothing is held out are refused.
 
         Raises:
-            UsageError: also where votes need held-out images and there are none.
+            UsageError: see above, and `SRe2L.settle`.
         """
-        prior = self._known(task)
-        if prior is None:
+        if self._known(task) is None:
+            if self.votes == "prior":
+                words = "no constants are published for these teachers on %s: their votes are measured"
+                log.info(words, task.data.name)
             require_holdout(self.votes, task)
-        made = super().prepare(task)
+        return super().settle(task)
+
+    def needs(self, task: Task) -> Sequence[Need[Any]]:
+        """Teachers, patches, and what a prior is measured by."""
+        measured = [self.priors(task)] if self.votes != "teacher" and self._known(task) is None else []
+        return [*super().needs(task), *measured]
+
+    def priors(self, task: Task) -> Priors:
+        """Those that are measured here."""
+        return Priors(self, task, self.distil, self.staff(task))
+
+    def prepare(self, task: Task, got: Got) -> Committee:
+        """Teachers, patches and priors."""
+        made, prior = super().prepare(task, got), self._known(task)
         if prior is None and self.votes == "teacher":
             prior = tuple(float(teacher.holdout or 0.0) for teacher in made.teachers)
-        elif prior is None:
-            if self.votes == "prior":
-                log.info(
-                    "no constants are published for these teachers on %s: their votes are measured", task.data.name
-                )
-            prior = distilled_prior(self, task, made, self.distil)
-        return replace(made, prior=prior)
+        return replace(made, prior=got[self.priors(task)] if prior is None else prior)
 
     def members(self, task: Task, prepared: Committee) -> Sequence[Member]:
         """The pair of the batch, or all, with votes by their priors."""

@@ -1,5 +1,6 @@
 """NRR-DD: non-critical region refinement (Tran et al., CVPR 2025, arXiv:2503.18267)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -12,8 +13,9 @@ from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.labels import LabelSettings
 from dd.networks.activation import activation_maps
+from dd.training.teachers import Teacher
 
-from ._crops import CropSettings, Judge
+from ._crops import CropSettings, Judge, Patches
 from ._teachers import Committee
 from .sre2l import SRe2L
 
@@ -101,7 +103,7 @@ class NRRDD(SRe2L):
         with torch.no_grad():
             syn.before.copy_(syn.images)
         if it == 0:
-            syn.mask.copy_(self.mask(looked_at(prepared, syn.images, syn.targets))[:, None])
+            syn.mask.copy_(self.mask(looked_at(prepared.teachers, syn.images, syn.targets))[:, None])
         return super().loss(syn, task, prepared, it)
 
     def project(self, syn: Synthetic, task: Task) -> None:
@@ -112,12 +114,16 @@ class NRRDD(SRe2L):
             super().project(syn, task)
             syn.images.copy_(torch.where(syn.mask > 0, syn.images, syn.before))
 
-    def judge(self, committee: Committee) -> Judge:
+    def patches(self, task: Task) -> Patches:
+        """Crops with enough of the activation map."""
+        return Patches(task, self.crops, self.staff(task), self.judge)
+
+    def judge(self, teachers: Sequence[Teacher]) -> Judge:
         """Crops with enough of the activation map, and of each image those with most."""
 
         def allowed(images: Tensor, boxes: Tensor, c: int) -> Tensor:
             targets = torch.full((len(images),), c, device=images.device)
-            maps = looked_at(committee, images, targets)
+            maps = looked_at(teachers, images, targets)
             inside = held(maps, boxes.view(len(images), -1, 4).to(images.device))
             most = inside.topk(min(self.crops.keep, inside.shape[1]), 1).indices
             return torch.zeros_like(inside, dtype=torch.bool).scatter(1, most, True) & (inside >= self.crops.share)
@@ -125,11 +131,11 @@ class NRRDD(SRe2L):
         return allowed
 
 
-def looked_at(committee: Committee, images: Tensor, targets: Tensor) -> Tensor:
+def looked_at(teachers: Sequence[Teacher], images: Tensor, targets: Tensor) -> Tensor:
     """(n, h, w) the teachers' mean activation maps."""
     chunks = zip(images.split(_CHUNK), targets.split(_CHUNK), strict=True)
     return torch.cat([
-        torch.stack([activation_maps(teacher.network, part, own) for teacher in committee.teachers]).mean(0)
+        torch.stack([activation_maps(teacher.network, part, own) for teacher in teachers]).mean(0)
         for part, own in chunks
     ])  # fmt: skip
 

@@ -1,17 +1,17 @@
 """RDED: on the diversity and realism of distilled data sets (Sun et al., CVPR 2024, arXiv:2312.03526)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from dd.engine.method import Synthetic, Task
+from dd.engine.needs import Got, Need
 from dd.engine.registry import register
-from dd.training.teachers import teacher_keys
 
-from ._crops import BLOCK, CropSettings, patch_needs, real_patches, require_enough
+from ._crops import BLOCK, CropSettings, Patches, require_enough
 from ._teachers import Committee, Taught
 
 
@@ -30,16 +30,26 @@ class RDED(Taught):
 
     crops: CropSettings = field(default_factory=CropSettings)
 
-    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
-        """Teachers and stitched images."""
-        return [*super().needs(task), *patch_needs(task, self.crops, self._keys(task))]
+    def settle(self, task: Task) -> Self:
+        """Nothing is left to decide; classes with too few images are refused before a teacher is trained.
 
-    def prepare(self, task: Task) -> Committee:
-        """Teachers, and the images that they choose."""
+        Raises:
+            UsageError: see above; or the data are whitened.
+        """
         require_enough(task, self.crops)
-        made = super().prepare(task)
-        networks = [teacher.network for teacher in made.teachers]
-        return replace(made, patches=real_patches(task, self.crops, self._keys(task), networks))
+        return super().settle(task)
+
+    def needs(self, task: Task) -> Sequence[Need[Any]]:
+        """Teachers, and the images that they choose."""
+        return [*super().needs(task), self.patches(task)]
+
+    def patches(self, task: Task) -> Patches:
+        """The stitched images."""
+        return Patches(task, self.crops, self.staff(task))
+
+    def prepare(self, task: Task, got: Got) -> Committee:
+        """Teachers, and the images that they choose."""
+        return replace(super().prepare(task, got), patches=got[self.patches(task)])
 
     def parts(self, task: Task) -> Sequence[Tensor]:
         """So many classes at a time, for their memory."""
@@ -52,6 +62,3 @@ class RDED(Taught):
         assert prepared.patches is not None
         pixels = prepared.patches.take(task.targets, task.ranks).to(task.device)
         return Synthetic(task.data.preprocess(pixels), task.targets)
-
-    def _keys(self, task: Task) -> list[dict[str, Any]]:
-        return teacher_keys(task, self.teachers, self.squeeze)

@@ -7,10 +7,10 @@ its images, so which images share one belongs to the method; batches do not know
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +20,14 @@ from torch.optim import Adam, Optimizer
 
 from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Objective, Synthetic, Task
+from dd.engine.needs import Got, Need
 from dd.engine.registry import register
 from dd.errors import UsageError
 from dd.networks.statistics import required_batch_norms, statistics_loss
-from dd.training.teachers import Teacher, teacher_keys, untrained
+from dd.training.teachers import Teacher, untrained
 from dd.views import STRETCH, draw_boxes, resized_crop
 
-from ._crops import CropSettings, Judge, patch_needs, real_patches, require_enough
+from ._crops import CropSettings, Patches, require_enough
 from ._pixels import clip_
 from ._teachers import Committee, Taught
 
@@ -77,30 +78,32 @@ class SRe2L(Taught):
     start_from: Literal["noise", "real", "crops"] = "noise"
     crops: CropSettings = field(default_factory=CropSettings)
 
-    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
-        """Teachers, and the patches where it starts from them."""
-        patches: Sequence[tuple[str, Mapping[str, Any], str]] = ()
-        if self.start_from == "crops":
-            patches = patch_needs(task, self.crops, teacher_keys(task, self.teachers, self.squeeze))
-        return [*super().needs(task), *patches]
-
-    def prepare(self, task: Task) -> Committee:
-        """Teachers, and the patches where it starts from them.
+    def settle(self, task: Task) -> Self:
+        """Nothing is left to decide; what cannot work is refused before a teacher is trained.
 
         Raises:
-            UsageError: a teacher has no BatchNorm, or a class too few images, which is said before one is trained.
+            UsageError: a teacher has no BatchNorm, a class too few images, or the data are whitened.
         """
         if self.start_from == "crops":
             require_enough(task, self.crops)
         if self.r_bn:
             for name, network in untrained(task, self.teachers).items():
                 self.require_usable(name, network)
-        made = super().prepare(task)
-        if self.start_from != "crops":
-            return made
-        keys = teacher_keys(task, self.teachers, self.squeeze)
-        networks = [teacher.network for teacher in made.teachers]
-        return replace(made, patches=real_patches(task, self.crops, keys, networks, self.judge(made)))
+        return super().settle(task)
+
+    def needs(self, task: Task) -> Sequence[Need[Any]]:
+        """Teachers, and the patches where it starts from them."""
+        patches = [self.patches(task)] if self.start_from == "crops" else []
+        return [*super().needs(task), *patches]
+
+    def patches(self, task: Task) -> Patches:
+        """Those that it may start from."""
+        return Patches(task, self.crops, self.staff(task))
+
+    def prepare(self, task: Task, got: Got) -> Committee:
+        """Teachers, and the patches where it starts from them."""
+        patches = got[self.patches(task)] if self.start_from == "crops" else None
+        return replace(super().prepare(task, got), patches=patches)
 
     def require_usable(self, name: str, network: nn.Module) -> None:
         """See `Taught`; the statistics loss needs BatchNorm."""
@@ -109,10 +112,6 @@ class SRe2L(Taught):
                 required_batch_norms(network)
             except UsageError as error:
                 raise UsageError(f"teachers={name}: {error}") from error
-
-    def judge(self, committee: Committee) -> Judge | None:
-        """Which crops may be chosen; None for all."""
-        return None
 
     def parts(self, task: Task) -> Sequence[Tensor]:
         """The batches."""

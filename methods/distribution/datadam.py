@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -54,19 +54,15 @@ class DataDAM(DM):
         """The paper's learning rates."""
         return {"lr_img": 1.0 if ipc <= 50 else 10.0}
 
-    def settle(self, task: Task) -> "DataDAM":
+    def settle(self, task: Task) -> Self:
         """Chunks as DM's, and the weight by the images' size."""
-        chunk = super().settle(task).chunk
-        return replace(self, chunk=chunk, weight=self._weight(task))
+        weight = 0.01 if task.data.size <= LOW_RESOLUTION else 0.02
+        return replace(super().settle(task), weight=weight if self.weight is None else self.weight)
 
-    def _weight(self, task: Task) -> float:
-        if self.weight is not None:
-            return self.weight
-        return 0.01 if task.data.size <= LOW_RESOLUTION else 0.02
-
-    def loss(self, syn: Synthetic, task: Task, prepared: Any, it: int) -> Objective:
+    def loss(self, syn: Synthetic, task: Task, prepared: None, it: int) -> Objective:
         """The distance of mean attention maps and that of mean features."""
-        network, weight = task.network("matching", it).requires_grad_(False), self._weight(task)
+        network, weight = task.network("matching", it).requires_grad_(False), self.weight
+        assert weight is not None, "settled"
 
         def seen(images: Tensor, sizes: list[int]) -> tuple[list[Tensor], Tensor]:
             with captured(network, (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus)) as maps:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch.optim import SGD, Optimizer
 from dd.engine import parallel
 from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Method, Objective, Synthetic, Task
+from dd.engine.needs import Got
 from dd.engine.registry import register
 from dd.errors import UsageError
 from dd.networks import Functional
@@ -64,7 +65,7 @@ class Condensed(Synthetic):
 
 @register("dc")
 @dataclass(frozen=True)
-class DC(Method):
+class DC(Method[Functional]):
     """Gradient matching: synthetic images should pull a network's weights the way real ones do.
 
     A new network is taken every `outer` iterations; in between it is trained for `inner` passes on the synthetic set.
@@ -102,7 +103,7 @@ class DC(Method):
         outer, inner = LOOPS[min(LOOPS, key=lambda known: abs(math.log(known / ipc)))]
         return {"outer": outer, "inner": inner, "iterations": NETWORKS * outer}
 
-    def settle(self, task: Task) -> "DC":
+    def settle(self, task: Task) -> Self:
         """Nothing is left to decide; a network with batch norm is refused.
 
         Raises:
@@ -116,7 +117,7 @@ class DC(Method):
             )
         return self
 
-    def prepare(self, task: Task) -> Functional:
+    def prepare(self, task: Task, got: Got) -> Functional:
         """The student; its module takes the weights of the iteration."""
         return task.functional()
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
@@ -20,7 +20,7 @@ from ._classes import Group, chunk_size, chunks, class_means, group
 
 @register("dm")
 @dataclass(frozen=True)
-class DM(Method):
+class DM(Method[None]):
     """Distribution matching: the classes' mean features under a fresh random network, those of real images.
 
     L = sum over classes of || mean f(A(real)) - mean f(A(synthetic)) ||^2, with a new network every iteration.
@@ -49,11 +49,11 @@ class DM(Method):
     chunk: Annotated[int, Field(ge=1)] | None = None
     batchnorm: Literal["class", "all"] = "class"
 
-    def settle(self, task: Task) -> "DM":
+    def settle(self, task: Task) -> Self:
         """How many classes share a forward pass."""
         return replace(self, chunk=self.chunk or chunk_size(task, self.batch_real))
 
-    def start(self, task: Task, prepared: Any) -> Synthetic:
+    def start(self, task: Task, prepared: None) -> Synthetic:
         """Real images or noise, with hard labels."""
         return Synthetic(task.first_images(self.start_from), task.targets)
 
@@ -61,7 +61,7 @@ class DM(Method):
         """Momentum SGD on the pixels; its state is pixel by pixel, so classes do not meet in it."""
         return [SGD([syn.images], lr=self.lr_img, momentum=self.momentum_img)]
 
-    def loss(self, syn: Synthetic, task: Task, prepared: Any, it: int) -> Objective:
+    def loss(self, syn: Synthetic, task: Task, prepared: None, it: int) -> Objective:
         """The distance of the class means, summed over classes and features."""
         network = task.network("matching", it).requires_grad_(False)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,12 @@ from torch.optim import SGD, AdamW, Optimizer
 from dd.engine import parallel
 from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Method, Objective, Synthetic, Task
+from dd.engine.needs import Got, Need
 from dd.engine.registry import register
-from dd.networks import Functional, embed
+from dd.networks import Functional, NetworkSpec, embed
 from dd.sets import DistilledSet
 from dd.sets.tiles import decode, decoded, decoded_labels, mosaic
-from dd.training import ExpertSettings, Trajectories, expert_needs, stack_size, trajectories
+from dd.training import Experts, ExpertSettings, Trajectories, stack_size
 from dd.views.dsa import draw_sequence
 
 from ._classes import augment_by_class, chunk_size, chunks, class_means, first_of_class, real_images
@@ -86,7 +87,7 @@ class Mosaics(Synthetic):
 
 @register("ncfm")
 @dataclass(frozen=True)
-class NCFM(Method):
+class NCFM(Method[Pool]):
     """Characteristic functions of features, matched where a sampling network finds them furthest apart.
 
     Every iteration blends one network of a pretrained pool between its first and its last weights, and minimises over
@@ -162,19 +163,23 @@ class NCFM(Method):
         default_factory=lambda: ExpertSettings(count=20, epochs=60, momentum=0.9, weight_decay=5e-4, batch=128)
     )
 
-    def settle(self, task: Task) -> "NCFM":
+    def digests(self, student: NetworkSpec) -> Mapping[str, str]:
+        """Of the files that the pool is read from."""
+        return self.experts.digests()
+
+    def settle(self, task: Task) -> Self:
         """Chunks as DM's, and how many experts to train at once."""
         experts = replace(self.experts, stack=stack_size(task, self.experts))
         return replace(self, chunk=self.chunk or chunk_size(task, self.batch_real), experts=experts)
 
-    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
-        """One artefact per network of the pool."""
-        return expert_needs(task, self.experts)
+    def needs(self, task: Task) -> Sequence[Need[Any]]:
+        """The pool of networks."""
+        return [Experts(task, self.experts)]
 
-    def prepare(self, task: Task) -> Pool:
-        """Train or fetch the pool."""
+    def prepare(self, task: Task, got: Got) -> Pool:
+        """The pool, and modules to run its networks in."""
         blended, trained = (task.network("skeleton").requires_grad_(False) for _ in range(2))
-        return Pool(trajectories(task, self.experts), task.functional(), blended, trained)
+        return Pool(got[Experts(task, self.experts)], task.functional(), blended, trained)
 
     def start(self, task: Task, prepared: Pool) -> Synthetic:
         """Mosaics of real images, each made smaller; a sampler whose weights are drawn from the run's seed."""

@@ -1,7 +1,6 @@
 """Random real images, class-balanced, with their hard labels: what every other method must beat."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from dd.engine.method import Method, Synthetic, Task
 from dd.engine.registry import register
@@ -9,9 +8,9 @@ from dd.engine.registry import register
 
 @register("random")
 @dataclass(frozen=True)
-class Random(Method):
+class Random(Method[None]):
     """Random real images with hard labels."""
 
-    def start(self, task: Task, prepared: Any) -> Synthetic:
+    def start(self, task: Task, prepared: None) -> Synthetic:
         """One draw without replacement per class."""
         return Synthetic(task.first_images(), task.targets)

@@ -152,7 +152,7 @@ def student_loss(
 
 
 def backprop_by_name(name: str) -> Backprop:
-    """The way back that a settled `backprop` names."""
+    """The way back that a settled `backprop` names: "full", "stepwise" or "frozen"."""
     return {"full": FullGraph(), "stepwise": Stepwise(), "frozen": FrozenAdjoint()}[name]
 
 

@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from dd.engine.method import Method, Objective, Synthetic, Task
+from dd.engine.needs import Got, Need
 from dd.engine.registry import register
 from dd.engine.unroll import Backprop
-from dd.networks import Functional
-from dd.training import ExpertSettings, Trajectories, expert_needs, stack_size, trajectories
+from dd.networks import Functional, NetworkSpec
+from dd.training import Experts, ExpertSettings, Trajectories, stack_size
 
 from ._matching import (
     Segment,
@@ -37,7 +38,7 @@ class Prepared:
 
 @register("mtt")
 @dataclass(frozen=True)
-class MTT(Method):
+class MTT(Method[Prepared]):
     """Matching training trajectories: the student's parameters should end where the expert's do.
 
     Defaults follow the authors' command-line defaults, apart from `span` (theirs is 3; nearly all published cells
@@ -89,7 +90,11 @@ class MTT(Method):
                 f"experts.epochs={self.experts.epochs}: lower start_max or span, or raise experts.epochs"
             )
 
-    def settle(self, task: Task) -> "MTT":
+    def digests(self, student: NetworkSpec) -> Mapping[str, str]:
+        """Of the files that experts are read from."""
+        return self.experts.digests()
+
+    def settle(self, task: Task) -> Self:
         """How to go backwards and how many experts to train at once, from the shapes and the device's total memory."""
         n, backprop = len(task.targets), self.backprop
         if backprop == "auto":
@@ -97,15 +102,13 @@ class MTT(Method):
         experts = replace(self.experts, stack=stack_size(task, self.experts))
         return replace(self, backprop=backprop, experts=experts)
 
-    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
-        """One artefact per expert."""
-        return expert_needs(task, self.experts)
+    def needs(self, task: Task) -> Sequence[Need[Any]]:
+        """The pool of experts."""
+        return [Experts(task, self.experts)]
 
-    def prepare(self, task: Task) -> Prepared:
-        """Train or fetch the experts."""
-        return Prepared(
-            trajectories(task, self.experts), task.functional(), backprop_by_name(self.settle(task).backprop)
-        )
+    def prepare(self, task: Task, got: Got) -> Prepared:
+        """The experts, the student, and the way back that was settled."""
+        return Prepared(got[Experts(task, self.experts)], task.functional(), backprop_by_name(self.backprop))
 
     def start(self, task: Task, prepared: Prepared) -> Synthetic:
         """Real images or noise, with hard labels."""

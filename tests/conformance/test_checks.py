@@ -2,7 +2,7 @@
 
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from torch.optim import SGD, Optimizer
 
 from dd.engine import registry
 from dd.engine.method import Method, Objective, Synthetic, Task
+from dd.engine.needs import Got, Made, Need
 from dd.sets import DistilledSet
 from dd.testing import conformance
 from dd.testing.lab import Lab
@@ -28,15 +29,18 @@ class Behaviour(Method):
 
     iterations = 50
 
-    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
-        return [(KIND, SPEC, "class means")]
-
-    def prepare(self, task: Task) -> Any:
+    def means(self, task: Task) -> Made:
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
             every = [task.data.train.images(task.data.train.of_class(c)).mean(0) for c in range(task.classes)]
             return {"means": torch.stack(every)}, {}
 
-        means = task.store.tensors(KIND, SPEC, make).tensors
+        return Made(KIND, task.store, SPEC, make, "class means")
+
+    def needs(self, task: Task) -> Sequence[Need[Any]]:
+        return [self.means(task)]
+
+    def prepare(self, task: Task, got: Got) -> Any:
+        means = got[self.means(task)].tensors
         assert means is not None
         return {"means": means["means"][task.targets], "network": task.network("judge"), "calls": 0}
 
@@ -161,9 +165,9 @@ class PythonDraw(Sound):
 class Switch(Sound):
     """A method that turns a global switch."""
 
-    def prepare(self, task: Task) -> Any:
+    def prepare(self, task: Task, got: Got) -> Any:
         torch.set_float32_matmul_precision("high")
-        return super().prepare(task)
+        return super().prepare(task, got)
 
 
 class Hook(Sound):
@@ -238,15 +242,25 @@ class Grumbler(Sound):
 class Secret(Sound):
     """A method that makes an artefact it does not plan."""
 
-    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
+    def needs(self, task: Task) -> Sequence[Need[Any]]:
         return []
+
+    def prepare(self, task: Task, got: Got) -> Any:
+        return super().prepare(task, Got([self.means(task)]))
+
+
+class Boast(Made):
+    """Lists an artefact and asks the store for nothing."""
+
+    def fetch(self, got: Got) -> Any:
+        return None
 
 
 class Boaster(Sound):
     """A method that plans an artefact it does not make."""
 
-    def needs(self, task: Task) -> Sequence[tuple[str, Mapping[str, Any], str]]:
-        return [*super().needs(task), ("teachers", {"number": 1}, "a teacher")]
+    def needs(self, task: Task) -> Sequence[Need[Any]]:
+        return [*super().needs(task), Boast("teachers", task.store, {"number": 1}, lambda: ({}, {}), "a teacher")]
 
 
 class Backwards(Sound):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dd
+from dd.engine.method import prepare
 from dd.engine.registry import get
 from dd.networks import Functional, NetworkSpec, build
 from dd.rng import generator
@@ -54,7 +55,7 @@ def test_the_first_gradient_is_the_cpus(make_task, blobs, name, exact):
         method = get(name)(iterations=2, batch_real=16, **SMALL[name]).settle(task)
         if name == "ncfm":
             method = replace(method, experts=replace(method.experts, stack=1))
-        prepared = method.prepare(task)
+        prepared = prepare(method, task)
         syn = method.start(task, prepared)
         outcome = method.loss(syn, task, prepared, 0)
         loss = outcome if isinstance(outcome, torch.Tensor) else torch.stack(list(outcome.values())).sum()

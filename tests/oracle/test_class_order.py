@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dd.engine.method import prepare
 from dd.engine.registry import get
 from dd.errors import UsageError
 from dd.labels import LabelSettings
@@ -53,20 +54,20 @@ def test_all_of_the_family_are_tried():
 def test_no_method_begins_with_it(task, files, tmp_path, name, settings):
     method = get(name)(teachers=(files["bad"],), squeeze=SQUEEZE, **settings)
     with pytest.raises(UsageError, match=r"not told from chance; with its outputs in another order it would be right"):
-        method.prepare(task)
+        prepare(method, task)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # no patches, no priors
 
 
 @pytest.mark.parametrize("name", ["sre2l", "rded"])
 def test_in_the_right_order_the_same_file_is_taken(task, files, name):
     method = get(name)(teachers=(files["good"],), squeeze=SQUEEZE)
-    assert method.prepare(task).teachers[0].holdout > 60  # chance is 25
+    assert prepare(method, task).teachers[0].holdout > 60  # chance is 25
 
 
 def test_one_of_a_committee_is_enough_to_refuse_it(task, files, tmp_path):
     method = get("cvdd")(teachers=(files["good"], files["bad"]), squeeze=SQUEEZE, votes="equal")
     with pytest.raises(UsageError, match=r"teacher .*bad\.pt is right on .* not told from chance"):
-        method.prepare(task)
+        prepare(method, task)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from dd.engine.method import prepare
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
 from dd.rng import generator
@@ -21,7 +22,7 @@ SMALL = {"squeeze": SQUEEZE, "iterations": 20, "lr_img": 0.1, "roll": 2, "crop":
 
 
 def recovered(method, task):
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     return synthesise(method, task, prepared, method.start(task, prepared)).images
 
 

@@ -32,7 +32,7 @@ def normal(*shape, seed=0, dtype=torch.float64):
 
 
 def gradient(method, syn, task, it=0):
-    terms = method.loss(syn, task, None, it)
+    terms = method.settle(task).loss(syn, task, None, it)
     value = torch.stack(list(terms.values())).sum()
     (found,) = torch.autograd.grad(value, syn.images)
     return value.detach(), found
@@ -228,8 +228,8 @@ def test_the_weight_of_features_follows_from_the_resolution(make_task, blobs, si
     assert settled.weight == weight
     assert settled.chunk is not None
     assert DATADAM(**few, weight=0.5).settle(task).weight == 0.5
-    # unsettled or settled, the objective is the same
-    left, right = (gradient(method, method.start(task, None), task)[0] for method in (DATADAM(**few), settled))
+    stated = DATADAM(**few, weight=weight)
+    left, right = (gradient(method, method.start(task, None), task)[0] for method in (stated, settled))
     other = DATADAM(**few, weight=0.5)
     assert left == right
     assert left != gradient(other, other.start(task, None), task)[0]
@@ -303,7 +303,7 @@ def test_attention_is_of_maps_or_refused(make_task, blobs, arch):
     syn = method.start(task, None)
     if arch in ("mlp", "vit"):
         with pytest.raises(UsageError, match=f"student.arch={arch} has 0 maps"):
-            method.loss(syn, task, None, 0)
+            method.settle(task).loss(syn, task, None, 0)
         return
     _, found = gradient(method, syn, task)
     assert found.isfinite().all()
@@ -326,7 +326,7 @@ def test_noise_becomes_the_class_means(blobs, make_task, method, fall):
     rows = []
     syn = method.start(task, None)
     before = syn.images.detach().clone()
-    synthesise(method, task, None, syn, None, Watch(log=lambda it, row: rows.append(row["loss"])))
+    synthesise(method.settle(task), task, None, syn, None, Watch(log=lambda it, row: rows.append(row["loss"])))
     assert fmean(rows[-50:]) * fall < fmean(rows[:10])
     images, labels = data.train.images(torch.arange(256)).flatten(1), data.train.labels
     means = torch.stack([images[labels == c].mean(0) for c in range(2)])

@@ -8,7 +8,7 @@ import torch
 from dd.data import DataSettings, open_data
 from dd.errors import UsageError
 from dd.networks import NetworkSpec
-from dd.training import ExpertSettings, expert_needs, trajectories
+from dd.training import Experts, ExpertSettings, trajectories
 from dd.training.buffers import buffer_hash
 from dd.training.experts import stack_size
 from dd.training.pools import pools, price
@@ -67,12 +67,14 @@ def test_they_are_an_ordinary_pool_which_their_content_names(task, ours, tmp_pat
     assert price(task, settings).missing == 0
     assert sorted((len(p.shards), p.spec["settings"]["kind"]) for p in pools(task.store)) == [(5, "files"), (5, "sgd")]
     elsewhere = written(task, tmp_path / "moved", ours)
-    needs = [expert_needs(task, s) for s in (settings, elsewhere, replace(elsewhere, lr=1.0, kind="ftd", seed=3))]
+    needs = [
+        Experts(task, s).artefacts() for s in (settings, elsewhere, replace(elsewhere, lr=1.0, kind="ftd", seed=3))
+    ]
     assert [[spec for _, spec, _ in need] for need in needs] == [[spec for _, spec, _ in needs[0]]] * 3
-    other = expert_needs(task, written(task, tmp_path / "moved", [rows + 1e-3 for rows in ours]))
+    other = Experts(task, written(task, tmp_path / "moved", [rows + 1e-3 for rows in ours])).artefacts()
     assert other[0][1] != needs[0][0][1]
     assert buffer_hash(str(tmp_path / "theirs")) != buffer_hash(str(tmp_path / "moved"))
-    assert expert_needs(task, SETTINGS)[0][1] != needs[0][0][1]
+    assert Experts(task, SETTINGS).artefacts()[0][1] != needs[0][0][1]
 
 
 def refused(task, settings, says):

@@ -12,7 +12,7 @@ from dd.errors import RunError, UsageError
 from dd.networks import Functional, NetworkSpec
 from dd.rng import generator
 from dd.runs import Store
-from dd.training import ExpertSettings, expert_logits, expert_needs, trajectories
+from dd.training import Experts, ExpertSettings, expert_logits, trajectories
 from dd.training.experts import expert_spec
 from dd.views.dsa import augment
 
@@ -154,7 +154,7 @@ def test_a_larger_pool_keeps_the_experts_of_a_smaller_one(task, caplog):
     made = [f"made expert {m} of {count}" for count, m in ((2, 1), (2, 2), (5, 3), (5, 4), (5, 5))]
     assert [line for line in said if line.startswith("made")] == made
     assert all(torch.equal(a, b) for a, b in zip(small.snapshots, large.snapshots, strict=False))
-    few, many = (expert_needs(task, replace(SETTINGS, count=count)) for count in (2, 5))
+    few, many = (Experts(task, replace(SETTINGS, count=count)).artefacts() for count in (2, 5))
     paths = [task.store.path(kind, spec) for kind, spec, _ in many]
     assert [task.store.path(kind, spec) for kind, spec, _ in few] == paths[:2]
     assert len(set(paths)) == 5
@@ -166,7 +166,7 @@ def test_an_expert_does_not_depend_on_the_company_it_is_made_in(task, tmp_path):
     # another process had made the first and the last: only the middle one is trained here
     store = Store(tmp_path)
     part = replace(task, store=store)
-    for number, (kind, spec, _) in enumerate(expert_needs(task, replace(SETTINGS, count=3))):
+    for number, (kind, spec, _) in enumerate(Experts(task, replace(SETTINGS, count=3)).artefacts()):
         if number != 1:
             found = task.store.peek(kind, spec)
             store.tensors(kind, spec, lambda found=found: (found.tensors, found.info))
@@ -300,7 +300,7 @@ def test_a_damaged_expert_is_noticed_and_made_again_alike(task, caplog):
 
 
 def test_an_expert_of_another_network_is_refused(task):
-    ((kind, spec, _), _) = expert_needs(task, SETTINGS)
+    ((kind, spec, _), _) = Experts(task, SETTINGS).artefacts()
     wide = Functional(replace(task, student=NetworkSpec(depth=1, width=5)).network("other"))
     info = {"header": wide.header(), "holdout": None, "data": "blobs"}
     task.store.tensors(kind, spec, lambda: ({"snapshots": torch.zeros(4, wide.size)}, info))
@@ -318,7 +318,7 @@ def test_an_interrupted_pool_goes_on_with_the_next_expert(task, caplog):
     caplog.set_level(logging.INFO, logger="dd.runs")
     expected = [kept.clone() for kept in trajectories(task, replace(SETTINGS, count=3)).snapshots]
     kept = sorted(task.store.root.glob("experts/*"))
-    (_, spec, _) = expert_needs(task, replace(SETTINGS, count=3))[1]
+    (_, spec, _) = Experts(task, replace(SETTINGS, count=3)).artefacts()[1]
     stem = task.store.path("experts", spec).stem
     for path in kept:
         if path.stem == stem and path.suffix == ".json":

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dd.engine.method import prepare
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
 from dd.errors import UsageError
@@ -54,7 +55,7 @@ def test_the_distance_at_its_ends():
 def test_finite_differences_of_the_objective(make_task):
     task = make_task(ipc=2, student=NetworkSpec(depth=1, width=3, activation="softplus"))
     method = DC(**SMALL, start_from="real")
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     syn = method.start(task, prepared).double()
     real_images = type(task.data.train).images
 
@@ -81,7 +82,7 @@ def test_finite_differences_of_the_objective(make_task):
 def test_iterations_by_hand(make_task, blobs, cls):
     task = make_task(blobs(strategy=STRATEGY), ipc=2)
     method = cls(**SMALL, start_from="real")
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     syn = synthesise(method, task, prepared, method.start(task, prepared))
     images, velocity = task.data.train.images(task.real_indices("start")), 0
     strategy, net = STRATEGY if cls is DSA else "none", None
@@ -123,7 +124,7 @@ def test_iterations_by_hand(make_task, blobs, cls):
 def test_a_network_is_new_only_where_it_should_be(make_task):
     task = make_task(ipc=1)
     method = DC(**SMALL | {"iterations": 6})
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     syn, thetas = method.start(task, prepared), []
     for it in range(6):
         method.loss(syn, task, prepared, it)
@@ -138,7 +139,7 @@ def test_a_network_is_new_only_where_it_should_be(make_task):
 def test_a_set_becomes_better_than_noise(make_task, blobs):
     task = make_task(blobs(per_class=64), ipc=1, student=NetworkSpec(depth=1, width=8))
     method = DC(iterations=60, outer=1, lr_img=1.0, batch_real=32)
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     start, syn = method.start(task, prepared), method.start(task, prepared)
     synthesise(method, task, prepared, syn)
 

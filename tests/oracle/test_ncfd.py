@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from dd.data.preprocess import zca
 from dd.engine.checkpoint import Checkpoint
+from dd.engine.method import prepare
 from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
 from dd.errors import Interrupted
@@ -194,7 +195,7 @@ SMALL = {
 def played(make_task, blobs):
     task = make_task(blobs(strategy="color_crop"), ipc=2, student=NetworkSpec(depth=2, width=4))
     method = NCFM(**SMALL, lr_sampler=1e-3)
-    return task, method, method.prepare(task)
+    return task, method, prepare(method, task)
 
 
 def test_frequencies_are_scale_mixtures_of_normals():
@@ -329,7 +330,7 @@ def test_what_is_evaluated_is_what_was_matched(make_task, blobs, tmp_path, monke
         monkeypatch.setenv("DD_HOME", str(tmp_path))
         task = replace(task, data=replace(task.data, preprocess=zca(task.data.train.raw(torch.arange(100)), eps=0.1)))
     method = replace(NCFM(**SMALL), factor=factor, strategy=None)
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     syn = method.start(task, prepared)
     matched = torch.cat([method._features(syn, task, prepared, 0, [c]).images for c in range(4)])
     evaluated, labels = set_arm("it", method.finish(syn, task, prepared), task.data.preprocess).load(0)
@@ -432,7 +433,7 @@ def test_a_plateau_slows_the_images_and_survives_an_interruption(make_task, blob
     monkeypatch.setattr(importlib.import_module("dd.methods.distribution._plateau"), "PATIENCE", 0)
     task = make_task(blobs(), ipc=1, student=NetworkSpec(depth=2, width=4))
     method = NCFM(**SMALL | {"iterations": 8, "lr_img": 0.05}, sampler="gaussian", schedule="plateau", shared=False)
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     whole = method.start(task, prepared)
     synthesise(method, task, prepared, whole)
     assert whole.plateau.factor < 1

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from dd.engine import parallel
+from dd.engine.method import prepare
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
 from dd.networks import NetworkSpec
@@ -54,7 +55,7 @@ def distil(name, iterations, double, store):
     """The images after some iterations, by this process's share of the classes."""
     task = make_task(store)
     method = get(name)(iterations=iterations, **METHODS[name])
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     with pytest.MonkeyPatch.context() as patch:
         if double:
             images, build = type(task.data.train).images, type(task).build

@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision.transforms import functional as tv
 
 from dd.data import DataSettings, open_data
+from dd.engine.method import prepare
 from dd.engine.registry import get
 from dd.errors import UsageError
 from dd.rng import generator
@@ -27,7 +28,7 @@ CropSettings = patches.CropSettings
 
 @pytest.fixture
 def net(task):
-    return RDED(squeeze=SQUEEZE).prepare(task).teachers[0].network
+    return prepare(RDED(squeeze=SQUEEZE), task).teachers[0].network
 
 
 def boxes_of(task, settings, c):
@@ -122,7 +123,7 @@ def test_one_patch_per_image_whatever_the_order_and_more_crops_are_never_worse()
 
 
 def made(method, task):
-    prepared = method.prepare(task)
+    prepared = prepare(method.settle(task), task)
     return method.finish(method.start(task, prepared), task, prepared).images
 
 
@@ -207,7 +208,7 @@ def test_patches_of_files_are_cut_from_whole_pictures(make_task, files, factor):
     settings = CropSettings(factor=factor, crops=3, candidates=14, originals=True)
     method = RDED(squeeze=SQUEEZE, crops=settings)
     images, side = made(method, task), 8 // factor
-    network = method.prepare(task).teachers[0].network
+    network = prepare(method, task).teachers[0].network
     space, data = task.data.preprocess, task.data.train
     paths = [data.originals.source.items.load(i) for i in range(len(data))]
     for c in range(4):
@@ -276,13 +277,13 @@ def test_orders_differ_and_a_poor_class_is_refused(task):
 def test_too_few_images_are_refused_before_a_teacher_is_trained(method, task, tmp_path):
     fresh = replace(task, store=Store(tmp_path))
     with pytest.raises(UsageError, match=r"lower ipc or crops\.factor"):
-        method(squeeze=SQUEEZE, crops=CropSettings(factor=8)).prepare(fresh)
+        method(squeeze=SQUEEZE, crops=CropSettings(factor=8)).settle(fresh)
     assert not list(tmp_path.rglob("teachers"))
 
 
 def test_parts_and_the_whole_take_the_same_patches(task):
     method = SPP(squeeze=SQUEEZE, iterations=0, batch=3)
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     whole = method.start(task, prepared).images
     slots = method.parts(task)
     assert len(slots) == 6

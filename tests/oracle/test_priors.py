@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dd.data.real import DeviceSplit
+from dd.engine.method import prepare
 from dd.engine.registry import get
 from dd.errors import RunError, UsageError
 from dd.labels import LabelSettings
@@ -49,17 +50,17 @@ def test_an_interrupted_measurement_goes_on_with_its_next_batch(task, monkeypatc
 
     monkeypatch.setattr(prior, "_recover", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        method.prepare(task)  # 8 images: three, three and two
+        prepare(method, task)  # 8 images: three, three and two
     assert len(list(task.store.manifests(prior.BATCHES))) == 2
-    found = method.prepare(task).prior
+    found = prepare(method, task).prior
     assert len(made) == 3
     assert not list(task.store.manifests(prior.BATCHES))
-    assert found == method.prepare(replace(task, store=Store(tmp_path / "two"))).prior
+    assert found == prepare(method, replace(task, store=Store(tmp_path / "two"))).prior
 
 
 def test_a_recovery_that_diverged_gives_no_prior(task):
     method = CVDD(**SMALL | {"votes": "equal"})
-    committee = method.prepare(task)
+    committee = prepare(method, task)
     prior._recover(method, task, committee)
     next(committee.teachers[0].network.parameters()).fill_(torch.nan)  # gradients of which are no numbers
     with pytest.raises(RunError, match=r"images recovered from student diverged; lower lr_img"):
@@ -88,25 +89,25 @@ def test_constants_are_the_authors(task, tmp_path):
 
 def test_votes_of_teachers_and_of_equals(task):
     two = SMALL | {"teachers": ("student", "convnet:width=2:depth=1")}
-    made = CVDD(**two | {"votes": "teacher"}).prepare(task)
+    made = prepare(CVDD(**two | {"votes": "teacher"}), task)
     assert made.prior == tuple(teacher.holdout for teacher in made.teachers)
-    assert CVDD(**two | {"votes": "equal"}).prepare(task).prior == (0, 0)
-    assert CVDD(**two, prior=(3.0, 4.0)).prepare(task).prior == (3, 4)
+    assert prepare(CVDD(**two | {"votes": "equal"}), task).prior == (0, 0)
+    assert prepare(CVDD(**two, prior=(3.0, 4.0)), task).prior == (3, 4)
     with pytest.raises(ValueError, match="prior has 1 numbers for 5 teachers"):
         CVDD(prior=(1.0,))
 
 
 def test_without_a_constant_priors_are_measured(task, caplog):
     caplog.set_level("INFO")
-    found = CVDD(**SMALL | {"votes": "prior"}).prepare(task)
+    found = prepare(CVDD(**SMALL | {"votes": "prior"}).settle(task), task)
     assert "no constants are published for these teachers on blobs: their votes are measured" in caplog.text
-    assert found.prior == CVDD(**SMALL).prepare(task).prior
+    assert found.prior == prepare(CVDD(**SMALL), task).prior
 
 
 @pytest.mark.parametrize("votes", ["distil", "teacher", "prior"])
 def test_measured_votes_need_held_out_images_which_is_said_before_a_teacher_is_trained(task, votes, tmp_path):
     with pytest.raises(UsageError, match=rf"votes={votes} scores on held-out images.*data\.holdout=0\.1"):
-        CVDD(**SMALL | {"votes": votes}).prepare(without_holdout(task))
+        CVDD(**SMALL | {"votes": votes}).settle(without_holdout(task))
     assert not list(tmp_path.rglob("teachers"))
 
 

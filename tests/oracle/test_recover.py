@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from dd.data.preprocess import standard
-from dd.engine.method import Synthetic
+from dd.engine.method import Synthetic, prepare
 from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
 from dd.errors import UsageError
@@ -34,7 +34,7 @@ SMALL = {"squeeze": SQUEEZE, "iterations": 20, "lr_img": 0.1, "roll": 2, "crop":
 
 def run(method, task, watch=None):
     """Variables after the last iteration, of the whole set or of a part."""
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     return synthesise(method, task, prepared, method.start(task, prepared), watch=watch or Watch()), prepared
 
 
@@ -222,7 +222,7 @@ def test_pixels_are_in_range_after_every_step(task):
             super().project(syn, task)
             seen.append(data.preprocess.invert(syn.images.detach()))
 
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     start = data.preprocess.invert(30 * method.start(task, prepared).images.detach())
     assert start.min() < 0 < 1 < start.max()
     syn = method.start(task, prepared)
@@ -254,7 +254,7 @@ def test_every_channel_has_its_own_range():
 
 def test_the_teacher_is_left_as_it_was(task):
     method = SRE2L(**SMALL)
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     net = prepared.teachers[0].network
     before = {name: value.clone() for name, value in net.state_dict().items()}
     synthesise(method, task, prepared, method.start(task, prepared))
@@ -308,7 +308,7 @@ def test_teachers_without_batch_norm_need_no_statistics(task):
 def test_half_precision_stays_near(task):
     full, half = (replace(task, precision=p) for p in ("fp32", "bf16"))
     method = SRE2L(**SMALL)
-    prepared = method.prepare(full)
+    prepared = prepare(method, full)
     syn = method.start(full, prepared)
     one, two = (method.loss(syn, t, prepared, 0) for t in (full, half))
     assert one["ce"].item() != two["ce"].item()
@@ -359,18 +359,19 @@ def test_priors_are_measured_once_and_by_each_teacher_alone(task):
     settings = {"ipc": 2, "iterations": 10, "epochs": 10, "batch": 8}
     distil = importlib.import_module("dd.methods.decoupled._prior").DistilSettings(**settings)
     method = CVDD(**SMALL, teachers=teachers, start_from="real", members_by="all", votes="distil", distil=distil)
-    one, two = method.prepare(task), method.prepare(replace(task, seed=5))
+    one, two = prepare(method, task), prepare(method, replace(task, seed=5))
     assert one.prior == two.prior
     assert all(0 <= p <= 100 for p in one.prior)
-    assert len([n for n in method.needs(task) if n[0] == "priors"]) == 2
-    assert all(task.store.has(kind, spec) for kind, spec, _ in method.needs(task))
-    swapped = replace(method, teachers=teachers[::-1]).prepare(task)
+    wanted = [wanted for need in method.needs(task) for wanted in need.artefacts()]
+    assert len([kind for kind, _, _ in wanted if kind == "priors"]) == 2
+    assert all(task.store.has(kind, spec) for kind, spec, _ in wanted)
+    swapped = prepare(replace(method, teachers=teachers[::-1]), task)
     assert swapped.prior == one.prior[::-1]
     weights = [weight for weight, _ in method.members(task, one)]
     assert sum(weights) == pytest.approx(1)
     assert torch.tensor(weights).log().diff().item() == pytest.approx((one.prior[1] - one.prior[0]) / 5, abs=1e-4)
     with pytest.raises(UsageError, match=r"data.holdout=0.1"):
-        method.prepare(replace(task, data=replace(task.data, holdout=task.data.holdout.__class__(
+        method.settle(replace(task, data=replace(task.data, holdout=task.data.holdout.__class__(
             task.data.holdout.pixels[:0], task.data.holdout.labels[:0], task.data.preprocess, 4
         ))))  # fmt: skip
 
@@ -391,7 +392,7 @@ def test_compiled_teachers_give_the_same_terms_with_hooks_of_every_iteration(tas
     logs = {}
     for allowed in (False, True):
         part, rows = replace(first, compile=allowed), []
-        prepared = method.prepare(replace(task, compile=False))
+        prepared = prepare(method, replace(task, compile=False))
         watch = Watch(log=lambda it, scalars, rows=rows: rows.append((scalars["ce"], scalars["bn"])))
         synthesise(method, part, prepared, method.start(part, prepared), watch=watch)
         logs[allowed] = torch.tensor(rows)
@@ -407,9 +408,9 @@ def test_a_teacher_without_batch_norm_is_refused_before_it_is_trained(make_task,
 
     task = make_task(student=replace(STUDENT, norm="instance"), store=Store(tmp_path))
     with pytest.raises(UsageError, match="has no BatchNorm with running statistics"):
-        SRE2L(**SMALL).prepare(task)
+        SRE2L(**SMALL).settle(task)
     assert not (tmp_path / "teachers").exists()
-    assert SRE2L(**SMALL, r_bn=0.0).prepare(task).teachers[0].holdout > 30
+    assert prepare(SRE2L(**SMALL, r_bn=0.0), task).teachers[0].holdout > 30
 
 
 def test_a_checkpoint_without_batch_norm_is_refused_before_another_teacher_is_trained(task, tmp_path):
@@ -418,5 +419,5 @@ def test_a_checkpoint_without_batch_norm_is_refused_before_another_teacher_is_tr
     file = f"{tmp_path}/bare.pt@convnet:depth=1:width=4:norm=none"
     fresh = replace(task, store=Store(tmp_path / "store"))
     with pytest.raises(UsageError, match=r"teachers=.*bare\.pt.* has no BatchNorm"):
-        SRE2L(**SMALL, teachers=("student", file)).prepare(fresh)
+        prepare(SRE2L(**SMALL, teachers=("student", file)), fresh)
     assert not list(tmp_path.rglob("teachers"))

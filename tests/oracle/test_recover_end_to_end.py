@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from dd.data import RealData
 from dd.data.preprocess import standard
 from dd.data.real import DeviceSplit
-from dd.engine.method import Task
+from dd.engine.method import Task, prepare
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
 from dd.labels.distances import dbr_loss, distances
@@ -69,7 +69,7 @@ def task(tmp_path_factory):
 def made(task, name="sre2l", **settings):
     """Images as they are saved, and the teacher."""
     method = get(name)(squeeze=SQUEEZE, **settings)
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     assert prepared.teachers[0].holdout > 95
     syn = synthesise(method, task, prepared, method.start(task, prepared))
     return method.finish(syn, task, prepared).pixels(task.data.preprocess), prepared.teachers[0].network

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dd.engine.method import prepare
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
 from dd.rng import generator
@@ -22,7 +23,7 @@ SRe2L = importlib.import_module("dd.methods.decoupled.sre2l").SRe2L
 def refined(task, steps=12, method=NRRDD, **settings):
     """Images before and after, the mask, and the bytes of the set."""
     method = method(**{"squeeze": SQUEEZE, "iterations": steps, "lr_img": 0.3, "layout": "whole"} | settings)
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     syn = method.start(task, prepared)
     before = syn.images.detach().clone()
     synthesise(method, task, prepared, syn)
@@ -97,7 +98,7 @@ def test_an_update_is_as_large_as_its_mask_where_a_masked_gradient_would_not_be(
     moved = []
     for m in (0.1, 0.5, 1.0):
         method = kind(squeeze=SQUEEZE, iterations=3, lr_img=1e-3, r_bn=0.0, layout="whole", epsilon=m)
-        prepared = method.prepare(task)
+        prepared = prepare(method, task)
         syn = method.start(task, prepared)
         # grey, so that no pixel meets black or white
         with torch.no_grad():
@@ -131,9 +132,9 @@ def boxes_of(task, settings, c):
 def test_chosen_crops_hold_enough_of_the_map_and_are_the_least_confident(task):
     crops = nrr.CriticalCrops(crops=6, keep=2, share=0.1, candidates=30)
     method = NRRDD(squeeze=SQUEEZE, crops=crops)
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     images, boxes = boxes_of(task, crops, 1)
-    allowed = method.judge(prepared)(images, boxes.flatten(0, 1), 1)
+    allowed = method.judge(prepared.teachers)(images, boxes.flatten(0, 1), 1)
     inside = nrr.held(nrr.looked_at(prepared, images, torch.full((30,), 1)), boxes)
     assert (allowed.sum(1) <= 2).all()
     assert (inside[allowed] >= 0.1).all()
@@ -153,7 +154,7 @@ def test_chosen_crops_hold_enough_of_the_map_and_are_the_least_confident(task):
 
 def test_its_sets_are_refined_in_parts_as_well(task):
     method = NRRDD(squeeze=SQUEEZE, iterations=2, batch=3)
-    prepared = method.prepare(task)
+    prepared = prepare(method, task)
     part = task.in_parts(method.parts(task))[0]
     syn = synthesise(method, part, prepared, method.start(part, prepared))
     assert syn.images.shape == (3, 1, 8, 8)

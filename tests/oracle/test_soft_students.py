@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dd.engine.method import prepare
 from dd.engine.registry import get
 from dd.errors import UsageError
 from dd.evaluation import PROTOCOLS
@@ -226,7 +227,7 @@ def test_calibrated_labels_are_the_teachers_where_it_is_sure(task, members, tmp_
 
 def test_votes_weigh_the_labels_of_a_committee(task, members):
     method = get("cvdd")(teachers=("student", "convnet:depth=1:width=6"), squeeze=SQUEEZE, prior=(60.0, 70.0))
-    prepared = method.prepare(replace(task, student=task.student))
+    prepared = prepare(method, replace(task, student=task.student))
     who = method.labeller(task, prepared)
     assert who.weights == pytest.approx(votes((60.0, 70.0), 10.0).tolist())
     assert get("cvdd")(labels=LabelSettings(mode="off")).labeller(task, prepared) is None

@@ -21,7 +21,7 @@ from dd.rng import generator
 from dd.runs import Store
 from dd.training import loop
 from dd.training.squeeze import squeeze_fit, squeeze_spec
-from dd.training.teachers import SqueezeSettings, teacher_keys, teacher_needs, teachers
+from dd.training.teachers import SqueezeSettings, Teachers, teacher_keys, teachers
 from dd.views import draw_boxes
 from dd.views.dsa import augment
 
@@ -205,7 +205,7 @@ def test_an_architecture_of_another_library_is_trained_here(task):
 def test_what_a_plan_needs_is_what_is_made(task, tmp_path):
     torch.save(build(SPEC, channels=1, size=8, classes=4, generator=generator(0, "x")).state_dict(), tmp_path / "a.pt")
     names = ["student", f"{tmp_path}/a.pt@{NAME}", "timm:resnet18.a1_in1k", NAME]
-    needs = teacher_needs(task, names, SETTINGS)
+    needs = Teachers(task, names, SETTINGS).artefacts()
     assert [kind for kind, _, _ in needs] == ["teachers", "teachers"]
     assert not any(task.store.has(kind, spec) for kind, spec, _ in needs)
     teachers(task, ["student", NAME], SETTINGS)

@@ -20,6 +20,7 @@ from dd.data.real import DeviceSplit
 from dd.data.sources import decoding, load_raw, pixels, rows
 from dd.data.sources.pixels import Target, pixels_of
 from dd.data.streamed import StreamedSplit, sample
+from dd.engine.method import prepare
 from dd.engine.synthesise import synthesise
 from dd.errors import UsageError
 from dd.pipeline.task import make_task
@@ -394,7 +395,7 @@ def test_methods_give_the_same_set_on_streamed_data(tmp_path, method):
         recipe = resolve(asked | {"data": data, "student": student})
         task = make_task(recipe)
         assert isinstance(task.data.train, StreamedSplit if stream else DeviceSplit)
-        prepared = recipe.method.prepare(task)
+        prepared = prepare(recipe.method, task)
         syn = recipe.method.start(task, prepared)
         before = syn.images.detach().clone()
         synthesise(recipe.method, task, prepared, syn)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.engine.method import Synthetic
+from dd.engine.method import Synthetic, prepare
 from dd.engine.registry import get
 from dd.errors import UsageError
 from dd.evaluation import PROTOCOLS, Protocol, Report, Score, arms
@@ -502,8 +502,8 @@ def test_a_set_without_a_rate_of_its_own_leaves_nothing_to_choose(task):
 @pytest.mark.parametrize("name", ["mtt", "datm"])
 def test_the_start_is_the_set_at_iteration_0_with_its_own_labels(task, name):
     cls, experts = get(name), ExpertSettings(count=2, epochs=2, lr=0.05, batch=32)
-    method = cls(iterations=1, steps=2, span=1, start_max=1, experts=experts)
-    prepared = method.prepare(task)
+    method = cls(iterations=1, steps=2, span=1, start_max=1, experts=experts).settle(task)
+    prepared = prepare(method, task)
     syn = method.start(task, prepared)
     start = method.finish(syn, task, prepared)
     arm = set_arm("start", start, task.data.preprocess)

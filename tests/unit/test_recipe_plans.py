@@ -106,13 +106,13 @@ def test_every_cell_plans(pair, tmp_path):
     settings = wanted(row)
     recipe = resolve({"method": method, **settings})
     assert not [notice for notice in recipe.notices if "unverified" in notice]
-    data = made_up(recipe.dataset, side, 2, recipe.data.augment or "color_crop_cutout_flip_scale_rotate")
+    data = made_up(recipe.dataset, side, 16, recipe.data.augment or "color_crop_cutout_flip_scale_rotate")
     # of a set whose images per class no plan depends on, two of each are enough
     targets = torch.arange(len(data.classes)).repeat_interleave(min(settings["ipc"], 2))
     student = resolve_network(recipe.student, side)
     task = Planned(data=data, targets=targets, student=student, seed=0, device=CPU, store=Store(tmp_path))
     settled = replace(recipe, method=recipe.method.settle(task))
     needs = settled.method.needs(task)
-    assert all(kind and words for kind, _, words in needs)
+    assert all(kind and words for need in needs for kind, _, words in need.artefacts())
     planned_labels(settled, task)
     assert not list(tmp_path.rglob("*.safetensors"))

@@ -1,0 +1,127 @@
+"""How a set is made: by one outer loop, or part by part; by one process, or by several under torchrun."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from dd.engine.checkpoint import Checkpoint
+from dd.engine.method import Method, Synthetic
+from dd.engine.synthesise import Watch, synthesise
+from dd.evaluation.evaluate import Evaluator
+from dd.io import digest, write_text
+from dd.pipeline.begin import begin
+from dd.pipeline.pair import Pair
+from dd.pipeline.parts import Parts, forget
+from dd.pipeline.plan import set_key
+from dd.pipeline.task import Run
+from dd.runs import Track, bar
+from dd.runs.cost import measured
+from dd.runs.store import Payload
+from dd.sets import DistilledSet
+
+P = TypeVar("P")
+
+
+def synthesised(run: Run, method: Method[P], prepared: P) -> Payload:
+    """The set and the set at iteration 0, as the first process makes them; facts: `cost`, `log`."""
+    if parts := _parts(run, method, prepared):
+        if run.force:
+            forget_parts(run)
+        return _in_parts(run, parts)
+    return _whole(run, method, prepared)
+
+
+def accompany(run: Run, method: Method[P], prepared: P) -> None:
+    """A further process's share of the synthesis: the same steps, or parts of its own."""
+    if parts := _parts(run, method, prepared):
+        parts.make()
+        return
+    syn, checkpoint = _variables(run, method, prepared)
+    synthesise(method, run.task, prepared, syn, checkpoint, Watch(stop=run.stop))
+
+
+def forget_parts(run: Run) -> None:
+    """Delete the artefacts of parts, where the set was made in several."""
+    if (count := len(run.recipe.method.parts(run.task))) > 1:
+        forget(run, count)
+
+
+def _whole(run: Run, method: Method[P], prepared: P) -> Payload:
+    recipe, task = run.recipe, run.task
+    syn, checkpoint = _variables(run, method, prepared)
+    start = _described(run, method.finish(syn, task, prepared), 0)
+    first = checkpoint.iteration()
+    evaluator = Evaluator(task, recipe.eval, labeller=method.labeller(task, prepared))
+    track = Track(
+        run.folder,
+        resume_at=first,
+        history=checkpoint.log(),
+        track=run.track,
+        config=recipe.flat(),
+        name=recipe.name,
+    )
+    with measured(task.device) as cost, track, bar("synthesise", method.iterations, first) as progress:
+
+        def show(it: int, scalars: Mapping[str, Any]) -> None:
+            track.log(it, **scalars)
+            shown = {name: value for name, value in scalars.items() if name in ("loss", "probe")}
+            progress.update(min(it + 1, method.iterations), **shown)
+
+        def probe(now: Synthetic) -> float:
+            return evaluator.probe(method.finish(now, task, prepared))
+
+        watching = len(task.data.holdout) > 0 and recipe.eval.probes > 0 and method.iterations > 0
+        at = _spread(method.iterations, recipe.eval.probes)
+        watch = Watch(show, probe if watching else None, at, run.stop, track.text)
+        synthesise(method, task, prepared, syn, checkpoint, watch)
+    end = _described(run, method.finish(syn, task, prepared), method.iterations)
+    text = run.folder.log_csv.read_text(encoding="utf-8")
+    return Pair(end, start).payload({"cost": asdict(cost), "log": text})
+
+
+def _in_parts(run: Run, parts: Parts[P]) -> Payload:
+    parts.tracked()
+    pair, facts = parts.collected(parts.wait())
+    write_text(run.folder.log_csv, facts["log"])  # with the rows that other processes wrote
+    shutil.rmtree(run.folder.parts, ignore_errors=True)
+    end, start = _described(run, pair.set, parts.method.iterations), _described(run, pair.start, 0)
+    return Pair(end, start).payload(facts)
+
+
+def _parts(run: Run, method: Method[P], prepared: P) -> Parts[P] | None:
+    """The independent parts of the set, where the method makes it in several."""
+    tasks = run.task.in_parts(method.parts(run.task))
+    return None if len(tasks) == 1 else Parts(run, method, tasks, prepared)
+
+
+def _variables(run: Run, method: Method[P], prepared: P) -> tuple[Synthetic, Checkpoint]:
+    """The variables at iteration 0, and where their state is kept."""
+    checkpoint = Checkpoint(run.folder.checkpoint, digest(set_key(run.recipe, run.task)))
+    return begin(run, method, prepared, run.task), checkpoint
+
+
+def _described(run: Run, distilled: DistilledSet, iterations: int) -> DistilledSet:
+    """A set that says what it is for, and how it was made."""
+    recipe = run.recipe
+    provenance = {
+        "method": recipe.method.name,
+        "name": recipe.name,
+        "recipe": recipe.hash,
+        "seed": recipe.seed,
+        "precision": recipe.precision,
+        "compile": recipe.compile,
+        "iterations": iterations,
+        "data": asdict(replace(recipe.data, workers=None)),  # the same set, whoever decoded
+        "version": version("dd-workbench"),
+        "command": run.command,
+    }
+    distilled = replace(distilled, student=asdict(run.task.student), provenance=provenance)
+    distilled.check()
+    return distilled
+
+
+def _spread(iterations: int, probes: int) -> frozenset[int]:
+    """`probes` iterations at equal distances, the last one included."""
+    return frozenset(round(iterations * (i + 1) / probes) for i in range(probes))
