@@ -10,7 +10,7 @@ from dd.errors import UsageError
 from dd.pipeline import plan
 from dd.pipeline.task import make_task
 from dd.recipes import resolve
-from dd.runs.store import NotMade, Store, nothing_made
+from dd.runs.store import NotMade, Store, Wanted, nothing_made
 
 
 @pytest.fixture(autouse=True)
@@ -98,4 +98,4 @@ def test_a_store_makes_nothing_while_nothing_is_made(tmp_path):
 
 
 def _many(store):
-    return store.tensors_of_many("k", [{"a": 2}], lambda _: [({}, {})], ["two"])
+    return store.tensors_of_many([Wanted("k", {"a": 2}, "two")], lambda _: [({}, {})])

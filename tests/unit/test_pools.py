@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dd.runs import Store
+from dd.runs.store import Wanted
 from dd.training import ExpertSettings, trajectories
 from dd.training.pools import damages, pools, price, remove
 
@@ -89,10 +90,11 @@ def test_a_group_is_made_together_and_a_part_of_it_alone(task, caplog):
 
     specs = [{"n": n} for n in range(4)]
     store.tensors("things", specs[2], lambda: ({"x": torch.tensor([7.0])}, {"i": 2}))
-    found = store.tensors_of_many("things", specs, make, [f"thing {n}" for n in range(4)])
+    wanted = [Wanted("things", spec, f"thing {n}") for n, spec in enumerate(specs)]
+    found = store.tensors_of_many(wanted, make)
     assert made == [[0, 1, 3]]
     assert [float(a.tensors["x"]) for a in found] == [0, 1, 7, 3]
-    again = Store(store.root).tensors_of_many("things", specs, make, [f"thing {n}" for n in range(4)])
+    again = Store(store.root).tensors_of_many(wanted, make)
     assert len(made) == 1
     assert [a.info["i"] for a in again] == [0, 1, 2, 3]
     said = [record.getMessage().split(" in ")[0] for record in caplog.records]

@@ -15,7 +15,7 @@ from dd.evaluation.protocols import PROTOCOLS
 from dd.evaluation.report import Report, Score
 from dd.labels import LabelSettings
 from dd.networks import NetworkSpec
-from dd.pipeline.outcome import judged
+from dd.pipeline.show import judged
 from dd.recipes import cells, parse_overrides, resolve, resolve_evaluation, run_options
 from dd.recipes.recipe import Recipe
 

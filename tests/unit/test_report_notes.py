@@ -14,7 +14,7 @@ from dd.engine.method import Synthetic
 from dd.evaluation import Protocol, Report, Score
 from dd.evaluation.evaluate import Evaluator, evaluate
 from dd.evaluation.notes import notes_on
-from dd.pipeline.outcome import judged, probes_note
+from dd.pipeline.show import judged, probes_note
 from dd.recipes import resolve
 from dd.runs import RunFolder, Store
 from dd.runs.pictures import contact_sheet
