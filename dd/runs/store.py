@@ -254,8 +254,8 @@ class Store:
         try:
             manifest, payload = _manifest(self.path(kind, spec)), self._payload(kind, digest(spec))
             whole = "bytes" not in manifest or payload.stat().st_size == manifest["bytes"]
-            return manifest if whole else None
-        except (OSError, ValueError, TypeError, _Damaged):
+            return manifest if whole and digest(manifest["spec"]) == digest(spec) else None
+        except (OSError, ValueError, KeyError, TypeError, _Damaged):
             return None
 
     def path(self, kind: str, spec: Mapping[str, Any]) -> Path:

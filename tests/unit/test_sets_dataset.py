@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pickle
 import shutil
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dd.errors import UsageError
-from dd.io import save_tensors
+from dd.io import digest, save_tensors, sealed
 from dd.labels import LabelSettings, LabelStore
 from dd.labels.spec import LabelSpec
 from dd.rng import generator
@@ -261,6 +262,63 @@ def read(path) -> torch.Tensor | str:
         return found.targets()
     except UsageError as error:
         return str(error)
+
+
+def facts_of(manifest, **changes):
+    """A manifest with other facts and a seal that is right."""
+    facts = {**json.loads(manifest.read_text()), **changes}
+    manifest.write_text(json.dumps(sealed({name: fact for name, fact in facts.items() if name != "seal"})))
+
+
+def swapped(first, second):
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(kept)
+
+
+def piped(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+# of two epochs: manifests a and b, and their payloads
+FOLDERS = {
+    "no folder": lambda a, b: shutil.rmtree(a.parent),
+    "a link to elsewhere": lambda a, b: (shutil.rmtree(a.parent), a.parent.symlink_to("/etc")),
+    "an epoch is missing": lambda a, b: (a.unlink(), payload(a).unlink()),
+    "a payload is missing": lambda a, b: payload(b).unlink(),
+    "payloads of one another": lambda a, b: swapped(payload(a), payload(b)),
+    "manifests of one another": swapped,
+    "no JSON": lambda a, b: a.write_text("{"),
+    "no text": lambda a, b: a.write_bytes(b"\xff\xfe\x00"),
+    "deep": lambda a, b: a.write_text("[" * 200_000),
+    "a long number": lambda a, b: a.write_text('{"spec": ' + "9" * 5000 + "}"),
+    "bytes as text": lambda a, b: facts_of(a, bytes="x"),
+    "fewer bytes than none": lambda a, b: facts_of(a, bytes=-1),
+    "no hash": lambda a, b: facts_of(a, sha256=5),
+    "facts in a list": lambda a, b: facts_of(a, info=[1]),
+    "views of another kind": lambda a, b: facts_of(a, info={"drawn": {"a": 1}}),
+    "an escape sequence": lambda a, b: facts_of(a, seconds="\x1b[2J"),
+    "a value": lambda a, b: facts_of(a, value=1),
+    "another spec": lambda a, b: facts_of(a, spec=[]),
+    "a pipe": lambda a, b: piped(a),
+    "a pipe of labels": lambda a, b: piped(payload(a)),
+    "nothing": lambda a, b: payload(a).write_bytes(b""),
+    "a long header": lambda a, b: payload(a).write_bytes((2**62).to_bytes(8, "little") + bytes(99)),
+}
+
+
+def payload(manifest):
+    return manifest.with_suffix(".safetensors")
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_strangers_folder_of_labels_is_refused_in_a_line(taught, name):
+    a, b = (taught.path.parent / "labels" / f"{digest(taught.views.spec.key(epoch))}.json" for epoch in range(EPOCHS))
+    FOLDERS[name](a, b)
+    with pytest.raises(UsageError) as caught:
+        load(taught.path).targets()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_link_of_another_place_is_no_label(taught, tmp_path):
