@@ -5,16 +5,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dd.labels.forms import Layout
+from dd.labels.forms import RowType
 from dd.views import View, ViewPolicy
 from dd.views.dsa import Shape
 
 _NONE = -1  # stands for "nothing is mixed in" where a record holds a partner or a patch
 
 
-def layout(policy: ViewPolicy) -> Layout:
+def layout(policy: ViewPolicy) -> RowType:
     """The arrays of one view's record by name, each as type and shape."""
-    kept: Layout = {"place": (torch.int32, ())}  # in the epoch's order
+    kept: RowType = {"place": (torch.int32, ())}  # in the epoch's order
     if policy.crop is not None:
         kept["box"] = (torch.int16, (4,))
     if policy.flip:

@@ -22,7 +22,8 @@ from dd.errors import RunError, UsageError, unknown
 from dd.labels.distances import distances, reconstruct
 
 Encoded = Mapping[str, Tensor]
-Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+RowType = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+"""By name, the arrays of one view as type and shape."""
 _LARGEST = torch.finfo(torch.float16).max
 _INT16 = 2**15  # class numbers below it fit; float16 would damage those above 2048
 
@@ -44,7 +45,7 @@ class LabelForm(ABC):
             raise UsageError(f"labels need at least 2 classes, not {self.classes}")
 
     @abstractmethod
-    def layout(self) -> Layout:
+    def layout(self) -> RowType:
         """The arrays of one view by name, each as type and shape."""
 
     @abstractmethod
@@ -100,7 +101,7 @@ class Logits(LabelForm):
 
     name: ClassVar[str] = "logits"
 
-    def layout(self) -> Layout:
+    def layout(self) -> RowType:
         """See `LabelForm`."""
         return {"logits": (torch.float16, (self.classes,))}
 
@@ -135,7 +136,7 @@ class TopK(LabelForm):
         if self.rest not in ("smooth", "renorm"):
             raise unknown("rest of topk labels", str(self.rest), ("smooth", "renorm"))
 
-    def layout(self) -> Layout:
+    def layout(self) -> RowType:
         """See `LabelForm`."""
         return {"indices": (self._index(), (self.k,)), "values": (torch.float16, (self.k,))}
 
@@ -173,7 +174,7 @@ class Hard(LabelForm):
         if not 0 <= self.smoothing <= 1:
             raise UsageError(f"hard labels with smoothing={self.smoothing:g}; it is from 0 to 1")
 
-    def layout(self) -> Layout:
+    def layout(self) -> RowType:
         """See `LabelForm`."""
         return {"classes": (self._index(), ())}
 
@@ -190,7 +191,7 @@ class Distances(LabelForm):
 
     name: ClassVar[str] = "distances"
 
-    def layout(self) -> Layout:
+    def layout(self) -> RowType:
         """See `LabelForm`."""
         return {"distances": (torch.float16, (2,))}
 

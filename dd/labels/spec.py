@@ -12,7 +12,7 @@ from torch import Tensor
 from dd.errors import UsageError
 from dd.io import digest, sha256_tensors
 from dd.labels import _records
-from dd.labels.forms import LabelForm, Layout
+from dd.labels.forms import LabelForm, RowType
 from dd.labels.settings import LabelSettings, label_facts
 from dd.rng import generator
 from dd.views import View, ViewPolicy, draw_view
@@ -113,7 +113,7 @@ class LabelSpec:
         views = [_hash(self.view(epoch, number)) for number in dict.fromkeys((0, self.batches - 1))]
         return digest([sha256_tensors({"order": self.order(epoch)}), views])
 
-    def layout(self) -> Layout:
+    def layout(self) -> RowType:
         """What is kept of one view: its label, and with replay="records" what the view was made by."""
         return self.form.layout() | (_records.layout(self.policy) if self.settings.replay == "records" else {})
 
