@@ -4,12 +4,17 @@ Every student is an artefact of its own: an interrupted evaluation goes on with 
 data set are shared by all methods.
 """
 
+import contextlib
+import itertools
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from dd.engine.method import Task
 from dd.errors import UsageError
@@ -32,7 +37,12 @@ from dd.views import Batches, ViewPolicy
 
 KIND = "students"
 NOT_AT_HAND = "the teachers that labelled the set are not at hand"
+_WATCHED, _LONG = 4, 2.0  # steps whose time is taken, and seconds that they take at most
 VERSION = 1  # of the training of students: part of every key, raised when results change
+
+
+class _SeenEnough(Exception):
+    """Of the steps whose time is taken."""
 
 
 class Evaluator:
@@ -91,6 +101,26 @@ class Evaluator:
                 f"the set's learned lr is {distilled.lr:.3g}, no use for a student; distil with a smaller lr_lr"
             )
         return distilled.lr
+
+    def pace(self, arm: Arm, lr: float) -> float:
+        """Seconds that a step of a student on an arm takes, of its first few steps; nothing is kept of these."""
+        batches, temperature = self._batches(arm, 0)
+        ended: list[float] = [time.perf_counter()]
+
+        def watched(rng: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in batches(rng, number):
+                yield batch
+                if self.task.device.type == "cuda":
+                    torch.cuda.synchronize(self.task.device)
+                ended.append(time.perf_counter())
+                if len(ended) > _WATCHED or ended[-1] - ended[0] > _LONG:
+                    raise _SeenEnough
+
+        fit = self.protocol.fit(arm.n, lr, self.task.data.augment, temperature)
+        with contextlib.suppress(_SeenEnough):
+            next(self._shared_trainer().train([(self.task.seed, "pace")], watched, fit))
+        each = [after - before for before, after in itertools.pairwise(ended)]
+        return min(each[1:] or each, default=0.0)  # the first compiles, or fetches what it needs
 
     def _student(self, arm: Arm, lr: float, j: int) -> dict[str, Any]:
         task = self.task
@@ -168,11 +198,7 @@ def evaluate(
     missing: dict[str, str] = {}
     lr = evaluator.lr_of(distilled)
     own = "learned by the method" if distilled.lr is not None else "the protocol's lr"
-    if store is None:
-        arm = set_arm("the distilled set", distilled, task.data.preprocess)
-    else:
-        arm = stored_arm("the distilled set", distilled, store, task, protocol)
-    accuracy_ = evaluator.score(arm, lr, protocol.students, own)
+    accuracy_ = evaluator.score(own_arm(distilled, evaluator, store), lr, protocol.students, own)
     candidates = [protocol.lr] if distilled.lr is None else [protocol.lr, lr]
     control = begin = full = decoded = None
     if controls and store is not None and evaluator.labeller is None:
@@ -214,6 +240,14 @@ def evaluate(
     )
 
 
+def own_arm(distilled: DistilledSet, evaluator: Evaluator, store: LabelStore | None) -> Arm:
+    """The set itself, with the labels of its views where it has such."""
+    task, name = evaluator.task, "the distilled set"
+    if store is None:
+        return set_arm(name, distilled, task.data.preprocess)
+    return stored_arm(name, distilled, store, task, evaluator.protocol)
+
+
 def _by_class(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Balanced accuracies and those of single classes; none where a student is from before they were kept."""
     if not all("classes" in row for row in rows):
@@ -248,14 +282,23 @@ def _making(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {name: labels[name] for name in how}
 
 
+def full_passes(protocol: Protocol, n: int) -> int:
+    """Images that the students of all n real images see; 0 where there are to be none."""
+    passes = _passes_of_full(protocol, n)
+    allowed = protocol.full or (protocol.full is None and passes <= protocol.full_budget)
+    return passes if allowed else 0
+
+
+def _passes_of_full(protocol: Protocol, n: int) -> int:
+    return protocol.total_steps(n) * min(protocol.batch, n) * protocol.full_students
+
+
 def _full(evaluator: Evaluator) -> tuple[Score | None, str]:
     protocol, data = evaluator.protocol, evaluator.task.data
-    n = len(data.train)
-    passes = protocol.total_steps(n) * min(protocol.batch, n) * protocol.full_students
     if protocol.full is False:
         return None, "eval.full=false"
-    if protocol.full is None and passes > protocol.full_budget:
-        budget = protocol.full_budget
+    if not full_passes(protocol, len(data.train)):
+        passes, budget = _passes_of_full(protocol, len(data.train)), protocol.full_budget
         return None, f"{passes:,} image passes are above eval.full_budget={budget:,}; ask for it with eval.full=true"
     return evaluator.score(full_arm(data, protocol.batch), protocol.lr, protocol.full_students, "the protocol's lr"), ""
 

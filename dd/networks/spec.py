@@ -134,6 +134,27 @@ def build(
     return net.to(device)
 
 
+def magnitude(spec: NetworkSpec, *, channels: int, size: int, classes: int) -> tuple[int, int]:
+    """Parameters of a network, and values that its layers give for one image; no tensor of that size is made.
+
+    Raises:
+        UsageError: see `build`.
+    """
+    values = 0
+
+    def count(layer: nn.Module, _: object, output: object) -> None:
+        nonlocal values
+        if isinstance(output, torch.Tensor) and not any(True for _ in layer.children()):
+            values += output.numel()
+
+    with torch.device("meta"), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        net = _construct(resolve(spec, size, channels), channels, size, classes).eval()
+        for layer in net.modules():
+            layer.register_forward_hook(count)
+        net(torch.zeros(1, channels, size, size))
+    return sum(p.numel() for p in net.parameters()), values
+
+
 def _construct(spec: NetworkSpec, channels: int, size: int, classes: int) -> nn.Module:
     if is_zoo_name(spec.arch):
         return build_zoo(spec.arch, channels, size, classes)

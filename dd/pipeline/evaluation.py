@@ -10,18 +10,19 @@ import torch
 from dd.data import DataSettings, open_data
 from dd.engine.method import Task
 from dd.errors import RunError, UsageError
+from dd.evaluation.budget import require_memory, require_time
 from dd.evaluation.evaluate import NOT_AT_HAND, Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report
 from dd.labels import LabelStore
 from dd.networks import NetworkSpec
-from dd.pipeline.foreign import is_foreign, require_no_path
+from dd.pipeline.foreign import is_foreign, require_modest, require_teachers
 from dd.pipeline.label import label_spec, stored_labels
 from dd.pipeline.meant import LabelOrigin, meant_for
 from dd.pipeline.outcome import Outcome
 from dd.pipeline.task import context, numerics, task_for
-from dd.recipes import resolve_evaluation
+from dd.recipes import Evaluation, resolve_evaluation
 from dd.runs.cost import measured
 from dd.runs.stop import Stop
 from dd.sets import DistilledSet, hashed_once
@@ -94,18 +95,21 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
         protocol=meant.protocol,
         made=meant.made,
     )
-    if foreign and "dataset" not in settings.named:
-        require_no_path("images", "dataset", [distilled.source])
+    if foreign:
+        require_modest(distilled, settings)
     origin = _teachers_named(meant.labeller, settings.allowed.teachers)
     data = open_data(settings.dataset, settings.data, torch.device(settings.device))
     distilled.require_match(data)
     task = task_for(data, distilled.own_classes(), settings)
+    if foreign:
+        require_memory(distilled, task, settings.eval)
     stop = Stop("students that were finished are kept; the same command goes on")
     with stop.watching(), numerics(settings), measured(task.device) as cost:
         store = stored_labels(distilled, settings.eval)
-        asked = foreign and not settings.allowed.teachers
-        labeller, why = _labeller(origin, task, settings.eval, store, asked)
+        labeller, why = _labeller(origin, task, settings, store, foreign)
         evaluator = Evaluator(task, settings.eval, force=settings.force, labeller=labeller)
+        if foreign:
+            require_time(distilled, evaluator, store, settings.allowed.hours)
         report = evaluate_set(distilled, None, evaluator, store=store, without=why)
     costs = {"evaluate": asdict(cost)}
     return replace(
@@ -128,16 +132,16 @@ def _teachers_named(origin: LabelOrigin | None, teachers: tuple[str, ...]) -> La
 
 
 def _labeller(
-    origin: LabelOrigin | None, task: Task, protocol: Protocol, store: LabelStore | None, foreign: bool
+    origin: LabelOrigin | None, task: Task, settings: Evaluation, store: LabelStore | None, foreign: bool
 ) -> tuple[TeacherLabeller | None, str]:
     """The teachers that label what a set is compared with; or, of a set with stored labels, why there are none.
 
     Args:
         origin: how they were made.
         task: the evaluation.
-        protocol: how students are trained.
+        settings: of it.
         store: the labels of the set's views, where it has such.
-        foreign: whether files of teachers are named by nobody but a set that was made elsewhere.
+        foreign: whether the set was made elsewhere.
 
     Raises:
         UsageError: the set's own students ask them, and they cannot be had, or the protocol has no use for them.
@@ -145,21 +149,18 @@ def _labeller(
     if origin is None:
         return None, NOT_AT_HAND
     facts = asdict(origin)
-    if store is None:
-        if foreign:
-            require_no_path("teachers", "teachers", origin.teachers)
-        label_spec(origin.labels, protocol, task)  # may refuse, so it comes before teachers are made
-        try:
-            return TeacherLabeller.of_origin(task, facts), ""
-        except UsageError as error:
-            raise UsageError(f"students of this set ask its teachers for labels: {error}") from error
     try:
         if foreign:
-            require_no_path("teachers", "teachers", origin.teachers)
+            require_teachers(origin, task, settings)
+        if store is None:
+            label_spec(origin.labels, settings.eval, task)  # may refuse, so it comes before teachers are made
+            return TeacherLabeller.of_origin(task, facts), ""
         if TeacherLabeller.facts_of(task, facts) == store.spec.facts:
             return TeacherLabeller.of_origin(task, facts), ""
     except (UsageError, RunError) as error:  # a checkpoint or published weights that are not on this machine
-        return None, f"{NOT_AT_HAND} ({error})"
+        if store is not None:
+            return None, f"{NOT_AT_HAND} ({error})"
+        raise type(error)(f"students of this set ask its teachers for labels: {error}") from error
     return None, (
         f"{NOT_AT_HAND}: one of their files has changed, or device, data or precision are others than those they were "
         "trained with"

@@ -6,17 +6,21 @@ it names are read once the user names them.
 
 import contextlib
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from dd.data import is_local
+from dd.engine.method import Task
 from dd.errors import UsageError
+from dd.pipeline.meant import LabelOrigin
+from dd.recipes import Evaluation
 from dd.runs import Store
 from dd.sets import DistilledSet
 from dd.sets.formats import seal
 from dd.training.teacher_names import is_file
+from dd.training.teachers import teacher_needs
 
 _KIND = "own"
+_LARGE = 1024  # pixels; a set of indices has no images that say how large they are
 
 
 def remember(file: Path) -> None:
@@ -33,14 +37,29 @@ def is_foreign(distilled: DistilledSet) -> bool:
     return not said or not Store().path(_KIND, {"set": said}).is_file()
 
 
-def require_no_path(what: str, key: str, names: Sequence[str]) -> None:
-    """Raise `UsageError` where a set names something by a path of this machine, with the word that allows it.
+def require_modest(distilled: DistilledSet, settings: Evaluation) -> None:
+    """Raise `UsageError` where a set asks for images at a path, or of a size, that the user did not name."""
+    if "dataset" not in settings.named and is_local(distilled.source):
+        raise _not_said("images at a path", f"dataset={distilled.source}")
+    size = settings.data.size or 0
+    if "data.size" not in settings.named and distilled.image_kind in ("indices", "schedule") and size > _LARGE:
+        raise _not_said(f"images of {size} pixels", f"data.size={size}")
+    if distilled.image_kind in ("pixels", "tiles") and size not in (0, distilled.images.shape[-1]):
+        raise UsageError(f"data.size={size}, where the images of the set have {distilled.images.shape[-1]} pixels")
 
-    Args:
-        what: the set asks for: "images".
-        key: "dataset" or "teachers", the setting by which the user names it.
-        names: as the set has them.
-    """
-    if any(is_local(name) if key == "dataset" else is_file(name) for name in names):
-        word = shlex.quote(f"{key}={','.join(names)}")
-        raise UsageError(f"the set asks for its {what} at a path, and was not made here; if you mean them, add {word}")
+
+def require_teachers(origin: LabelOrigin, task: Task, settings: Evaluation) -> None:
+    """Raise `UsageError` where a set asks for teachers at a path, or to be trained, that the user did not name."""
+    named = ",".join(origin.teachers)
+    if not settings.allowed.teachers and any(map(is_file, origin.teachers)):
+        raise _not_said("teachers at a path", f"teachers={named}")
+    needs = teacher_needs(task, origin.teachers, origin.squeeze)
+    missing = [words for kind, spec, words in needs if not task.store.has(kind, spec)]
+    if missing and "hours" not in settings.named:
+        epochs, images = origin.squeeze.epochs, len(task.data.train)
+        work = f"{len(missing)} teachers to be trained here, {epochs:,} epochs of {images:,} images each"
+        raise _not_said(work, f"hours={settings.allowed.hours:g}")
+
+
+def _not_said(what: str, word: str) -> UsageError:
+    return UsageError(f"the set asks for {what}, and was not made here; if you mean that, add {shlex.quote(word)}")

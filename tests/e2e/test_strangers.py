@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import time
 from dataclasses import asdict
 
 import pytest
 
 import dd
 from dd.errors import UsageError
+from dd.evaluation.evaluate import Evaluator
 from dd.io import load_tensors, save_tensors
 from dd.labels import LabelSettings
 from dd.sets import load
@@ -79,7 +81,7 @@ def test_every_level_of_a_manifest_is_of_the_types_that_use_it(place, forged, le
 def test_a_path_that_a_set_names_is_not_read(place, forged, source):
     line = refused(place, forged(source=source))
     assert line.endswith(
-        f"the set asks for its images at a path, and was not made here; if you mean them, add dataset={source}"
+        f"the set asks for images at a path, and was not made here; if you mean that, add dataset={source}"
     )
     assert "no such" in refused(place, forged(source=source), "dataset=folder:/nowhere")
 
@@ -91,7 +93,7 @@ def test_teachers_that_a_set_names_are_not_read(place, forged):
     soft = ("eval.protocol=quick-soft", "eval.epochs=1")
     line = refused(place, file, *soft)
     assert line.endswith(
-        "the set asks for its teachers at a path, and was not made here; if you mean them, "
+        "the set asks for teachers at a path, and was not made here; if you mean that, "
         "add teachers=/etc/passwd.pt@convnet"
     )
     assert "no such file" in refused(place, file, *soft, "teachers=nowhere.pt@convnet")
@@ -114,3 +116,56 @@ def test_a_set_that_was_made_here_needs_no_further_word(place, pictures):
     assert elsewhere.code == 2
     assert elsewhere.err.rstrip().endswith(f"add {pictures}")
     assert place.dd(*away, pictures, DD_HOME=str(place.path / "other")).code == 0
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+COSTLY = {
+    "steps": ({"protocol.steps": 10**9}, "would take about"),
+    "students": ({"protocol.students": 10**6}, "would take about"),
+    "full": ({"protocol.full": True, "protocol.steps": 10**8, "protocol.students": 1}, "would take about"),
+    "width": ({"student.width": 2**20}, "a student of this set takes about"),
+}
+
+
+@pytest.mark.parametrize("case", COSTLY)
+@pytest.mark.timeout(60)
+def test_what_would_take_a_day_is_asked_for(place, forged, case):
+    levels, words = COSTLY[case]
+    file = forged(levels)
+    began = time.monotonic()
+    line = refused(place, file)
+    assert time.monotonic() - began < 20
+    assert words in line
+    less = ("eval.students=1", "eval.steps=2", "eval.full=false", "student.width=4")
+    brief = place.dd("eval", file, *less, "device=cpu", "compile=false")
+    assert brief.code == 0, brief.err
+
+
+def test_teachers_to_be_trained_are_asked_for(place, forged):
+    origin = {"teachers": ["convnet:width=4:depth=1"], "weights": None}
+    origin |= {"squeeze": asdict(SqueezeSettings(epochs=1)), "labels": asdict(LabelSettings(mode="live"))}
+    file = forged({"provenance.labeller": origin})
+    soft = ("eval.protocol=quick-soft", "eval.epochs=1", "eval.students=1", "eval.full=false")
+    assert "1 teachers to be trained here, 1 epochs of " in refused(place, file, *soft)
+    allowed = place.dd("eval", file, *soft, "hours=10", "device=cpu", "compile=false")
+    assert "made teacher" in allowed.err
+
+
+def test_a_small_set_does_not_wait_for_an_estimate(place, forged):
+    """The steps whose time is taken are a few of hundreds."""
+    seen = []
+    real = Evaluator.pace
+
+    def pace(self, arm, lr):
+        began = time.perf_counter()
+        found = real(self, arm, lr)
+        seen.append(time.perf_counter() - began)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluator, "pace", pace)
+        ended = place.dd("eval", forged(), "device=cpu", "compile=false", "--json")
+    assert ended.code == 0, ended.err
+    assert len(seen) == 1
+    assert seen[0] < 0.3
