@@ -1,11 +1,16 @@
 """`dd eval`: score a set that exists."""
 
 import os
-import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dd.cli.common import LENIENT, console, emit, examples, json_option, log_to_stderr, settings
+from dd.cli.common import LENIENT, console, emit, examples, json_option, log_to_stderr, remark, settings
+from dd.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from dd.evaluation import Report
 
 
 @click.command(
@@ -14,44 +19,78 @@ from dd.cli.common import LENIENT, console, emit, examples, json_option, log_to_
     epilog=examples(
         "dd eval runs/datm/fashion-mini/ipc10/1a2b3c4d-seed0",
         "dd eval set.safetensors eval.students=20 student.arch=resnet18",
+        "dd eval runs/*/fashion-mini/ipc10/*",
     ),
     short_help="Score a distilled set.",
 )
 @click.argument("file", type=click.UNPROCESSED)
 @settings
 @json_option
-def command(file: str, settings: tuple[str, ...], as_json: bool) -> None:
-    """Train fresh students on the set in FILE, under the protocol it is meant for, and report.
+def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
+    """Train fresh students on the set in FILE, under the protocol it is meant for, and report; of several one by one.
 
     FILE is a set (.safetensors) or the folder of a run.  The set says itself what data, network and protocol it needs;
     keys say otherwise: eval.protocol=NAME (`dd recipes --protocols` lists them), eval.students=N, student.arch=NAME,
-    which comes in its published size, with the set's norm.
+    which comes in its published size, with the set's norm.  A set that was made elsewhere may need a word more:
+    dataset=PATH, teachers=PATH, hours=N.
     """
-    from dd.cli import show_report
-    from dd.errors import UsageError
     from dd.recipes import parse_overrides
-    from dd.sets.formats import set_file
 
     if "=" in file and not os.path.exists(file):
         raise UsageError(f"say which set first: dd eval FILE {file}")
-    more = [word for word in settings if "=" not in word and not word.startswith(("-", "+", "{"))]
-    before = [settings[at - 1] if at else "" for at in map(settings.index, more)]
-    if more and not before[0].startswith("--"):  # not the value of an option
-        calls = "; ".join(shlex.join(["dd", "eval", one]) for one in (file, *more))
-        raise UsageError(f"one set a call, and there are {1 + len(more)}: {calls}")
+    files, words = _sorted(file, settings)
+    overrides = parse_overrides(words)
+    log_to_stderr()
+    if len(files) == 1:
+        report = _scored(file, overrides)
+        _show(report, file, as_json)
+        return 0
+    worst, found = 0, []
+    for one in files:
+        try:
+            report = _scored(one, overrides)
+        except (UsageError, RunError) as error:
+            worst = max(worst, 2 if isinstance(error, UsageError) else 1)
+            found.append({"set": one, "error": str(error)})
+            remark(f"dd: {one}: {error}")
+            continue
+        found.append({"set": one, "report": report.to_dict()})
+        if not as_json:
+            _show(report, one, as_json=False)
+    if as_json:
+        emit({"sets": found})
+    return worst
+
+
+def _sorted(file: str, settings: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """The sets among the words, and the settings: `key=value`, `--key value`, `--key=value`, JSON."""
+    files, words = [file], list[str]()
+    for before, word in zip(("", *settings), settings, strict=False):
+        is_value = before.startswith("--") and "=" not in before
+        setting = is_value or "=" in word or word.startswith(("-", "+", "{"))
+        (words if setting else files).append(word)
+    return files, words
+
+
+def _scored(file: str, overrides: Mapping[str, Any]) -> "Report":
+    from dd.pipeline import evaluate_distilled, load
+    from dd.sets import hashed_once
+    from dd.sets.formats import set_file
+
     path = set_file(file)
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"no set at {path}; `dd run` writes one into its folder below ./runs") from error
-    overrides = parse_overrides(settings)
-    from dd.pipeline import evaluate_distilled, load
-    from dd.sets import hashed_once
-
-    log_to_stderr()
     with hashed_once():
-        report = evaluate_distilled(load(path), overrides)
+        return evaluate_distilled(load(path), overrides)
+
+
+def _show(report: "Report", file: str, as_json: bool) -> None:
+    from dd.cli import show_report
+    from dd.sets.formats import set_file
+
     if as_json:
         emit(report.to_dict())
     else:
-        show_report.show_report(report, console(), {"set": str(path)})
+        show_report.show_report(report, console(), {"set": str(set_file(file))})

@@ -17,7 +17,7 @@ from dd.runs import Store
 from dd.sets import DistilledSet
 from dd.sets.formats import seal
 from dd.training.teacher_names import is_file
-from dd.training.teachers import teacher_needs
+from dd.training.teachers import Teachers
 
 _KIND = "own"
 _LARGE = 1024  # pixels; a set of indices has no images that say how large they are
@@ -53,8 +53,8 @@ def require_teachers(origin: LabelOrigin, task: Task, settings: Evaluation) -> N
     named = ",".join(origin.teachers)
     if not settings.allowed.teachers and any(map(is_file, origin.teachers)):
         raise _not_said("teachers at a path", f"teachers={named}")
-    needs = teacher_needs(task, origin.teachers, origin.squeeze)
-    missing = [words for kind, spec, words in needs if not task.store.has(kind, spec)]
+    wanted = Teachers(task, origin.teachers, origin.squeeze).artefacts()
+    missing = [one.words for one in wanted if not task.store.has(one.kind, one.spec)]
     if missing and "hours" not in settings.named:
         epochs, images = origin.squeeze.epochs, len(task.data.train)
         work = f"{len(missing)} teachers to be trained here, {epochs:,} epochs of {images:,} images each"

@@ -285,7 +285,6 @@ def test_no_color_leaves_no_bold(place):
         (("show", "method=datm", "Iterations=3"), "did you mean 'iterations'"),
         (("experts", "list"), "did you mean dd experts"),
         (("experts", "prun"), "did you mean dd experts prune?"),
-        (("eval", "A", "B"), "one set a call, and there are 2: dd eval A; dd eval B"),
         (("RUN",), "did you mean run"),
     ],
 )

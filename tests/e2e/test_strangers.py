@@ -169,3 +169,23 @@ def test_a_small_set_does_not_wait_for_an_estimate(place, forged):
     assert ended.code == 0, ended.err
     assert len(seen) == 1
     assert seen[0] < 0.3
+
+
+# --- several ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_bad_set_does_not_hide_the_others(place, forged, finished):
+    good, bad = str(finished.folder()), forged({"protocol.stpes": 3})
+    words = ("device=cpu", "compile=false", "--eval.students", "1")
+    ended = place.dd("eval", good, bad, *words, good, "nowhere")
+    assert ended.code == 2
+    assert ended.out.count("trained on") == 2
+    said = [line for line in ended.err.splitlines() if line.startswith("dd: ")]
+    assert [line.split()[1] for line in said] == [f"{bad}:", "nowhere:"]
+    assert "protocol.stpes" in said[0]
+    both = place.dd("eval", bad, good, *words, "--json")
+    assert both.code == 2
+    one, other = both.report["sets"]
+    assert "protocol.stpes" in one["error"]
+    assert other["report"]["accuracy"]["n"] == 1
+    assert place.dd("eval", good, good, *words).code == 0
