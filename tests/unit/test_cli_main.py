@@ -24,7 +24,7 @@ class Failing(Method):
 
     way: str = ""
 
-    def prepare(self, task):
+    def prepare(self, task, got):
         raise {
             "usage": UsageError("ask otherwise"),
             "run": RunError("the disk is gone"),
