@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., object])
 _APART = 3  # blanks between two columns of a table
 _NARROW = 8  # columns of a terminal, below which one of a table says nothing
-_WIDE = 200  # columns of a table where nobody's terminal sets a width
+_WIDE = 200  # columns of a table where no terminal sets a width
 
-# settings are no options, but `--key=value` and `--key value` are accepted for them too
+# settings are not options, but `--key=value` and `--key value` are accepted for them too
 LENIENT: dict[str, bool | list[str]] = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 STRICT: dict[str, bool | list[str]] = {"help_option_names": ["-h", "--help"]}
 
@@ -53,7 +53,7 @@ def as_json_text(value: object, indent: int | None = None) -> str:
 
 
 def remark(text: str) -> None:
-    """A line for the user that is no result."""
+    """A line for the user that is not part of the result."""
     click.echo(printable(text), err=True)
 
 
@@ -88,7 +88,7 @@ def plain_table(*headings: str, show_header: bool = True, keys: int = 1) -> "Tab
 def print_table(out: "Console", table: "Table") -> None:
     """Print a table without the blanks that would fill its last column.
 
-    Where it is too wide, columns that are no keys are broken; the last ones go where there is no room even for that.
+    Where it is too wide, other columns are broken; the last ones go where there is no room even for that.
     """
     _fit(out, table)
     with out.capture() as captured:

@@ -78,7 +78,7 @@ def _places() -> list[Path]:
 
 def _where(source: "SourceInfo") -> str:
     if source.where is None:
-        absent = "never downloaded, wants an account" if source.page else "downloaded when asked for"
+        absent = "never downloaded, needs an account" if source.page else "downloaded when asked for"
         return "" if ":" in source.name else f"not here; {absent}"
     if not source.lacks:
         return source.where

@@ -175,7 +175,7 @@ def _chosen(keys: tuple[str, ...]) -> list["Pool"]:
         fitting = [pool for pool in there if pool.key.startswith(key)]
         if len(fitting) != 1:
             known = " ".join(pool.key for pool in there) or "none"
-            what = "is no pool" if not fitting else f"fits {len(fitting)} pools"
+            what = "is not a pool" if not fitting else f"fits {len(fitting)} pools"
             raise UsageError(f"{key!r} {what}; stored: {known}")
         chosen[fitting[0].key] = fitting[0]
     return list(chosen.values())

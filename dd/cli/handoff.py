@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 _OPERAND = re.compile(r"(if|of|bs|ibs|obs|cbs|count|skip|seek|iseek|oseek|conv|iflag|oflag|status)=")
-_OURS = b"dd.__main__"  # in the first lines of every console script of ours, in whichever environment
+_OURS = b"dd.__main__"  # in the first lines of every console script of dd, in whichever environment
 
 
 def hand_off(argv: Sequence[str]) -> None:
@@ -44,7 +44,7 @@ def is_foreign(argv: Sequence[str], stdin: object) -> bool:
 
 
 def next_dd(own: str, path: str) -> str | None:
-    """The first `dd` on the path that is not this program, nor one of another environment of ours."""
+    """The first `dd` on the path that is not this program, nor that of another environment with dd."""
     ourselves = os.path.realpath(own)
     for folder in path.split(os.pathsep):
         if not os.path.isabs(folder):  # whatever folder one happens to be in has no say in what is run

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dd.evaluation.protocols import Protocol
     from dd.recipes import Listed
 
-_WIDE = 400  # columns where nobody's terminal sets a width: a cell is a line
+_WIDE = 400  # columns where no terminal sets a width: a cell is a line
 
 
 @click.command(

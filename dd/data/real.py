@@ -166,7 +166,7 @@ def open_data(name: str, settings: DataSettings, device: torch.device | str, *, 
         download: whether it may be downloaded when it is nowhere.
 
     Raises:
-        UsageError: it is unknown, nowhere, damaged, or of no use for classification; the line says what helps.
+        UsageError: it is unknown, nowhere, damaged, or has a class without images; the line says what helps.
     """
     located = locate(name, download=download)
     if located.entry and located.entry.varied and settings.size is None:
@@ -253,7 +253,7 @@ def _undecoded(
     """Data for a plan: labels and shapes are known, what the pixels decide is not.  It asks what a run would ask."""
     space = "none" if settings.preprocess == "none" else "standard"
     plain = replace(settings, preprocess=space)
-    with nothing_made():  # constants come with decoding, and are no want of their own
+    with nothing_made():  # constants come with decoding, and are not listed by themselves
         opened, known = streamed.open_streamed(located, content, plain, device, exact=False)
     if settings.preprocess == "zca":
         size = math.prod(opened.shape)

@@ -71,7 +71,7 @@ class Opened:
 
 
 def require_usable(name: str, classes: tuple[str, ...], train_labels: Tensor, test_labels: Tensor) -> None:
-    """Raise a `UsageError` for data that are of no use for classification."""
+    """Raise a `UsageError` for data that no classifier can be trained on."""
     if len(classes) < 2:
         raise UsageError(f"{name} has a single class ({', '.join(classes)}); distillation needs at least two")
     for part, labels in (("training", train_labels), ("test", test_labels)):

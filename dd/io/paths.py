@@ -25,9 +25,9 @@ def user_path(text: str | Path, what: str = "", *, absolute: bool = True) -> Pat
         with contextlib.suppress(OSError):
             os.stat(path)
         str(path).encode()  # recipes and reports are text, and name it
-    except (RuntimeError, ValueError) as error:  # no such user's home; a NUL; bytes that are no UTF-8
+    except (RuntimeError, ValueError) as error:  # no such user's home; a NUL; bytes that are not UTF-8
         named = f"{what}{'' if what.endswith(':') else '='}{text}" if what else str(text)
-        raise UsageError(f"{named!r} is no path: {error}") from error
+        raise UsageError(f"{named!r} is not a path: {error}") from error
     return path.absolute() if absolute else path
 
 
@@ -47,5 +47,5 @@ def existing(path: Path, named: str) -> Path:
         why = "no such file" if isinstance(error, FileNotFoundError | NotADirectoryError) else error.strerror
         raise UsageError(f"{named}: {why}") from error
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise UsageError(f"{named}: no regular file, but a pipe, a socket or a device; copy it into a file first")
+        raise UsageError(f"{named}: not a regular file, but a pipe, a socket or a device; copy it into a file first")
     return path

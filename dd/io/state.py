@@ -98,7 +98,7 @@ def _read(path: Path) -> State:
     if not path.exists():
         raise FileNotFoundError(path)
     if not path.is_file():  # a pipe would be waited for
-        raise _DamagedState("it is no file")
+        raise _DamagedState("it is not a file")
     try:
         with safe_open(path, "pt") as file:
             meta = dict(file.metadata() or {})

@@ -34,7 +34,7 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
 
     Raises:
         FileNotFoundError, OSError: the file cannot be opened.
-        safetensors.SafetensorError: it is no safetensors file, or a truncated one.
+        safetensors.SafetensorError: it is not a safetensors file, or it is cut off.
     """
     from safetensors.torch import load_file
 

@@ -68,7 +68,7 @@ def pick(theirs: Sequence[str] | None, count: int, ours: Sequence[str]) -> list[
         known but that there are as many.
 
     Raises:
-        UsageError: there is no telling; the line names the first class that is missing.
+        UsageError: nothing tells which they are; the line names the first class that is missing.
     """
     place = {name: at for at, name in enumerate(theirs or ())}
     if all(name in place for name in ours):

@@ -91,7 +91,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
 
     try:
         with safe_open(path, "pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             meta = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error

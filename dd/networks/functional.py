@@ -120,6 +120,6 @@ def _refuse_running_statistics(module: nn.Module) -> None:
     for name, layer in module.named_modules():
         if getattr(layer, "running_mean", None) is not None:
             raise UsageError(
-                f"layer {name!r} ({type(layer).__name__}) keeps running statistics, which are no parameters and "
+                f"layer {name!r} ({type(layer).__name__}) keeps running statistics, which are not parameters and "
                 "would be lost between steps: use student.norm=instance, or an architecture without batch norm"
             )

@@ -85,9 +85,9 @@ def resolve(spec: NetworkSpec, size: int, channels: int = 3) -> NetworkSpec:
 
 
 def foreign_sizes(before: str, after: str) -> tuple[str, ...]:
-    """Which sizes of a network are no longer meant once another architecture is named in place of its own.
+    """Which sizes of a network no longer hold once another architecture is named in place of its own.
 
-    Depth and width belong to an architecture: 32 channels, small for a ConvNet, are no ResNet-18 that anybody compares
+    Depth and width belong to an architecture: 32 channels, small for a ConvNet, make a ResNet-18 that no paper compares
     with, and networks of timm and torchvision have neither.  Norm, pooling and activation are choices, which hold
     for every architecture that has them.
 
@@ -210,7 +210,7 @@ def _fits(arch: str, size: int, side: int) -> None:
             f"data.size={_SMALLEST[arch]}, or another architecture"
         )
     if arch == "vit" and size % small.PATCH:
-        raise UsageError(f"student.arch=vit cuts images into patches of {small.PATCH} pixels; {size} is no multiple")
+        raise UsageError(f"student.arch=vit cuts images into patches of {small.PATCH} pixels; {size} is not a multiple")
 
 
 def _refuse(spec: NetworkSpec, *fields: str) -> None:

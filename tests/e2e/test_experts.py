@@ -62,8 +62,8 @@ def test_made_listed_used_verified_and_deleted(place, small, pool):
     ("words", "line"),
     [
         (["prune"], "name the pools to delete"),
-        (["prune", "abc"], "'abc' is no pool; stored: none"),
-        (["verify", "abc"], "'abc' is no pool; stored: none"),
+        (["prune", "abc"], "'abc' is not a pool; stored: none"),
+        (["verify", "abc"], "'abc' is not a pool; stored: none"),
         (["make", "method=random", "ipc=1"], "method 'random' trains no experts"),
         (["make", "method=mtt", "ipc=1", "expert.count=3"], "experts.count"),
     ],

@@ -241,7 +241,7 @@ def test_numbers_with_a_point_want_a_range(tmp_path):
     assert pixels_of(path, Target(1, 4, depth16="image"))[0, 3, 3] == 255
     with pytest.raises(ValueError, match=r"from -1 to 1, beyond"):
         pixels_of(path, Target(1, 4, depth16="full"))
-    with pytest.raises(ValueError, match="no numbers"):
+    with pytest.raises(ValueError, match="not numbers"):
         pixels_of(deep(path, np.full((4, 4), np.nan, np.float32)), Target(1, 4, depth16="image"))
     assert not pixels_of(deep(path, np.full((4, 4), 7.0, np.float32)), Target(1, 4, depth16="image")).any()
 

@@ -411,7 +411,7 @@ def test_pipes_and_sockets_are_not_read(tmp_path, monkeypatch):
         unix.bind("socket.png")
         _, train, _, notes = parts(root)
     assert train == {"a": each("a"), "b": each("b")}
-    assert "no regular files and not read: a/pipe.png, b/link.png, b/socket.png" in notes
+    assert "not regular files and not read: a/pipe.png, b/link.png, b/socket.png" in notes
 
 
 def test_names_that_are_no_text(tmp_path):
@@ -420,7 +420,7 @@ def test_names_that_are_no_text(tmp_path):
         file.write(b"?")
     assert check_data(f"folder:{root}")["broken"] == [{"file": "a/mai\\udce9.png", "reason": "not an image"}]
     os.rename(os.fsencode(root / "a"), os.fsencode(root) + b"/\xe9")
-    with pytest.raises(UsageError, match="no text"):
+    with pytest.raises(UsageError, match="not text"):
         read_folder(root)
 
 

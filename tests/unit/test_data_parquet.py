@@ -256,7 +256,7 @@ def test_parts_of_files(tmp_path, case):
         ("test", "holds no training part, only test.parquet"),
         ("a/train b/train", "several data sets"),
         ("a/train a/test b/test", "several data sets"),
-        ("pipe", "pipe.parquet is no regular file"),
+        ("pipe", "pipe.parquet is not a regular file"),
         ("dead", "dead.parquet cannot be read"),
         ("", "there is no parquet file"),
     ],

@@ -168,7 +168,7 @@ def test_damaged_idx_files(tmp_path, monkeypatch):
     labels.unlink()
     with pytest.raises(UsageError, match="lacks train-labels-idx1-ubyte"):
         load_raw("mnist")
-    with pytest.raises(UsageError, match="no idx file"):
+    with pytest.raises(UsageError, match="not an idx file"):
         parse_idx(b"\0\0\x0d\x01", "x")
 
 

@@ -207,7 +207,7 @@ def test_every_path_takes_one_road(tmp_path, monkeypatch, text, path):
 
 @pytest.mark.parametrize("text", ["~nobody-here/x", "a\0b", "mai\udce9"])
 def test_what_is_no_path_is_one_line(text):
-    with pytest.raises(UsageError, match="is no path") as caught:
+    with pytest.raises(UsageError, match="is not a path") as caught:
         user_path(text, "init")
     assert "init=" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -219,7 +219,7 @@ def test_only_files_and_folders_are_read(tmp_path):
     (tmp_path / "dead").symlink_to("nowhere")
     assert existing(tmp_path, "x") == tmp_path
     for name, words in (
-        ("pipe", "no regular file"),
+        ("pipe", "not a regular file"),
         ("loop", "links"),
         ("dead", "no such file"),
         ("no/x", "no such file"),

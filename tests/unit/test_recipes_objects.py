@@ -240,5 +240,5 @@ def test_a_set_to_begin_from_counts_by_its_content_however_it_is_named(tmp_path)
     assert same not in {objects(method="dm", init=tmp_path).hash, objects(method="dm").hash}
     (tmp_path / "set.safetensors").unlink()
     os.mkfifo(tmp_path / "set.safetensors")
-    with pytest.raises(UsageError, match="no regular file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         objects(method="dm", init=tmp_path)

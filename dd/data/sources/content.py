@@ -223,5 +223,5 @@ def regular(path: Path) -> Path:
     except FileNotFoundError:
         raise ValueError("a link that leads nowhere" if path.is_symlink() else "no such file") from None
     if not stat.S_ISREG(mode):
-        raise ValueError("no regular file")
+        raise ValueError("not a regular file")
     return path

@@ -187,7 +187,7 @@ class Decoding:
         return self._pixels.to(self._reader.device, non_blocking=True)
 
     def cancel(self) -> None:
-        """Nobody wants them any more."""
+        """Drop what has not begun: the pixels are not wanted any more."""
         for future in self._futures:
             future.cancel()
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
-NOT_STATED = "not stated"  # a licence that nobody gave
+NOT_STATED = "not stated"  # a licence that the publisher does not give
 
 ALL_AUGMENTATIONS = "color_crop_cutout_flip_scale_rotate"
 DIGIT_AUGMENTATIONS = "color_crop_cutout_scale_rotate"  # a mirrored digit is no digit

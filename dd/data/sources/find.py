@@ -135,8 +135,8 @@ def _not_ours(entry: CatalogueEntry, places: str) -> UsageError:
     here = f"{entry.name} is a part of {whole}, which" if entry.within else whole
     own = f"; a copy of these classes alone: dataset=folder:PATH like={entry.name}.ipc10" if entry.within else ""
     return UsageError(
-        f"{here} was not found (looked in {places}) and is never downloaded, as its licence wants an account: get it "
-        f"from {entry.page} and put it into $DD_DATA as {first}/train/WNID/… and {first}/val/WNID/…, or as "
+        f"{here} was not found (looked in {places}) and is never downloaded, as its licence asks for an account: get "
+        f"it from {entry.page} and put it into $DD_DATA as {first}/train/WNID/… and {first}/val/WNID/…, or as "
         f"{first}/…/train-*.parquet{own}; dataset={EMBEDDED} needs no download"
     )
 
@@ -174,7 +174,7 @@ def _shown(root: Path) -> str:
 def _below(root: Path, entry: CatalogueEntry) -> Found | None:
     if not os.path.isdir(root):
         return None
-    # a download of ours that was cut off is not there: `fetch` goes on with the files that are missing
+    # a download that was cut off is not there: `fetch` goes on with the files that are missing
     folders = [root / name for name in entry.folders] if root != downloads() or _complete(entry) else []
     if entry.page and root.name in entry.folders:
         folders.insert(0, root)  # $DD_DATA names the data set itself

@@ -23,7 +23,7 @@ def read_folder(root: Path) -> EncodedSet:
             class of its own.
     """
     if not os.path.isdir(root):
-        raise UsageError(f"there is no folder {root}; folder:PATH wants PATH/train/CLASS/… or PATH/CLASS/…")
+        raise UsageError(f"there is no folder {root}; folder:PATH holds PATH/train/CLASS/… or PATH/CLASS/…")
     top, passed = walk(root)
     found = laid_out(top, root)
     classes = _names(found.train)
@@ -150,7 +150,7 @@ def _names(found: ClassFolders) -> tuple[str, ...]:
         try:
             name.encode()
         except UnicodeEncodeError as error:
-            raise UsageError(f"the name of the class folder {name!r} is no text (UTF-8); rename it") from error
+            raise UsageError(f"the name of the class folder {name!r} is not text (UTF-8); rename it") from error
     return tuple(found)
 
 

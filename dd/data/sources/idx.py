@@ -17,10 +17,10 @@ def parse_idx(data: bytes, where: str) -> Tensor:
     """The uint8 tensor of an uncompressed idx file.
 
     Raises:
-        UsageError: it is no idx file of bytes, or it is cut off.
+        UsageError: it is not an idx file of bytes, or it is cut off.
     """
     if len(data) < 4 or data[:3] != bytes((0, 0, _BYTES)):
-        raise UsageError(f"{where} is no idx file of bytes; fetch it again")
+        raise UsageError(f"{where} is not an idx file of bytes; fetch it again")
     axes = data[3]
     shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes)]
     values = torch.frombuffer(bytearray(data), dtype=torch.uint8)[4 + 4 * axes :]

@@ -79,7 +79,7 @@ def class_folders(part: Folder, place: Path) -> ClassFolders:
 
 
 def layout_notes(part: Folder) -> list[str]:
-    """What of a part is no class."""
+    """What of a part is not a class."""
     notes = []
     if part.empty:
         notes.append(f"without images, so no class: {some([folder.path for folder in part.empty])}")
@@ -236,7 +236,7 @@ def _flat(folder: Folder, place: Path, top: Folder | None = None) -> UsageError:
 
 
 def _opened(part: Folder, classes: ClassFolders | None = None) -> Folder:
-    """A part, or the only folder in it where that is no class."""
+    """A part, or the only folder in it where that is not a class."""
     while (only := _only(part)) and not (classes and only.name in classes):
         bare = only.name.lower() in _NO_CLASS or only.name == part.name or split_of(only.name) is not None
         if not only.filled and not bare:

@@ -31,10 +31,10 @@ def read_npz(path: Path) -> Arrays:
     """The arrays `train_images`, `train_labels` and `test_…` (or `val_…`) of a file; classes are named by their number.
 
     Raises:
-        UsageError: it is no such file, or its arrays are not images with one label each; names the array.
+        UsageError: it is not an npz file, or its arrays are not images with one label each; names the array.
     """
     if not path.is_file():
-        raise UsageError(f"there is no file {path}; npz:PATH wants one, with train_images and train_labels in it")
+        raise UsageError(f"there is no file {path}; npz:PATH names one with train_images and train_labels in it")
     with path.open("rb") as opened:  # numpy leaves open what it cannot read
         try:
             file = np.load(opened, allow_pickle=False)

@@ -189,7 +189,7 @@ def _files(root: Path, group: _Group, test: tuple[str, ...], unread: tuple[Path,
 
 
 def _hidden(path: Path) -> bool:
-    """Whether it is none of the user's, as for folders of images."""
+    """Whether programs put it there, not users, as for folders of images."""
     return any(part.startswith((".", "__")) for part in path.parent.parts) or path.name.startswith(".")
 
 
@@ -199,7 +199,7 @@ def _require_regular(path: Path) -> None:
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); fetch it again, or remove it") from error
     if not stat.S_ISREG(mode):
-        raise UsageError(f"{path} is no regular file; remove it, or name the files beside it")
+        raise UsageError(f"{path} is not a regular file; remove it, or name the files beside it")
 
 
 def _shown(path: Path, root: Path) -> str:

@@ -200,7 +200,7 @@ def _of_8_bits(image: "Image", depth16: Depth16) -> "Image":
     values = np.asarray(image)
     least, most = float(values.min()), float(values.max())
     if not (np.isfinite(least) and np.isfinite(most)):
-        raise ValueError("values that are no numbers")
+        raise ValueError("values that are not numbers")
     low, high = (least, most) if depth16 == "image" else _FULL if depth16 == "full" else depth16
     if depth16 == "full" and (least < low or most > high):
         raise ValueError(f"values from {least:g} to {most:g}, beyond those of data.depth16=full: give [LOW, HIGH]")

@@ -16,7 +16,7 @@ _SIDES = (224, 128, 64, 32)  # of images in the papers
 
 @dataclass(frozen=True)
 class Broken:
-    """An image that cannot be used, and why; `deep` where it is whole, but nobody said how to bring it to 8 bits."""
+    """An image that cannot be used, and why; `deep` where it is whole, and `data.depth16` is missing."""
 
     file: str
     reason: str

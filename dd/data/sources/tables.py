@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _IMAGE_COLUMNS = ("img", "image")
 RowLabel = str | int | None
-"""A label as a row has it; None and numbers below 0 stand for labels that nobody knows."""
+"""A label as a row has it; None and numbers below 0 stand for unknown labels."""
 _LABEL_COLUMNS = ("label", "fine_label", "labels", "class")
 
 

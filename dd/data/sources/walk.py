@@ -18,7 +18,7 @@ READABLE = (
 )
 # fmt: on
 _SHOWN = 3  # names in a note
-# what lies beside images and is none: nobody misses it
+# what often lies beside images, and needs no note
 # fmt: off
 _COMPANIONS = {
     ".bib", ".cfg", ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log", ".m",
@@ -87,14 +87,14 @@ class Passed:
         if self.hidden:
             notes.append(f"hidden and not read: {self.hidden:,} of the names of images")
         if self.odd:
-            notes.append(f"no regular files and not read: {some(sorted(self.odd))}")
+            notes.append(f"not regular files and not read: {some(sorted(self.odd))}")
         if self.back:
             notes.append(f"links to what is read anyway, not followed: {some(sorted(self.back))}")
         return tuple(notes)
 
 
 def walk(root: Path, only: Sequence[str] | None = None) -> tuple[Folder, Passed]:
-    """All folders below `root`, and what was passed over: hidden things, links back, files that are no images.
+    """All folders below `root`, and what was passed over: hidden things, links back, other files.
 
     Every folder and file is taken once, by its real path: first those that no link leads to.
 
@@ -225,7 +225,7 @@ _NAMED_COMPANIONS = {"license", "licence", "readme", "makefile", "thumbs.db"}
 
 
 def _hidden(name: str, is_folder: bool) -> bool:
-    """Whether it is none of the user's: `.ipynb_checkpoints`, `._x.jpg`, `__MACOSX`, as for Hugging Face `datasets`."""
+    """As for Hugging Face `datasets`: what programs put there, `.ipynb_checkpoints`, `._x.jpg`, `__MACOSX`."""
     return name.startswith((".", "__") if is_folder else ".")
 
 
