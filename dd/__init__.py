@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dd.data import DataSettings
-    from dd.evaluation.protocols import Protocol
+    from dd.engine.registry import list_methods
+    from dd.evaluation.protocols import Protocol, list_protocols
     from dd.evaluation.report import Report
     from dd.networks import NetworkSpec
     from dd.pipeline import Outcome, evaluate, load, run
-    from dd.recipes.lists import list_methods, list_protocols, list_recipes
+    from dd.recipes import list_recipes
     from dd.sets import DistilledSet
 
 __version__ = "0.1.0"
@@ -37,9 +38,9 @@ _HOMES = {
     "Report": "dd.evaluation.report",
     "evaluate": "dd.pipeline",
     # not `methods` and `recipes`: importing the packages of these names would put them in the functions' place
-    "list_methods": "dd.recipes.lists",
-    "list_protocols": "dd.recipes.lists",
-    "list_recipes": "dd.recipes.lists",
+    "list_methods": "dd.engine.registry",
+    "list_protocols": "dd.evaluation.protocols",
+    "list_recipes": "dd.recipes",
     "load": "dd.pipeline",
     "run": "dd.pipeline",
 }

@@ -118,11 +118,11 @@ def protocols() -> str:
 
 def methods() -> str:
     """Every method of this package, its paper and its settings."""
-    from dd.engine.registry import entries
-    from dd.recipes.about import about
+    from dd.engine.registry import list_methods
+    from dd.recipes import about
 
     parts = []
-    for entry in entries():
+    for entry in list_methods():
         found = about(entry.name)
         paper = f"<{found.paper}>\n\n" if found.paper else ""
         parts.append(f"## `{found.name}`\n\n{paper}{found.text}\n")
@@ -134,17 +134,18 @@ def methods() -> str:
 
 def recipes() -> str:
     """Every cell of every recipe, what it should reach under which protocol and where that is from."""
-    from dd.engine.registry import entries
-    from dd.recipes import expect, listed
+    from dd.engine.registry import list_methods
+    from dd.recipes import listed
+    from dd.recipes.listing import band
 
     parts = []
-    for entry in entries():
+    for entry in list_methods():
         body = []
         for row in listed(entry.name):
             nothing: tuple[Any, Mapping[str, Any]] = (row.parts.eval, {})
             for protocol, number in row.numbers or [nothing]:
-                seen, words = "yes" if number.get("verified") else "no", expect.in_words(protocol)
-                facts = (row.side or "", expect.band(number), words, seen)
+                seen, words = "yes" if number.get("verified") else "no", protocol.in_words()
+                facts = (row.side or "", band(number), words, seen)
                 body.append((f"`{row.cell.name}`", *facts, number.get("source", ""), number.get("cost", "")))
         head = ["cell", "pixels", "expected %", "protocol", "verified", "source", "cost"]
         parts.append(f"## `{entry.name}`\n\n{_table(head, body)}\n")

@@ -147,7 +147,7 @@ def _known() -> dict[str, Any]:
     from dd.networks import NetworkSpec
     from dd.recipes import recipe_file
     from dd.recipes.checks import instance
-    from dd.recipes.merge import BARE
+    from dd.recipes.layers import BARE
     from dd.recipes.schema import leaves
 
     datasets = [source.name.removesuffix("PATH") for source in list_sources()]
@@ -156,7 +156,7 @@ def _known() -> dict[str, Any]:
         keys |= {key: _choices(leaf.annotation) for key, leaf in leaves(part, prefix).items()}
     keys |= {"dataset": datasets, "eval.protocol": list(PROTOCOLS), "device": ["auto", "cpu", "cuda", "mps"]}
     methods: dict[str, Any] = {}
-    for entry in registry.entries():
+    for entry in registry.list_methods():
         if entry.error is not None:
             continue
         own = leaves(instance(registry.get(entry.name), entry.name))

@@ -53,7 +53,7 @@ def plug_ins() -> list[Path] | None:
     """The files that methods of others, and their recipes, were read from; None where one fails, or has no file."""
     from dd.engine import registry
 
-    if any(entry.error is not None for entry in registry.entries()):
+    if any(entry.error is not None for entry in registry.list_methods()):
         return None
     return registry.files()
 

@@ -10,7 +10,7 @@ from dd.cli.common import STRICT, console, emit, examples, json_option, plain_ta
 from dd.cli.index import indexed, plug_ins
 
 if TYPE_CHECKING:
-    from dd.recipes.about import About
+    from dd.recipes.listing import About
 
 _DEFAULTS = 40  # columns, at most
 _ELSEWHERE = """Every run also has settings of data, student and eval; with the values of a recipe: dd show method=NAME
@@ -32,7 +32,7 @@ def command(name: str | None, as_json: bool) -> None:
     With a NAME (or a method's file), show that method: its paper, what it does, and its settings with their defaults.
     """
     if name is not None:
-        from dd.recipes.about import about
+        from dd.recipes import about
 
         found = about(name)
         emit(asdict(found)) if as_json else _show(found)
@@ -53,9 +53,9 @@ def _list(as_json: bool) -> None:
 
 
 def _entries() -> list[dict[str, Any]]:
-    from dd.engine.registry import entries
+    from dd.engine.registry import list_methods
 
-    return [asdict(entry) for entry in entries()]
+    return [asdict(entry) for entry in list_methods()]
 
 
 def _show(method: "About") -> None:

@@ -48,30 +48,28 @@ def command(methods: tuple[str, ...], protocols: bool, as_json: bool) -> None:
 
 
 def _of(methods: tuple[str, ...]) -> list[dict[str, Any]]:
-    from dd.engine.registry import entries
+    from dd.engine.registry import list_methods
     from dd.recipes import listed
 
-    names = methods or [entry.name for entry in entries() if entry.error is None]
+    names = methods or [entry.name for entry in list_methods() if entry.error is None]
     return [_row(method, row) for method in names for row in listed(method)]
 
 
 def _row(method: str, row: "Listed") -> dict[str, Any]:
     """A cell, and each of its numbers with the protocol that it is of."""
-    from dd.recipes import expect
-
     return {
         "method": method,
         "cell": row.cell.name,
         "side": row.side,
-        "protocol": expect.in_words(row.parts.eval),
+        "protocol": row.parts.eval.in_words(),
         "presets": row.presets,
         "note": row.cell.note,
-        "expect": [{**entry, "protocol": expect.in_words(protocol)} for protocol, entry in row.numbers],
+        "expect": [{**entry, "protocol": protocol.in_words()} for protocol, entry in row.numbers],
     }
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    from dd.recipes import expect
+    from dd.recipes.listing import band
 
     headings = ("method", "cell", "px", "expected %", "verified", "protocol", "presets", "cost", "source")
     table = plain_table(*headings, keys=2)
@@ -79,7 +77,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
         nothing = {"verified": False, "protocol": row["protocol"]}
         for entry in row["expect"] or [nothing]:
             verified, presets = "yes" if entry["verified"] else "no", " ".join(row["presets"])
-            facts = (str(row["side"] or ""), expect.band(entry), verified, entry["protocol"], presets)
+            facts = (str(row["side"] or ""), band(entry), verified, entry["protocol"], presets)
             table.add_row(row["method"], row["cell"], *facts, entry.get("cost", ""), entry.get("source", ""))
     print_table(console(wide=_WIDE), table)
 

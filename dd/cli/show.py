@@ -53,10 +53,10 @@ def command(settings: tuple[str, ...], as_json: bool) -> None:
 
 def _expected(recipe: "Recipe") -> Iterator[str]:
     """What the cell says that is reached, by the protocol that the run uses first."""
-    from dd.recipes import expect
+    from dd.recipes.listing import in_a_line
 
     for protocol, entry in sorted(recipe.numbers, key=lambda number: number[1] is not recipe.expect):
         mine = entry is recipe.expect
-        yield f"{'expected' if mine else 'the cell says'}: {expect.in_a_line(entry, protocol)}"
+        yield f"{'expected' if mine else 'the cell says'}: {in_a_line(entry, protocol)}"
     if recipe.numbers and recipe.expect is None:
         yield "expected: no recorded number for these settings"

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from dd.settings import Outside
 from dd.views.dsa import known_strategy
 
 Resize = Literal["fit", "squash", "shorter"]
@@ -37,39 +38,39 @@ Classes = Annotated[tuple[str, ...], BeforeValidator(_as_names), AfterValidator(
 
 @dataclass(frozen=True)
 class DataSettings:
-    """How real images are split, sized, kept and transformed.
-
-    Attributes:
-        holdout: share of every class of the training images that is set aside for probes; 0 reproduces the papers.
-        holdout_seed: the only source of chance of that split.
-        preprocess: "standard" (mean and deviation per channel), "zca", or "none", pixels from 0 to 1 as they are.
-        zca_eps: added to the eigenvalues of the covariance; 0.1 in the published work.
-        augment: DSA strategy; None takes the data set's own, "none" switches it off.
-        size: height and width in pixels to which images are brought; None for their own, where most
-            are of one size that networks take.
-        resize: how: "fit", the shorter side to `size` and the centre kept, which shows 75 % of a picture of 500 x 375;
-            "squash", both sides to `size`, which shows all of it out of proportion (the trajectory family); "shorter",
-            the shorter side to an eighth more and the centre kept, 57 % of it (256 to 224, as networks for ImageNet are
-            tested).
-        depth16: how grey images of more than 8 bits become 8, linearly: "full", 0 to 65,535 (of colour the upper 8 bits
-            are taken, whatever is said); "image", the darkest to the brightest value of each image, as is usual for
-            X-rays; or [low, high], beyond which values are black and white, as a radiologist's window; None: such
-            images are refused.
-        classes: names or numbers (label of the whole data set) of the classes to take, which are labelled in this
-            order; where names are numbers, they are meant.  () takes all.
-        stream: whether images are decoded each time they are used instead of once; "auto" where their pixels would take
-            more than a quarter of the device's memory (in all, in use or not).
-        workers: threads that decode streamed images; None: one per core, at most 16.  No number depends on it.
-    """
+    """How real images are split, sized, kept and transformed."""
 
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of every class of the training images that is set aside for probes; 0 reproduces the papers."""
     holdout_seed: Annotated[int, Field(ge=0)] = 0
+    """The only source of chance of that split."""
     preprocess: Literal["standard", "zca", "none"] = "standard"
+    """"standard" (mean and deviation per channel), "zca", or "none", pixels from 0 to 1 as they are."""
     zca_eps: Annotated[float, Field(gt=0)] = 0.1
+    """Added to the eigenvalues of the covariance; 0.1 in the published work."""
     augment: Annotated[str | None, AfterValidator(known_strategy)] = None
+    """DSA strategy; None takes the data set's own, "none" switches it off."""
     size: Annotated[int | None, Field(ge=1)] = None
+    """Height and width in pixels to which images are brought; None for their own, where most are of one size that
+    networks take.
+    """
     resize: Resize = "fit"
+    """How: "fit", the shorter side to `size` and the centre kept, which shows 75 % of a picture of 500 x 375; "squash",
+    both sides to `size`, which shows all of it out of proportion (the trajectory family); "shorter", the shorter side
+    to an eighth more and the centre kept, 57 % of it (256 to 224, as networks for ImageNet are tested).
+    """
     depth16: Depth16 | None = None
+    """How grey images of more than 8 bits become 8, linearly: "full", 0 to 65,535 (of colour the upper 8 bits are
+    taken, whatever is said); "image", the darkest to the brightest value of each image, as is usual for X-rays; or
+    [low, high], beyond which values are black and white, as a radiologist's window; None: such images are refused.
+    """
     classes: Classes = ()
+    """Names or numbers (label of the whole data set) of the classes to take, which are labelled in this order; where
+    names are numbers, they are meant.  () takes all.
+    """
     stream: Literal["auto"] | bool = "auto"
-    workers: Annotated[int | None, Field(ge=1)] = None
+    """Whether images are decoded each time they are used instead of once; "auto" where their pixels would take more
+    than a quarter of the device's memory (in all, in use or not).
+    """
+    workers: Annotated[int | None, Field(ge=1), Outside("run", "no result depends on it")] = None
+    """Threads that decode streamed images; None: one per core, at most 16."""

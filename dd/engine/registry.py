@@ -5,6 +5,7 @@ A method of ours is `methods/<family>/<name>.py`; one of an installed package is
 one in the making is `path/to/file.py` or `path/to/file.py:name`.  Nothing is imported before it is asked for.
 """
 
+import fnmatch
 import importlib
 import importlib.util
 import inspect
@@ -131,10 +132,14 @@ def in_the_making(cls: "type[Method]") -> str:
     return digest({name: _instructions(value) for name, value in functions.items()}, length=64)
 
 
-def entries() -> list[Entry]:
-    """One `Entry` per name, importing each; a plug-in that fails is listed with its error."""
+def list_methods(pattern: str = "*") -> list[Entry]:
+    """The methods that can be run, plug-ins included, importing each; a broken one with its error.
+
+    Args:
+        pattern: of names, with `*` and `?`, as "sre2l*".
+    """
     found = []
-    for name in names():
+    for name in fnmatch.filter(names(), pattern):
         try:
             cls = get(name)
         except Exception as error:

@@ -1,113 +1,89 @@
 """How students are trained and scored: one frozen record, with a fingerprint that numbers must share to be compared."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from dd.data.settings import Resize
 from dd.io import digest
+from dd.settings import Outside, identity
 from dd.training.criteria import CrossEntropy
 from dd.training.loop import Fit
 from dd.views import ViewPolicy
 
-_NO_PART_OF_THE_NUMBER = (
-    "protocol",
-    "students",
-    "pilots",
-    "full",
-    "full_students",
-    "full_budget",
-    "probes",
-    "probe_steps",
-)
-# part of a number's fingerprint only where they are set: numbers from before there were such fields keep theirs
-_LATER = (
-    "optimiser",
-    "cosine",
-    "keep_state",
-    "spare_vectors",
-    "inclusive",
-    "warmup",
-    "views",
-    "temperature",
-    "temperature_squared",
-    "micro",
-    "test_resize",
-)
+_TOLD = Outside("number", "it says how students are counted or watched, not how one is trained")
 _Share = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol.  Accuracy is always top-1 on the test images after the last step.
+    """A protocol.  Accuracy is always top-1 on the test images after the last step."""
 
-    Attributes:
-        protocol: the name it started from.
-        students: fresh networks per number; also the number of control draws.
-        steps: steps of a student; None where `epochs` counts.
-        epochs: passes over the set; None where `steps` counts.
-        batch: images per step; a smaller set is used whole at every step.
-        lr: learning rate where the set has not learned one.
-        momentum: of SGD.
-        weight_decay: L2 penalty of SGD, or AdamW's own.
-        decay_at: fraction of the training, or several, after which lr is multiplied by `decay`, and the momentum
-            dropped unless `keep_state`.
-        decay: that factor; 1 for a constant rate.
-        momentum_after: momentum from there on; None for the same.
-        augment: DSA, one operation per batch, with the strategy of the data set.
-        optimiser: "sgd" or "adamw".
-        cosine: lr falls as a half cosine over `cosine` times the training; 1 ends at zero, 2 at half of `lr`; None:
-            not.
-        keep_state: lr falls in steps without the optimiser being made anew.
-        spare_vectors: no weight decay on biases and norm layers.
-        inclusive: epochs are counted 0 to E inclusive, and lr falls after index E // 2 + 1, as in the evaluation code
-            of the matching family.
-        warmup: epochs in which lr rises in a line from a hundredth.
-        views: how images are cropped, mirrored, mixed.
-        test_resize: how test images are brought to size, see `DataSettings.resize`; None: as all others.
-        temperature: of student and teacher, where labels are a teacher's.
-        temperature_squared: the loss times its square, which matters to SGD alone.
-        micro: images that go through the student together, adding up to a step; None for all.
-        pilots: students per candidate lr with which the lr of control and start is chosen on the held-out images.
-        full: train on all real images too; None: where `full_budget` allows.
-        full_students: networks of that reference.
-        full_budget: image passes that the reference may cost; the default is about a minute for fashion-mini on 2
-        cores.
-        probes: how often the synthesis is scored on held-out images on its way; 0 for never.
-        probe_steps: steps of a probe's student.
-    """
-
-    protocol: str = "quick"
-    students: Annotated[int, Field(ge=1)] = 5
+    protocol: Annotated[str, Outside("number", "the settings that it names count")] = "quick"
+    """The name it started from."""
+    students: Annotated[int, Field(ge=1), _TOLD] = 5
+    """Fresh networks per number; also the number of control draws."""
     steps: Annotated[int, Field(ge=1)] | None = 300
+    """Steps of a student; None where `epochs` counts."""
     epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes over the set; None where `steps` counts."""
     batch: Annotated[int, Field(ge=1)] = 256
+    """Images per step; a smaller set is used whole at every step."""
     lr: Annotated[float, Field(gt=0)] = 0.01
+    """Learning rate where the set has not learned one."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """L2 penalty of SGD, or AdamW's own."""
     decay_at: _Share | tuple[_Share, ...] = 0.5
+    """Fraction of the training, or several, after which lr is multiplied by `decay`, and the momentum dropped unless
+    `keep_state`.
+    """
     decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """That factor; 1 for a constant rate."""
     momentum_after: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Momentum from there on; None for the same."""
     augment: bool = True
+    """DSA, one operation per batch, with the strategy of the data set."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
+    """"sgd" or "adamw"."""
     cosine: Annotated[float, Field(ge=1)] | None = None
+    """Lr falls as a half cosine over `cosine` times the training; 1 ends at zero, 2 at half of `lr`; None: not."""
     keep_state: bool = False
+    """Lr falls in steps without the optimiser being made anew."""
     spare_vectors: bool = False
+    """No weight decay on biases and norm layers."""
     inclusive: bool = True
+    """Epochs are counted 0 to E inclusive, and lr falls after index E // 2 + 1, as in the evaluation code of the
+    matching family.
+    """
     warmup: Annotated[int, Field(ge=0)] = 0
+    """Epochs in which lr rises in a line from a hundredth."""
     views: ViewPolicy = field(default_factory=ViewPolicy)
+    """How images are cropped, mirrored, mixed."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of student and teacher, where labels are a teacher's."""
     temperature_squared: bool = False
+    """The loss times its square, which matters to SGD alone."""
     micro: Annotated[int, Field(ge=1)] | None = None
+    """Images that go through the student together, adding up to a step; None for all."""
     test_resize: Resize | None = None
-    pilots: Annotated[int, Field(ge=1)] = 2
-    full: bool | None = None
-    full_students: Annotated[int, Field(ge=1)] = 2
-    full_budget: Annotated[int, Field(ge=0)] = 80_000
-    probes: Annotated[int, Field(ge=0)] = 4
-    probe_steps: Annotated[int, Field(ge=1)] = 100
+    """How test images are brought to size, see `DataSettings.resize`; None: as all others."""
+    pilots: Annotated[int, Field(ge=1), _TOLD] = 2
+    """Students per candidate lr with which the lr of control and start is chosen on the held-out images."""
+    full: Annotated[bool | None, _TOLD] = None
+    """Train on all real images too; None: where `full_budget` allows."""
+    full_students: Annotated[int, Field(ge=1), _TOLD] = 2
+    """Networks of that reference."""
+    full_budget: Annotated[int, Field(ge=0), _TOLD] = 80_000
+    """Image passes that the reference may cost; the default is about a minute for fashion-mini on 2 cores."""
+    probes: Annotated[int, Field(ge=0), _TOLD] = 4
+    """How often the synthesis is scored on held-out images on its way; 0 for never."""
+    probe_steps: Annotated[int, Field(ge=1), _TOLD] = 100
+    """Steps of a probe's student."""
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -156,16 +132,21 @@ class Protocol:
         return [(int(self.epochs * share) + 2 * self.inclusive) * self.passes_to_steps(n) for share in shares]
 
     def training(self) -> dict[str, Any]:
-        """The fields that decide a student's accuracy."""
-        default = asdict(Protocol())
-        found = {
-            name: value
-            for name, value in asdict(self).items()
-            if name not in _NO_PART_OF_THE_NUMBER and not (name in _LATER and value == default[name])
-        }
-        if "views" in found and not self.views.pad:  # came later than views
-            del found["views"]["pad"]
-        return found
+        """The values that decide a student's accuracy, by dotted key."""
+        return identity(self, "number")
+
+    def in_words(self) -> str:
+        """Its name, and what decides a student's accuracy and differs from the protocol of that name.
+
+        Settings are in the words of the command line, without `eval.`: `"cvdd, batch=10"`.
+        """
+        published = PROTOCOLS[self.protocol].training()
+        words = [self.protocol]
+        for key, value in self.training().items():
+            laid_down = key in ("steps", "epochs") and value is None  # by the other one
+            if value != published[key] and not laid_down:
+                words.append(f"{key}={'null' if value is None else value}")
+        return ", ".join(words)
 
     def fingerprint(self, student: dict[str, Any], strategy: str, labels: Mapping[str, Any] | None = None) -> str:
         """Hash of all that two numbers must share to be compared, but the data and who teaches them.
@@ -305,6 +286,15 @@ PROTOCOLS: dict[str, Protocol] = {
         protocol="smoke", students=2, steps=150, batch=128, pilots=1, full_budget=40_000, probes=2, probe_steps=50
     ),
 }
+
+
+def list_protocols(pattern: str = "*") -> list[Protocol]:
+    """The evaluation protocols; each one's name is its field `protocol`.
+
+    Args:
+        pattern: of names, with `*` and `?`, as "sre2l*".
+    """
+    return [protocol for name, protocol in PROTOCOLS.items() if fnmatch(name, pattern)]
 
 
 def default_protocol(dataset: str) -> Protocol:

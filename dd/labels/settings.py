@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from dd.labels.forms import LabelForm, form_of
+from dd.settings import Outside, identity
 
 Ensemble = Literal["logit_mean", "logit_weighted", "prob_mean"]
 TeacherMode = Literal["eval", "batch", "train"]
@@ -15,34 +16,34 @@ TeacherMode = Literal["eval", "batch", "train"]
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """What a label is made of, and how it is kept.
+    """What a label is made of, and how it is kept."""
 
-    Attributes:
-        mode: "store" writes all labels before students are trained; "live" asks the teachers while they are; "off"
-            leaves the images their classes, the control that shows what labels are worth.
-        form: of a label: all "logits", the "topk" probabilities, two "distances" (NRR-DD), or "hard".
-        top: k of "topk".
-        ensemble: one label of several teachers: "logit_mean" of their logits (G-VBSM, EDC), "logit_weighted" by their
-            votes (CV-DD), or "prob_mean" of their probabilities (MEAL V2).
-        tau: temperature of the votes of "logit_weighted"; CV-DD labels with 10.
-        teacher_mode: "eval"; "batch" for batch norm by the statistics of each micro-batch (BSSL, CV-DD); or "train", in
-            which CV-DD's code labels: two halves of every batch, and dropout drops.
-        low: teachers less sure of an image's class than this see background (FerKD, `dd.labels.forms.calibrate`).
-        high: teachers at least this sure are believed, the others' labels are the class, smoothed; 0 believes all.
-        smooth: share of such a label that is spread evenly over all classes.
-        replay: whether a stored view is drawn anew from its "seed", or read from "records".
+    mode: Annotated[Literal["store", "live", "off"], Outside("label", "it says when and where")] = "store"
+    """"store" writes all labels before students are trained; "live" asks the teachers while they are; "off" leaves the
+    images their classes, the control that shows what labels are worth.
     """
-
-    mode: Literal["store", "live", "off"] = "store"
     form: Literal["logits", "topk", "distances", "hard"] = "logits"
+    """Of a label: all "logits", the "topk" probabilities, two "distances" (NRR-DD), or "hard"."""
     top: Annotated[int, Field(ge=1)] = 5
+    """How many probabilities "topk" keeps."""
     ensemble: Ensemble = "logit_mean"
-    tau: Annotated[float, Field(gt=0)] = 10.0
+    """One label of several teachers: "logit_mean" of their logits (G-VBSM, EDC), "logit_weighted" by their votes
+    (CV-DD), or "prob_mean" of their probabilities (MEAL V2).
+    """
+    tau: Annotated[float, Field(gt=0), Outside("label", "the weights that follow from it count")] = 10.0
+    """Temperature of the votes of "logit_weighted"; CV-DD labels with 10."""
     teacher_mode: TeacherMode = "eval"
+    """"eval"; "batch" for batch norm by the statistics of each micro-batch (BSSL, CV-DD); or "train", in which CV-DD's
+    code labels: two halves of every batch, and dropout drops.
+    """
     low: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Teachers less sure of an image's class than this see background (FerKD, `dd.labels.forms.calibrate`)."""
     high: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Teachers at least this sure are believed, the others' labels are the class, smoothed; 0 believes all."""
     smooth: Annotated[float, Field(ge=0, le=1)] = 0.1
-    replay: Literal["seed", "records"] = "seed"
+    """Share of such a label that is spread evenly over all classes."""
+    replay: Annotated[Literal["seed", "records"], Outside("label", "it says how a view is kept")] = "seed"
+    """Whether a stored view is drawn anew from its "seed", or read from "records"."""
 
     def __post_init__(self) -> None:
         if self.low > self.high:
@@ -72,5 +73,5 @@ def label_facts(
         teachers: per teacher what determines its logits.
         weights: of the teachers; None where their votes are not weighed.
     """
-    ours = {name: value for name, value in asdict(settings).items() if name not in ("mode", "replay", "tau")}
-    return json.loads(json.dumps({"teachers": list(teachers), "weights": weights, **ours}))
+    facts = {"teachers": list(teachers), "weights": weights, **identity(settings, "label")}
+    return json.loads(json.dumps(facts))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dd.pipeline.outcome import Outcome
 from dd.pipeline.run import run_recipe
 from dd.recipes import resolve, run_options
-from dd.recipes.objects import shown
+from dd.recipes.given import shown
 
 if TYPE_CHECKING:
     from dd.data import DataSettings

@@ -97,5 +97,5 @@ def settled(recipe: Recipe, task: Task, kept: Mapping[str, Any]) -> Recipe:
 
 def set_key(recipe: Recipe, task: Task) -> dict[str, Any]:
     """Everything that determines the distilled set: the key of its artefact."""
-    key = recipe.stage_key("synthesise") | {"data": task.data.fingerprint, "compile": task.compile}
+    key = recipe.images_identity() | {"data": task.data.fingerprint, "compile": task.compile}
     return json.loads(json.dumps(key))

@@ -7,7 +7,6 @@ from dd.evaluation.notes import SHARE_SHOWN, share
 from dd.evaluation.report import Report
 from dd.pipeline.task import context
 from dd.recipes import Recipe
-from dd.recipes.expect import in_words
 from dd.runs import RunFolder
 from dd.runs.pictures import SHOWN, contact_sheet, curve, progress_plot
 from dd.runs.track import read_log
@@ -56,7 +55,7 @@ def judged(report: Report, recipe: Recipe, command: str, remark: str = "") -> Re
     if expect and "accuracy" in expect:
         low, high = expect["accuracy"]
         inside = low <= report.accuracy.mean <= high
-        under = f" under {in_words(recipe.eval)}" if len(recipe.numbers) > 1 else ""
+        under = f" under {recipe.eval.in_words()}" if len(recipe.numbers) > 1 else ""
         verdict, note = ("inside" if inside else "outside"), f"expected {low} to {high} %{under}"
         if not expect.get("verified", False):
             verdict, note = (

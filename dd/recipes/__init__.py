@@ -1,10 +1,12 @@
 """Settings: field defaults < recipe file < command line, resolved into one printable, hashable `Recipe`."""
 
 from dd.recipes.evaluation import Evaluation, resolve_evaluation
-from dd.recipes.listing import Listed, cells, listed, recipe_file
-from dd.recipes.parse import parse_overrides, parse_value
+from dd.recipes.given import parse_overrides
+from dd.recipes.layers import RunOptions, data_settings, run_options
+from dd.recipes.listing import Listed, about, list_recipes, listed, recipe_file
 from dd.recipes.recipe import Recipe
-from dd.recipes.resolve import RunOptions, data_settings, resolve, run_options
+from dd.recipes.resolve import resolve
+from dd.recipes.schema import parse_value
 from dd.recipes.tables import Cell, RecipeFile
 
 __all__ = [
@@ -14,8 +16,9 @@ __all__ = [
     "Recipe",
     "RecipeFile",
     "RunOptions",
-    "cells",
+    "about",
     "data_settings",
+    "list_recipes",
     "listed",
     "parse_overrides",
     "parse_value",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from dd.networks import NetworkSpec
 
 _LARGEST = 1 << 20  # bytes of a file that people write
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(?::\d+)?")
 
 
 def dataset(name: str) -> None:
@@ -63,6 +65,31 @@ def student(spec: "NetworkSpec") -> None:
     # a size that no depth within range is too much for: the real one is checked when the images are there
     large = 256 if spec.depth is None else 2**16
     resolve(dataclasses.replace(spec), large)
+
+
+def device(asked: str) -> str:
+    """The device a run uses: itself, or for "auto" a CUDA device where there is one, else the CPU.
+
+    Apple's "mps" is taken only when it is asked for by name.
+
+    Raises:
+        UsageError: not a device, or not one of this machine.
+    """
+    if not _DEVICE.fullmatch(asked):
+        raise UsageError(f"device={asked!r} is not a device; use auto, cpu, cuda, cuda:N or mps")
+    if asked == "cpu":
+        return asked
+    import torch
+
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "auto":
+        return "cuda" if cuda else "cpu"
+    if asked == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device=mps is not available here; device=auto takes the best there is")
+    if asked.startswith("cuda") and int(asked.partition(":")[2] or 0) >= cuda:
+        seen = f"{cuda} CUDA device{'s' * (cuda != 1)} found" if cuda else "no CUDA device found"
+        raise UsageError(f"device={asked}: {seen}; device=auto takes the best there is")
+    return asked
 
 
 def begins(init: str) -> None:

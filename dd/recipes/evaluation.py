@@ -1,23 +1,20 @@
 """Settings of `dd eval`: those a set is meant to be evaluated with, and what the command line says otherwise."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from dd.recipes import checks, objects
-from dd.recipes.device import resolve_device
-from dd.recipes.merge import BARE, COMMAND_LINE, Layer, Problems
-from dd.recipes.parts import Parts
-from dd.recipes.schema import build, flatten, groups, leaves
+from dd.recipes import checks, given
+from dd.recipes.layers import BARE, COMMAND_LINE, Layer, Parts, Problems
+from dd.recipes.schema import flatten, groups, leaves
+from dd.settings import build
 
 if TYPE_CHECKING:
     from dd.data import DataSettings
     from dd.evaluation.protocols import Protocol
     from dd.networks import NetworkSpec
-
-_KEYS = ("dataset", "seed", "device", "precision", "deterministic", "compile", "force")
 
 
 @dataclass(frozen=True)
@@ -79,18 +76,19 @@ def resolve_evaluation(
     """
     problems = Problems()
     parts = Parts(None, data, student, protocol)
-    known = parts.known() | {key: BARE[key] for key in _KEYS} | _ALLOWED
-    layers = objects.in_words(Layer(COMMAND_LINE, objects.plain(overrides)), parts, problems)
+    keys = {field.name for field in fields(Evaluation)} & BARE.keys()
+    known = parts.known() | {key: BARE[key] for key in keys} | _ALLOWED
+    layers = given.in_words(Layer(COMMAND_LINE, given.plain(overrides)), parts, problems)
     layers = [Layer(layer.where, flatten(layer.settings, groups(known))) for layer in layers]
     settled = parts.settle(layers, known, problems)
-    bare: dict[str, Any] = {key: BARE[key].default for key in _KEYS} | {"dataset": dataset}
+    bare: dict[str, Any] = {key: BARE[key].default for key in keys} | {"dataset": dataset}
     bare |= {key: made[key] for key in ("seed", "precision", "compile") if key in made}
-    bare |= {key: value for key, value in settled.values.items() if key in _KEYS}
+    bare |= {key: value for key, value in settled.values.items() if key in keys}
     if "dataset" in settled.values:
         with problems.caught():
             checks.dataset(bare["dataset"])
     with problems.caught():
-        bare["device"] = resolve_device(bare["device"])
+        bare["device"] = checks.device(bare["device"])
     with problems.caught():
         checks.student(settled.parts.student)
     problems.raise_any()

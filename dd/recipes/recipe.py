@@ -4,13 +4,15 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from dd.errors import printable
 from dd.io import SEAL, digest
-from dd.recipes.schema import Leaf, build, flatten, groups, leaves
-from dd.recipes.tables import Cell, size_name
+from dd.recipes.layers import RunKeys
+from dd.recipes.schema import Leaf, flatten, groups, leaves
+from dd.recipes.tables import Cell, Expected, size_name
+from dd.settings import Identity, build, entries, identity
 
 if TYPE_CHECKING:
     from dd.data import DataSettings
@@ -21,29 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SETTLED = "settled"  # the table of a run's recipe file that has the method's decisions
-# how settings were arrived at; the settings themselves, and the digests of files, are what counts
-_WAYS = ("method", "preset", "like", "init", "experts.from")
-_NO_PART = "data.workers"  # of an identity: no result depends on it
-# as they were before they could be set: earlier hashes stand
-_LATER: dict[str, Any] = {
-    "data.size": None,
-    "data.stream": "auto",
-    "experts.drops": [],
-    "experts.drop": 0.2,
-    "lr_per": "iteration",
-    "sgd_momentum": 0.5,
-    "optimiser": "adamw",
-    "shared": True,
-    "order": "drawn",
-    "data.depth16": None,
-    "data.classes": [],
-    "data.resize": "fit",
-    "eval.test_resize": None,
-    "eval.views.pad": 0,
-    "crops.originals": False,
-    "squeeze.optimiser": "sgd",
-}
-_OMITTED = ("ipc", "fraction", "preset", "like", "init")  # not written where they are None
 
 
 @dataclass(frozen=True)
@@ -96,7 +75,7 @@ class Recipe:
     digests: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
     cell: Cell | None = None
-    numbers: "tuple[tuple[Protocol, Mapping[str, Any]], ...]" = ()
+    numbers: "tuple[tuple[Protocol, Expected], ...]" = ()
     changed: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     undecided: Mapping[str, Any] = field(default_factory=dict)
@@ -115,7 +94,7 @@ class Recipe:
         return f"{self.method.name}/{self.dataset}/{self.size}"
 
     @property
-    def expect(self) -> Mapping[str, Any] | None:
+    def expect(self) -> Expected | None:
         """What this run is expected to reach: the cell's first number under a protocol that trains students as its own.
 
         None where there is none, or where settings beside the evaluation's were changed.
@@ -160,45 +139,36 @@ class Recipe:
 
     def flat(self) -> dict[str, Any]:
         """Every setting by dotted key, in reading order; values are JSON-able."""
-        bare = ("dataset", "ipc", "fraction", "seed", "device", "precision", "deterministic", "compile")
-        values: dict[str, Any] = {"method": self.method_ref}
-        values |= {name: getattr(self, name) for name in (*bare, "preset", "like", "init")}
-        values |= {key: leaf.default for key, leaf in leaves(self.method).items()}
-        values |= {key: leaf.default for key, leaf in leaves(self.data, "data.").items()}
-        values |= {key: leaf.default for key, leaf in leaves(self.student, "student.").items()}
-        values |= {key: leaf.default for key, leaf in leaves(self.eval, "eval.").items()}
-        return {key: _plain(value) for key, value in values.items()}
+        found = entries(self._keys) | entries(self.method) | entries(self.data, "data.")
+        found |= entries(self.student, "student.") | entries(self.eval, "eval.")
+        return {key: _plain(entry.value) for key, entry in found.items()}
+
+    @property
+    def _keys(self) -> RunKeys:
+        bare = {f.name: getattr(self, f.name) for f in fields(RunKeys)}
+        return RunKeys(**{**bare, "method": self.method_ref})
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting, groups nested, as JSON."""
         return _nest(self.flat())
 
     def identity(self) -> dict[str, Any]:
-        """What determines the result: settings and the method's version, not how they were arrived at nor which device.
+        """What determines the result, by dotted key: settings, as their fields say, the method's version and digests.
 
         Of devices the type counts; where the method decided, that it was left to it.
         """
-        return self._identity(self.flat() | _plain(self.undecided))
+        asked = build(self.method, self.undecided)
+        return self._identity("run", asked) | _plain(identity(self.eval, "run", "eval."))
 
-    def _identity(self, flat: Mapping[str, Any]) -> dict[str, Any]:
-        values = {key: value for key, value in flat.items() if key not in (*_WAYS, _NO_PART)}
-        values = {key: value for key, value in values.items() if key not in _LATER or value != _LATER[key]}
-        values["device"] = self.device.partition(":")[0]
-        if self.method.version != 1:
-            values["version"] = self.method.version
-        return {"method": self.method.name, **values, "digests": dict(self.digests)}
+    def images_identity(self) -> dict[str, Any]:
+        """What determines the images: as `identity`, without labels and evaluation, and with the method's decisions."""
+        return self._identity("images", self.method)
 
-    def stage_key(self, stage: str) -> dict[str, Any]:
-        """What determines the result of one stage; synthesis does not depend on labels to come nor on the evaluation.
-
-        Args:
-            stage: "prepare", "synthesise", "label" or "evaluate".
-        """
-        identity = self._identity(self.flat())  # with the method's decisions
-        if stage == "evaluate":
-            return identity
-        later = ("eval.",) if stage == "label" else ("eval.", "labels.")
-        return {key: value for key, value in identity.items() if not key.startswith(later)}
+    def _identity(self, of: Identity, method: "Method") -> dict[str, Any]:
+        values = identity(self._keys, of) | identity(method, of)
+        values |= identity(self.data, of, "data.") | identity(self.student, of, "student.")
+        facts = {"method": method.name, "version": method.version, "device": self.device.partition(":")[0]}
+        return {**_plain(values), **facts, "digests": dict(self.digests)}
 
     @property
     def hash(self) -> str:
@@ -226,9 +196,10 @@ class Recipe:
             yield from self._tables(seal | {f"{SETTLED}.{key}": value for key, value in decided.items()}, set(), False)
 
     def _tables(self, flat: Mapping[str, Any], own: set[str], origins: bool) -> Iterator[str]:
+        bare = entries(self._keys)
         tables: dict[str, list[str]] = {"": [], "method": []}
         for key, value in flat.items():
-            if value is None and key in _OMITTED:
+            if value is None and key in bare:
                 continue
             group, _, name = key.rpartition(".")
             line = f"{name} = {_toml(value)}"

@@ -9,33 +9,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dd.errors import UsageError, close_matches, in_one_line, nearest
-from dd.recipes import checks, expect, near, objects, tables
-from dd.recipes.device import resolve_device
-from dd.recipes.merge import BARE, COMMAND_LINE, IN_A_CELL, Layer, Problems, merge
-from dd.recipes.parts import Parts
+from dd.recipes import checks, given, tables
+from dd.recipes.layers import BARE, COMMAND_LINE, IN_CELLS, OPTIONS, Layer, Parts, Problems, merge
+from dd.recipes.listing import numbers
 from dd.recipes.recipe import SETTLED, Recipe
-from dd.recipes.schema import Leaf, build, flatten, groups, leaves
+from dd.recipes.schema import Leaf, flatten, groups
+from dd.settings import entries
 
 if TYPE_CHECKING:
-    from dd.data import DataSettings, Kind
+    from dd.data import Kind
     from dd.engine.method import Method
 
 _DEFAULT_IPC = 10
 _WRITTEN = re.compile(r"# .*, recipe ([0-9a-f]{16})$", re.MULTILINE)
-_OPTIONS = ("recipe", "out", "force", "track")  # of a run, but not of its recipe
-# evaluation settings that move no student's accuracy, so that the expected band still applies
-_HARMLESS = {
-    f"eval.{name}" for name in ("students", "pilots", "full", "full_students", "full_budget", "probes", "probe_steps")
-}
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What a run is asked for besides its settings: where it goes, whether it is redone, who is told."""
-
-    out: str | None = None
-    force: bool = False
-    track: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,39 +38,39 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
 
     Args:
         overrides: dotted or nested keys, as `parse_overrides` gives them or as written in Python, objects included: see
-            `dd.recipes.objects` for what they state.
+            `dd.recipes.given` for what they state.
 
     Raises:
         UsageError: one line for every unknown key or name, wrong type, value out of range or contradiction.
         RunError: a plug-in method fails to import.
     """
     problems = Problems()
-    given, overrides = objects.method_in_words(overrides)
-    asked = _asked(overrides, given)
+    instance, overrides = given.method_in_words(overrides)
+    asked = _asked(overrides, instance)
     bare = _bare(asked, problems)
-    cls, method = _method(bare["method"], given, asked[-1], problems)
+    cls, method = _method(bare["method"], instance, asked[-1], problems)
     parts = Parts.of(method, bare["dataset"])
     known = parts.known()
-    asked = [part for layer in asked for part in objects.in_words(layer, parts, problems, partial=method is None)]
+    asked = [part for layer in asked for part in given.in_words(layer, parts, problems, partial=method is None)]
     asked = [_flat(layer, known, partial=method is None) for layer in asked]
     table = _Table()
     if cls is not None:
         with problems.caught():
             checks.no_clash(cls, parts.own(), BARE)
             table = _table(cls, bare, known, asked, problems)
-    in_a_cell = known | {key: BARE[key] for key in IN_A_CELL}
+    in_cells = known | IN_CELLS
     with problems.caught():
         table = replace(table, layers=(*_by_ipc(cls, bare, [*table.layers, *asked]), *table.layers))
-    published = parts.settle(list(table.layers), in_a_cell, problems)
-    numbers = expect.numbers(parts, table.layers, table.cell, in_a_cell, problems) if table.cell else ()
+    published = parts.settle(list(table.layers), in_cells, problems)
+    reached = numbers(parts, table.layers, table.cell, in_cells, problems) if table.cell else ()
     settled = parts.settle([*table.layers, *asked], known | BARE, problems)
     with problems.caught():
         checks.student(settled.parts.student)
-    bare |= {key: settled.values.get(key, bare[key]) for key in IN_A_CELL}
+    bare |= {key: settled.values.get(key, bare[key]) for key in IN_CELLS}
     origin = {"device": "auto", **settled.origin} if bare["device"] == "auto" else settled.origin
     digests: dict[str, str] = {}
     with problems.caught():
-        bare["device"] = resolve_device(bare["device"])
+        bare["device"] = checks.device(bare["device"])
     if settled.parts.method is not None:
         with problems.caught():
             digests |= settled.parts.method.digests(settled.parts.student)
@@ -92,46 +78,16 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
     assert cls is not None
     changed = _changed(published.parts, settled.parts, bare, published.values)
     recipe = _recipe(cls, bare, settled.parts, table, origin=origin, digests=digests)
-    return replace(recipe, changed=changed, numbers=numbers)
+    return replace(recipe, changed=changed, numbers=reached)
 
 
-def run_options(overrides: Mapping[str, Any]) -> RunOptions:
-    """The keys `out`, `force` and `track` of a run.
-
-    Raises:
-        UsageError: one line for each value that is not allowed; `resolve` reports the same.
-    """
-    problems = Problems()
-    given = {key: overrides[key] for key in ("out", "force", "track") if key in overrides}
-    values, _ = merge(BARE, [Layer(COMMAND_LINE, given)], problems)
-    problems.raise_any()
-    return RunOptions(**values)
-
-
-def data_settings(overrides: Mapping[str, Any]) -> "DataSettings":
-    """The keys `data.…` alone, over their defaults.
-
-    Args:
-        overrides: dotted or nested keys, as `parse_overrides` gives them.
-
-    Raises:
-        UsageError: one line for every unknown key or value that is not allowed.
-    """
-    from dd.data import DataSettings
-
-    known, problems = leaves(DataSettings(), "data."), Problems()
-    values, _ = merge(known, [Layer(COMMAND_LINE, flatten(overrides, groups(known)))], problems)
-    problems.raise_any()
-    return build(DataSettings(), values, "data.")
-
-
-def _asked(overrides: Mapping[str, Any], given: "Method | None") -> list[Layer]:
+def _asked(overrides: Mapping[str, Any], instance: "Method | None") -> list[Layer]:
     """`recipe=FILE`, a method that is given as an object, and the command line, the weaker first."""
     layers = [Layer(COMMAND_LINE, overrides)]
-    if given is not None:
-        layers.insert(0, Layer(COMMAND_LINE, {key: leaf.default for key, leaf in leaves(given).items()}))
+    if instance is not None:
+        layers.insert(0, Layer(COMMAND_LINE, {key: entry.value for key, entry in entries(instance).items()}))
     if (file := overrides.get("recipe")) is not None:
-        layers.insert(0, Layer(str(file), _recipe_file(str(file), given or overrides.get("method"))))
+        layers.insert(0, Layer(str(file), _recipe_file(str(file), instance or overrides.get("method"))))
     return layers
 
 
@@ -193,7 +149,7 @@ def _bare(asked: list[Layer], problems: Problems) -> dict[str, Any]:
 
 
 def _method(
-    name: str | None, given: "Method | None", typed: Layer, problems: Problems
+    name: str | None, instance: "Method | None", typed: Layer, problems: Problems
 ) -> "tuple[type[Method] | None, Method | None]":
     from dd.engine import registry
 
@@ -202,7 +158,7 @@ def _method(
             if meant := close_matches("method", [key for key in typed.settings if key not in BARE and "." not in key]):
                 raise UsageError(f"unknown key {meant[0]!r}; did you mean method={typed.settings[meant[0]]}?")
             raise UsageError(f"say which method: method=NAME; known: {', '.join(registry.names())}")
-        cls = registry.get(name) if given is None else type(given)
+        cls = registry.get(name) if instance is None else type(instance)
         return cls, checks.instance(cls, name)
     return None, None
 
@@ -222,14 +178,14 @@ def _table(
     own = {key.partition(".")[0] for key in known}
     file = tables.read(cls, cls.name, groups(known), own)
     here = bare["dataset"], tables.size_name(bare["ipc"], bare["fraction"])
-    images = near.kind(here[0], {key: value for layer in asked for key, value in layer.settings.items()})
+    images = tables.kind(here[0], {key: value for layer in asked for key, value in layer.settings.items()})
     dataset, size, preset = *here, bare["preset"]
     if bare["like"] is not None:
         with problems.caught():
             dataset, size = tables.split_cell_name(bare["like"])
             if (dataset, size, None) not in file.cells:
                 raise tables.unknown_cell(file, bare["like"])
-            near.require_alike(file, file.cells[dataset, size, None], here[0], images)
+            tables.require_alike(file, file.cells[dataset, size, None], here[0], images)
     if preset is not None:
         with problems.caught():
             _check_preset(file, dataset, size, preset)
@@ -280,7 +236,7 @@ def _notices(
     missing = f"no recipe of {method} for {'.'.join(here)}: {used} are used, unverified"
     ipc = bare["ipc"]
     wanted = f"ipc{statistics.fmean(ipc):g}" if isinstance(ipc, tuple) else here[1]
-    if (cell := near.nearest(file, here[0], wanted, images)) is None:
+    if (cell := tables.nearest_cell(file, here[0], wanted, images)) is None:
         return (f"{missing}; no cell is near",) if file.cells else (missing,)
     return (f"{missing}; the nearest is {cell.name}, taken with like={cell.name}",)
 
@@ -290,7 +246,7 @@ def _changed(
 ) -> tuple[str, ...]:
     """The keys that make this another run than the recipe file's."""
     before = published.flat()
-    changed = [k for k, v in settled.flat().items() if k not in _HARMLESS and before.get(k) != v]
+    changed = [key for key, value in settled.counted().items() if before.get(key) != value]
     for key in ("init", "precision"):
         if bare[key] != published_bare.get(key, BARE[key].default):
             changed.append(key)
@@ -327,7 +283,7 @@ def _recipe(
     assert parts.method is not None
     return Recipe(
         method=parts.method,
-        **{key: value for key, value in bare.items() if key not in _OPTIONS},
+        **{key: value for key, value in bare.items() if key not in OPTIONS},
         data=parts.data,
         student=parts.student,
         eval=parts.eval,

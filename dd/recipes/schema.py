@@ -1,23 +1,50 @@
-"""Settings dataclasses seen as flat dotted keys: their leaves, checking a value against a leaf, building them anew."""
+"""Single settings: how a value is read from a text, checked against its annotation, and what is said of it in words."""
 
-import dataclasses
+import ast
+import json
 import math
+import tomllib
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types as at
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaWarningKind
 
-from dd.recipes.parse import parse_value
+from dd.settings import entries, key_of
 
 _CONFIG = ConfigDict(strict=True, arbitrary_types_allowed=True)
+_HELP = ConfigDict(use_attribute_docstrings=True, arbitrary_types_allowed=True)
+_WORDS = {"null": None, "None": None, "True": True, "False": False}
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 _SIGNS = {at.Ge: (">=", "ge"), at.Gt: (">", "gt"), at.Le: ("<=", "le"), at.Lt: ("<", "lt")}
 _RANGE_ERRORS = ("greater_than", "less_than", "multiple_of", "finite_number", "too_short", "too_long", "string_pattern")
 _OUT_OF_RANGE = "is out of range"
+
+
+def parse_value(text: str) -> Any:
+    """The value a text spells in TOML, else in Python, else in JSON; else the text itself.
+
+    Dates stay texts, and so does whatever merely contains a comment.
+    """
+    text = text.strip()
+    if text in _WORDS:
+        return _WORDS[text]
+    if not text or ("#" in text and text[0] not in "\"'[{"):
+        return text
+    for read in (_toml, ast.literal_eval, json.loads):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+            continue
+        if isinstance(value, tuple) and text[0] != "(":
+            return text  # 0,1,2 without brackets
+        if _plain(value):
+            return list(value) if isinstance(value, tuple) else value
+    return text
 
 
 @dataclass(frozen=True)
@@ -54,34 +81,9 @@ class Leaf:
         raise ValueError(f"{self.key}={_shown(value)} {_trouble(first)}; expected {describe(self.annotation)}")
 
 
-def key_of(name: str) -> str:
-    """The key of a field: `from` for `from_`, as Python's own words get an underscore to be names."""
-    return name.removesuffix("_")
-
-
-def leaves(instance: Any, prefix: str = "") -> dict[str, Leaf]:
+def leaves(settings: Any, prefix: str = "") -> dict[str, Leaf]:
     """All settings of a settings dataclass by dotted key, in the order of its fields; nested ones included."""
-    hints = get_type_hints(type(instance), include_extras=True)
-    found: dict[str, Leaf] = {}
-    for field in _fields(instance):
-        value, key = getattr(instance, field.name), f"{prefix}{key_of(field.name)}"
-        if dataclasses.is_dataclass(value):
-            found |= leaves(value, f"{key}.")
-        else:
-            found[key] = Leaf(key, hints[field.name], value)
-    return found
-
-
-def build(instance: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """A copy of a settings dataclass with the values of the given dotted keys in place; keys elsewhere are ignored."""
-    changes: dict[str, Any] = {}
-    for field in _fields(instance):
-        value, key = getattr(instance, field.name), f"{prefix}{key_of(field.name)}"
-        if dataclasses.is_dataclass(value):
-            changes[field.name] = build(value, values, f"{key}.")
-        elif key in values:
-            changes[field.name] = values[key]
-    return dataclasses.replace(instance, **changes)
+    return {key: Leaf(key, *entry) for key, entry in entries(settings, prefix).items()}
 
 
 def groups(keys: Mapping[str, Any]) -> set[str]:
@@ -126,6 +128,43 @@ def _bounded(words: str, metadata: list[Any]) -> str:
         return words
     # "a number or null, > 0": the bound stands for the number
     return f"{words}, {' and '.join(bounds)}" if " or " in words else f"{words} {' and '.join(bounds)}"
+
+
+def explained(settings: Any, prefix: str = "") -> dict[str, str]:
+    """What the docstrings below the fields of a settings dataclass, and of those in its fields, say, by dotted key.
+
+    A class speaks for the fields that it declares anew, its bases for the others; a field without a docstring is left
+    out.
+    """
+    found: dict[str, str] = {}
+    for cls in reversed(type(settings).__mro__):
+        if is_dataclass(cls):
+            found |= {f"{prefix}{key_of(name)}": words for name, words in _docstrings(cls).items()}
+    known = entries(settings, prefix)
+    found = {key: words for key, words in found.items() if key in known}  # groups are explained by their own settings
+    for field in fields(settings):
+        if is_dataclass(value := getattr(settings, field.name)):
+            found |= explained(value, f"{prefix}{key_of(field.name)}.")
+    return found
+
+
+class _Schema(GenerateJsonSchema):
+    """A JSON schema of which only the descriptions are read."""
+
+    def emit_warning(self, kind: JsonSchemaWarningKind, detail: str) -> None:
+        pass
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
+        return {}
+
+
+def _docstrings(cls: type) -> dict[str, str]:
+    """Of the fields that a dataclass itself declares."""
+    inside: Any = types.GenericAlias(list, (cls,))  # a dataclass takes the configuration of what it stands in
+    adapter = TypeAdapter(inside, config=_HELP)
+    schema = adapter.json_schema(by_alias=False, schema_generator=_Schema)
+    own = schema["$defs"][schema["items"]["$ref"].rpartition("/")[2]].get("properties", {})
+    return {name: " ".join(about["description"].split()) for name, about in own.items() if "description" in about}
 
 
 def _candidates(value: Any, annotation: Any) -> list[Any]:
@@ -190,5 +229,17 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _fields(instance: Any) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(instance) if field.init]
+def _toml(text: str) -> Any:
+    table = tomllib.loads(f"v = {text}")
+    if list(table) != ["v"]:
+        raise ValueError("more than one value")
+    return table["v"]
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is made of numbers, texts, truth values, nothing, lists and mappings only."""
+    if isinstance(value, list | tuple):
+        return all(_plain(v) for v in value)
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _plain(v) for k, v in value.items())
+    return value is None or isinstance(value, bool | int | float | str)

@@ -23,20 +23,49 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
+
+from pydantic import ConfigDict, Field, StrictBool, TypeAdapter, ValidationError
 
 from dd.errors import UsageError, nearest
 from dd.io import digest
 from dd.recipes.schema import flatten
 
+if TYPE_CHECKING:
+    from dd.data import Kind
+
 _SIZE = re.compile(r"(ipc|fraction)(\d+(?:\.\d+)?)")
 _NAME = re.compile(r"(?P<dataset>.+?)\.(?P<size>(?:ipc|fraction)\d+(?:\.\d+)?)(?:\.(?P<preset>[^.]+))?")
 _LONGEST = 32  # letters of the name of a size, which is a folder's: of a thousand classes it would be too long
 _NOT_SETTINGS = ("expect", "note")
-_EXPECT = {"accuracy", "verified", "source", "cost", "protocol", "eval"}
+# Ratio of two sides up to which the settings of one resolution are a start for another: networks of this field have one
+# block for every halving, so they differ by one at most.
+NEAR = 2.0
+
+_Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
+Expected: TypeAlias = Mapping[str, Any]
+"""An `expect` of a cell: what `_Expectation` lets pass, with the keys that the file gives."""
+
+
+@dataclass(frozen=True)
+class _Expectation:
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    verified: StrictBool
+    accuracy: Annotated[list[_Percent], Field(min_length=2, max_length=2)] | None = None
+    source: str = ""
+    cost: str = ""
+    protocol: str = ""
+    eval: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.accuracy is None and self.verified:
+            raise ValueError("verified, but no accuracy")
+        if self.accuracy is not None and self.accuracy != sorted(self.accuracy):
+            raise ValueError("a band from high to low")
 
 
 @dataclass(frozen=True)
@@ -58,7 +87,7 @@ class Cell:
     size: str
     preset: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    expect: tuple[Mapping[str, Any], ...] = ()
+    expect: tuple[Expected, ...] = ()
     note: str = ""
     file: str = ""
 
@@ -212,7 +241,9 @@ def _cell(
     settings = flatten({k: v for k, v in table.items() if k not in _NOT_SETTINGS}, known_groups)
     expect = table.get("expect", [])
     expect = tuple(expect) if isinstance(expect, list) else (expect,)
-    if not all(map(_is_expectation, expect)):
+    try:
+        TypeAdapter(tuple[_Expectation, ...]).validate_python(expect)
+    except ValidationError:
         problems.append(
             f"{file} [{'.'.join(filter(None, at))}]: expect must be {{ accuracy = [lo, hi], verified = true }}, "
             "or a list of such tables"
@@ -220,13 +251,72 @@ def _cell(
     return Cell(*at, settings=settings, expect=expect, note=str(table.get("note", "")), file=file)
 
 
-def _is_expectation(expect: Any) -> bool:
-    if not isinstance(expect, Mapping) or not set(expect) <= _EXPECT or not isinstance(expect.get("verified"), bool):
-        return False
-    if not isinstance(expect.get("protocol", ""), str) or not isinstance(expect.get("eval", {}), Mapping):
-        return False
-    band = expect.get("accuracy")
-    if band is None:
-        return not expect["verified"]
-    numbers = isinstance(band, list) and len(band) == 2 and all(isinstance(x, int | float) for x in band)
-    return numbers and 0 <= band[0] <= band[1] <= 100
+def kind(dataset: str, settings: Mapping[str, Any]) -> "Kind | None":
+    """What the images of a run are like under `settings`; None for a user's own, of which nothing is known beforehand.
+
+    Args:
+        dataset: name of the data set.
+        settings: by dotted key; `data.size` is heeded.
+    """
+    from dd.data import kind_of
+
+    found, side = kind_of(dataset), settings.get("data.size")
+    return replace(found, side=side) if found and isinstance(side, int) else found
+
+
+def nearest_cell(file: RecipeFile, dataset: str, size: str, images: "Kind | None") -> Cell | None:
+    """The cell closest to one that is missing, or None where none is near.
+
+    Cells of the same data set come first, then those of as many channels, then those of the most similar resolution,
+    number of classes and size.  A cell of images more than twice as large or small is not near; where images differ in
+    size and none is asked for, only cells that say one are.
+
+    Args:
+        file: the recipes of the method.
+        dataset: what is asked for.
+        size: "ipc10" or "fraction0.1"; of uneven classes, their mean.
+        images: what its images are like; None where nothing is known.
+    """
+    if images is None:
+        return None
+    found: list[tuple[tuple[float, ...], Cell]] = []
+    for cell in file.cells.values():
+        settings = settings_of(file, cell)
+        theirs = kind(cell.dataset, settings) if cell.preset is None else None
+        if theirs is None or (images.side is None and "data.size" not in settings):
+            continue
+        if (larger := _apart(images.side, theirs.side)) <= math.log(NEAR):
+            others = cell.dataset != dataset, theirs.channels != images.channels
+            far = larger, _apart(images.classes, theirs.classes), size_distance(cell.size, size)
+            found.append(((*others, *far), cell))
+    return min(found, key=lambda pair: pair[0], default=(None, None))[1]
+
+
+def require_alike(file: RecipeFile, like: Cell, dataset: str, images: "Kind | None") -> None:
+    """Raise `UsageError` where `like=` names a cell of images that have neither channels nor resolution in common."""
+    theirs = kind(like.dataset, settings_of(file, like))
+    if images is None or theirs is None or theirs.channels == images.channels:
+        return
+    if theirs.side is None or images.side is None or _apart(images.side, theirs.side) > math.log(NEAR):
+        raise UsageError(
+            f"like={like.name}: its settings are for {_words(theirs)}, {dataset} has {_words(images)}; "
+            "take a cell of similar images, or give settings of your own"
+        )
+
+
+def settings_of(file: RecipeFile, cell: Cell) -> dict[str, Any]:
+    """What a cell's tables say together, by dotted key."""
+    merged: dict[str, Any] = {}
+    for _, settings in file.layers(cell.dataset, cell.size, cell.preset):
+        merged |= settings
+    return merged
+
+
+def _apart(one: int | None, other: int | None) -> float:
+    """The logarithm of a ratio; 0 where one of the two is open."""
+    return abs(math.log(one / other)) if one and other else 0.0
+
+
+def _words(images: "Kind") -> str:
+    side = f"{images.side} pixels" if images.side else "many sizes"
+    return f"{'grey' if images.channels == 1 else 'colour'} images of {side}"

@@ -5,7 +5,6 @@ The requirements are the engine's: a run is resumed, repeated, hashed, printed a
 
 import dataclasses
 import inspect
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from dd.engine.method import Method, Skip, Synthetic, prepare
 from dd.errors import UsageError, in_one_line
 from dd.io import digest
 from dd.recipes import Recipe, resolve
-from dd.recipes.schema import leaves
+from dd.recipes.schema import explained, leaves
 from dd.sets import DistilledSet, load, save
 from dd.testing.lab import Lab
 
@@ -71,13 +70,11 @@ def typed_fields(cls: type[Method], lab: Lab) -> None:
 
 
 def documented_fields(cls: type[Method], lab: Lab) -> None:
-    """Every field is described as `name: ...` in the docstring of its class or of one it derives from."""
-    for settings in _settings_of(cls()):
-        kinds = inspect.getmro(type(settings))
-        text = "\n".join(inspect.getdoc(kind) or "" for kind in kinds if dataclasses.is_dataclass(kind))
-        for f in _fields(settings):
-            said = re.search(rf"^\s*{f.name}\s*:", text, re.MULTILINE)
-            _require(bool(said) or f.name == "iterations", f"field {f.name!r} is not described in the docstring")
+    """Every setting is explained by the docstring below its field, in its class or in one it derives from."""
+    method = cls()
+    said = explained(method)
+    silent = [key for key in leaves(method) if not said.get(key)]
+    _require(not silent, f"fields without a docstring below them: {', '.join(silent)}")
 
 
 def iterations_are_its_own(cls: type[Method], lab: Lab) -> None:

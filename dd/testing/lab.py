@@ -18,11 +18,12 @@ from dd.errors import Interrupted
 from dd.io import digest
 from dd.pipeline.task import make_task
 from dd.recipes import Recipe, recipe_file, resolve
-from dd.recipes.schema import Leaf, build, leaves
+from dd.recipes.schema import Leaf, leaves
 from dd.runs import Store
 from dd.runs.stop import Stop
 from dd.runs.store import Artefact
 from dd.sets import DistilledSet
+from dd.settings import build
 from dd.testing.surroundings import disturbed, hooked, snapshot
 
 # 500 training images, a network of a thousand parameters: whole runs within a second

@@ -15,6 +15,7 @@ from dd.errors import RunError
 from dd.io import digest
 from dd.networks import Functional, saved_bytes
 from dd.runs.store import Artefact, Wanted
+from dd.settings import OnlyWith, Outside, identity
 from dd.training.buffers import Buffers, buffer_hash
 from dd.training.loop import Fit, Path, Trainer, passes
 from dd.training.stacked import StackedTrainer
@@ -28,60 +29,55 @@ MAX_STACK = 10  # experts at once; more gain little once the chip is busy
 
 @dataclass(frozen=True)
 class ExpertSettings:
-    """How experts are trained.  Defaults: MTT's (Cazenavette et al., CVPR 2022, official code).
+    """How experts are trained.  Defaults: MTT's (Cazenavette et al., CVPR 2022, official code)."""
 
-    Attributes:
-        count: number of experts; a larger pool keeps the experts of a smaller one.
-        epochs: passes over the real training images; a snapshot is kept after each, and one before the first.
-        lr: learning rate.
-        momentum: of SGD; most papers use none, because a plain trajectory is easier to imitate.
-        weight_decay: of SGD.
-        batch: real images per step.
-        augment: DSA, one operation per batch, with the data set's strategy.
-        kind: "sgd"; "ftd" for flat experts by GSAM with adaptive perturbation; "ast" for smooth ones.
-        rho: radius of the perturbation (kind ftd).
-        alpha: weight of the orthogonal component (kind ftd).
-        clip: first epochs, over which a factor of the loss rises from 1/2 towards 1; 0 for none (kind ast).
-        penalty: weight of the gradient penalty, see `dd.training.penalty`; 0 for none (kind ast).
-        drops: shares of the epochs after which lr falls to `drop` times what it was; momentum goes on (not kind ast).
-        drop: that factor.
-        decay: factor of lr from the epoch after half of them + 1 on, where momentum begins anew (kind ast).
-        seed: root seed of the pool, apart from the run's, so that runs with other seeds share it.
-        store: type of the stored snapshots; bfloat16 halves the disk and keeps three digits.
-        from_: folder of the authors' expert buffers (`replay_buffer_N.pt`), or one of them, read instead of training
-            any: the first `count` experts and `epochs` epochs; of the other settings `store` alone counts then.  Such
-            experts have seen the held-out images.
-        stack: experts trained at once with stacked parameters; None for 1 on a CPU, and on a GPU for what a quarter of
-            its memory holds, 10 at most.
-    """
-
-    count: Annotated[int, Field(ge=1)] = 100
+    count: Annotated[int, Field(ge=1), Outside("expert", "a larger pool keeps the experts of a smaller one")] = 100
+    """Number of experts; a larger pool keeps the experts of a smaller one."""
     epochs: Annotated[int, Field(ge=1)] = 50
+    """Passes over the real training images; a snapshot is kept after each, and one before the first."""
     lr: Annotated[float, Field(gt=0)] = 0.01
+    """Learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of SGD; most papers use none, because a plain trajectory is easier to imitate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of SGD."""
     batch: Annotated[int, Field(ge=1)] = 256
+    """Real images per step."""
     augment: bool = True
+    """DSA, one operation per batch, with the data set's strategy."""
     kind: Literal["sgd", "ftd", "ast"] = "sgd"
-    rho: Annotated[float, Field(gt=0)] = 0.01
-    alpha: Annotated[float, Field(ge=0)] = 0.3
-    clip: Annotated[int, Field(ge=0)] = 10
-    penalty: Annotated[float, Field(ge=0)] = 2.0
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.6
-    drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
-    drop: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """"sgd"; "ftd" for flat experts by GSAM with adaptive perturbation; "ast" for smooth ones."""
+    rho: Annotated[float, Field(gt=0), OnlyWith("kind", "ftd")] = 0.01
+    """Radius of the perturbation (kind ftd)."""
+    alpha: Annotated[float, Field(ge=0), OnlyWith("kind", "ftd")] = 0.3
+    """Weight of the orthogonal component (kind ftd)."""
+    clip: Annotated[int, Field(ge=0), OnlyWith("kind", "ast")] = 10
+    """First epochs, over which a factor of the loss rises from 1/2 towards 1; 0 for none (kind ast)."""
+    penalty: Annotated[float, Field(ge=0), OnlyWith("kind", "ast")] = 2.0
+    """Weight of the gradient penalty, see `dd.training.penalty`; 0 for none (kind ast)."""
+    decay: Annotated[float, Field(gt=0, le=1), OnlyWith("kind", "ast")] = 0.6
+    """Factor of lr from the epoch after half of them + 1 on, where momentum begins anew (kind ast)."""
+    drops: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], OnlyWith("kind", "sgd", "ftd")] = ()
+    """Shares of the epochs after which lr falls to `drop` times what it was; momentum goes on (not kind ast)."""
+    drop: Annotated[float, Field(gt=0, le=1), OnlyWith("drops")] = 0.2
+    """That factor."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Root seed of the pool, apart from the run's, so that runs with other seeds share it."""
     store: Literal["float32", "bfloat16"] = "float32"
-    from_: str | None = None
-    stack: Annotated[int, Field(ge=1)] | None = None
+    """Type of the stored snapshots; bfloat16 halves the disk and keeps three digits."""
+    from_: Annotated[str | None, Outside("run", "the digest of the files counts")] = None
+    """Folder of the authors' expert buffers (`replay_buffer_N.pt`), or one of them, read instead of training any: the
+    first `count` experts and `epochs` epochs; of the other settings `store` alone counts then.  Such experts have seen
+    the held-out images.
+    """
+    stack: Annotated[Annotated[int, Field(ge=1)] | None, Outside("expert", "whether there were several counts")] = None
+    """Experts trained at once with stacked parameters; None for 1 on a CPU, and on a GPU for what a quarter of its
+    memory holds, 10 at most.
+    """
 
     def digests(self) -> Mapping[str, str]:
         """The hash of the files that the experts are read from, where they are."""
         return {} if self.from_ is None else {"experts.from": buffer_hash(self.from_)}
-
-
-_OF_KIND = {"ftd": ("rho", "alpha"), "ast": ("clip", "penalty", "decay")}
-_DROPS = ("drops", "drop")  # part of a key only where there are any: experts from before stay
 
 
 @dataclass(frozen=True)
@@ -121,19 +117,12 @@ def expert_spec(task: Task, settings: ExpertSettings, member: int) -> dict[str, 
             "files": buffer_hash(settings.from_),
             "member": member,
         }
-    irrelevant = {
-        "count",
-        "from_",
-        "stack",
-        *(name for kind, names in _OF_KIND.items() if kind != settings.kind for name in names),
-        *(() if settings.drops and settings.kind != "ast" else _DROPS),
-    }
     return {
         "version": VERSION,
         "data": task.data.fingerprint,
         "augment": task.data.augment if settings.augment else "none",
         "network": asdict(task.student),
-        "settings": {name: value for name, value in asdict(settings).items() if name not in irrelevant},
+        "settings": identity(settings, "expert"),
         "stacked": stack_size(task, settings) > 1,
         "compile": task.compile,
         "precision": task.precision,

@@ -31,32 +31,31 @@ class SqueezeSettings:
 
     The authors of the family augment as torchvision's recipes do: `augment="pad"` for small images, `"crops"` for
     ImageNet's.
-
-    Attributes:
-        epochs: passes over the real training images.
-        lr: learning rate.
-        momentum: of SGD.
-        weight_decay: of SGD and of Adam, as a penalty.
-        batch: real images per step.
-        schedule: lr after the warm-up: constant, or half a cosine to zero.
-        warmup: epochs in which lr rises linearly, from a hundredth.
-        augment: true, DSA, one operation per batch, with the data set's strategy; false, none; "pad", four black pixels
-            around every image, a random crop of its size, half mirrored; "crops", random resized crops of at least 8 %
-            of the area, half mirrored, which are cut from the files where images were brought to size.
-        optimiser: "sgd" or "adam".
-        seed: root seed of the teachers, apart from the run's, so that runs with other seeds share them.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 200
+    """Passes over the real training images."""
     lr: Annotated[float, Field(gt=0)] = 0.1
+    """Learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """Of SGD and of Adam, as a penalty."""
     batch: Annotated[int, Field(ge=2)] = 128
+    """Real images per step."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """Lr after the warm-up: constant, or half a cosine to zero."""
     warmup: Annotated[int, Field(ge=0)] = 0
+    """Epochs in which lr rises linearly, from a hundredth."""
     augment: bool | Literal["pad", "crops"] = True
+    """True, DSA, one operation per batch, with the data set's strategy; false, none; "pad", four black pixels around
+    every image, a random crop of its size, half mirrored; "crops", random resized crops of at least 8 % of the area,
+    half mirrored, which are cut from the files where images were brought to size.
+    """
     optimiser: Literal["sgd", "adam"] = "sgd"
+    """"sgd" or "adam"."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Root seed of the teachers, apart from the run's, so that runs with other seeds share them."""
 
     def __post_init__(self) -> None:
         if self.warmup >= self.epochs:
@@ -65,9 +64,6 @@ class SqueezeSettings:
 
 def squeeze_spec(task: Task, network: NetworkSpec, settings: SqueezeSettings) -> dict[str, Any]:
     """Everything that determines a teacher trained here: the key of its artefact."""
-    own = asdict(settings)
-    if settings.optimiser == "sgd":  # as when there was no other
-        del own["optimiser"]
     shown = settings.augment if isinstance(settings.augment, str) else _strategy(settings, task.data.augment)
     if settings.augment == "crops" and task.data.train.originals:
         shown = "crops of files"
@@ -76,7 +72,7 @@ def squeeze_spec(task: Task, network: NetworkSpec, settings: SqueezeSettings) ->
         "data": task.data.fingerprint,
         "augment": shown,
         "network": asdict(network),
-        "settings": own,
+        "settings": asdict(settings),
         "compile": task.compile,
         "precision": task.precision,
         "device": task.device.type,

@@ -28,30 +28,28 @@ def _strategy(value: str) -> str:
 
 @dataclass(frozen=True)
 class ViewPolicy:
-    """How views are drawn; the defaults leave images as they are.
-
-    Attributes:
-        crop: least share of an image's area that a random resized crop keeps; None for no crop.
-        stretch: largest ratio of the sides of a crop; 1 for squares.
-        pad: black pixels around an image before a random crop of its own size: a shift by at most so many.
-        flip: mirror half of the images.
-        tiles: tiles per side whose columns and rows are shuffled before the crop (RDED, Sun et al., CVPR 2024).
-        strategy: IDC's augmentation per image, see `dd.views.dsa.draw_sequence`; "data" for the data set's DSA
-            operations, without cutout where CutMix cuts already.
-        mix: "cutmix" (Yun et al., ICCV 2019), "mixup" (Zhang et al., ICLR 2018) or "none", one weight per batch.
-        mix_share: probability that a batch is mixed.
-        mix_alpha: the weight is drawn from Beta(mix_alpha, mix_alpha).
-    """
+    """How views are drawn; the defaults leave images as they are."""
 
     crop: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Least share of an image's area that a random resized crop keeps; None for no crop."""
     stretch: Annotated[float, Field(ge=1)] = STRETCH
+    """Largest ratio of the sides of a crop; 1 for squares."""
     pad: Annotated[int, Field(ge=0)] = 0
+    """Black pixels around an image before a random crop of its own size: a shift by at most so many."""
     flip: bool = False
+    """Mirror half of the images."""
     tiles: Annotated[int, Field(ge=1)] = 1
+    """Tiles per side whose columns and rows are shuffled before the crop (RDED, Sun et al., CVPR 2024)."""
     strategy: Annotated[str, AfterValidator(_strategy)] = "none"
+    """IDC's augmentation per image, see `dd.views.dsa.draw_sequence`; "data" for the data set's DSA operations, without
+    cutout where CutMix cuts already.
+    """
     mix: Mix = "none"
+    """"cutmix" (Yun et al., ICCV 2019), "mixup" (Zhang et al., ICLR 2018) or "none", one weight per batch."""
     mix_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Probability that a batch is mixed."""
     mix_alpha: Annotated[float, Field(gt=0)] = 1.0
+    """The weight is drawn from Beta(mix_alpha, mix_alpha)."""
 
     def operations(self, data_strategy: str) -> str:
         """The strategy with "data" replaced by what the data set's DSA strategy means here."""

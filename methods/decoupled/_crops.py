@@ -38,24 +38,22 @@ Judge = Callable[[Tensor, Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class CropSettings:
-    """Which patches are chosen.  Defaults: RDED's for small images (official code).
-
-    Attributes:
-        factor: tiles per side of an image; 2 at 224 pixels.
-        crops: random crops of each real image.
-        candidates: real images of a class that are looked at; a class with fewer gives all it has.
-        least: least share of an image's area that a crop keeps; crops are square.
-        originals: crops are cut from the files, where these are images that were brought to size, as RDED cuts them;
-            false: from the squares.
-        order: "low" takes the lowest cross entropies, as RDED does; "high" the highest; "medium" those in the middle.
-    """
+    """Which patches are chosen.  Defaults: RDED's for small images (official code)."""
 
     factor: Annotated[int, Field(ge=1)] = 1
+    """Tiles per side of an image; 2 at 224 pixels."""
     crops: Annotated[int, Field(ge=1)] = 5
+    """Random crops of each real image."""
     candidates: Annotated[int, Field(ge=1)] = 300
+    """Real images of a class that are looked at; a class with fewer gives all it has."""
     least: Annotated[float, Field(gt=0, le=1)] = 0.08
+    """Least share of an image's area that a crop keeps; crops are square."""
     order: Order = "low"
+    """"low" takes the lowest cross entropies, as RDED does; "high" the highest; "medium" those in the middle."""
     originals: bool = False
+    """Crops are cut from the files, where these are images that were brought to size, as RDED cuts them; false: from
+    the squares.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +104,7 @@ class Patches(Need[Stitched]):
                 "version": VERSION,
                 "data": task.data.fingerprint,
                 "teachers": self.staff.keys(),
-                "settings": {"kind": type(self.settings).__name__, **_key(self.settings)},
+                "settings": {"kind": type(self.settings).__name__, **asdict(self.settings)},
                 "seed": task.seed,
                 "classes": [block.start, block.stop],
                 "counts": _counts(task)[block.start : block.stop],
@@ -285,10 +283,6 @@ def select(scores: Tensor, count: int, order: Order, allowed: Tensor | None = No
     first = (len(ranked) - count) // 2 if order == "medium" else 0
     chosen = ranked[first : first + count]
     return chosen, crop[chosen]
-
-
-def _key(settings: CropSettings) -> dict[str, Any]:
-    return {name: value for name, value in asdict(settings).items() if name != "originals" or value}
 
 
 def _blocks(classes: int) -> list[range]:

@@ -1,6 +1,5 @@
 """How well a student learns from each member of a committee alone: the priors that their votes follow."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,6 +14,7 @@ from dd.engine.needs import Got, Need
 from dd.engine.synthesise import distil
 from dd.errors import RunError, UsageError
 from dd.runs.store import Payload, Wanted
+from dd.settings import identity
 from dd.training.committee import logits, published_prior
 from dd.training.loop import Fit, Trainer, accuracy
 from dd.training.teacher_names import PublishedWeights, teacher_source
@@ -37,23 +37,20 @@ Source = Literal["prior", "teacher", "distil", "equal"]
 
 @dataclass(frozen=True)
 class DistilSettings:
-    """How a member is measured: a small set from it alone, labelled by it, a student, the held-out images.
-
-    Attributes:
-        ipc: images per class.
-        iterations: of their recovery.
-        epochs: passes of the student.
-        batch: images per step of the student.
-        lr: of the student's SGD, with momentum 0.9.
-        students: whose mean counts.
-    """
+    """How a member is measured: a small set from it alone, labelled by it, a student, the held-out images."""
 
     ipc: Annotated[int, Field(ge=1)] = 10
+    """Images per class."""
     iterations: Annotated[int, Field(ge=1)] = 500
+    """Of their recovery."""
     epochs: Annotated[int, Field(ge=1)] = 150
+    """Passes of the student."""
     batch: Annotated[int, Field(ge=2)] = 50
+    """Images per step of the student."""
     lr: Annotated[float, Field(gt=0)] = 0.05
+    """Of the student's SGD, with momentum 0.9."""
     students: Annotated[int, Field(ge=1)] = 1
+    """Whose mean counts."""
 
 
 def published_priors(task: Task, names: Sequence[str]) -> tuple[float, ...] | None:
@@ -115,21 +112,17 @@ class Priors(Need[tuple[float, ...]]):
     def spec(self, number: int) -> dict[str, Any]:
         """Everything that determines a teacher's prior."""
         method, task = self.method, self.task
-        kept = {k: v for k, v in asdict(_alone(method, self.settings, number)).items() if k not in _NO_PART}
         return {
             "version": VERSION,
             "data": task.data.fingerprint,
             "teacher": self.staff.keys()[number],
-            "recover": json.loads(json.dumps(kept)),
+            "recover": identity(_alone(method, self.settings, number), "member"),
             "settings": asdict(self.settings),
             "student": asdict(task.student),
             "precision": task.precision,
             "compile": task.compile,
             "device": task.device.type,
         }
-
-
-_NO_PART = ("teachers", "squeeze", "labels", "votes", "prior", "tau", "distil", "members_by", "crops")
 
 
 def _alone(method: "SRe2L", settings: DistilSettings, number: int) -> "SRe2L":

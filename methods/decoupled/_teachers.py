@@ -14,6 +14,7 @@ from dd.errors import UsageError
 from dd.labels import LabelSettings
 from dd.networks import NetworkSpec
 from dd.sets import DistilledSet
+from dd.settings import Outside
 from dd.training.committee import votes
 from dd.training.compiled import can_compile, compiled, worth_compiling
 from dd.training.fitness import announce, require_fit
@@ -61,27 +62,28 @@ def _at_least_one(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-Names = Annotated[tuple[str, ...], AfterValidator(_at_least_one)]
+_KEYED = Outside("member", "the key of that teacher counts")
+Names = Annotated[tuple[str, ...], AfterValidator(_at_least_one), _KEYED]
 """Of teachers, at least one."""
 
 
 @dataclass(frozen=True)
 class Taught(Method[Committee]):
-    """A method whose images and labels come from teachers.
-
-    Attributes:
-        votes_on_labels: whether its teachers have priors to weigh their logits by.
-        teachers: names: "student", `ARCH:width=48`, `timm:NAME`, `torchvision:NAME`, with a tag of weights pretrained,
-            or a checkpoint's path.
-        squeeze: how those are trained that are trained here.
-        labels: how views of the images are labelled; no part of how the images are made.
-    """
+    """A method whose images and labels come from teachers."""
 
     votes_on_labels: ClassVar[bool] = False
+    """Whether its teachers have priors to weigh their logits by."""
 
     teachers: Names = ("student",)
-    squeeze: SqueezeSettings = field(default_factory=SqueezeSettings)
-    labels: LabelSettings = field(default_factory=LabelSettings)
+    """Names: "student", `ARCH:width=48`, `timm:NAME`, `torchvision:NAME`, with a tag of weights pretrained, or a
+    checkpoint's path.
+    """
+    squeeze: Annotated[SqueezeSettings, _KEYED] = field(default_factory=SqueezeSettings)
+    """How those are trained that are trained here."""
+    labels: Annotated[LabelSettings, Outside("images", "labels are made of finished images")] = field(
+        default_factory=LabelSettings
+    )
+    """How views of the images are labelled."""
 
     def __post_init__(self) -> None:
         if self.labels.ensemble == "logit_weighted" and not self.votes_on_labels:

@@ -13,17 +13,14 @@ from .sre2l import SRe2L
 
 @dataclass(frozen=True)
 class Curriculum:
-    """How the least share of a crop moves from the whole image to its last value.
-
-    Attributes:
-        shape: "cosine", "linear", or "step", which stays at the whole image until it falls.
-        milestone: share of the iterations after which it has arrived; 0 for no curriculum, which is SRe2L.
-        reverse: from the last value to the whole image, as a control.
-    """
+    """How the least share of a crop moves from the whole image to its last value."""
 
     shape: Literal["cosine", "linear", "step"] = "cosine"
+    """"cosine", "linear", or "step", which stays at the whole image until it falls."""
     milestone: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the iterations after which it has arrived; 0 for no curriculum, which is SRe2L."""
     reverse: bool = False
+    """From the last value to the whole image, as a control."""
 
     def __call__(self, it: int, iterations: int, last: float) -> float:
         """The least share of the area that a crop keeps in iteration `it`, from 1 to `last`."""
@@ -41,15 +38,12 @@ class Curriculum:
 @register("cda")
 @dataclass(frozen=True)
 class CDA(SRe2L):
-    """SRe2L whose crops begin as the whole image and become small: first outlines, then details.
-
-    Attributes beyond those of SRe2L:
-        curriculum: how the least share of a crop moves from 1 to `crop`.
-    """
+    """SRe2L whose crops begin as the whole image and become small: first outlines, then details."""
 
     paper = "https://arxiv.org/abs/2311.18838"
 
     curriculum: Curriculum = field(default_factory=Curriculum)
+    """How the least share of a crop moves from 1 to `crop`."""
 
     def least(self, it: int) -> float | None:
         """The curriculum's share in iteration `it`."""

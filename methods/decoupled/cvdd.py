@@ -13,6 +13,7 @@ from dd.engine.method import Task
 from dd.engine.needs import Got, Need
 from dd.engine.registry import register
 from dd.labels import LabelSettings
+from dd.settings import Outside
 from dd.training.committee import votes
 
 from ._crops import CropSettings
@@ -21,6 +22,7 @@ from ._teachers import Committee, Names
 from .sre2l import Member, SRe2L
 
 log = logging.getLogger(__name__)
+_TOGETHER = Outside("member", "it says how several work together")
 
 
 @register("cvdd")
@@ -29,16 +31,6 @@ class CVDD(SRe2L):
     """SRe2L++ with two of several architectures at a time, which vote by how well a student learns from each alone.
 
     The members of a batch weigh softmax(p / tau), p being their priors in percent.  All teachers label.
-
-    Attributes beyond those of SRe2L++:
-        members_by: which teachers a batch has: "pairs", all pairs in the order of `teachers`, one per image of a class
-            (ipc 10 of five); "random", a pair drawn per image of a class (ipc 50); "all" at once.
-        votes: where the priors come from: "prior", the authors' constants for a data set and an architecture of any
-            width, or, where one is missing, as "distil"; "teacher", the teachers' held-out accuracy; "distil", a
-            student's held-out accuracy on images distilled from each alone, measured here; "equal".
-        prior: the priors themselves, one per teacher in percent; None for those that `votes` says.
-        tau: temperature of the votes.
-        distil: how "distil" measures.
     """
 
     paper = "https://arxiv.org/abs/2501.07575"
@@ -56,11 +48,21 @@ class CVDD(SRe2L):
     labels: LabelSettings = field(
         default_factory=lambda: LabelSettings(ensemble="logit_weighted", teacher_mode="batch")
     )
-    members_by: Literal["pairs", "random", "all"] = "pairs"
-    votes: Source = "prior"
-    prior: tuple[float, ...] | None = None
-    tau: Annotated[float, Field(gt=0)] = 5.0
-    distil: DistilSettings = field(default_factory=DistilSettings)
+    members_by: Annotated[Literal["pairs", "random", "all"], _TOGETHER] = "pairs"
+    """Which teachers a batch has: "pairs", all pairs in the order of `teachers`, one per image of a class (ipc 10 of
+    five); "random", a pair drawn per image of a class (ipc 50); "all" at once.
+    """
+    votes: Annotated[Source, _TOGETHER] = "prior"
+    """Where the priors come from: "prior", the authors' constants for a data set and an architecture of any width, or,
+    where one is missing, as "distil"; "teacher", the teachers' held-out accuracy; "distil", a student's held-out
+    accuracy on images distilled from each alone, measured here; "equal".
+    """
+    prior: Annotated[tuple[float, ...] | None, _TOGETHER] = None
+    """The priors themselves, one per teacher in percent; None for those that `votes` says."""
+    tau: Annotated[float, Field(gt=0), _TOGETHER] = 5.0
+    """Temperature of the votes."""
+    distil: Annotated[DistilSettings, _TOGETHER] = field(default_factory=DistilSettings)
+    """How "distil" measures."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,17 +24,14 @@ _CHUNK = 100  # images whose maps are made at once
 
 @dataclass(frozen=True)
 class CriticalCrops(CropSettings):
-    """Patches that hold what a class is recognised by, and that teachers are least sure of.
-
-    Attributes beyond those of RDED's patches:
-        keep: crops of each real image that may be chosen, those with most of its activation map.
-        share: least share of the map's sum that a crop holds; background alone cannot win.
-    """
+    """Patches that hold what a class is recognised by, and that teachers are least sure of."""
 
     crops: Annotated[int, Field(ge=1)] = 10
     order: Literal["low", "medium", "high"] = "high"
     keep: Annotated[int, Field(ge=1)] = 3
+    """Crops of each real image that may be chosen, those with most of its activation map."""
     share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Least share of the map's sum that a crop holds; background alone cannot win."""
 
 
 class Refined(Synthetic):
@@ -67,10 +64,6 @@ class NRRDD(SRe2L):
     each image keeps a few by their share of the map, and a least share; epsilon, learning rate and iterations; dividing
     by epsilon, so that the learning rate does not shrink with it; and masking Adam's *update*: a masked gradient would
     do nothing there but for its zeros, as Adam divides by its size.
-
-    Attributes beyond those of SRe2L:
-        epsilon: activation from which on a pixel is critical; 0 refines nothing.
-        scaled: divide the mask by epsilon.
     """
 
     paper = "https://arxiv.org/abs/2503.18267"
@@ -84,7 +77,9 @@ class NRRDD(SRe2L):
     crops: CriticalCrops = field(default_factory=CriticalCrops)  # pyright: ignore[reportIncompatibleVariableOverride]
     labels: LabelSettings = field(default_factory=lambda: LabelSettings(form="distances"))
     epsilon: Annotated[float, Field(ge=0)] = 0.5
+    """Activation from which on a pixel is critical; 0 refines nothing."""
     scaled: bool = True
+    """Divide the mask by epsilon."""
 
     def start(self, task: Task, prepared: Committee) -> Refined:
         """Patches; the mask is made in the first iteration, of whatever images are there then."""

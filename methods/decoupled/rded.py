@@ -21,14 +21,12 @@ class RDED(Taught):
     """Crops of real images that a teacher knows best, several stitched to an image; nothing is optimised.
 
     With one tile per image, the authors' choice at 32 and 64 pixels, it picks crops and stitches nothing.
-
-    Attributes beyond those of all of the family:
-        crops: which crops.
     """
 
     paper = "https://arxiv.org/abs/2312.03526"
 
     crops: CropSettings = field(default_factory=CropSettings)
+    """Which crops."""
 
     def settle(self, task: Task) -> Self:
         """Nothing is left to decide; classes with too few images are refused before a teacher is trained.

@@ -24,6 +24,7 @@ from dd.engine.needs import Got, Need
 from dd.engine.registry import register
 from dd.errors import UsageError
 from dd.networks.statistics import required_batch_norms, statistics_loss
+from dd.settings import OnlyWith
 from dd.training.teachers import Teacher, untrained
 from dd.views import STRETCH, draw_boxes, resized_crop
 
@@ -42,41 +43,40 @@ class SRe2L(Taught):
 
     One image per class in a batch, and one crop, one flip and one shift per iteration for all of them.  What is kept is
     the last iterate; the released code means to keep the best one and keeps the last.
-
-    Attributes beyond those of all of the family:
-        iterations: updates of each batch.
-        lr_img: Adam's learning rate of the pixels in model space, with a cosine to zero.
-        betas: Adam's.
-        r_bn: weight of the statistics loss; 0 leaves it out, and admits teachers without BatchNorm.
-        first_bn: weight of the first BatchNorm layer in it; the others have 1.
-        crop: least share of the area that a random crop keeps; None for no crop.
-        stretch: largest ratio of the sides of a crop.
-        flip: mirror half of the views.
-        roll: largest circular shift in pixels, down and to the right; 0 for none.
-        roll_back: shifts up and to the left are as likely.
-        layout: what shares a batch: "one-per-class", the i-th images of so many classes (SRe2L); "class-major", so many
-            images class by class; "single-class", all images of one class; "whole", everything.
-        batch: classes per batch of "one-per-class", images per batch of "class-major".
-        start_from: "noise" N(0, 1) in model space, random "real" images, or "crops", chosen and stitched patches.
-        crops: which patches.
     """
 
     paper = "https://arxiv.org/abs/2306.13092"
 
     iterations: Annotated[int, Field(ge=0)] = 4000
+    """Updates of each batch."""
     lr_img: Annotated[float, Field(gt=0)] = 0.25
+    """Adam's learning rate of the pixels in model space, with a cosine to zero."""
     betas: tuple[float, float] = (0.5, 0.9)
+    """Adam's."""
     r_bn: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the statistics loss; 0 leaves it out, and admits teachers without BatchNorm."""
     first_bn: Annotated[float, Field(ge=0)] = 10.0
+    """Weight of the first BatchNorm layer in it; the others have 1."""
     crop: Annotated[float, Field(gt=0, le=1)] | None = 0.08
+    """Least share of the area that a random crop keeps; None for no crop."""
     stretch: Annotated[float, Field(ge=1)] = STRETCH
+    """Largest ratio of the sides of a crop."""
     flip: bool = True
+    """Mirror half of the views."""
     roll: Annotated[int, Field(ge=0)] = 32
+    """Largest circular shift in pixels, down and to the right; 0 for none."""
     roll_back: bool = False
+    """Shifts up and to the left are as likely."""
     layout: Layout = "one-per-class"
+    """What shares a batch: "one-per-class", the i-th images of so many classes (SRe2L); "class-major", so many images
+    class by class; "single-class", all images of one class; "whole", everything.
+    """
     batch: Annotated[int, Field(ge=1)] = 100
+    """Classes per batch of "one-per-class", images per batch of "class-major"."""
     start_from: Literal["noise", "real", "crops"] = "noise"
-    crops: CropSettings = field(default_factory=CropSettings)
+    """"noise" N(0, 1) in model space, random "real" images, or "crops", chosen and stitched patches."""
+    crops: Annotated[CropSettings, OnlyWith("start_from", "crops")] = field(default_factory=CropSettings)
+    """Which patches."""
 
     def settle(self, task: Task) -> Self:
         """Nothing is left to decide; what cannot work is refused before a teacher is trained.

@@ -37,17 +37,16 @@ class DataDAM(DM):
     with the attention of every activation but the last, each image's normalised before the mean.  The factor of 100 and
     the sum over classes are the released code's.  Paper and code disagree about the norm, the power and the number of
     iterations: recipes have both as `preset=paper` and `preset=code`.
-
-    Attributes beyond DM's:
-        lr_img: 1 up to ipc 50 and 10 beyond, in the paper's table, where nothing else says it.
-        power: of the attention [p].
-        weight: of the features' term [lambda]; None for the paper's table: 0.01 up to 32 pixels, 0.02 above.
     """
 
     paper = "https://arxiv.org/abs/2310.00093"
 
+    lr_img: Annotated[float, Field(gt=0)] = 1.0
+    """SGD learning rate of the pixels; the paper's, where nothing else is said: 1 up to ipc 50, 10 beyond."""
     power: Annotated[float, Field(gt=0)] = 4.0
+    """Of the attention [p]."""
     weight: Annotated[float | None, Field(ge=0)] = None
+    """Of the features' term [lambda]; None for the paper's table: 0.01 up to 32 pixels, 0.02 above."""
 
     @classmethod
     def by_ipc(cls, ipc: int) -> Mapping[str, Any]:

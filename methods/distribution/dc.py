@@ -70,32 +70,30 @@ class DC(Method[Functional]):
 
     A new network is taken every `outer` iterations; in between it is trained for `inner` passes on the synthetic set.
     All three follow from ipc, as in the official code, where nothing else says them.
-
-    Attributes:
-        iterations: updates of the images: the paper's 1,000 networks times `outer`.
-        lr_img: learning rate of the pixels' momentum SGD, in model space.
-        momentum_img: its momentum.
-        batch_real: real images per class and iteration.
-        start_from: random real images of each class, or noise N(0, 1) in model space.
-        augment: siamese DSA, one draw per class and iteration, with the data set's strategy.
-        outer: updates per network.
-        inner: passes over the synthetic images between two updates.
-        lr_net: SGD learning rate of the network.
-        batch_net: synthetic images per step of the network.
     """
 
     paper = "https://arxiv.org/abs/2006.05929"
 
     iterations: Annotated[int, Field(ge=0)] = 1000
+    """Updates of the images: the paper's 1,000 networks times `outer`."""
     lr_img: Annotated[float, Field(gt=0)] = 0.1
+    """Learning rate of the pixels' momentum SGD, in model space."""
     momentum_img: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Its momentum."""
     batch_real: Annotated[int, Field(ge=1)] = 256
+    """Real images per class and iteration."""
     start_from: Literal["real", "noise"] = "noise"
+    """Random real images of each class, or noise N(0, 1) in model space."""
     augment: bool = False
+    """Siamese DSA, one draw per class and iteration, with the data set's strategy."""
     outer: Annotated[int, Field(ge=1)] = 1
+    """Updates per network."""
     inner: Annotated[int, Field(ge=1)] = 1
+    """Passes over the synthetic images between two updates."""
     lr_net: Annotated[float, Field(gt=0)] = 0.01
+    """SGD learning rate of the network."""
     batch_net: Annotated[int, Field(ge=1)] = 256
+    """Synthetic images per step of the network."""
 
     @classmethod
     def by_ipc(cls, ipc: int) -> Mapping[str, Any]:

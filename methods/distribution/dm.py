@@ -24,30 +24,30 @@ class DM(Method[None]):
     """Distribution matching: the classes' mean features under a fresh random network, those of real images.
 
     L = sum over classes of || mean f(A(real)) - mean f(A(synthetic)) ||^2, with a new network every iteration.
-
-    Attributes:
-        iterations: updates of the images.
-        lr_img: learning rate of the pixels' momentum SGD, in model space.
-        momentum_img: its momentum.
-        batch_real: real images per class and iteration.
-        start_from: random real images of each class, or noise N(0, 1) in model space.
-        augment: siamese DSA, one draw per class and iteration, with the data set's strategy.
-        chunk: classes in one forward pass; None for about a thousand images, or what an eighth of the device's total
-            memory holds, and on a CPU as few as keep it busy.  It changes memory and time, not results.
-        batchnorm: with batch norm the classes of a forward pass see one another: "class" gives each a pass of its own,
-            "all" puts all of them into one, as the authors' code does.
     """
 
     paper = "https://arxiv.org/abs/2110.04181"
 
     iterations: Annotated[int, Field(ge=0)] = 20_000
+    """Updates of the images."""
     lr_img: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of the pixels' momentum SGD, in model space."""
     momentum_img: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Its momentum."""
     batch_real: Annotated[int, Field(ge=1)] = 256
+    """Real images per class and iteration."""
     start_from: Literal["real", "noise"] = "real"
+    """Random real images of each class, or noise N(0, 1) in model space."""
     augment: bool = True
+    """Siamese DSA, one draw per class and iteration, with the data set's strategy."""
     chunk: Annotated[int, Field(ge=1)] | None = None
+    """Classes in one forward pass; None for about a thousand images, or what an eighth of the device's total memory
+    holds, and on a CPU as few as keep it busy.  It changes memory and time, not results.
+    """
     batchnorm: Literal["class", "all"] = "class"
+    """With batch norm the classes of a forward pass see one another: "class" gives each a pass of its own, "all" puts
+    all of them into one, as the authors' code does.
+    """
 
     def settle(self, task: Task) -> Self:
         """How many classes share a forward pass."""

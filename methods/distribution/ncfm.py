@@ -99,69 +99,70 @@ class NCFM(Method[Pool]):
     trains the sampling network: `sampler=gaussian` is what it does, and `preset=code` is that code.  What it does not
     copy: there the optimiser steps once per class and phase, here once an iteration (`lr_per=class` moves as far), and
     there the pool is trained with IDC's augmentation and CutMix, here with DSA.
-
-    Attributes:
-        iterations: updates of the images.
-        lr_img: learning rate of the pixels in [0, 1].
-        batch_real: real images per class and iteration.
-        lr_per: what `lr_img` and `weight_decay` are of: the step of an iteration, or the released code's steps, one per
-            class for the discrepancy and one for the calibration.  Of P such steps AdamW moves an image, which has a
-            gradient in one or two of them, about sqrt(P) times as far as one step would, and decays it P times; SGD
-            moves it as far as one step, and decays it P times.
-        optimiser: "adamw", or "sgd" with momentum.
-        sgd_momentum: of SGD.
-        weight_decay: of the pixels, AdamW's own or SGD's.
-        schedule: "cosine" to zero over the iterations; "plateau" halves the rate where the loss has not fallen by a
-            ten-thousandth for more than 500 iterations; or "constant".
-        factor: tiles per side of a stored image.
-        frequencies: T, a multiple of 16.
-        sampler: "learned" by minimax, or "gaussian", t ~ N(0, I).
-        shared: all classes of an iteration see the same frequencies; otherwise each has its own.
-        order: "drawn", real images are drawn anew every iteration; "file", always the first `batch_real` of a class,
-            which the mosaics begin with too.
-        lr_sampler: SGD learning rate of the sampling network.
-        momentum_sampler: its momentum.
-        amplitude: weight of the amplitudes [alpha].
-        phase: weight of the phases; the paper's 1 - alpha.
-        scale: of the discrepancy.
-        calibration: weight of the trained network's cross entropy.
-        strategy: IDC's augmentation of both sides, one draw per class; None for none.
-        refine: every decoded image is labelled by the pool's first network, with the class itself where that network is
-            wrong.  (In the released code a wrong one gives nearly uniform labels: its one-hot vector is taken for
-            logits.)
-        chunk: classes in one forward pass; None for as many as DM takes.
-        batchnorm: as DM's.
-        experts: the pool; only first and last weights are used.
     """
 
     paper = "https://arxiv.org/abs/2502.20653"
 
     iterations: Annotated[int, Field(ge=0)] = 20_000
+    """Updates of the images."""
     lr_img: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of the pixels in [0, 1]."""
     batch_real: Annotated[int, Field(ge=1)] = 1024
+    """Real images per class and iteration."""
     lr_per: Literal["iteration", "class"] = "iteration"
+    """What `lr_img` and `weight_decay` are of: the step of an iteration, or the released code's steps, one per class
+    for the discrepancy and one for the calibration.  Of P such steps AdamW moves an image, which has a gradient in one
+    or two of them, about sqrt(P) times as far as one step would, and decays it P times; SGD moves it as far as one
+    step, and decays it P times.
+    """
     optimiser: Literal["adamw", "sgd"] = "adamw"
+    """"adamw", or "sgd" with momentum."""
     sgd_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of the pixels, AdamW's own or SGD's."""
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    """"cosine" to zero over the iterations; "plateau" halves the rate where the loss has not fallen by a ten-thousandth
+    for more than 500 iterations; or "constant".
+    """
     factor: Annotated[int, Field(ge=1)] = 2
+    """Tiles per side of a stored image."""
     frequencies: Annotated[int, Field(ge=32, multiple_of=_PER_COMPONENT)] = 1024
+    """T, a multiple of 16."""
     sampler: Literal["learned", "gaussian"] = "learned"
+    """"learned" by minimax, or "gaussian", t ~ N(0, I)."""
     shared: bool = True
+    """All classes of an iteration see the same frequencies; otherwise each has its own."""
     order: Literal["drawn", "file"] = "drawn"
+    """"drawn", real images are drawn anew every iteration; "file", always the first `batch_real` of a class, which the
+    mosaics begin with too.
+    """
     lr_sampler: Annotated[float, Field(gt=0)] = 1e-3
+    """SGD learning rate of the sampling network."""
     momentum_sampler: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Its momentum."""
     amplitude: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the amplitudes [alpha]."""
     phase: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the phases; the paper's 1 - alpha."""
     scale: Annotated[float, Field(gt=0)] = 300.0
+    """Of the discrepancy."""
     calibration: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the trained network's cross entropy."""
     strategy: str | None = "color_crop_cutout"
+    """IDC's augmentation of both sides, one draw per class; None for none."""
     refine: bool = False
+    """Every decoded image is labelled by the pool's first network, with the class itself where that network is wrong.
+    (In the released code a wrong one gives nearly uniform labels: its one-hot vector is taken for logits.)
+    """
     chunk: Annotated[int, Field(ge=1)] | None = None
+    """Classes in one forward pass; None for as many as DM takes."""
     batchnorm: Literal["class", "all"] = "class"
+    """As DM's."""
     experts: ExpertSettings = field(
         default_factory=lambda: ExpertSettings(count=20, epochs=60, momentum=0.9, weight_decay=5e-4, batch=128)
     )
+    """The pool; only first and last weights are used."""
 
     def digests(self, student: NetworkSpec) -> Mapping[str, str]:
         """Of the files that the pool is read from."""

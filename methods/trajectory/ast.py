@@ -75,23 +75,22 @@ class AST(MTT):
     The paper's tables were not readable to us and its released scripts disagree with their README: the formulas are the
     released code's, apart from the start, where the code takes ten centres whatever the ipc (none at ipc 1).  Smooth
     experts are `experts.kind=ast` with switches `experts.clip` and `experts.penalty`.
-
-    Attributes beyond MTT's:
-        momentum: of the student's SGD inside the loop.
-        start_from: "cluster": the images nearest to the k-means centres of each class's expert logits; or MTT's ways.
-        balance: scale the student's loss by the start epoch, see `balance`.
-        middle: match the epochs between start and target as well: "sum" weighs each with 1, "adaptive" the i-th of n
-            with i / (n + 1), "off" not at all.
-        perturb: start the student from slightly perturbed kernels, see `perturbed`.
     """
 
     paper = "https://arxiv.org/abs/2310.10541"
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of the student's SGD inside the loop."""
     start_from: Literal["cluster", "real", "noise"] = "cluster"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """"cluster": the images nearest to the k-means centres of each class's expert logits; or MTT's ways."""
     balance: bool = True
+    """Scale the student's loss by the start epoch, see `balance`."""
     middle: Literal["off", "sum", "adaptive"] = "sum"
+    """Match the epochs between start and target as well: "sum" weighs each with 1, "adaptive" the i-th of n with i / (n
+    + 1), "off" not at all.
+    """
     perturb: bool = True
+    """Start the student from slightly perturbed kernels, see `perturbed`."""
     experts: ExpertSettings = field(
         default_factory=lambda: ExpertSettings(kind="ast", lr=0.003, momentum=0.9, weight_decay=1e-3)
     )

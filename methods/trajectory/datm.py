@@ -41,29 +41,27 @@ def widened(low: int, high: int, iterations: int, it: int) -> int:
 @register("datm")
 @dataclass(frozen=True)
 class DATM(MTT):
-    """Difficulty-aligned trajectory matching: the window of start epochs widens, soft labels are learned.
-
-    Attributes beyond MTT's:
-        lr_label: SGD learning rate of the label logits.
-        momentum_label: its momentum.
-        threshold: a segment whose distance is above it, or NaN, is left out, and another one is drawn.
-        tries: segments that an iteration may draw before it is skipped whole; 1 skips at once, as the authors do.  With
-            half of the segments above the threshold, 5 leave out one iteration in 32.
-        window_start: upper end of the window of start epochs at iteration 0 [T]; None for a window that does not widen.
-        window_its: iterations over which it widens to start_max.
-        start_from: "correct": random real images that an expert classifies correctly; "real": any; "noise".
-    """
+    """Difficulty-aligned trajectory matching: the window of start epochs widens, soft labels are learned."""
 
     paper = "https://arxiv.org/abs/2310.05773"
 
     iterations: Annotated[int, Field(ge=0)] = 10_000
     lr_label: Annotated[float, Field(ge=0)] = 2.0
+    """SGD learning rate of the label logits."""
     momentum_label: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Its momentum."""
     threshold: Annotated[float, Field(gt=0)] = 1.0
+    """A segment whose distance is above it, or NaN, is left out, and another one is drawn."""
     tries: Annotated[int, Field(ge=1)] = 5
+    """Segments that an iteration may draw before it is skipped whole; 1 skips at once, as the authors do.  With half of
+    the segments above the threshold, 5 leave out one iteration in 32.
+    """
     window_start: Annotated[int, Field(ge=1)] | None = None
+    """Upper end of the window of start epochs at iteration 0 [T]; None for a window that does not widen."""
     window_its: Annotated[int, Field(ge=1)] = 1000
+    """Iterations over which it widens to start_max."""
     start_from: Literal["correct", "real", "noise"] = "correct"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """"correct": random real images that an expert classifies correctly; "real": any; "noise"."""
     experts: ExpertSettings = field(default_factory=lambda: ExpertSettings(kind="ftd", epochs=100))
 
     def __post_init__(self) -> None:

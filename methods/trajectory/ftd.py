@@ -42,16 +42,15 @@ class FTD(MTT):
     An evaluated student starts a segment where it ended the one before and not where the expert is; on a flat
     trajectory (GSAM, `dd.training.gsam`) that offset matters less.  The average is evaluated with fresh networks; the
     authors' script evaluates it with networks that the images themselves have just trained.  Only images are averaged.
-
-    Attributes beyond MTT's:
-        ema: decay d of the average, S' <- d S' + (1 - d) S after every update, without bias correction; 0 for the last
-            images.  With few iterations it must be far below the published .999 to .9999: d^iterations of the average
-            is still the images at iteration 0.
     """
 
     paper = "https://arxiv.org/abs/2211.11004"
 
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9995
+    """Decay d of the average, S' <- d S' + (1 - d) S after every update, without bias correction; 0 for the last
+    images.  With few iterations it must be far below the published .999 to .9999: d^iterations of the average is still
+    the images at iteration 0.
+    """
     experts: ExpertSettings = field(default_factory=lambda: ExpertSettings(kind="ftd"))
 
     def start(self, task: Task, prepared: Prepared) -> Synthetic:

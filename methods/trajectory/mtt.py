@@ -44,42 +44,40 @@ class MTT(Method[Prepared]):
     Defaults follow the authors' command-line defaults, apart from `span` (theirs is 3; nearly all published cells
     have 2) and `start_max` (theirs is 25; the author advises to begin with 1 and to raise it until a run becomes
     unstable).  Published cells stand in the recipe file.
-
-    Attributes:
-        iterations: outer iterations; each matches one segment of one expert.
-        lr_img: SGD learning rate of the pixels; large, because the objective is a ratio with tiny gradients.
-        lr_lr: SGD learning rate of the student's learning rate.
-        lr_init: the student's learning rate at iteration 0 (`lr_teacher` in the authors' code).
-        momentum_img: momentum of the pixels' optimiser.
-        momentum_lr: momentum of the learning rate's optimiser.
-        steps: inner steps of the student [N].
-        span: expert epochs between start and target [M].
-        start_min: first start epoch [T-].
-        start_max: start epochs are below this one [T+].
-        batch: synthetic images per inner step [b]; None for all.
-        start_from: random real images of each class, or noise N(0, 1) in model space.
-        augment: DSA inside the inner loop, with the data set's strategy.
-        backprop: "full", "stepwise", "auto" (by shapes and the device's total memory), or TESLA's "frozen" (not exact).
-        experts: the pool of experts.
     """
 
     paper = "https://arxiv.org/abs/2203.11932"
 
     iterations: Annotated[int, Field(ge=0)] = 5000
+    """Outer iterations; each matches one segment of one expert."""
     lr_img: Annotated[float, Field(gt=0)] = 1000.0
+    """SGD learning rate of the pixels; large, because the objective is a ratio with tiny gradients."""
     lr_lr: Annotated[float, Field(ge=0)] = 1e-5
+    """SGD learning rate of the student's learning rate."""
     lr_init: Annotated[float, Field(gt=0)] = 0.01
+    """The student's learning rate at iteration 0 (`lr_teacher` in the authors' code)."""
     momentum_img: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Momentum of the pixels' optimiser."""
     momentum_lr: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Momentum of the learning rate's optimiser."""
     steps: Annotated[int, Field(ge=1)] = 20
+    """Inner steps of the student [N]."""
     span: Annotated[int, Field(ge=1)] = 2
+    """Expert epochs between start and target [M]."""
     start_min: Annotated[int, Field(ge=0)] = 0
+    """First start epoch [T-]."""
     start_max: Annotated[int, Field(ge=1)] = 10
+    """Start epochs are below this one [T+]."""
     batch: Annotated[int, Field(ge=1)] | None = None
+    """Synthetic images per inner step [b]; None for all."""
     start_from: Literal["real", "noise"] = "real"
+    """Random real images of each class, or noise N(0, 1) in model space."""
     augment: bool = True
+    """DSA inside the inner loop, with the data set's strategy."""
     backprop: Literal["auto", "full", "stepwise", "frozen"] = "auto"
+    """"full", "stepwise", "auto" (by shapes and the device's total memory), or TESLA's "frozen" (not exact)."""
     experts: ExpertSettings = field(default_factory=ExpertSettings)
+    """The pool of experts."""
 
     def __post_init__(self) -> None:
         if self.start_min >= self.start_max:

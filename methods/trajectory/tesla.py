@@ -27,15 +27,13 @@ class TESLA(MTT):
     gives the unaugmented images.  The authors evaluate with those of whichever segment came last, and with hard labels
     before the first; here a finished set, at iteration 0 too, is labelled by the mean logits of all experts at the last
     epoch a target can have, so that its labels depend on no draw and `start` has them as well.
-
-    Attributes beyond MTT's:
-        labels: "hard", or "target" for those soft labels.
     """
 
     paper = "https://arxiv.org/abs/2211.10586"
 
     iterations: int = 10_000
     labels: Literal["hard", "target"] = "hard"
+    """"hard", or "target" for those soft labels."""
     backprop: Literal["auto", "full", "stepwise", "frozen"] = "frozen"
 
     def loss(self, syn: Synthetic, task: Task, prepared: Prepared, it: int) -> Objective:

@@ -57,15 +57,12 @@ class Behaviour(Method):
 
 @dataclass(frozen=True)
 class Sound(Behaviour):
-    """A sound method.
-
-    Attributes:
-        iterations: how many.
-        strength: of nothing.
-    """
+    """A sound method."""
 
     iterations: Annotated[int, Field(ge=0)] = 50
+    """How many."""
     strength: Annotated[float, Field(gt=0)] = 1.0
+    """Of nothing."""
 
 
 @dataclass
@@ -85,24 +82,18 @@ class Incomplete(Behaviour):
 
 @dataclass(frozen=True)
 class Untyped(Behaviour):
-    """A method that takes anything.
-
-    Attributes:
-        strength: anything.
-    """
+    """A method that takes anything."""
 
     strength: Any = 1
+    """Anything."""
 
 
 @dataclass(frozen=True)
 class OutOfRange(Behaviour):
-    """A method whose default is not allowed.
-
-    Attributes:
-        strength: above what it is.
-    """
+    """A method whose default is not allowed."""
 
     strength: Annotated[int, Field(ge=1)] = 0
+    """Above what it is."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +110,10 @@ class Mute(Behaviour):
 
 @dataclass(frozen=True)
 class Unsettled(Behaviour):
-    """A method that changes its own settings.
-
-    Attributes:
-        strength: one more whenever it is built.
-    """
+    """A method that changes its own settings."""
 
     strength: int = 1
+    """One more whenever it is built."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strength", self.strength + 1)
@@ -327,7 +315,7 @@ FAULTS: list[tuple[type[Method], conformance.Check, str]] = [
     (Incomplete, conformance.constructible, "without a default: strength"),
     (Untyped, conformance.typed_fields, "'strength' may be anything"),
     (OutOfRange, conformance.typed_fields, "'strength': its default does not pass"),
-    (Undescribed, conformance.documented_fields, "'strength' is not described"),
+    (Undescribed, conformance.documented_fields, "without a docstring below them: strength"),
     (Mute, conformance.registered, "no docstring of its own"),
     (Unsettled, conformance.recipe_round_trip, "strength: "),
     (Lossless, conformance.iterations_are_its_own, "no loss to be called"),

@@ -29,15 +29,12 @@ from torch.optim import SGD, Optimizer
 @register("blur")
 @dataclass(frozen=True)
 class Blur(Method):
-    """Pulls one real image per slot towards the mean of its class.
-
-    Attributes:
-        iterations: how many.
-        lr_img: SGD learning rate of the pixels.
-    """
+    """Pulls one real image per slot towards the mean of its class."""
 
     iterations: Annotated[int, Field(ge=0)] = 5
+    """How many."""
     lr_img: Annotated[float, Field(gt=0)] = 100.0
+    """SGD learning rate of the pixels."""
 
     def prepare(self, task: Task) -> Tensor:
         """Mean images of the classes."""

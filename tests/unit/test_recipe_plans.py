@@ -13,13 +13,13 @@ import torch
 from dd.data import RealData, kind_of
 from dd.data.preprocess import standard
 from dd.engine.method import Task
-from dd.engine.registry import entries
+from dd.engine.registry import list_methods
 from dd.networks import resolve as resolve_network
 from dd.pipeline.plan import planned_labels
 from dd.recipes import Listed, listed, resolve
 from dd.runs import Store
 
-METHODS = [entry.name for entry in entries() if entry.error is None and "." not in entry.name]
+METHODS = [entry.name for entry in list_methods() if entry.error is None and "." not in entry.name]
 EDITIONS = {"imagenet-21k": 10_450}  # classes, where a data set has several editions
 CELLS = [(method, row) for method in METHODS for row in listed(method)]
 CPU = torch.device("cpu")

@@ -1,5 +1,6 @@
 """Methods and settings in the words of their docstrings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,37 +10,32 @@ from dd.engine import registry
 from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
 from dd.networks import NetworkSpec
-from dd.recipes.about import about, settings_in_words
-from dd.recipes.schema import leaves
+from dd.recipes import about
+from dd.recipes.schema import explained, leaves
 
 
 @dataclass(frozen=True)
 class Group:
-    """A group.
-
-    Attributes:
-        size: how large; 0 for
-            none.
-    """
+    """A group."""
 
     size: int = 1
+    """How large; 0 for
+    none.
+    """
 
 
 @dataclass(frozen=True)
 class Base:
-    """The base.
-
-    Attributes:
-        first: of the base.
-        second: of the base: two.
-
-    Something else:
-        third: is no attribute.
-    """
+    """The base."""
 
     first: int = 1
+    """Of the base."""
     second: int = 2
+    """Of the base: two."""
     third: int = 3
+
+    def method(self) -> None:
+        """Explains no setting."""
 
 
 @dataclass(frozen=True)
@@ -47,26 +43,27 @@ class Derived(Base):
     """One.
 
     Two.
-
-    Attributes beyond those of the base:
-        second: its own.
     """
 
+    second: int = 2
+    """Its own."""
     group: Group = field(default_factory=Group)
+    """The group, which is no setting."""
 
 
 @dataclass(frozen=True)
 class Silent(Derived):
-    fourth: int = 4
+    first: int = 4
+    from_: Callable[[], int] | None = None
+    """Of a type that JSON has no word for."""
 
 
 @pytest.mark.parametrize("cls", [Derived, Silent])
 def test_a_class_has_the_last_word_and_groups_speak_for_themselves(cls):
-    assert settings_in_words(cls()) == {
-        "first": "of the base.",
-        "second": "its own.",
-        "group.size": "how large; 0 for none.",
-    }
+    said = {"first": "Of the base.", "second": "Its own.", "group.size": "How large; 0 for none."}
+    extra = {"from": "Of a type that JSON has no word for."} if cls is Silent else {}
+    assert explained(cls()) == said | extra
+    assert explained(cls(), "x.") == {f"x.{key}": words for key, words in (said | extra).items()}
 
 
 @pytest.mark.parametrize("name", registry.names())
@@ -80,7 +77,7 @@ def test_every_setting_of_every_method_is_explained(name):
 
 @pytest.mark.parametrize("settings", [DataSettings(), NetworkSpec(), Protocol()], ids=lambda s: type(s).__name__)
 def test_so_are_those_of_every_run(settings):
-    assert set(leaves(settings)) <= set(settings_in_words(settings))
+    assert set(leaves(settings)) <= set(explained(settings))
 
 
 def test_a_field_without_a_default_is_said(tmp_path):

@@ -6,7 +6,7 @@ Tiny-ImageNet with.  Recoveries and students have tables of their own in `test_r
 
 import pytest
 
-from dd.recipes import cells, resolve
+from dd.recipes import list_recipes, resolve
 
 # pixels, value space, how test images are brought to size after everybody's own protocol, tiles per side, from files
 IMAGES = """
@@ -106,7 +106,7 @@ def published(method):
     """(data set, ipc) of every cell for data that are not inside."""
     return {
         (cell.dataset, int(cell.size.removeprefix("ipc")))
-        for cell in cells(method)
+        for cell in list_recipes(method)
         if cell.preset is None and cell.dataset != "fashion-mini"
     }
 

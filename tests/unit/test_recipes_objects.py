@@ -18,7 +18,7 @@ from dd.errors import UsageError
 from dd.evaluation.protocols import PROTOCOLS, Protocol
 from dd.networks import NetworkSpec
 from dd.recipes import parse_overrides, resolve, resolve_evaluation
-from dd.recipes.objects import shown
+from dd.recipes.given import shown
 from dd.recipes.schema import leaves
 from dd.training.experts import ExpertSettings
 from dd.views import ViewPolicy

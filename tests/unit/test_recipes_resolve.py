@@ -16,7 +16,7 @@ from dd.evaluation.report import Report, Score
 from dd.labels import LabelSettings
 from dd.networks import NetworkSpec
 from dd.pipeline.show import judged
-from dd.recipes import cells, parse_overrides, resolve, resolve_evaluation, run_options
+from dd.recipes import list_recipes, parse_overrides, resolve, resolve_evaluation, run_options
 from dd.recipes.recipe import Recipe
 
 METHOD = '''
@@ -520,14 +520,13 @@ def test_hash_covers_what_determines_the_result_and_nothing_else(toy, tmp_path):
     assert asked(toy, ipc=10).hash != base.hash  # a method in the making is its text
 
 
-def test_a_raised_version_is_another_run_and_the_first_one_changes_no_hash(toy, monkeypatch):
+def test_a_raised_version_is_another_run_of_other_images(toy, monkeypatch):
     recipe = asked(toy, ipc=10)
-    assert "version" not in recipe.identity()
-    key = recipe.stage_key("synthesise")
+    before, key = recipe.hash, recipe.images_identity()
     monkeypatch.setattr(type(recipe.method), "version", 2)
-    assert recipe.hash != asked(toy, ipc=10, seed=9).hash
-    assert recipe.identity()["version"] == recipe.stage_key("synthesise")["version"] == 2
-    assert recipe.stage_key("synthesise") != key
+    assert recipe.identity()["version"] == recipe.images_identity()["version"] == 2
+    assert recipe.hash != before
+    assert recipe.images_identity() != key
 
 
 def test_the_content_of_a_teachers_file_is_part_of_the_recipe(tmp_path):
@@ -571,16 +570,15 @@ def test_a_cell_of_nothing_but_presets_is_no_recipe_without_them(tmp_path):
 def test_synthesis_does_not_depend_on_evaluation(toy):
     base = asked(toy, ipc=10)
     evaluation = asked(toy, ipc=10, **{"eval.students": 6, "eval.probes": 9})
-    assert evaluation.stage_key("synthesise") == base.stage_key("synthesise")
-    assert evaluation.stage_key("evaluate") != base.stage_key("evaluate")
-    assert asked(toy, ipc=10, lr_img=1).stage_key("synthesise") != base.stage_key("synthesise")
+    assert evaluation.images_identity() == base.images_identity()
+    assert evaluation.hash != base.hash
+    assert asked(toy, ipc=10, lr_img=1).images_identity() != base.images_identity()
 
 
 def test_synthesis_does_not_depend_on_the_labels_that_teachers_give_later(toy):
     base = replace(asked(toy, ipc=10), method=registry.get("sre2l")())
     other = replace(base, method=replace(base.method, labels=LabelSettings(form="topk")))
-    assert other.stage_key("synthesise") == base.stage_key("synthesise")
-    assert other.stage_key("label") != base.stage_key("label")
+    assert other.images_identity() == base.images_identity()
     assert other.hash != base.hash
 
 
@@ -622,7 +620,7 @@ def test_a_field_named_like_a_key_of_every_run_is_refused(tmp_path):
 
 
 def test_cells(toy):
-    names = [cell.name for cell in cells(toy)]
+    names = [cell.name for cell in list_recipes(toy)]
     assert names == ["fashion-mini.ipc10", "fashion-mini.ipc10.tiny", "cifar10.ipc50", "cifar10.fraction0.1"]
 
 
@@ -739,7 +737,7 @@ def test_experts_from_files_are_in_the_identity_by_their_content(tmp_path):
 
 
 def test_a_key_that_is_a_word_of_python_is_explained():
-    from dd.recipes.about import about
+    from dd.recipes import about
 
     (found,) = [setting for setting in about("mtt").settings if setting.key == "experts.from"]
     assert "replay_buffer_N.pt" in found.about

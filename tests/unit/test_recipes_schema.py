@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import AfterValidator, Field
 
-from dd.recipes.schema import Leaf, build, describe, flatten, groups, leaves
+from dd.recipes.schema import Leaf, describe, flatten, groups, leaves
+from dd.settings import build
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]

@@ -1,23 +1,82 @@
-"""Settings given as objects, in words: from there on they go the way of the command line.
+"""What a user gives: words of a command line, `lr_img=1e-05 --ipc 10 students=[1,2]`, or objects of Python.
 
-An object states every field it has, words state what they name.  So `DM(iterations=200)` also states the 256 real
-images of its `batch_real`, over a recipe table that says 64, and words beside it say otherwise.
+Both become settings by key.  Words state what they name, an object states every field it has: `DM(iterations=200)` also
+states the 256 real images of its `batch_real`, over a recipe table that says 64; words beside it win over both.
 """
 
+import json
+import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from dd.errors import UsageError
-from dd.recipes.merge import Layer, Problems, unknown_key
-from dd.recipes.schema import leaves
+from dd.recipes.layers import Layer, Problems, unknown_key
+from dd.recipes.schema import parse_value
+from dd.settings import entries
 
 if TYPE_CHECKING:
     from dd.engine.method import Method
-    from dd.recipes.parts import Parts
+    from dd.recipes.layers import Parts
 
+log = logging.getLogger(__name__)
+
+_PAIR = re.compile(r"(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
+_FLAG = re.compile(r"--[A-Za-z_][\w.-]*")
+_HIDDEN = "_wandb"  # a preempted or resumed sweep run may be handed this key; it is not meant for the program
 _NAMED = {"student": "student.arch", "eval": "eval.protocol"}  # a text in place of the group is its name
+
+
+def parse_overrides(args: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` words into a flat mapping of dotted keys to values; a later word wins over an earlier one.
+
+    Accepted besides `key=value`: `--key=value`, `--key value`, `--flag` (true), `+key=value`, `++key=value`, and one
+    JSON object `{"key": value, ...}`, as the various argument macros of a W&B sweep write them.
+
+    Raises:
+        UsageError: one line for every word that is none of these.
+    """
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for key, value in _pairs(list(args), problems):
+        if key == _HIDDEN:
+            log.debug("ignored %s, which W&B adds for itself", key)
+        else:
+            values[key.replace("-", "_")] = value
+    if problems:
+        raise UsageError("\n".join(problems))
+    return values
+
+
+def _pairs(words: list[str], problems: list[str]) -> Iterator[tuple[str, Any]]:
+    while words:
+        word = words.pop(0)
+        if word.startswith("{"):
+            yield from _json_object(word, problems)
+        elif word.startswith("~"):
+            problems.append(f"{word!r}: a setting cannot be deleted; give it the value you want, for example key=null")
+        elif match := _PAIR.fullmatch(word.removeprefix("--") if word.startswith("--") else word.lstrip("+")):
+            yield match["key"], parse_value(match["value"])
+        elif _FLAG.fullmatch(word):
+            yield word[2:], parse_value(words.pop(0)) if words and _is_value(words[0]) else True
+        else:
+            problems.append(f"{word!r}: settings are written key=value, for example method=datm")
+
+
+def _is_value(word: str) -> bool:
+    """Whether the word after `--key` is its value, and not the next setting."""
+    return not (word.startswith("--") or _PAIR.fullmatch(word.lstrip("+")))
+
+
+def _json_object(word: str, problems: list[str]) -> Iterator[tuple[str, Any]]:
+    try:
+        value = json.loads(word)
+    except ValueError as error:
+        problems.append(f"{word!r}: not a JSON object ({error})")
+        return
+    yield from value.items()
 
 
 def plain(value: Any) -> Any:
@@ -101,7 +160,7 @@ def _stated(key: str, value: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
         raise UsageError(unknown_key(key, {}, [f"{group}." for group in kinds]))
     if not isinstance(value, kinds[key]):
         raise UsageError(f"{key}={type(value).__name__}(...) has the wrong type; expected {_expected(key, kinds)}")
-    return {inner: leaf.default for inner, leaf in leaves(value, f"{key}.").items()}
+    return {inner: entry.value for inner, entry in entries(value, f"{key}.").items()}
 
 
 def _default(field: Field[Any]) -> Any:

@@ -1,0 +1,304 @@
+"""Layers of settings merged into values, later over earlier, with every problem gathered before anything is said."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from dd.errors import UsageError, close_matches
+from dd.recipes import checks
+from dd.recipes.schema import Leaf, flatten, groups, leaves
+from dd.settings import Outside, build, identity
+
+if TYPE_CHECKING:
+    from dd.data import DataSettings
+    from dd.engine.method import Method
+    from dd.evaluation.protocols import Protocol
+    from dd.networks import NetworkSpec
+
+COMMAND_LINE = "command line"
+_PREFIXES = {"method": "", "data": "data.", "student": "student.", "eval": "eval."}
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class InCells:
+    """A bare key that the tables of a recipe file may set."""
+
+
+@dataclass(frozen=True)
+class RunKeys:
+    """The bare keys of a recipe."""
+
+    method: Annotated[str | None, Outside("run", "its name, version and text count")] = None
+    """A name, `path/to/file.py` or `path/to/file.py:name`."""
+    dataset: str = "fashion-mini"
+    """Name of a known data set, or the path of your own."""
+    ipc: Count | Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    """Images per class, for all or one number per class in label order."""
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the training images, instead of `ipc`."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Root seed."""
+    device: Annotated[str, Outside("run", "its type counts")] = "auto"
+    """"auto", "cpu", "cuda", "cuda:N" or "mps"."""
+    precision: Annotated[Literal["fp32", "bf16"], InCells()] = "fp32"
+    """Of network forward passes."""
+    deterministic: Annotated[bool, InCells()] = False
+    """Use deterministic kernels only."""
+    compile: Annotated[Literal["auto"] | bool, InCells()] = "auto"
+    """Compile training loops; "auto": where it pays."""
+    preset: Annotated[str | None, Outside("run", "the settings that it stands for count")] = None
+    """A named variant of a recipe."""
+    like: Annotated[str | None, Outside("run", "the settings that are taken count")] = None
+    """The cell of another data set or size whose settings are taken."""
+    init: Annotated[str | None, Outside("run", "the digest of the file counts")] = None
+    """A set, or the folder of a run, to start from."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is asked for besides its settings."""
+
+    recipe: str | None = None
+    """A recipe file, or the folder of a run, whose settings are taken."""
+    out: str | None = None
+    """The folder of the run."""
+    force: bool = False
+    """Redo what is there."""
+    track: Literal["wandb", "none"] | None = None
+    """Who is told of the run's progress."""
+
+
+_KEYS, OPTIONS = leaves(RunKeys()), leaves(RunOptions())
+BARE = _KEYS | OPTIONS
+IN_CELLS = {key: leaf for key, leaf in _KEYS.items() if InCells() in getattr(leaf.annotation, "__metadata__", ())}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place; `where` is how the user is told about it."""
+
+    where: str
+    settings: Mapping[str, Any]
+
+
+@dataclass
+class Problems:
+    """Everything that is wrong, gathered before anything is said."""
+
+    lines: list[str] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def caught(self, where: str = COMMAND_LINE) -> Iterator[None]:
+        """Turn an error of the block into lines; `where` is named unless it is the command line."""
+        try:
+            yield
+        except (UsageError, ValueError) as error:
+            self.add(str(error), where)
+
+    def add(self, text: str, where: str = COMMAND_LINE) -> None:
+        """Note a problem, one entry a line."""
+        prefix = "" if where == COMMAND_LINE else f"{where}: "
+        self.lines += [f"{prefix}{line}" for line in text.splitlines()]
+
+    def raise_any(self) -> None:
+        """Raise one `UsageError` with a line for every problem, if there is any."""
+        if self.lines:
+            raise UsageError("\n".join(dict.fromkeys(self.lines)))
+
+
+def merge(
+    known: Mapping[str, Leaf], layers: Iterable[Layer], problems: Problems
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Check every setting of every layer against its leaf, and let later layers win.
+
+    Returns:
+        values and origins by dotted key, for the keys that some layer sets.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        for key, value in layer.settings.items():
+            with problems.caught(layer.where):
+                if key not in known:
+                    raise UsageError(unknown_key(key, value, known))
+                values[key] = known[key].check(value)
+                origins[key] = layer.where
+    return values, origins
+
+
+def unknown_key(key: str, value: Any, known: Iterable[str]) -> str:
+    """One line for a key that does not exist, with the nearest that do."""
+    known = list(known)
+    if isinstance(value, Mapping):
+        return (
+            f"unknown group of settings {key!r}{_did_you_mean(key, {k.partition('.')[0] for k in known if '.' in k})}"
+        )
+    group, _, name = key.rpartition(".")
+    inside = {k.rpartition(".")[2] for k in known if group and k.rpartition(".")[0] == group}
+    if close := close_matches(name, inside):
+        return f"unknown key {key!r}{_did_you_mean('', (), [f'{group}.{n}' for n in close])}"
+    elsewhere = [k for k in known if "." in k and k.rpartition(".")[2] == name]
+    return f"unknown key {key!r}{_did_you_mean(key, known, elsewhere)}"
+
+
+def named_protocol(layers: list[Layer]) -> tuple[Any, str, list[Layer]]:
+    """Which protocol the layers name last, where, and the layers without the evaluation settings that it replaces.
+
+    Naming a protocol starts evaluation afresh: settings of weaker layers belonged to another one.
+    """
+    for i in range(len(layers) - 1, -1, -1):
+        if (name := layers[i].settings.get("eval.protocol")) is not None:
+            weaker = [Layer(w.where, {k: v for k, v in w.settings.items() if _not_eval(k)}) for w in layers[:i]]
+            return name, layers[i].where, weaker + layers[i:]
+    return None, "default", layers
+
+
+def named_architecture(student: "NetworkSpec", layers: list[Layer]) -> tuple["NetworkSpec", list[Layer]]:
+    """A student and the layers without the sizes that were meant for another architecture than a later layer names.
+
+    `student.arch=resnet18` over a ConvNet of depth 3 and width 32 is the standard ResNet-18, unless that layer or a
+    stronger one gives a width.  A size that is given for an architecture without it stays, to be refused.
+    """
+    from dd.networks.spec import foreign_sizes
+
+    kept: list[Layer] = []
+    arch = student.arch
+    for layer in layers:
+        if isinstance(named := layer.settings.get("student.arch"), str):
+            fresh = foreign_sizes(arch, named)
+            student = replace(student, **dict.fromkeys(fresh))
+            keys = {f"student.{name}" for name in fresh}
+            kept = [Layer(w.where, {k: v for k, v in w.settings.items() if k not in keys}) for w in kept]
+            arch = named
+        kept.append(layer)
+    return student, kept
+
+
+def one_length(layer: Layer) -> Layer:
+    """A layer that counts a student's training in steps lays down the protocol's epochs, and the other way round."""
+    for given, other in (("eval.steps", "eval.epochs"), ("eval.epochs", "eval.steps")):
+        if layer.settings.get(given) is not None and other not in layer.settings:
+            return Layer(layer.where, {**layer.settings, other: None})
+    return layer
+
+
+def _not_eval(key: str) -> bool:
+    return not key.startswith("eval.")
+
+
+def _did_you_mean(key: str, known: Iterable[str], first: Iterable[str] = ()) -> str:
+    close = [*first][:4] or close_matches(key, known)
+    if not close:
+        return "; `dd show method=NAME` lists them all"
+    return f"; did you mean {' or '.join(repr(c) for c in close)}?"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Method (None where it could not be found), data, student and evaluation settings."""
+
+    method: "Method | None"
+    data: "DataSettings"
+    student: "NetworkSpec"
+    eval: "Protocol"
+
+    @classmethod
+    def of(cls, method: "Method | None", dataset: str) -> "Parts":
+        """A method with data, student and evaluation settings where nothing is said about them."""
+        from dd.data import DataSettings
+        from dd.evaluation.protocols import default_protocol
+        from dd.networks import NetworkSpec
+
+        return cls(method, DataSettings(), NetworkSpec(), default_protocol(dataset))
+
+    def known(self) -> dict[str, Leaf]:
+        """Every key of these parts."""
+        found: dict[str, Leaf] = {}
+        for name, prefix in _PREFIXES.items():
+            if (part := getattr(self, name)) is not None:
+                found |= leaves(part, prefix)
+        return found
+
+    def own(self) -> set[str]:
+        """The fields of the method."""
+        return set() if self.method is None else {key.partition(".")[0] for key in leaves(self.method)}
+
+    def flat(self) -> dict[str, Any]:
+        """Values by dotted key."""
+        return {key: leaf.default for key, leaf in self.known().items()}
+
+    def counted(self) -> dict[str, Any]:
+        """The values that decide a set and a student's accuracy on it, by dotted key."""
+        found: dict[str, Any] = {}
+        for name, prefix in _PREFIXES.items():
+            if (part := getattr(self, name)) is not None:
+                found |= identity(part, "number" if name == "eval" else "run", prefix)
+        return found
+
+    def settle(self, layers: list[Layer], known: Mapping[str, Leaf], problems: Problems) -> "Settled":
+        """Merge the layers, the weakest first, over these parts.
+
+        Args:
+            layers: settings by dotted key; where one names another protocol, that one replaces `eval`, and where one
+                names another architecture, the sizes of the weaker ones go.
+            known: the keys that may be set; those beyond these parts' own end up in `values` only.
+            problems: where everything wrong is noted.
+        """
+        name, where, layers = named_protocol(layers)
+        student, layers = named_architecture(self.student, layers)
+        base, origin = self.eval, "default"
+        if name is not None:
+            with problems.caught(where):
+                base = checks.protocol(name)
+            origin = where
+        values, origins = merge(known, [one_length(layer) for layer in layers], problems)
+        defaults = {key: f"protocol {base.protocol}" for key in leaves(base, "eval.")} | {"eval.protocol": origin}
+        parts: dict[str, Any] = {"method": self.method, "data": self.data, "student": student, "eval": base}
+        for part, prefix in _PREFIXES.items():
+            with problems.caught():  # a dataclass may refuse fields that contradict one another
+                if parts[part] is not None:
+                    parts[part] = build(parts[part], values, prefix)
+        return Settled(Parts(**parts), values, defaults | origins)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Parts with their settings in place, all values that were given by key, and where each came from."""
+
+    parts: Parts
+    values: Mapping[str, Any]
+    origin: Mapping[str, str]
+
+
+def run_options(overrides: Mapping[str, Any]) -> RunOptions:
+    """The options of a run.
+
+    Raises:
+        UsageError: one line for each value that is not allowed; `resolve` reports the same.
+    """
+    problems = Problems()
+    given = {key: overrides[key] for key in OPTIONS if key in overrides}
+    values, _ = merge(OPTIONS, [Layer(COMMAND_LINE, given)], problems)
+    problems.raise_any()
+    return RunOptions(**values)
+
+
+def data_settings(overrides: Mapping[str, Any]) -> "DataSettings":
+    """The keys `data.…` alone, over their defaults.
+
+    Args:
+        overrides: dotted or nested keys, as `parse_overrides` gives them.
+
+    Raises:
+        UsageError: one line for every unknown key or value that is not allowed.
+    """
+    from dd.data import DataSettings
+
+    known, problems = leaves(DataSettings(), "data."), Problems()
+    values, _ = merge(known, [Layer(COMMAND_LINE, flatten(overrides, groups(known)))], problems)
+    problems.raise_any()
+    return build(DataSettings(), values, "data.")
