@@ -43,9 +43,11 @@ class DataSettings:
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of every class of the training images that is set aside for probes; 0 reproduces the papers."""
     holdout_seed: Annotated[int, Field(ge=0)] = 0
-    """The only source of chance of that split."""
+    """Seed of the split into training and held-out images, its only source of chance."""
     preprocess: Literal["standard", "zca", "none"] = "standard"
-    """"standard" (mean and deviation per channel), "zca", or "none", pixels from 0 to 1 as they are."""
+    """How pixels become values: "standard" (mean and deviation per channel), "zca", or "none", pixels from 0 to 1 as
+    they are.
+    """
     zca_eps: Annotated[float, Field(gt=0)] = 0.1
     """Added to the eigenvalues of the covariance; 0.1 in the published work."""
     augment: Annotated[str | None, AfterValidator(known_strategy)] = None
@@ -55,9 +57,10 @@ class DataSettings:
     networks take.
     """
     resize: Resize = "fit"
-    """How: "fit", the shorter side to `size` and the centre kept, which shows 75 % of a picture of 500 x 375; "squash",
-    both sides to `size`, which shows all of it out of proportion (the trajectory family); "shorter", the shorter side
-    to an eighth more and the centre kept, 57 % of it (256 to 224, as networks for ImageNet are tested).
+    """How an image becomes a square: "fit", the shorter side to `size` and the centre kept, which shows 75 % of a
+    picture of 500 x 375; "squash", both sides to `size`, which shows all of it out of proportion (the trajectory
+    family); "shorter", the shorter side to an eighth more and the centre kept, 57 % of it (256 to 224, as networks for
+    ImageNet are tested).
     """
     depth16: Depth16 | None = None
     """How grey images of more than 8 bits become 8, linearly: "full", 0 to 65,535 (of colour the upper 8 bits are
@@ -65,8 +68,8 @@ class DataSettings:
     [low, high], beyond which values are black and white, as a radiologist's window; None: such images are refused.
     """
     classes: Classes = ()
-    """Names or numbers (label of the whole data set) of the classes to take, which are labelled in this order; where
-    names are numbers, they are meant.  () takes all.
+    """Classes to take, by name or by number (label of the whole data set), labelled in this order; where names are
+    numbers, names are meant. () takes all.
     """
     stream: Literal["auto"] | bool = "auto"
     """Whether images are decoded each time they are used instead of once; "auto" where their pixels would take more

@@ -35,7 +35,7 @@ class Protocol:
     lr: Annotated[float, Field(gt=0)] = 0.01
     """Learning rate where the set has not learned one."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     """L2 penalty of SGD, or AdamW's own."""
     decay_at: _Share | tuple[_Share, ...] = 0.5
@@ -43,41 +43,43 @@ class Protocol:
     `keep_state`.
     """
     decay: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """That factor; 1 for a constant rate."""
+    """The factor of lr at each of `decay_at`; 1 for a constant rate."""
     momentum_after: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Momentum from there on; None for the same."""
+    """Momentum after the first of `decay_at`; None for the same as before."""
     augment: bool = True
-    """DSA, one operation per batch, with the strategy of the data set."""
+    """Augment by DSA, one operation per batch, with the strategy of the data set."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
-    """"sgd" or "adamw"."""
+    """The optimiser of a student."""
     cosine: Annotated[float, Field(ge=1)] | None = None
-    """Lr falls as a half cosine over `cosine` times the training; 1 ends at zero, 2 at half of `lr`; None: not."""
+    """Let lr fall as a half cosine over `cosine` times the training: 1 ends at zero, 2 at half of `lr`; None for no
+    cosine.
+    """
     keep_state: bool = False
-    """Lr falls in steps without the optimiser being made anew."""
+    """Let lr fall in steps without making the optimiser anew."""
     spare_vectors: bool = False
-    """No weight decay on biases and norm layers."""
+    """Apply no weight decay to biases and norm layers."""
     inclusive: bool = True
-    """Epochs are counted 0 to E inclusive, and lr falls after index E // 2 + 1, as in the evaluation code of the
-    matching family.
+    """Count epochs 0 to E inclusive, and let lr fall after index E // 2 + 1, as the evaluation code of the matching
+    family does.
     """
     warmup: Annotated[int, Field(ge=0)] = 0
-    """Epochs in which lr rises in a line from a hundredth."""
+    """Epochs in which lr rises linearly from a hundredth."""
     views: ViewPolicy = field(default_factory=ViewPolicy)
     """How images are cropped, mirrored, mixed."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of student and teacher, where labels are a teacher's."""
+    """Temperature of student and teacher, where labels are a teacher's."""
     temperature_squared: bool = False
-    """The loss times its square, which matters to SGD alone."""
+    """Multiply the loss by the squared temperature, which matters to SGD alone."""
     micro: Annotated[int, Field(ge=1)] | None = None
     """Images that go through the student together, adding up to a step; None for all."""
     test_resize: Resize | None = None
-    """How test images are brought to size, see `DataSettings.resize`; None: as all others."""
+    """How test images are brought to size, see `DataSettings.resize`; None for the way of all others."""
     pilots: Annotated[int, Field(ge=1), _TOLD] = 2
     """Students per candidate lr with which the lr of control and start is chosen on the held-out images."""
     full: Annotated[bool | None, _TOLD] = None
-    """Train on all real images too; None: where `full_budget` allows."""
+    """Train on all real images too; None: where `full_budget` allows it."""
     full_students: Annotated[int, Field(ge=1), _TOLD] = 2
-    """Networks of that reference."""
+    """Networks of the reference on all real images."""
     full_budget: Annotated[int, Field(ge=0), _TOLD] = 80_000
     """Image passes that the reference may cost; the default is about a minute for fashion-mini on 2 cores."""
     probes: Annotated[int, Field(ge=0), _TOLD] = 4

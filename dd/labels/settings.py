@@ -19,22 +19,22 @@ class LabelSettings:
     """What a label is made of, and how it is kept."""
 
     mode: Annotated[Literal["store", "live", "off"], Outside("label", "it says when and where")] = "store"
-    """"store" writes all labels before students are trained; "live" asks the teachers while they are; "off" leaves the
-    images their classes, the control that shows what labels are worth.
+    """Who is asked when: "store" writes all labels before students are trained; "live" asks the teachers while they
+    are; "off" leaves the images their classes, the control that shows what labels are worth.
     """
     form: Literal["logits", "topk", "distances", "hard"] = "logits"
-    """Of a label: all "logits", the "topk" probabilities, two "distances" (NRR-DD), or "hard"."""
+    """What is kept of a label: all "logits", the "topk" probabilities, two "distances" (NRR-DD), or "hard"."""
     top: Annotated[int, Field(ge=1)] = 5
     """How many probabilities "topk" keeps."""
     ensemble: Ensemble = "logit_mean"
-    """One label of several teachers: "logit_mean" of their logits (G-VBSM, EDC), "logit_weighted" by their votes
+    """How several teachers give one label: "logit_mean" of their logits (G-VBSM, EDC), "logit_weighted" by their votes
     (CV-DD), or "prob_mean" of their probabilities (MEAL V2).
     """
     tau: Annotated[float, Field(gt=0), Outside("label", "the weights that follow from it count")] = 10.0
     """Temperature of the votes of "logit_weighted"; CV-DD labels with 10."""
     teacher_mode: TeacherMode = "eval"
-    """"eval"; "batch" for batch norm by the statistics of each micro-batch (BSSL, CV-DD); or "train", in which CV-DD's
-    code labels: two halves of every batch, and dropout drops.
+    """Mode of the teachers: "eval"; "batch", batch norm by the statistics of each micro-batch (BSSL, CV-DD); or
+    "train", in which CV-DD's code labels: two halves of every batch, with dropout.
     """
     low: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Teachers less sure of an image's class than this see background (FerKD, `dd.labels.forms.calibrate`)."""

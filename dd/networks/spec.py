@@ -32,8 +32,8 @@ class NetworkSpec:
     """A network by name; what is None is decided by `resolve`."""
 
     arch: str = "convnet"
-    """"convnet" (also "ConvNetD3", "convnet3": with the depth), "resnet18", "alexnet", "vgg11", "lenet", "mlp", "vit",
-    "timm:NAME" or "torchvision:NAME".
+    """The architecture: "convnet" (also "ConvNetD3", "convnet3": with the depth), "resnet18", "alexnet", "vgg11",
+    "lenet", "mlp", "vit", "timm:NAME" or "torchvision:NAME".
     """
     depth: Annotated[int, Field(ge=1, le=12)] | None = None
     """Blocks of the ConvNet; None: 3 for images up to 32 pixels, 4 up to 64, 5 up to 128, 6 up to 256.  Of the ViT;
@@ -44,13 +44,13 @@ class NetworkSpec:
     AlexNet, MLP), 64 (ResNet-18, VGG-11), 512 (ViT).  LeNet has none.
     """
     norm: Norm = "instance"
-    """Of convnet, resnet18, alexnet and vgg11; the others have none or their own, whatever is said.  "batch" cannot be
-    a student of trajectory matching.
+    """Norm layers of convnet, resnet18, alexnet and vgg11; the others have none or their own, and ignore it. "batch"
+    cannot be a student of trajectory matching.
     """
     pooling: Pooling = "avg"
-    """Of convnet."""
+    """Pooling of convnet."""
     activation: Activation = "relu"
-    """Of all but vit and the networks of timm and torchvision."""
+    """Activation of all but vit and the networks of timm and torchvision."""
 
 
 def resolve(spec: NetworkSpec, size: int, channels: int = 3) -> NetworkSpec:

@@ -38,15 +38,15 @@ class ExpertSettings:
     lr: Annotated[float, Field(gt=0)] = 0.01
     """Learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of SGD; most papers use none, because a plain trajectory is easier to imitate."""
+    """Momentum of SGD; most papers use none, because a plain trajectory is easier to imitate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Of SGD."""
+    """Weight decay of SGD."""
     batch: Annotated[int, Field(ge=1)] = 256
     """Real images per step."""
     augment: bool = True
     """DSA, one operation per batch, with the data set's strategy."""
     kind: Literal["sgd", "ftd", "ast"] = "sgd"
-    """"sgd"; "ftd" for flat experts by GSAM with adaptive perturbation; "ast" for smooth ones."""
+    """How they are trained: "sgd"; "ftd", flat experts by GSAM with adaptive perturbation; "ast", smooth ones."""
     rho: Annotated[float, Field(gt=0), OnlyWith("kind", "ftd")] = 0.01
     """Radius of the perturbation (kind ftd)."""
     alpha: Annotated[float, Field(ge=0), OnlyWith("kind", "ftd")] = 0.3
@@ -60,15 +60,15 @@ class ExpertSettings:
     drops: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], OnlyWith("kind", "sgd", "ftd")] = ()
     """Shares of the epochs after which lr falls to `drop` times what it was; momentum goes on (not kind ast)."""
     drop: Annotated[float, Field(gt=0, le=1), OnlyWith("drops")] = 0.2
-    """That factor."""
+    """The factor of lr at each of `drops`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Root seed of the pool, apart from the run's, so that runs with other seeds share it."""
     store: Literal["float32", "bfloat16"] = "float32"
     """Type of the stored snapshots; bfloat16 halves the disk and keeps three digits."""
     from_: Annotated[str | None, Outside("run", "the digest of the files counts")] = None
-    """Folder of the authors' expert buffers (`replay_buffer_N.pt`), or one of them, read instead of training any: the
-    first `count` experts and `epochs` epochs; of the other settings `store` alone counts then.  Such experts have seen
-    the held-out images.
+    """Folder of the authors' expert buffers (`replay_buffer_N.pt`), or one of them, read instead of training: the first
+    `count` experts and `epochs` epochs. Of the other settings only `store` counts then. Such experts have seen the
+    held-out images.
     """
     stack: Annotated[Annotated[int, Field(ge=1)] | None, Outside("expert", "whether there were several counts")] = None
     """Experts trained at once with stacked parameters; None for 1 on a CPU, and on a GPU for what a quarter of its

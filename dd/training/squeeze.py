@@ -38,13 +38,13 @@ class SqueezeSettings:
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """Of SGD and of Adam, as a penalty."""
+    """Weight decay of SGD and of Adam, as a penalty."""
     batch: Annotated[int, Field(ge=2)] = 128
     """Real images per step."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Lr after the warm-up: constant, or half a cosine to zero."""
+    """Learning rate after the warm-up: constant, or half a cosine to zero."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Epochs in which lr rises linearly, from a hundredth."""
     augment: bool | Literal["pad", "crops"] = True
@@ -53,7 +53,7 @@ class SqueezeSettings:
     half mirrored, which are cut from the files where images were brought to size.
     """
     optimiser: Literal["sgd", "adam"] = "sgd"
-    """"sgd" or "adam"."""
+    """The optimiser of a teacher."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Root seed of the teachers, apart from the run's, so that runs with other seeds share them."""
 

@@ -45,11 +45,13 @@ class ViewPolicy:
     cutout where CutMix cuts already.
     """
     mix: Mix = "none"
-    """"cutmix" (Yun et al., ICCV 2019), "mixup" (Zhang et al., ICLR 2018) or "none", one weight per batch."""
+    """How a batch is mixed, with one weight: "cutmix" (Yun et al., ICCV 2019), "mixup" (Zhang et al., ICLR 2018) or
+    "none".
+    """
     mix_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Probability that a batch is mixed."""
     mix_alpha: Annotated[float, Field(gt=0)] = 1.0
-    """The weight is drawn from Beta(mix_alpha, mix_alpha)."""
+    """Parameter of the distribution Beta(mix_alpha, mix_alpha) of the weight."""
 
     def operations(self, data_strategy: str) -> str:
         """The strategy with "data" replaced by what the data set's DSA strategy means here."""

@@ -49,7 +49,9 @@ class CropSettings:
     least: Annotated[float, Field(gt=0, le=1)] = 0.08
     """Least share of an image's area that a crop keeps; crops are square."""
     order: Order = "low"
-    """"low" takes the lowest cross entropies, as RDED does; "high" the highest; "medium" those in the middle."""
+    """Which crops are preferred: "low" takes the lowest cross entropies, as RDED does; "high" the highest; "medium"
+    those in the middle.
+    """
     originals: bool = False
     """Crops are cut from the files, where these are images that were brought to size, as RDED cuts them; false: from
     the squares.

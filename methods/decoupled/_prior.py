@@ -42,13 +42,13 @@ class DistilSettings:
     ipc: Annotated[int, Field(ge=1)] = 10
     """Images per class."""
     iterations: Annotated[int, Field(ge=1)] = 500
-    """Of their recovery."""
+    """Iterations of their recovery."""
     epochs: Annotated[int, Field(ge=1)] = 150
     """Passes of the student."""
     batch: Annotated[int, Field(ge=2)] = 50
     """Images per step of the student."""
     lr: Annotated[float, Field(gt=0)] = 0.05
-    """Of the student's SGD, with momentum 0.9."""
+    """Learning rate of the student's SGD, with momentum 0.9."""
     students: Annotated[int, Field(ge=1)] = 1
     """Whose mean counts."""
 

@@ -16,11 +16,11 @@ class Curriculum:
     """How the least share of a crop moves from the whole image to its last value."""
 
     shape: Literal["cosine", "linear", "step"] = "cosine"
-    """"cosine", "linear", or "step", which stays at the whole image until it falls."""
+    """How the share falls: "cosine", "linear", or "step", which stays at the whole image until it falls at once."""
     milestone: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the iterations after which it has arrived; 0 for no curriculum, which is SRe2L."""
     reverse: bool = False
-    """From the last value to the whole image, as a control."""
+    """Go from the last value to the whole image, as a control."""
 
     def __call__(self, it: int, iterations: int, last: float) -> float:
         """The least share of the area that a crop keeps in iteration `it`, from 1 to `last`."""

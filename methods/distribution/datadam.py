@@ -44,9 +44,9 @@ class DataDAM(DM):
     lr_img: Annotated[float, Field(gt=0)] = 1.0
     """SGD learning rate of the pixels; the paper's, where nothing else is said: 1 up to ipc 50, 10 beyond."""
     power: Annotated[float, Field(gt=0)] = 4.0
-    """Of the attention [p]."""
+    """Power of the attention [p]."""
     weight: Annotated[float | None, Field(ge=0)] = None
-    """Of the features' term [lambda]; None for the paper's table: 0.01 up to 32 pixels, 0.02 above."""
+    """Weight of the features' term [lambda]; None for the paper's table: 0.01 up to 32 pixels, 0.02 above."""
 
     @classmethod
     def by_ipc(cls, ipc: int) -> Mapping[str, Any]:

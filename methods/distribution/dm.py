@@ -33,7 +33,7 @@ class DM(Method[None]):
     lr_img: Annotated[float, Field(gt=0)] = 1.0
     """Learning rate of the pixels' momentum SGD, in model space."""
     momentum_img: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Its momentum."""
+    """Momentum of the pixels' optimiser."""
     batch_real: Annotated[int, Field(ge=1)] = 256
     """Real images per class and iteration."""
     start_from: Literal["real", "noise"] = "real"

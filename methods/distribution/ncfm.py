@@ -110,55 +110,55 @@ class NCFM(Method[Pool]):
     batch_real: Annotated[int, Field(ge=1)] = 1024
     """Real images per class and iteration."""
     lr_per: Literal["iteration", "class"] = "iteration"
-    """What `lr_img` and `weight_decay` are of: the step of an iteration, or the released code's steps, one per class
-    for the discrepancy and one for the calibration.  Of P such steps AdamW moves an image, which has a gradient in one
-    or two of them, about sqrt(P) times as far as one step would, and decays it P times; SGD moves it as far as one
+    """The step that `lr_img` and `weight_decay` are for: that of an iteration, or the released code's steps, one per
+    class for the discrepancy and one for the calibration. Of P such steps AdamW moves an image, which has a gradient in
+    one or two of them, about sqrt(P) times as far as one step would, and decays it P times; SGD moves it as far as one
     step, and decays it P times.
     """
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    """"adamw", or "sgd" with momentum."""
+    """Optimiser of the pixels: AdamW, or SGD with momentum."""
     sgd_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Of the pixels, AdamW's own or SGD's."""
+    """Weight decay of the pixels, AdamW's own or SGD's."""
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
-    """"cosine" to zero over the iterations; "plateau" halves the rate where the loss has not fallen by a ten-thousandth
-    for more than 500 iterations; or "constant".
+    """How lr falls: "cosine" to zero over the iterations; "plateau" halves it where the loss has not fallen by a
+    ten-thousandth for more than 500 iterations; or "constant".
     """
     factor: Annotated[int, Field(ge=1)] = 2
     """Tiles per side of a stored image."""
     frequencies: Annotated[int, Field(ge=32, multiple_of=_PER_COMPONENT)] = 1024
-    """T, a multiple of 16."""
+    """Frequencies T, a multiple of 16."""
     sampler: Literal["learned", "gaussian"] = "learned"
-    """"learned" by minimax, or "gaussian", t ~ N(0, I)."""
+    """How frequencies are drawn: "learned" by minimax, or "gaussian", t ~ N(0, I)."""
     shared: bool = True
-    """All classes of an iteration see the same frequencies; otherwise each has its own."""
+    """Show all classes of an iteration the same frequencies; otherwise each has its own."""
     order: Literal["drawn", "file"] = "drawn"
-    """"drawn", real images are drawn anew every iteration; "file", always the first `batch_real` of a class, which the
-    mosaics begin with too.
+    """Which real images a class shows: "drawn", anew every iteration; "file", always its first `batch_real`, with which
+    the mosaics begin too.
     """
     lr_sampler: Annotated[float, Field(gt=0)] = 1e-3
     """SGD learning rate of the sampling network."""
     momentum_sampler: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Its momentum."""
+    """Momentum of the sampling network's optimiser."""
     amplitude: Annotated[float, Field(ge=0)] = 0.5
     """Weight of the amplitudes [alpha]."""
     phase: Annotated[float, Field(ge=0)] = 0.5
     """Weight of the phases; the paper's 1 - alpha."""
     scale: Annotated[float, Field(gt=0)] = 300.0
-    """Of the discrepancy."""
+    """Factor of the discrepancy."""
     calibration: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the trained network's cross entropy."""
     strategy: str | None = "color_crop_cutout"
     """IDC's augmentation of both sides, one draw per class; None for none."""
     refine: bool = False
-    """Every decoded image is labelled by the pool's first network, with the class itself where that network is wrong.
-    (In the released code a wrong one gives nearly uniform labels: its one-hot vector is taken for logits.)
+    """Label every decoded image by the pool's first network, with the class itself where that network is wrong. (In the
+    released code a wrong one gives nearly uniform labels: its one-hot vector is taken for logits.)
     """
     chunk: Annotated[int, Field(ge=1)] | None = None
     """Classes in one forward pass; None for as many as DM takes."""
     batchnorm: Literal["class", "all"] = "class"
-    """As DM's."""
+    """As in DM."""
     experts: ExpertSettings = field(
         default_factory=lambda: ExpertSettings(count=20, epochs=60, momentum=0.9, weight_decay=5e-4, batch=128)
     )

@@ -80,9 +80,9 @@ class AST(MTT):
     paper = "https://arxiv.org/abs/2310.10541"
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of the student's SGD inside the loop."""
+    """Momentum of the student's SGD inside the loop."""
     start_from: Literal["cluster", "real", "noise"] = "cluster"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """"cluster": the images nearest to the k-means centres of each class's expert logits; or MTT's ways."""
+    """First images: "cluster", those nearest to the k-means centres of each class's expert logits, or MTT's ways."""
     balance: bool = True
     """Scale the student's loss by the start epoch, see `balance`."""
     middle: Literal["off", "sum", "adaptive"] = "sum"

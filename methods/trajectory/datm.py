@@ -49,7 +49,7 @@ class DATM(MTT):
     lr_label: Annotated[float, Field(ge=0)] = 2.0
     """SGD learning rate of the label logits."""
     momentum_label: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Its momentum."""
+    """Momentum of the labels' optimiser."""
     threshold: Annotated[float, Field(gt=0)] = 1.0
     """A segment whose distance is above it, or NaN, is left out, and another one is drawn."""
     tries: Annotated[int, Field(ge=1)] = 5
@@ -61,7 +61,7 @@ class DATM(MTT):
     window_its: Annotated[int, Field(ge=1)] = 1000
     """Iterations over which it widens to start_max."""
     start_from: Literal["correct", "real", "noise"] = "correct"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """"correct": random real images that an expert classifies correctly; "real": any; "noise"."""
+    """First images: "correct", random real ones that an expert classifies correctly; "real", any; "noise"."""
     experts: ExpertSettings = field(default_factory=lambda: ExpertSettings(kind="ftd", epochs=100))
 
     def __post_init__(self) -> None:

@@ -71,11 +71,13 @@ class MTT(Method[Prepared]):
     batch: Annotated[int, Field(ge=1)] | None = None
     """Synthetic images per inner step [b]; None for all."""
     start_from: Literal["real", "noise"] = "real"
-    """Random real images of each class, or noise N(0, 1) in model space."""
+    """First images: random real ones of each class, or noise N(0, 1) in model space."""
     augment: bool = True
     """DSA inside the inner loop, with the data set's strategy."""
     backprop: Literal["auto", "full", "stepwise", "frozen"] = "auto"
-    """"full", "stepwise", "auto" (by shapes and the device's total memory), or TESLA's "frozen" (not exact)."""
+    """How the gradient goes through the inner loop: "full", "stepwise", "auto" (by shapes and the device's total
+    memory), or TESLA's "frozen" (not exact).
+    """
     experts: ExpertSettings = field(default_factory=ExpertSettings)
     """The pool of experts."""
 

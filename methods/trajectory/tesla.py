@@ -33,7 +33,7 @@ class TESLA(MTT):
 
     iterations: int = 10_000
     labels: Literal["hard", "target"] = "hard"
-    """"hard", or "target" for those soft labels."""
+    """Labels of the set: "hard", or "target" for those soft labels."""
     backprop: Literal["auto", "full", "stepwise", "frozen"] = "frozen"
 
     def loss(self, syn: Synthetic, task: Task, prepared: Prepared, it: int) -> Objective:
