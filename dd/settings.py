@@ -12,7 +12,7 @@ Settings are frozen dataclasses, nested at will.  An identity is what a hash is 
 A field counts in all of them, unless its annotation says otherwise:
 
     workers: Annotated[int | None, Outside("run", "no result depends on it")] = None
-    rho: Annotated[float, OnlyWith("kind", "ftd")] = 0.01
+    rho: Annotated[float, OnlyWith("kind", ("ftd",))] = 0.01
 
 A field that a class declares anew, for another default, keeps the marks of its bases.
 """
@@ -43,7 +43,7 @@ class Outside:
     why: str
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class OnlyWith:
     """A field that counts only beside certain values of another field of its class, which counts itself.
 
@@ -53,11 +53,7 @@ class OnlyWith:
     """
 
     field: str
-    values: tuple[Any, ...]
-
-    def __init__(self, field: str, *values: Any) -> None:
-        object.__setattr__(self, "field", field)
-        object.__setattr__(self, "values", values)
+    values: tuple[Any, ...] = ()
 
 
 class Entry(NamedTuple):

@@ -47,17 +47,17 @@ class ExpertSettings:
     """DSA, one operation per batch, with the data set's strategy."""
     kind: Literal["sgd", "ftd", "ast"] = "sgd"
     """How they are trained: "sgd"; "ftd", flat experts by GSAM with adaptive perturbation; "ast", smooth ones."""
-    rho: Annotated[float, Field(gt=0), OnlyWith("kind", "ftd")] = 0.01
+    rho: Annotated[float, Field(gt=0), OnlyWith("kind", ("ftd",))] = 0.01
     """Radius of the perturbation (kind ftd)."""
-    alpha: Annotated[float, Field(ge=0), OnlyWith("kind", "ftd")] = 0.3
+    alpha: Annotated[float, Field(ge=0), OnlyWith("kind", ("ftd",))] = 0.3
     """Weight of the orthogonal component (kind ftd)."""
-    clip: Annotated[int, Field(ge=0), OnlyWith("kind", "ast")] = 10
+    clip: Annotated[int, Field(ge=0), OnlyWith("kind", ("ast",))] = 10
     """First epochs, over which a factor of the loss rises from 1/2 towards 1; 0 for none (kind ast)."""
-    penalty: Annotated[float, Field(ge=0), OnlyWith("kind", "ast")] = 2.0
+    penalty: Annotated[float, Field(ge=0), OnlyWith("kind", ("ast",))] = 2.0
     """Weight of the gradient penalty, see `dd.training.penalty`; 0 for none (kind ast)."""
-    decay: Annotated[float, Field(gt=0, le=1), OnlyWith("kind", "ast")] = 0.6
+    decay: Annotated[float, Field(gt=0, le=1), OnlyWith("kind", ("ast",))] = 0.6
     """Factor of lr from the epoch after half of them + 1 on, where momentum begins anew (kind ast)."""
-    drops: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], OnlyWith("kind", "sgd", "ftd")] = ()
+    drops: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], OnlyWith("kind", ("sgd", "ftd"))] = ()
     """Shares of the epochs after which lr falls to `drop` times what it was; momentum goes on (not kind ast)."""
     drop: Annotated[float, Field(gt=0, le=1), OnlyWith("drops")] = 0.2
     """The factor of lr at each of `drops`."""

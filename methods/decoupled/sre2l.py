@@ -75,7 +75,7 @@ class SRe2L(Taught):
     """Classes per batch of "one-per-class", images per batch of "class-major"."""
     start_from: Literal["noise", "real", "crops"] = "noise"
     """First images: "noise" N(0, 1) in model space, random "real" images, or "crops", chosen and stitched patches."""
-    crops: Annotated[CropSettings, OnlyWith("start_from", "crops")] = field(default_factory=CropSettings)
+    crops: Annotated[CropSettings, OnlyWith("start_from", ("crops",))] = field(default_factory=CropSettings)
     """Which patches."""
 
     def settle(self, task: Task) -> Self:

@@ -91,3 +91,18 @@ def test_a_field_without_a_default_is_said(tmp_path):
     with pytest.raises(UsageError, match="every field needs a default"):
         about(str(tmp_path / "mine.py"))
     del registry._registered["needy"]
+
+
+def test_a_method_that_explains_itself_otherwise_has_its_docstring_as_text(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from dd.engine.method import Method\n"
+        "from dd.engine.registry import register\n"
+        "@register('elsewhere')\n@dataclass(frozen=True)\nclass Elsewhere(Method):\n"
+        '    """One.\n\n    Attributes:\n        size: how large.\n    """\n\n    size: int = 1\n',
+        encoding="utf-8",
+    )
+    found = about(str(tmp_path / "mine.py"))
+    assert found.text == "One.\n\nAttributes:\n    size: how large."
+    assert [(setting.key, setting.about) for setting in found.settings] == [("size", "")]
+    del registry._registered["elsewhere"]

@@ -146,7 +146,7 @@ class Inner:
     lr: float = 0.1
     from_: Annotated[str, Outside("run", "test")] = ""
     kind: Annotated[str, OnlyWith("on")] = "a"
-    rate: Annotated[int, OnlyWith("kind", "b", "c")] = 1
+    rate: Annotated[int, OnlyWith("kind", ("b", "c"))] = 1
     on: bool = True
 
 
