@@ -7,7 +7,7 @@ from dd.evaluation.report import Report, Score
 
 ARMS = {
     "accuracy": "the distilled set",
-    "control": "random real images, as many",
+    "control": "random real images, same ipc",
     "decoded": "random mosaics, decoded",
     "start": "the set at iteration 0",
     "full": "all real images",

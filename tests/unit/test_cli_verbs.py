@@ -192,7 +192,7 @@ def test_run_then_again_then_eval(capsys, tmp_path):
     assert run_command_line(["run", *TINY]) == 0
     first = capsys.readouterr()
     assert "dataset=cifar10" in first.err  # the default data set is said, and the papers' one named
-    for words in ("the distilled set", "random real images, as many", "eval.full=false", "unverified", "fingerprint"):
+    for words in ("the distilled set", "random real images, same ipc", "eval.full=false", "unverified", "fingerprint"):
         assert words in first.out
     (folder,) = (tmp_path / "runs" / "random" / "fashion-mini" / "ipc1").iterdir()
     for name in ("recipe.toml", "set.safetensors", "report.json", "log.csv", "images.png"):
