@@ -335,7 +335,7 @@ FAULTS: list[tuple[type[Method], conformance.Check, str]] = [
     (Secret, conformance.plan_is_true, "does not name artefacts of kind toy"),
     (Boaster, conformance.plan_is_true, "kind teachers that are never asked for"),
     (Backwards, conformance.whole_output, "not the task's, class-major"),
-    (Foreign, conformance.whole_output, "'space.kind'"),
+    (Foreign, conformance.whole_output, "field 'space': kind is 'raw'"),
     (Forgetful, conformance.parts_make_the_whole, "not every image once"),
     (Unsorted, conformance.parts_make_the_whole, "do not ascend"),
     (Level, conformance.uneven_classes, "say so: `even: ClassVar[bool] = True`"),

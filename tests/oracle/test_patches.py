@@ -210,7 +210,7 @@ def test_patches_of_files_are_cut_from_whole_pictures(make_task, files, factor):
     images, side = made(method, task), 8 // factor
     network = prepare(method, task).teachers[0].network
     space, data = task.data.preprocess, task.data.train
-    paths = [data.originals.source.items.load(i) for i in range(len(data))]
+    paths = [data.originals.reader.items.load(i) for i in range(len(data))]
     for c in range(4):
         rng, pool = task.common("patches", c), data.of_class(c)
         index = pool[torch.randperm(len(pool), generator=rng)[:14]]
