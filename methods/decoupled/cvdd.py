@@ -80,12 +80,13 @@ class CVDD(SRe2L):
         Raises:
             UsageError: see above, and `SRe2L.settle`.
         """
+        settled = super().settle(task)
         if self._known(task) is None:
             if self.votes == "prior":
                 words = "no constants are published for these teachers on %s: their votes are measured"
                 log.info(words, task.data.name)
             require_holdout(self.votes, task)
-        return super().settle(task)
+        return settled
 
     def needs(self, task: Task) -> Sequence[Need[Any]]:
         """Teachers, patches, and what a prior is measured by."""

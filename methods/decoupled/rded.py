@@ -34,8 +34,9 @@ class RDED(Taught):
         Raises:
             UsageError: see above; or the data are whitened.
         """
+        settled = super().settle(task)
         require_enough(task, self.crops)
-        return super().settle(task)
+        return settled
 
     def needs(self, task: Task) -> Sequence[Need[Any]]:
         """Teachers, and the images that they choose."""

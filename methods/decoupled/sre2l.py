@@ -84,12 +84,13 @@ class SRe2L(Taught):
         Raises:
             UsageError: a teacher has no BatchNorm, a class too few images, or the data are whitened.
         """
+        settled = super().settle(task)
         if self.start_from == "crops":
             require_enough(task, self.crops)
         if self.r_bn:
             for name, network in untrained(task, self.teachers).items():
                 self.require_usable(name, network)
-        return super().settle(task)
+        return settled
 
     def needs(self, task: Task) -> Sequence[Need[Any]]:
         """Teachers, and the patches where it starts from them."""

@@ -194,7 +194,7 @@ class Greedy(Method):
         if where == self.where and self.batch == 63:
             np.zeros(1 << 50, np.uint8)
 
-    def prepare(self, task):
+    def prepare(self, task, got):
         self.ask("prepare")
 
     def start(self, task, prepared):

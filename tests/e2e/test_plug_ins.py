@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import torch
 from dd.engine.method import Method, Objective, Synthetic, Task
+from dd.engine.needs import Got
 from dd.engine.registry import register
 from pydantic import Field
 from torch import Tensor
@@ -28,7 +29,7 @@ from torch.optim import SGD, Optimizer
 
 @register("blur")
 @dataclass(frozen=True)
-class Blur(Method):
+class Blur(Method[Tensor]):
     """Pulls one real image per slot towards the mean of its class."""
 
     iterations: Annotated[int, Field(ge=0)] = 5
@@ -36,7 +37,7 @@ class Blur(Method):
     lr_img: Annotated[float, Field(gt=0)] = 100.0
     """SGD learning rate of the pixels."""
 
-    def prepare(self, task: Task) -> Tensor:
+    def prepare(self, task: Task, got: Got) -> Tensor:
         """Mean images of the classes."""
         train = task.data.train
         return torch.stack([train.images(train.of_class(c)).mean(0) for c in range(task.classes)])

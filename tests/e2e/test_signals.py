@@ -31,7 +31,7 @@ class StopsItself(Method):
     at: int = 0
     signal: int = 0
 
-    def prepare(self, task):
+    def prepare(self, task, got):
         def make():
             if self.at == -1:
                 self.stop()

@@ -54,7 +54,7 @@ def make_task(store):
 def distil(name, iterations, double, store):
     """The images after some iterations, by this process's share of the classes."""
     task = make_task(store)
-    method = get(name)(iterations=iterations, **METHODS[name])
+    method = get(name)(iterations=iterations, **METHODS[name]).settle(task)
     prepared = prepare(method, task)
     with pytest.MonkeyPatch.context() as patch:
         if double:

@@ -135,7 +135,7 @@ def test_chosen_crops_hold_enough_of_the_map_and_are_the_least_confident(task):
     prepared = prepare(method, task)
     images, boxes = boxes_of(task, crops, 1)
     allowed = method.judge(prepared.teachers)(images, boxes.flatten(0, 1), 1)
-    inside = nrr.held(nrr.looked_at(prepared, images, torch.full((30,), 1)), boxes)
+    inside = nrr.held(nrr.looked_at(prepared.teachers, images, torch.full((30,), 1)), boxes)
     assert (allowed.sum(1) <= 2).all()
     assert (inside[allowed] >= 0.1).all()
     for own, mine in zip(inside, allowed, strict=True):

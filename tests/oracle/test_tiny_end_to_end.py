@@ -27,6 +27,7 @@ def store(tmp_path_factory):
 
 def distilled(method, task):
     """(prepared, start, end, rows of the log)."""
+    method = method.settle(task)
     rows, prepared = [], prepare(method, task)
     syn = method.start(task, prepared)
     start = method.finish(syn, task, prepared)
@@ -127,7 +128,7 @@ def test_the_real_images_of_an_expert_lead_a_student_along_it(blobs, make_task, 
     data = blobs(per_class=4, test=4, holdout=0, noise=0.5)
     task = make_task(data, ipc=4, store=store, student=NetworkSpec(depth=1, width=4))
     experts = ExpertSettings(count=2, epochs=12, lr=0.05, batch=16)
-    method = MTT(iterations=1, steps=8, span=8, start_max=4, lr_init=0.05, lr_lr=0.0, experts=experts)
+    method = MTT(iterations=1, steps=8, span=8, start_max=4, lr_init=0.05, lr_lr=0.0, experts=experts).settle(task)
     prepared = prepare(method, task)
     syn = method.start(task, prepared)
     order = torch.cat([data.train.of_class(c) for c in range(4)])

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dd.data import DataSettings, open_data
 from dd.data.preprocess import Zca, factored, moments, whitening, zca, zca_price
+from dd.errors import UsageError
 from dd.pipeline import plan
 from dd.recipes import resolve
 from dd.runs import Store
@@ -234,7 +235,13 @@ def test_what_it_costs_grows_with_the_smaller_side():
     assert zca_price(2500, 3072)[0] * one == pytest.approx(4.2, rel=0.3)
 
 
-@pytest.mark.parametrize("method", ["dm", "mtt", "ncfm", "cvdd"])
+def test_a_plan_refuses_what_clips_pixels_that_are_whitened(tmp_path):
+    recipe = resolve({"method": "cvdd", "ipc": 1, "device": "cpu", "data.preprocess": "zca"})
+    with pytest.raises(UsageError, match=r"data\.preprocess=zca: cvdd clips and saves pixels"):
+        plan(recipe, out=str(tmp_path))
+
+
+@pytest.mark.parametrize("method", ["dm", "mtt", "ncfm"])
 def test_a_plan_fits_nothing_and_says_what_is_to_be_made(method, tmp_path):
     planned = plan(resolve({"method": method, "ipc": 1, "device": "cpu", "data.preprocess": "zca"}), out=str(tmp_path))
     first = planned["stages"][0]["artefacts"][0]
