@@ -24,7 +24,7 @@ from dd.io import home
 from dd.sizes import readable_size, readable_time
 
 if TYPE_CHECKING:
-    from dd.training.pools import Pool, Price
+    from dd.training.pools import ExpertPool, Price
 
 
 class _Experts(click.Group):
@@ -162,7 +162,7 @@ def prune(keys: tuple[str, ...], everything: bool, dry_run: bool, as_json: bool)
         click.echo(f"{readable_size(freed)} {'would be' if dry_run else ''} freed".replace("  ", " "))
 
 
-def _chosen(keys: tuple[str, ...]) -> list["Pool"]:
+def _chosen(keys: tuple[str, ...]) -> list["ExpertPool"]:
     """The pools that the given beginnings of keys name, each exactly one; all of them where none is given."""
     from dd.runs import Store
     from dd.training.pools import pools
@@ -170,7 +170,7 @@ def _chosen(keys: tuple[str, ...]) -> list["Pool"]:
     there = pools(Store())
     if not keys:
         return there
-    chosen: dict[str, Pool] = {}
+    chosen: dict[str, ExpertPool] = {}
     for key in keys:
         fitting = [pool for pool in there if pool.key.startswith(key)]
         if len(fitting) != 1:
@@ -181,7 +181,7 @@ def _chosen(keys: tuple[str, ...]) -> list["Pool"]:
     return list(chosen.values())
 
 
-def _facts(pool: "Pool") -> dict[str, Any]:
+def _facts(pool: "ExpertPool") -> dict[str, Any]:
     trained, network = pool.spec["settings"], pool.spec["network"]
     scores = [shard.info["holdout"] for shard in pool.shards if shard.info["holdout"] is not None]
     seconds = sum(shard.seconds for shard in pool.shards)

@@ -18,12 +18,10 @@ from torch import Tensor
 from dd.data.sources.entry import Constants
 from dd.errors import UsageError
 from dd.io import Json, sha256_tensors
-from dd.runs.store import NotMade, Store
+from dd.runs.store import NotMade, Store, Wanted
 from dd.sizes import readable_size, readable_time
 
 log = logging.getLogger(__name__)
-
-Need = tuple[str, Mapping[str, Json], str]
 
 _FIT_ROWS = 1024  # (2^7)^2 * 1024 = 2^24: sums of that many products of centred bytes are exact in float32
 _CENTRE = 128
@@ -68,8 +66,8 @@ class Preprocess(ABC):
     def state(self) -> dict[str, Tensor]:
         """All its tensors, by name; `from_state` takes them back."""
 
-    def needs(self) -> tuple[Need, ...]:
-        """Artefacts that its tensors come from, as `Method.needs` lists them, with what they cost to make."""
+    def needs(self) -> tuple[Wanted, ...]:
+        """Artefacts that its tensors come from; their words say what they cost to make."""
         return ()
 
     @abstractmethod
@@ -146,7 +144,7 @@ class Zca(Preprocess):
     fitted_on: str
     fit: Callable[[], Mapping[str, Tensor]]
     at: torch.device | str = "cpu"
-    making: tuple[Need, ...] = ()
+    making: tuple[Wanted, ...] = ()
 
     @cached_property
     def _tensors(self) -> dict[str, Tensor]:
@@ -197,7 +195,7 @@ class Zca(Preprocess):
         """See `Preprocess`."""
         return dict(self._tensors)
 
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[Wanted, ...]:
         """See `Preprocess`."""
         return self.making
 
@@ -262,11 +260,11 @@ def unfitted_zca(count: int, size: int, eps: float) -> Zca:
     return Zca(eps, "", fit, making=(_zca_need(count, size, eps, ""),))
 
 
-def _zca_need(count: int, size: int, eps: float, fitted_on: str) -> Need:
+def _zca_need(count: int, size: int, eps: float, fitted_on: str) -> Wanted:
     spec: dict[str, Json] = {"format": 2 if count < size else 1, "eps": eps, "fitted_on": fitted_on}
     seconds, memory = zca_price(count, size)
     words = f"ZCA of {size:,} dimensions (about {readable_time(seconds)}, {readable_size(memory)})"
-    return "zca", spec, words
+    return Wanted("zca", spec, words)
 
 
 def zca_price(count: int, size: int) -> tuple[float, int]:

@@ -29,7 +29,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Pool:
+class ExpertPool:
     """Stored experts that differ in their number alone.
 
     Attributes:
@@ -73,7 +73,7 @@ class Price:
         return Price(*sums, sum(seconds) if seconds else None, sum(price.bytes for price in each))
 
 
-def pools(store: Store) -> list[Pool]:
+def pools(store: Store) -> list[ExpertPool]:
     """Every pool of which something is stored."""
     shared: dict[str, tuple[dict[str, Any], list[Shard]]] = {}
     for manifest in store.manifests(KIND):
@@ -82,18 +82,18 @@ def pools(store: Store) -> list[Pool]:
         _, shards = shared.setdefault(digest(common), (common, []))
         shards.append(Shard(spec["member"], spec, manifest["bytes"], manifest["seconds"], manifest["info"]))
     return [
-        Pool(key, common, tuple(sorted(shards, key=lambda shard: shard.member)))
+        ExpertPool(key, common, tuple(sorted(shards, key=lambda shard: shard.member)))
         for key, (common, shards) in shared.items()
     ]
 
 
-def damages(store: Store, pool: Pool) -> Iterator[tuple[Shard, str | None]]:
+def damages(store: Store, pool: ExpertPool) -> Iterator[tuple[Shard, str | None]]:
     """Every expert of a pool with what is wrong with its files, None where nothing is; reads all of them."""
     for shard in pool.shards:
         yield shard, store.damage(KIND, shard.spec)
 
 
-def remove(store: Store, pool: Pool) -> int:
+def remove(store: Store, pool: ExpertPool) -> int:
     """Delete a pool's experts and its manifest; returns bytes freed."""
     store.remove(POOLS, pool.spec)
     return sum(store.remove(KIND, shard.spec) for shard in pool.shards)
