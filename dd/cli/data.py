@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dd.io import Json
 
 
-class _Row(TypedDict):
+class _SourceRow(TypedDict):
     """A data set: its facts for programs, its line of the table for people."""
 
     facts: "dict[str, Json]"
@@ -60,7 +60,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     print_table(console(), table)
 
 
-def _sources() -> list[_Row]:
+def _sources() -> list[_SourceRow]:
     from dd.data import list_sources
 
     return [{"facts": asdict(source), "cells": _cells(source)} for source in list_sources()]

@@ -1,7 +1,7 @@
 """`dd experts`: pools of experts, made before a run or looked after."""
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
@@ -20,11 +20,28 @@ from dd.cli.common import (
 )
 from dd.cli.index import indexed
 from dd.errors import RunError, UsageError, close_matches
-from dd.io import home
+from dd.io import Json, home
 from dd.sizes import readable_size, readable_time
 
 if TYPE_CHECKING:
     from dd.training.pools import ExpertPool, Price
+
+
+class _PoolRow(TypedDict):
+    """A pool: texts for its line of the table, numbers for programs."""
+
+    key: str
+    data: str
+    experts: str
+    kind: str
+    epochs: str
+    network: str
+    held_out: str
+    size: str
+    bytes: int
+    took: str
+    seconds: float
+    settings: dict[str, Json]
 
 
 class _Experts(click.Group):
@@ -66,14 +83,14 @@ def command(ctx: click.Context, as_json: bool) -> None:
         remark(f"no experts in {root}; dd experts make method=datm ipc=10 makes some")
         return
     table = plain_table("pool", "data", "experts", "kind", "epochs", "network", "held-out %", "size", "took")
-    columns = ("key", "data", "experts", "kind", "epochs", "network", "held_out", "size", "took")
     for pool in found:
-        table.add_row(*(pool[column] for column in columns))
+        trained = (pool["experts"], pool["kind"], pool["epochs"], pool["network"])
+        table.add_row(pool["key"], pool["data"], *trained, pool["held_out"], pool["size"], pool["took"])
     print_table(console(), table)
     remark(f"in {root}")
 
 
-def _pools() -> list[dict[str, Any]]:
+def _pools() -> list[_PoolRow]:
     from dd.runs import Store
     from dd.training.pools import pools
 
@@ -102,7 +119,7 @@ def make(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     cost = request.price()
     remark(_words(cost))
     log_to_stderr()
-    answer: dict[str, Any] = {
+    answer: dict[str, Json] = {
         "experts": cost.count,
         "missing": cost.missing,
         "seconds": cost.seconds,
@@ -181,7 +198,7 @@ def _chosen(keys: tuple[str, ...]) -> list["ExpertPool"]:
     return list(chosen.values())
 
 
-def _facts(pool: "ExpertPool") -> dict[str, Any]:
+def _facts(pool: "ExpertPool") -> _PoolRow:
     trained, network = pool.spec["settings"], pool.spec["network"]
     scores = [shard.info["holdout"] for shard in pool.shards if shard.info["holdout"] is not None]
     seconds = sum(shard.seconds for shard in pool.shards)

@@ -208,11 +208,11 @@ class RunFolder:
         return [file for file in files if file.is_file()]
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _facts(path: Path) -> dict[str, str | int]:
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def _damage(path: Path, facts: Mapping[str, Any]) -> str:
+def _damage(path: Path, facts: Mapping[str, object]) -> str:
     if not path.is_file():
         return "it is not there"
     if path.stat().st_size != facts["bytes"]:

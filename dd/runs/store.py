@@ -20,10 +20,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from dd.io import (
     SEAL,
+    Json,
     digest,
     holds,
     home,
@@ -46,7 +47,10 @@ _wanted: ContextVar[list[str] | None] = ContextVar("wanted", default=None)
 _CHEAP = ("surveys",)  # made in a plan, too: they read the headers of images
 _WAY_OUT = "set DD_HOME to a folder that can be written to"
 
-Payload = tuple[Mapping[str, "Tensor"], Mapping[str, Any]]
+Spec: TypeAlias = Mapping[str, Json]
+"""Everything that determines an artefact."""
+Payload: TypeAlias = tuple[Mapping[str, "Tensor"], Mapping[str, Json]]
+"""What is kept of an artefact: tensors by name, and facts about them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,7 @@ class Wanted(NamedTuple):
     """An artefact that is asked for: `kind` and `spec` are its place in the store, `words` name it for people."""
 
     kind: str
-    spec: Mapping[str, Any]
+    spec: Spec
     words: str
 
 
@@ -140,7 +144,7 @@ class Store:
     def tensors(
         self,
         kind: str,
-        spec: Mapping[str, Any],
+        spec: Spec,
         make: Callable[[], Payload],
         what: str = "",
         *,
@@ -164,7 +168,7 @@ class Store:
         return self._get_or_make(kind, spec, lambda: self._write(kind, spec, make()), what, force, describe)
 
     @contextlib.contextmanager
-    def making(self, kind: str, spec: Mapping[str, Any], what: str, *, force: bool = False) -> Iterator[Making]:
+    def making(self, kind: str, spec: Spec, what: str, *, force: bool = False) -> Iterator[Making]:
         """Hold an artefact's place while the block runs: whoever else would make it waits.
 
         For what is made in the open, in several steps; `tensors` is for what one function makes.
@@ -182,7 +186,9 @@ class Store:
         with self._lock(kind, spec, what):
             found, began = None if force else self._load_or_discard(kind, spec, what), time.perf_counter()
 
-            def put(tensors: "Mapping[str, Tensor]", info: Mapping[str, Any], seconds: float | None = None) -> Artefact:
+            def put(
+                tensors: "Mapping[str, Tensor]", info: Mapping[str, Json], seconds: float | None = None
+            ) -> Artefact:
                 write = partial(self._write, kind, spec, (tensors, info))
                 made = self._make(kind, spec, write, time.perf_counter() - began if seconds is None else seconds)
                 log.info("made %s in %.1f s", what, made.seconds)
@@ -227,8 +233,8 @@ class Store:
     def value(
         self,
         kind: str,
-        spec: Mapping[str, Any],
-        make: Callable[[], Any],
+        spec: Spec,
+        make: Callable[[], Json],
         what: str = "",
         *,
         force: bool = False,
@@ -239,17 +245,17 @@ class Store:
         `describe` gives what the log adds about the value.
         """
 
-        def write() -> dict[str, Any]:
+        def write() -> dict[str, Json]:
             value = make()
             return {"value": value, "sha256": digest(value, length=64)}
 
         return self._get_or_make(kind, spec, write, what, force, lambda artefact: describe(artefact.value))
 
-    def has(self, kind: str, spec: Mapping[str, Any]) -> bool:
+    def has(self, kind: str, spec: Spec) -> bool:
         """Whether it is there, by its files; cheap, so nothing is hashed."""
         return self.manifest(kind, spec) is not None
 
-    def manifest(self, kind: str, spec: Mapping[str, Any]) -> dict[str, Any] | None:
+    def manifest(self, kind: str, spec: Spec) -> dict[str, Any] | None:
         """What its manifest says, where it is there by its files; cheap, so no payload is hashed."""
         try:
             manifest, payload = _manifest(self.path(kind, spec)), self._payload(kind, digest(spec))
@@ -258,22 +264,22 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, _Damaged):
             return None
 
-    def path(self, kind: str, spec: Mapping[str, Any]) -> Path:
+    def path(self, kind: str, spec: Spec) -> Path:
         """The manifest's path, whether or not it is there."""
         return self.root / kind / f"{digest(spec)}.json"
 
-    def unfinished(self, kind: str, spec: Mapping[str, Any]) -> Path:
+    def unfinished(self, kind: str, spec: Spec) -> Path:
         """Where its making may keep its state on the way; whoever makes it writes and deletes that file."""
         return self.root / kind / f"{digest(spec)}.unfinished.safetensors"
 
-    def peek(self, kind: str, spec: Mapping[str, Any]) -> Artefact | None:
+    def peek(self, kind: str, spec: Spec) -> Artefact | None:
         """It, if it is there and whole; nothing is made, nothing is logged."""
         try:
             return self._load(kind, spec)
         except _Damaged:
             return None
 
-    def note(self, kind: str, spec: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def note(self, kind: str, spec: Spec, facts: Mapping[str, Json]) -> None:
         """Write plain facts about `spec` where they are not what is there: no lock, no log, the last writer wins."""
         folder, path = writable(self.root / kind, self._way_out), self.path(kind, spec)
         noted = json.loads(json.dumps({"spec": spec, **facts}))
@@ -296,7 +302,7 @@ class Store:
             except (OSError, ValueError, KeyError, TypeError, _Damaged):
                 continue
 
-    def damage(self, kind: str, spec: Mapping[str, Any]) -> str | None:
+    def damage(self, kind: str, spec: Spec) -> str | None:
         """What is wrong with the files of something that should be there; None where they hold together."""
         self._verified.pop(self._payload(kind, digest(spec)), None)
         try:
@@ -304,7 +310,7 @@ class Store:
         except _Damaged as damage:
             return str(damage)
 
-    def remove(self, kind: str, spec: Mapping[str, Any]) -> int:
+    def remove(self, kind: str, spec: Spec) -> int:
         """Delete it, waiting for whoever makes it; returns bytes freed.  Nothing is deleted that is not there."""
         with self._lock(kind, spec, f"{kind} {digest(spec)}"):
             files = [self.path(kind, spec), self._payload(kind, digest(spec))]
@@ -317,8 +323,8 @@ class Store:
     def _get_or_make(
         self,
         kind: str,
-        spec: Mapping[str, Any],
-        write: Callable[[], dict[str, Any]],
+        spec: Spec,
+        write: Callable[[], dict[str, Json]],
         what: str,
         force: bool,
         describe: Callable[[Artefact], str] = lambda _: "",
@@ -338,11 +344,11 @@ class Store:
         log.log(self._level, "kept %s%s", what, describe(found))
         return found
 
-    def _lock(self, kind: str, spec: Mapping[str, Any], what: str) -> contextlib.AbstractContextManager[None]:
+    def _lock(self, kind: str, spec: Spec, what: str) -> contextlib.AbstractContextManager[None]:
         folder = writable(self.root / kind, self._way_out)
         return locked(folder / f"{digest(spec)}.lock", what)
 
-    def _write(self, kind: str, spec: Mapping[str, Any], made: Payload) -> dict[str, Any]:
+    def _write(self, kind: str, spec: Spec, made: Payload) -> dict[str, Json]:
         tensors, info = made
         payload = self._payload(kind, digest(spec))
         save_tensors(payload, tensors)
@@ -350,16 +356,14 @@ class Store:
         self._verified[payload] = sha256
         return {"info": dict(info), "sha256": sha256, "bytes": payload.stat().st_size}
 
-    def _load_or_discard(self, kind: str, spec: Mapping[str, Any], what: str) -> Artefact | None:
+    def _load_or_discard(self, kind: str, spec: Spec, what: str) -> Artefact | None:
         try:
             return self._load(kind, spec)
         except _Damaged as damage:
             log.warning("%s is damaged (%s: %s); making it anew", what, self.path(kind, spec), damage)
             return None
 
-    def _make(
-        self, kind: str, spec: Mapping[str, Any], write: Callable[[], dict[str, Any]], spent: float = 0.0
-    ) -> Artefact:
+    def _make(self, kind: str, spec: Spec, write: Callable[[], dict[str, Json]], spent: float = 0.0) -> Artefact:
         manifest_path = self.path(kind, spec)
         manifest_path.unlink(missing_ok=True)
         # what a killed process left half-written; we hold the lock, so nobody is writing now
@@ -379,7 +383,7 @@ class Store:
         assert made is not None, "just written"
         return made
 
-    def _load(self, kind: str, spec: Mapping[str, Any], made: bool = False) -> Artefact | None:
+    def _load(self, kind: str, spec: Spec, made: bool = False) -> Artefact | None:
         """Read and verify; None when it is not there, `_Damaged` when it does not hold together."""
         from safetensors import SafetensorError
 

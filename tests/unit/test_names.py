@@ -4,8 +4,9 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
-import dd
 import dd.methods
+
+import dd
 
 ROOTS = [Path(place) for package in (dd, dd.methods) for place in package.__path__]
 
