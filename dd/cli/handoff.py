@@ -21,7 +21,7 @@ def hand_off(argv: Sequence[str]) -> None:
     Raises:
         SystemExit: it is for the system's dd, and there is none (exit code 2).
     """
-    if not is_foreign(argv, sys.stdin):
+    if not is_block_copy(argv, sys.stdin):
         return
     other = next_dd(argv[0], os.environ.get("PATH", os.defpath))
     if other is None:
@@ -34,7 +34,7 @@ def hand_off(argv: Sequence[str]) -> None:
     os.execv(other, ["dd", *argv[1:]])
 
 
-def is_foreign(argv: Sequence[str], stdin: object) -> bool:
+def is_block_copy(argv: Sequence[str], stdin: object) -> bool:
     """Whether a call is for the system's dd: its operands come first, or it is bare, named dd and fed by a pipe."""
     words = [word for word in argv[1:] if word != "--"]
     if words:

@@ -11,7 +11,7 @@ from dd.data.preprocess import channel_counts, statistics_of
 from dd.data.settings import DataSettings
 from dd.data.sources.content import Arrays, EncodedSet, EncodedSplit, Listing, only_classes
 from dd.data.sources.decoding import all_headers, decode_split
-from dd.data.sources.locate import Located, locate
+from dd.data.sources.locate import Located, locate_data
 from dd.data.sources.pixels import Header, Target
 from dd.data.sources.raw import facts_of, size_question, sized
 from dd.data.sources.survey import Broken, choose_target, image_notes, jpegs, questions, refuse, suggested, survey
@@ -114,7 +114,7 @@ def check_data(name: str, settings: DataSettings | None = None, *, download: boo
         UsageError: it is unknown or nowhere, or not a single image can be read.
     """
     settings = settings or DataSettings()
-    located = locate(name, download=download)
+    located = locate_data(name, download=download)
     content = only_classes(located.read(), settings.classes)
     if isinstance(content, EncodedSet):
         seen = _of_files(located, content.listing(), settings)

@@ -16,7 +16,7 @@ from dd.data.preprocess import Preprocess
 from dd.data.settings import DataSettings, Resize
 from dd.data.sources.content import Arrays, EncodedSet, only_classes
 from dd.data.sources.decoding import ImageReader
-from dd.data.sources.locate import Located, locate
+from dd.data.sources.locate import Located, locate_data
 from dd.data.sources.pixels import Target
 from dd.data.sources.raw import Facts, Raw, size_question, test_images, whole
 from dd.data.split import Opened, Split, require_usable
@@ -168,7 +168,7 @@ def open_data(name: str, settings: DataSettings, device: torch.device | str, *, 
     Raises:
         UsageError: it is unknown, nowhere, damaged, or has a class without images; the line says what helps.
     """
-    located = locate(name, download=download)
+    located = locate_data(name, download=download)
     if located.entry and located.entry.varied and settings.size is None:
         raise UsageError(f"the images of {name} differ in size; say what they are resized to, such as data.size=224")
     content, device = only_classes(located.read(), settings.classes), torch.device(device)

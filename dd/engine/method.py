@@ -13,7 +13,7 @@ from dd.data import RealData
 from dd.engine.needs import Got, Need
 from dd.errors import UsageError
 from dd.labels import Labeller, LabelSettings
-from dd.networks import Functional, NetworkSpec, build
+from dd.networks import Functional, NetworkSpec, build_network
 from dd.rng import generator
 from dd.runs.cost import total_memory
 from dd.runs.store import Store
@@ -100,7 +100,7 @@ class Task:
         """A student with fresh weights drawn from `rng`."""
         data = self.data
         shape = {"channels": data.channels, "size": data.size, "classes": self.classes}
-        return build(self.student, **shape, generator=rng, device=self.device)
+        return build_network(self.student, **shape, generator=rng, device=self.device)
 
     def network(self, *path: str | int) -> nn.Module:
         """A fresh student whose weights are a function of the run's seed and of `path`."""

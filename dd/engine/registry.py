@@ -32,7 +32,7 @@ _LOADED_FROM = "_dd_loaded_from"  # in the module of a method's file: its path a
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodEntry:
     """Where a method comes from; `error` says why it cannot be used, if so."""
 
     name: str
@@ -132,7 +132,7 @@ def in_the_making(cls: "type[Method]") -> str:
     return digest({name: _instructions(value) for name, value in functions.items()}, length=64)
 
 
-def list_methods(pattern: str = "*") -> list[Entry]:
+def list_methods(pattern: str = "*") -> list[MethodEntry]:
     """The methods that can be run, plug-ins included, importing each; a broken one with its error.
 
     Args:
@@ -145,12 +145,12 @@ def list_methods(pattern: str = "*") -> list[Entry]:
         except Exception as error:
             plugin = _plugins().get(name)
             package = plugin.value if plugin else "dd"
-            found.append(Entry(name, "?", package, "", f"{type(error).__name__}: {error}"))
+            found.append(MethodEntry(name, "?", package, "", f"{type(error).__name__}: {error}"))
             continue
         module = cls.__module__.split(".")
         ours = module[:2] == ["dd", "methods"]
         summary = (cls.__doc__ or "").strip().split("\n")[0]
-        found.append(Entry(name, module[2] if ours else "plug-in", "dd" if ours else module[0], summary))
+        found.append(MethodEntry(name, module[2] if ours else "plug-in", "dd" if ours else module[0], summary))
     return found
 
 

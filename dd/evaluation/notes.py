@@ -23,11 +23,11 @@ def notes_on(accuracy: Score, start: Score | None, outside: float | None, data: 
     """
     lines = [_untested(data), _worse(accuracy, start, len(data.classes))]
     if outside is not None and outside >= OUTSIDE:
-        lines.append(f"{share(outside)}: what the picture shows is clipped, what students see is not")
+        lines.append(f"{share_outside(outside)}: what the picture shows is clipped, what students see is not")
     return tuple(line for line in lines if line)
 
 
-def share(outside: float) -> str:
+def share_outside(outside: float) -> str:
     """A share of values out of range, in words."""
     return f"{100 * outside:.1f} % of the set's pixel values are darker than black or brighter than white"
 

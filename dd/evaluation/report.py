@@ -112,10 +112,10 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        from dd.evaluation.table import heading, in_words
+        from dd.evaluation.table import heading, score_in_words
 
         gap = "" if self.control is None else f", {self.gap:+.2f} points to random real images"
-        return f"<Report {heading(self)}: {in_words(self.accuracy)} %{gap}>"
+        return f"<Report {heading(self)}: {score_in_words(self.accuracy)} %{gap}>"
 
     def _repr_html_(self) -> str:
         """Its table, for a notebook."""

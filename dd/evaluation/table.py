@@ -34,11 +34,11 @@ def rows(report: Report) -> list[list[str]]:
             found.append([words, "-", *([""] if uneven else []), "", "", report.missing.get(arm, "")])
             continue
         level = [f"{statistics.fmean(score.balanced):.2f}" if score.balanced else "-"] if uneven else []
-        found.append([words, in_words(score), *level, str(score.n), f"{score.lr:.3g}", _ahead(report, arm)])
+        found.append([words, score_in_words(score), *level, str(score.n), f"{score.lr:.3g}", _ahead(report, arm)])
     return found
 
 
-def in_words(score: Score) -> str:
+def score_in_words(score: Score) -> str:
     """`71.70 ± 1.20`."""
     return f"{score.mean:.2f}" if score.std is None else f"{score.mean:.2f} ± {score.std:.2f}"
 

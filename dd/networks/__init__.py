@@ -3,6 +3,16 @@
 from dd.networks.features import captured, embed
 from dd.networks.functional import Functional
 from dd.networks.saved import products, saved_bytes
-from dd.networks.spec import NetworkSpec, build, magnitude, resolve
+from dd.networks.spec import NetworkSpec, build_network, magnitude, resolve_network
 
-__all__ = ["Functional", "NetworkSpec", "build", "captured", "embed", "magnitude", "products", "resolve", "saved_bytes"]
+__all__ = [
+    "Functional",
+    "NetworkSpec",
+    "build_network",
+    "captured",
+    "embed",
+    "magnitude",
+    "products",
+    "resolve_network",
+    "saved_bytes",
+]

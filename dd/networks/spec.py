@@ -29,7 +29,7 @@ _SMALLEST = {"alexnet": 8, "vgg11": 32, "lenet": 16}  # side in pixels that thei
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network by name; what is None is decided by `resolve`."""
+    """A network by name; what is None is decided by `resolve_network`."""
 
     arch: str = "convnet"
     """The architecture: "convnet" (also "ConvNetD3", "convnet3": with the depth), "resnet18", "alexnet", "vgg11",
@@ -53,7 +53,7 @@ class NetworkSpec:
     """Activation of all but vit and the networks of timm and torchvision."""
 
 
-def resolve(spec: NetworkSpec, size: int, channels: int = 3) -> NetworkSpec:
+def resolve_network(spec: NetworkSpec, size: int, channels: int = 3) -> NetworkSpec:
     """The same network in its canonical spelling, with every number decided that its architecture has.
 
     Args:
@@ -102,7 +102,7 @@ def foreign_sizes(before: str, after: str) -> tuple[str, ...]:
     return () if before.lower() == after.lower() else ("depth", "width")
 
 
-def build(
+def build_network(
     spec: NetworkSpec,
     *,
     channels: int,
@@ -125,9 +125,9 @@ def build(
         device: where the network goes.
 
     Raises:
-        UsageError: see `resolve` and `build_zoo`.
+        UsageError: see `resolve_network` and `build_zoo`.
     """
-    spec = resolve(spec, size, channels)
+    spec = resolve_network(spec, size, channels)
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reach the GPUs too
@@ -139,7 +139,7 @@ def magnitude(spec: NetworkSpec, *, channels: int, size: int, classes: int) -> t
     """Parameters of a network, and values that its layers give for one image; no tensor of that size is made.
 
     Raises:
-        UsageError: see `build`.
+        UsageError: see `build_network`.
     """
     values = 0
 
@@ -149,7 +149,7 @@ def magnitude(spec: NetworkSpec, *, channels: int, size: int, classes: int) -> t
             values += output.numel()
 
     with torch.device("meta"), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        net = _construct(resolve(spec, size, channels), channels, size, classes).eval()
+        net = _construct(resolve_network(spec, size, channels), channels, size, classes).eval()
         for layer in net.modules():
             layer.register_forward_hook(count)
         net(torch.zeros(1, channels, size, size))

@@ -48,7 +48,7 @@ def forget(run: Run, of: int) -> None:
 
 
 @dataclass(frozen=True)
-class Parts(Generic[P]):
+class SetParts(Generic[P]):
     """The parts of one run's set.
 
     Attributes:

@@ -31,7 +31,7 @@ from dd.pipeline.label import require_room
 from dd.pipeline.outcome import Outcome, finished
 from dd.pipeline.pair import Pair
 from dd.pipeline.plan import SETS, locate, planned_labels, set_key, settled
-from dd.pipeline.show import draw, judged, probes_note
+from dd.pipeline.show import draw_pictures, judged, probes_note
 from dd.pipeline.task import Run, lighter, make_task, numerics
 from dd.recipes import Recipe
 from dd.runs import RunFolder
@@ -129,7 +129,7 @@ def show(run: Run, pair: Pair) -> None:
     save(pair.start, run.folder.start)
     for file in (run.folder.set, run.folder.start):
         remember(file)
-    draw(pair.set, run.recipe, run.task, run.folder)
+    draw_pictures(pair.set, run.recipe, run.task, run.folder)
 
 
 def evaluate(run: Run, pair: Pair, labeller: Labeller | None, store: LabelStore | None) -> Report:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from dd.engine.method import Task
-from dd.evaluation.notes import SHARE_SHOWN, share
+from dd.evaluation.notes import SHARE_SHOWN, share_outside
 from dd.evaluation.report import Report
 from dd.pipeline.task import context
 from dd.recipes import Recipe
@@ -13,7 +13,7 @@ from dd.runs.track import read_log
 from dd.sets import DistilledSet
 
 
-def draw(distilled: DistilledSet, recipe: Recipe, task: Task, folder: RunFolder) -> None:
+def draw_pictures(distilled: DistilledSet, recipe: Recipe, task: Task, folder: RunFolder) -> None:
     """Synthetic images beside real ones, and the log as curves."""
     preprocess = task.data.preprocess
     if distilled.image_kind in ("pixels", "tiles"):
@@ -27,7 +27,7 @@ def draw(distilled: DistilledSet, recipe: Recipe, task: Task, folder: RunFolder)
             ("real", real, task.data.train.labels[index.to(task.device)]),
         ]
         outside = distilled.outside(preprocess)
-        clipped = f"{share(outside)}; clipped here" if outside and outside >= SHARE_SHOWN else ""
+        clipped = f"{share_outside(outside)}; clipped here" if outside and outside >= SHARE_SHOWN else ""
         contact_sheet(folder.images_png, rows, task.data.classes, clipped)
     if recipe.method.iterations:
         progress_plot(folder.progress_png, folder.log_csv)

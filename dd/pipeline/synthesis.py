@@ -13,7 +13,7 @@ from dd.evaluation.evaluate import Evaluator
 from dd.io import digest, write_text
 from dd.pipeline.begin import begin
 from dd.pipeline.pair import Pair
-from dd.pipeline.parts import Parts, forget
+from dd.pipeline.parts import SetParts, forget
 from dd.pipeline.plan import set_key
 from dd.pipeline.task import Run
 from dd.runs import Track, bar
@@ -81,7 +81,7 @@ def _whole(run: Run, method: Method[P], prepared: P) -> Payload:
     return Pair(end, start).payload({"cost": asdict(cost), "log": text})
 
 
-def _in_parts(run: Run, parts: Parts[P]) -> Payload:
+def _in_parts(run: Run, parts: SetParts[P]) -> Payload:
     parts.tracked()
     pair, facts = parts.collected(parts.wait())
     write_text(run.folder.log_csv, facts["log"])  # with the rows that other processes wrote
@@ -90,10 +90,10 @@ def _in_parts(run: Run, parts: Parts[P]) -> Payload:
     return Pair(end, start).payload(facts)
 
 
-def _parts(run: Run, method: Method[P], prepared: P) -> Parts[P] | None:
+def _parts(run: Run, method: Method[P], prepared: P) -> SetParts[P] | None:
     """The independent parts of the set, where the method makes it in several."""
     tasks = run.task.in_parts(method.parts(run.task))
-    return None if len(tasks) == 1 else Parts(run, method, tasks, prepared)
+    return None if len(tasks) == 1 else SetParts(run, method, tasks, prepared)
 
 
 def _variables(run: Run, method: Method[P], prepared: P) -> tuple[Synthetic, Checkpoint]:

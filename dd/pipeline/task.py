@@ -13,7 +13,7 @@ from torch import Tensor
 from dd.data import RealData, open_data
 from dd.engine.method import Task
 from dd.errors import UsageError
-from dd.networks import resolve as resolve_network
+from dd.networks import resolve_network
 from dd.recipes import Evaluation, Recipe
 from dd.runs import RunFolder, Store
 from dd.runs.cost import measured

@@ -21,7 +21,7 @@ _LARGEST = 1 << 20  # bytes of a file that people write
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(?::\d+)?")
 
 
-def dataset(name: str) -> None:
+def check_dataset(name: str) -> None:
     """Raise `UsageError` unless `name` is a data set's, or names a user's own by a path that exists."""
     from dd.data.sources import require_known
 
@@ -60,11 +60,11 @@ def protocol(name: Any) -> "Protocol":
 
 def student(spec: "NetworkSpec") -> None:
     """Raise `UsageError` for an architecture that does not exist, as far as that shows without the images' size."""
-    from dd.networks import resolve
+    from dd.networks import resolve_network
 
     # a size that no depth within range is too much for: the real one is checked when the images are there
     large = 256 if spec.depth is None else 2**16
-    resolve(dataclasses.replace(spec), large)
+    resolve_network(dataclasses.replace(spec), large)
 
 
 def device(asked: str) -> str:

@@ -86,7 +86,7 @@ def resolve_evaluation(
     bare |= {key: value for key, value in settled.values.items() if key in keys}
     if "dataset" in settled.values:
         with problems.caught():
-            checks.dataset(bare["dataset"])
+            checks.check_dataset(bare["dataset"])
     with problems.caught():
         bare["device"] = checks.device(bare["device"])
     with problems.caught():

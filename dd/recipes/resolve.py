@@ -139,7 +139,7 @@ def _bare(asked: list[Layer], problems: Problems) -> dict[str, Any]:
     with problems.caught():
         checks.size(bare)
     with problems.caught():
-        checks.dataset(bare["dataset"])
+        checks.check_dataset(bare["dataset"])
     if bare["init"] is not None:
         with problems.caught():
             checks.begins(bare["init"])

@@ -12,7 +12,7 @@ from dd.data import RealData
 from dd.engine.method import Task
 from dd.errors import RunError
 from dd.io import digest
-from dd.networks import NetworkSpec, build
+from dd.networks import NetworkSpec, build_network
 from dd.runs.store import Artefact
 from dd.training.loop import Fit, Trainer, accuracy, in_company, passes, viewed
 from dd.training.passes import PassFile
@@ -163,7 +163,9 @@ def _shown(data: RealData, settings: SqueezeSettings) -> Batches:
 def build_teacher(task: Task, network: NetworkSpec, classes: int, rng: torch.Generator) -> nn.Module:
     """A network for the run's images with fresh weights and any number of outputs, on the device."""
     data = task.data
-    return build(network, channels=data.channels, size=data.size, classes=classes, generator=rng, device=task.device)
+    return build_network(
+        network, channels=data.channels, size=data.size, classes=classes, generator=rng, device=task.device
+    )
 
 
 def holdout_accuracy(task: Task, network: nn.Module) -> float | None:

@@ -16,7 +16,7 @@ from dd.engine.method import Task
 from dd.engine.needs import Got, Need
 from dd.errors import UsageError, in_one_line
 from dd.io import digest, sha256_file, sha256_tensors
-from dd.networks import NetworkSpec, resolve
+from dd.networks import NetworkSpec, resolve_network
 from dd.networks.adapted import Adapted, pick
 from dd.networks.checkpoints import load_weights, outputs_of, read_weights
 from dd.networks.pretrained import IMAGENET, published, wnids
@@ -177,7 +177,7 @@ def _sources(task: Task, names: Sequence[str]) -> list[tuple[str, TeacherSource]
         origin = teacher_source(name, task.student)
         if isinstance(origin, Untrained | SavedWeights):
             with _named(name):
-                spec = resolve(origin.spec, task.data.size, task.data.channels)
+                spec = resolve_network(origin.spec, task.data.size, task.data.channels)
             origin = Untrained(spec) if isinstance(origin, Untrained) else SavedWeights(origin.path, spec)
         found.append((name, origin))
     return found

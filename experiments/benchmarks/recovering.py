@@ -21,7 +21,7 @@ from worker import Gate, resident
 from dd.engine.method import Task
 from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
-from dd.networks import NetworkSpec, resolve
+from dd.networks import NetworkSpec, resolve_network
 from dd.runs import Store
 from dd.training.teachers import Teacher
 from dd.views import draw_boxes
@@ -35,7 +35,7 @@ def task_of(arch: str, width: int, channels: int, side: int, ipc: int = 1) -> Ta
     return Task(
         data=noise(CLASSES, (channels, side, side), ipc),
         targets=torch.arange(CLASSES).repeat_interleave(ipc),
-        student=resolve(NetworkSpec(arch=arch, width=width, norm="batch"), side, channels),
+        student=resolve_network(NetworkSpec(arch=arch, width=width, norm="batch"), side, channels),
         seed=0,
         device=torch.device("cpu"),
         store=Store(),

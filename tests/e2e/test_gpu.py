@@ -8,7 +8,7 @@ import torch
 import dd
 from dd.engine.method import prepare
 from dd.engine.registry import get
-from dd.networks import Functional, NetworkSpec, build
+from dd.networks import Functional, NetworkSpec, build_network
 from dd.rng import generator
 from dd.training import ExpertSettings, Fit, StackedTrainer, Trainer
 from dd.training.loop import accuracy, passes
@@ -69,7 +69,7 @@ def test_experts_at_once_are_those_one_after_another(make_task, blobs, precision
     task = on(make_task(blobs(strategy=DSA)), CUDA)
 
     def make(rng):
-        return build(NetworkSpec(depth=2, width=8), channels=1, size=8, classes=4, generator=rng, device=CUDA)
+        return build_network(NetworkSpec(depth=2, width=8), channels=1, size=8, classes=4, generator=rng, device=CUDA)
 
     network, fit = Functional(make(generator(0))), Fit(steps=10, lr=0.05, momentum=0.9, strategy=DSA)
     paths, data = [(3, "expert", member) for member in range(4)], passes(task.data.train, 32)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dd.errors import UsageError
-from dd.networks import NetworkSpec, build
+from dd.networks import NetworkSpec, build_network
 from dd.networks.activation import activation_maps
 from dd.rng import generator
 
@@ -93,7 +93,7 @@ def test_a_bright_object_is_where_it_looks():
 
 @pytest.mark.parametrize("spec", [NetworkSpec(width=4, norm="batch"), NetworkSpec("resnet18", width=4, norm="batch")])
 def test_our_networks(spec):
-    net = build(spec, channels=1, size=28, classes=10, generator=generator(0)).eval().requires_grad_(False)
+    net = build_network(spec, channels=1, size=28, classes=10, generator=generator(0)).eval().requires_grad_(False)
     images = torch.randn(4, 1, 28, 28, generator=generator(2))
     found = activation_maps(net, images, torch.arange(4))
     assert found.shape == (4, 28, 28)
@@ -103,7 +103,9 @@ def test_our_networks(spec):
 
 
 def test_a_resnet_is_read_by_its_last_maps():
-    net = build(NetworkSpec("resnet18", width=4, norm="batch"), channels=1, size=32, classes=3, generator=generator(0))
+    net = build_network(
+        NetworkSpec("resnet18", width=4, norm="batch"), channels=1, size=32, classes=3, generator=generator(0)
+    )
     net.eval()
     images = torch.randn(2, 1, 32, 32, generator=generator(2))
     maps = net.features(net.activation(net.norm(net.conv(images))))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dd.errors import UsageError
-from dd.networks import NetworkSpec, build
+from dd.networks import NetworkSpec, build_network
 from dd.rng import generator
 from dd.training.committee import PRIORS, batch_statistics, ensemble, logits, published_prior, votes
 from dd.training.teachers import Teacher
@@ -119,7 +119,7 @@ def test_ensembles_that_make_no_sense():
 
 def teacher(norm="batch", dropout=False, dtype=torch.float64):
     spec = NetworkSpec(depth=2, width=6, norm=norm)
-    network = build(spec, channels=1, size=8, classes=4, generator=generator(0, "teacher")).to(dtype)
+    network = build_network(spec, channels=1, size=8, classes=4, generator=generator(0, "teacher")).to(dtype)
     for name, buffer in network.named_buffers():
         if name.endswith("var"):
             buffer.uniform_(0.5, 2, generator=generator(0, name))

@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.networks import Functional, NetworkSpec, build
+from dd.networks import Functional, NetworkSpec, build_network
 from dd.rng import generator
 
 
 def net(channels=3, size=32, classes=10, **spec):
-    return build(NetworkSpec(**spec), channels=channels, size=size, classes=classes, generator=generator(0))
+    return build_network(NetworkSpec(**spec), channels=channels, size=size, classes=classes, generator=generator(0))
 
 
 def count(module):

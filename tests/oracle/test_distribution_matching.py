@@ -15,7 +15,7 @@ from dd.engine.method import Synthetic
 from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
 from dd.errors import UsageError
-from dd.networks import NetworkSpec, build, captured, products
+from dd.networks import NetworkSpec, build_network, captured, products
 from dd.rng import generator
 from dd.views.dsa import apply, draw, siamese
 
@@ -344,7 +344,7 @@ def test_work_is_counted_as_torch_counts_it():
     from torch.utils.flop_counter import FlopCounterMode
 
     for spec, channels, size in ((NetworkSpec(width=32), 1, 28), (NetworkSpec(arch="resnet18", width=8), 3, 32)):
-        network = build(spec, channels=channels, size=size, classes=10, generator=generator(0, "counted"))
+        network = build_network(spec, channels=channels, size=size, classes=10, generator=generator(0, "counted"))
         images = torch.zeros(2, channels, size, size)
         with FlopCounterMode(display=False) as counter:
             network(images)

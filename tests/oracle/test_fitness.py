@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dd.errors import UsageError
-from dd.networks import NetworkSpec, build
+from dd.networks import NetworkSpec, build_network
 from dd.networks.adapted import Adapted
 from dd.rng import generator
 from dd.training import fitness
@@ -99,7 +99,7 @@ def test_a_checkpoint_with_its_classes_in_another_order(teacher, task, tmp_path)
 def test_an_untrained_network_is_refused_without_a_hint(teacher, task):
     spec = NetworkSpec(depth=2, width=8, norm="batch")
     for seed in range(3):
-        fresh = build(spec, channels=1, size=8, classes=CLASSES, generator=generator(seed, "fresh")).eval()
+        fresh = build_network(spec, channels=1, size=8, classes=CLASSES, generator=generator(seed, "fresh")).eval()
         # of batch norm in evaluation mode little comes out: one class for all images, or nearly so
         line = refusal(replace(teacher, network=Shuffled(fresh), declared=None), task)
         assert "none declared): not told from chance; no other order of its classes helps" in line

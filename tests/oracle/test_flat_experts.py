@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dd.networks import NetworkSpec, build
+from dd.networks import NetworkSpec, build_network
 from dd.rng import generator
 from dd.training import ExpertSettings, Fit, Trainer
 from dd.training.experts import expert_fit
@@ -29,7 +29,7 @@ def normal(*shape, seed=0):
 def convnet(rng=None):
     """Smooth, in float64, with a norm whose shifts are not all zero."""
     spec = NetworkSpec(depth=2, width=3, activation="softplus")
-    net = build(spec, channels=1, size=8, classes=3, generator=rng or generator(1)).double()
+    net = build_network(spec, channels=1, size=8, classes=3, generator=rng or generator(1)).double()
     with torch.no_grad():
         for number, parameter in enumerate(net.parameters()):
             parameter.add_(0.1 * normal(*parameter.shape, seed=number))

@@ -14,7 +14,7 @@ from dd.engine.method import Synthetic
 from dd.engine.registry import get
 from dd.engine.synthesise import synthesise
 from dd.engine.unroll import FrozenAdjoint, FullGraph, Stepwise
-from dd.networks import Functional, NetworkSpec, build
+from dd.networks import Functional, NetworkSpec, build_network
 from dd.rng import generator
 from dd.training import ExpertSettings, Trajectories
 
@@ -27,7 +27,7 @@ SMALL = {"iterations": 3, "steps": 6, "start_max": 3, "lr_img": 5.0, "lr_lr": 1e
 
 def network_for(classes=4, size=8, width=4):
     return Functional(
-        build(NetworkSpec(depth=1, width=width), channels=1, size=size, classes=classes, generator=generator(0))
+        build_network(NetworkSpec(depth=1, width=width), channels=1, size=size, classes=classes, generator=generator(0))
     )
 
 

@@ -9,7 +9,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
 from dd.io import previous
-from dd.networks import NetworkSpec, build
+from dd.networks import NetworkSpec, build_network
 from dd.rng import generator
 from dd.training import Fit, StackedTrainer, Trainer
 from dd.training.passes import PassFile
@@ -20,7 +20,7 @@ DSA = "color_crop_cutout_flip_scale_rotate"
 
 def builder(norm="batch"):
     spec = NetworkSpec(depth=2, width=4, norm=norm)
-    return lambda rng: build(spec, channels=2, size=8, classes=3, generator=rng)
+    return lambda rng: build_network(spec, channels=2, size=8, classes=3, generator=rng)
 
 
 def batches(rng, _=0):

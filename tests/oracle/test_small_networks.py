@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dd.engine.unroll import FullGraph, Stepwise
-from dd.networks import Functional, NetworkSpec, build
+from dd.networks import Functional, NetworkSpec, build_network
 from dd.rng import generator
 
 SMALL = [
@@ -20,7 +20,9 @@ SMALL = [
 
 
 def net(arch, channels=3, size=32, classes=10, **spec):
-    return build(NetworkSpec(arch, **spec), channels=channels, size=size, classes=classes, generator=generator(0))
+    return build_network(
+        NetworkSpec(arch, **spec), channels=channels, size=size, classes=classes, generator=generator(0)
+    )
 
 
 def named(spec):
@@ -60,7 +62,7 @@ def test_parameter_counts(arch, channels, size, spec, parameters):
 @pytest.mark.parametrize("spec", SMALL, ids=named)
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (1, 32), (3, 64)])
 def test_logits_come_out_at_every_size_and_features_are_flat(spec, channels, size):
-    module = build(spec, channels=channels, size=size, classes=7, generator=generator(0))
+    module = build_network(spec, channels=channels, size=size, classes=7, generator=generator(0))
     assert module(torch.zeros(2, channels, size, size)).shape == (2, 7)
 
 
@@ -149,7 +151,7 @@ def test_the_vit_sees_patches_of_four_pixels_and_their_places():
 
 @pytest.mark.parametrize("spec", SMALL, ids=named)
 def test_second_derivatives_against_finite_differences(spec):
-    network = Functional(build(spec, channels=1, size=32, classes=3, generator=generator(0)).double())
+    network = Functional(build_network(spec, channels=1, size=32, classes=3, generator=generator(0)).double())
     theta = network.flatten(network.module).requires_grad_()
     x = torch.randn(3, 1, 32, 32, generator=generator(4), dtype=torch.float64).requires_grad_()
     direction = torch.randn(theta.shape, generator=generator(5), dtype=torch.float64)
@@ -169,7 +171,7 @@ def test_second_derivatives_against_finite_differences(spec):
 
 @pytest.mark.parametrize("spec", SMALL, ids=named)
 def test_a_student_that_is_matched_has_the_same_gradient_both_ways(spec):
-    network = Functional(build(spec, channels=1, size=32, classes=3, generator=generator(0)).double())
+    network = Functional(build_network(spec, channels=1, size=32, classes=3, generator=generator(0)).double())
     start = network.flatten(network.module)
     found = []
     for backprop in (FullGraph(), Stepwise(), Stepwise()):

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from dd.networks import Functional, NetworkSpec, build
+from dd.networks import Functional, NetworkSpec, build_network
 from dd.rng import generator
 from dd.training import ExpertSettings, Fit, StackedTrainer, Trainer, trajectories
 
@@ -20,7 +20,7 @@ KINDS = {
 
 
 def make(rng, dtype):
-    return build(NetworkSpec(depth=2, width=4), channels=1, size=8, classes=4, generator=rng).to(dtype)
+    return build_network(NetworkSpec(depth=2, width=4), channels=1, size=8, classes=4, generator=rng).to(dtype)
 
 
 def batches(split, dtype, rng, _):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dd.errors import UsageError
-from dd.networks import NetworkSpec, build
+from dd.networks import NetworkSpec, build_network
 from dd.networks.statistics import batch_norms, channel_statistics, statistics_loss
 from dd.rng import generator
 
@@ -19,7 +19,9 @@ def maps(*shape, seed=0):
 def network(seed=0):
     """Two BatchNorm layers, in float64, with buffers of no particular value, in evaluation mode."""
     rng = generator(seed, "network")
-    net = build(NetworkSpec(depth=2, width=3, norm="batch"), channels=1, size=8, classes=4, generator=rng).double()
+    net = build_network(
+        NetworkSpec(depth=2, width=3, norm="batch"), channels=1, size=8, classes=4, generator=rng
+    ).double()
     for layer in batch_norms(net):
         layer.running_mean.copy_(torch.randn(3, generator=rng))
         layer.running_var.copy_(torch.rand(3, generator=rng) + 0.5)
@@ -207,7 +209,7 @@ def test_float32_under_autocast():
 @pytest.mark.parametrize("arch", ["torchvision:resnet18", "timm:mobilenetv3_small_050", "resnet18"])
 def test_networks_of_the_zoo(arch):
     spec = NetworkSpec(arch=arch) if ":" in arch else NetworkSpec(arch=arch, width=4, norm="batch")
-    net = build(spec, channels=3, size=32, classes=3, generator=generator(0)).eval()
+    net = build_network(spec, channels=3, size=32, classes=3, generator=generator(0)).eval()
     images = torch.randn(2, 3, 32, 32, generator=generator(1)).requires_grad_()
     read(net, images).backward()
     assert images.grad.isfinite().all()
@@ -215,7 +217,7 @@ def test_networks_of_the_zoo(arch):
 
 
 def test_a_network_without_batch_norm_is_refused_with_the_way_out():
-    net = build(NetworkSpec(depth=1, width=4), channels=1, size=8, classes=2, generator=generator(0))
+    net = build_network(NetworkSpec(depth=1, width=4), channels=1, size=8, classes=2, generator=generator(0))
     with pytest.raises(UsageError, match="norm=batch"), statistics_loss(net):
         pass
 

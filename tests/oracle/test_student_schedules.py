@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from dd.evaluation import PROTOCOLS
-from dd.networks import NetworkSpec, build
+from dd.networks import NetworkSpec, build_network
 from dd.rng import generator
 from dd.training import Fit, Trainer
 from dd.training.criteria import CrossEntropy
@@ -18,7 +18,7 @@ SHAPE, CLASSES, PATH = (2, 8, 8), 4, (3, "somebody", 1)
 
 def builder(dtype=torch.float64, norm="instance"):
     spec = NetworkSpec(depth=2, width=4, norm=norm)
-    return lambda rng: build(spec, channels=2, size=8, classes=CLASSES, generator=rng).to(dtype)
+    return lambda rng: build_network(spec, channels=2, size=8, classes=CLASSES, generator=rng).to(dtype)
 
 
 def data(dtype=torch.float64, n=22):

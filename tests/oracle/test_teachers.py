@@ -16,7 +16,7 @@ from torchvision.transforms import functional as tv
 from dd.data import DataSettings, open_data
 from dd.errors import RunError, UsageError
 from dd.io import digest, sha256_file, sha256_tensors
-from dd.networks import NetworkSpec, build
+from dd.networks import NetworkSpec, build_network
 from dd.rng import generator
 from dd.runs import Store
 from dd.training import loop
@@ -42,7 +42,9 @@ def equal(ours, theirs):
 
 def by_hand(task, settings, spec=SPEC):
     """The loop that everybody writes, on the same draws: SGD, lr on half a cosine."""
-    network = build(spec, channels=1, size=8, classes=4, generator=generator(settings.seed, "teacher", "weights"))
+    network = build_network(
+        spec, channels=1, size=8, classes=4, generator=generator(settings.seed, "teacher", "weights")
+    )
     optimiser = torch.optim.SGD(
         network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
@@ -77,7 +79,9 @@ def test_a_teacher_by_hand(task):
 
 def loops(task, settings, batches_of, kind=torch.optim.SGD):
     """The same loop over batches that are already augmented."""
-    network = build(SPEC, channels=1, size=8, classes=4, generator=generator(settings.seed, "teacher", "weights"))
+    network = build_network(
+        SPEC, channels=1, size=8, classes=4, generator=generator(settings.seed, "teacher", "weights")
+    )
     momentum = {"momentum": settings.momentum} if kind is torch.optim.SGD else {}
     optimiser = kind(network.parameters(), settings.lr, weight_decay=settings.weight_decay, **momentum)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs * 6)
@@ -203,7 +207,9 @@ def test_an_architecture_of_another_library_is_trained_here(task):
 
 
 def test_what_a_plan_needs_is_what_is_made(task, tmp_path):
-    torch.save(build(SPEC, channels=1, size=8, classes=4, generator=generator(0, "x")).state_dict(), tmp_path / "a.pt")
+    torch.save(
+        build_network(SPEC, channels=1, size=8, classes=4, generator=generator(0, "x")).state_dict(), tmp_path / "a.pt"
+    )
     names = ["student", f"{tmp_path}/a.pt@{NAME}", "timm:resnet18.a1_in1k", NAME]
     needs = Teachers(task, names, SETTINGS).artefacts()
     assert [kind for kind, _, _ in needs] == ["teachers", "teachers"]
@@ -333,7 +339,7 @@ def test_a_file_s_own_normalisation(task, trained, tmp_path):
 
 
 def test_a_file_of_more_classes_gives_those_of_the_data(task, tmp_path):
-    wide = build(SPEC, channels=1, size=8, classes=6, generator=generator(0, "wide")).eval()
+    wide = build_network(SPEC, channels=1, size=8, classes=6, generator=generator(0, "wide")).eval()
     names = ["class 3", "other", "class 1", "class 0", "more", "class 2"]
     torch.save({"state_dict": wide.state_dict(), "classes": names}, tmp_path / "a.pt")
     torch.save({"state_dict": wide.state_dict()}, tmp_path / "nameless.pt")
@@ -376,7 +382,7 @@ def test_a_published_network_takes_model_space_and_gives_the_classes_of_the_data
 
 
 def test_a_file_of_a_thousand_outputs_is_read_as_imagenet_s(wnid_task, task, tmp_path):
-    wide = build(SPEC, channels=1, size=8, classes=1000, generator=generator(0, "wide")).eval()
+    wide = build_network(SPEC, channels=1, size=8, classes=1000, generator=generator(0, "wide")).eval()
     torch.save(wide.state_dict(), tmp_path / "a.pt")
     (teacher,) = teachers(wnid_task, [f"{tmp_path}/a.pt@{NAME}"], SETTINGS)
     images = task.data.test.images(torch.arange(9))

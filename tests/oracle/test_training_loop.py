@@ -11,7 +11,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from dd.evaluation import PROTOCOLS, Protocol
-from dd.networks import NetworkSpec, build
+from dd.networks import NetworkSpec, build_network
 from dd.rng import derive, generator
 from dd.training import Fit, Trainer, compiled
 from dd.training.compiled import BatchLoss, worth_compiling
@@ -25,7 +25,7 @@ N, SHAPE, CLASSES = 23, (2, 8, 8), 4
 
 def builder(dtype=torch.float32, **spec):
     spec = NetworkSpec(**{"depth": 2, "width": 4} | spec)
-    return lambda rng: build(spec, channels=2, size=8, classes=CLASSES, generator=rng).to(dtype)
+    return lambda rng: build_network(spec, channels=2, size=8, classes=CLASSES, generator=rng).to(dtype)
 
 
 class Data:

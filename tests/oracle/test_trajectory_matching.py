@@ -17,7 +17,7 @@ from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
 from dd.engine.unroll import FullGraph, Stepwise
 from dd.errors import Interrupted
-from dd.networks import Functional, NetworkSpec, build
+from dd.networks import Functional, NetworkSpec, build_network
 from dd.rng import generator
 from dd.runs.stop import Stop
 from dd.training import ExpertSettings, Trajectories
@@ -32,7 +32,7 @@ EXPERTS = ExpertSettings(count=3, epochs=5)
 
 def network_for(classes=4, size=8, **spec):
     spec = NetworkSpec(**{"depth": 1, "width": 4} | spec)
-    return Functional(build(spec, channels=1, size=size, classes=classes, generator=generator(0)))
+    return Functional(build_network(spec, channels=1, size=size, classes=classes, generator=generator(0)))
 
 
 def pool_of(network, experts=3, epochs=5, scale=0.02, seed=0):

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from dd.engine.unroll import FullGraph, Stepwise
-from dd.networks import Functional, NetworkSpec, build
+from dd.networks import Functional, NetworkSpec, build_network
 from dd.rng import generator
 
 distance = importlib.import_module("dd.methods.trajectory._matching").trajectory_distance
@@ -213,7 +213,7 @@ def test_stepwise_with_momentum_and_intermediate_targets(momentum, at):
 @pytest.mark.parametrize("steps", [1, 5, 20, 50])
 def test_stepwise_is_the_full_graph_in_single_precision_on_a_convnet(steps):
     spec = NetworkSpec(width=8, depth=2)
-    network = Functional(build(spec, channels=3, size=8, classes=4, generator=generator(1)))
+    network = Functional(build_network(spec, channels=3, size=8, classes=4, generator=generator(1)))
     rng = generator(2)
     images = torch.randn(4, 3, 8, 8, generator=rng)
     hard = torch.arange(4)
@@ -391,7 +391,7 @@ def test_iterates_that_do_not_exist_are_refused(backprop, at):
 def test_a_step_in_two_halves_is_the_whole_batch_without_batch_statistics():
     def gap(norm):
         spec = NetworkSpec(depth=2, width=4, norm=norm)
-        net = build(spec, channels=1, size=8, classes=3, generator=generator(0)).double()
+        net = build_network(spec, channels=1, size=8, classes=3, generator=generator(0)).double()
         x = torch.randn(8, 1, 8, 8, generator=generator(1), dtype=torch.float64)
         y = torch.arange(8) % 3
 
@@ -453,7 +453,7 @@ class Saved:
 
 def published_net():
     """ConvNet-3 of width 128 on 3×32×32, ten classes."""
-    return Functional(build(NetworkSpec(), channels=3, size=32, classes=10, generator=generator(0)))
+    return Functional(build_network(NetworkSpec(), channels=3, size=32, classes=10, generator=generator(0)))
 
 
 def unrolled(network, backprop, steps, batch, momentum=0.0):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dd.cli.handoff import is_foreign, next_dd
+from dd.cli.handoff import is_block_copy, next_dd
 
 SCRIPT = (
     f"#!{sys.executable}\nimport sys\nfrom dd.__main__ import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
@@ -58,7 +58,7 @@ def call(program: Path, *args: str, path: list[Path | str], stdin: bytes = b"") 
     ids=lambda value: " ".join(value) if isinstance(value, list) else type(value).__name__,
 )
 def test_whose_call_it_is(argv, stdin, foreign):
-    assert is_foreign(argv, stdin) is foreign
+    assert is_block_copy(argv, stdin) is foreign
 
 
 def test_the_next_dd_is_neither_ours_nor_another_of_ours(tmp_path):

@@ -13,7 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 from dd.cli.main import run_command_line
 from dd.data import DataSettings, open_data, streamed
 from dd.data.check import check_data
-from dd.data.sources import locate
+from dd.data.sources import locate_data
 from dd.data.sources.content import EncodedSet, EncodedSplit, ImageFiles, Listing
 from dd.data.sources.decoding import decode_listing, headers
 from dd.data.sources.pixels import Header, Target, pixels_of
@@ -199,7 +199,7 @@ def test_turned_images_are_counted_and_alike_streamed_and_whole(tmp_path):
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_streamed_images_that_were_always_upright_keep_their_identity(tmp_path, orientation):
-    located = locate(photographs(tmp_path / "set", orientation))
+    located = locate_data(photographs(tmp_path / "set", orientation))
     content = located.read()
     assert isinstance(content, EncodedSet)
     opened, _ = streamed.open_streamed(located, content, DataSettings(stream=True), torch.device("cpu"))

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from dd.data.preprocess import standard
 from dd.errors import UsageError
-from dd.networks import NetworkSpec, build
+from dd.networks import NetworkSpec, build_network
 from dd.networks.adapted import Adapted, pick
 from dd.networks.checkpoints import load_weights, outputs_of, read_weights
 from dd.rng import generator
@@ -20,7 +20,7 @@ FACTS = {"classes": ["cat", "dog"], "accuracy": 87.5, "mean": [0.5], "std": [0.2
 
 def network(width=4, classes=2, seed=0, **spec):
     spec = NetworkSpec(depth=2, width=width, norm="batch", **spec)
-    return build(spec, channels=1, size=8, classes=classes, generator=generator(seed, "n"))
+    return build_network(spec, channels=1, size=8, classes=classes, generator=generator(seed, "n"))
 
 
 def written(path, state, facts):
@@ -77,7 +77,7 @@ def test_counters_of_batch_norm_may_be_missing():
 )
 def test_another_architecture_names_the_first_layer(other, words):
     spec = NetworkSpec(**{"depth": 2, "width": 4, "norm": "batch"} | {k: v for k, v in other.items() if k != "classes"})
-    theirs = build(spec, channels=1, size=8, classes=other.get("classes", 2), generator=generator(0, "n"))
+    theirs = build_network(spec, channels=1, size=8, classes=other.get("classes", 2), generator=generator(0, "n"))
     ours = network()
     before = {name: value.clone() for name, value in ours.state_dict().items()}
     with pytest.raises(UsageError) as caught:
@@ -156,7 +156,7 @@ def test_without_a_normalisation_images_pass_as_they_are():
 
 def test_grey_images_for_a_network_of_three_channels_and_one_size():
     spec = NetworkSpec(depth=2, width=4, norm="batch")
-    inner = build(spec, channels=3, size=16, classes=2, generator=generator(0, "n")).eval()
+    inner = build_network(spec, channels=3, size=16, classes=2, generator=generator(0, "n")).eval()
     space, pixels = standard(torch.empty(0), ((0.3,), (0.2,))), torch.rand(3, 1, 8, 8, generator=generator(0, "p"))
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     large = F.interpolate(pixels, scale_factor=2, mode="bilinear")

@@ -3,13 +3,13 @@ import torch
 from torch import nn
 
 from dd.errors import UsageError
-from dd.networks import Functional, NetworkSpec, build, captured, embed
+from dd.networks import Functional, NetworkSpec, build_network, captured, embed
 from dd.rng import generator
 
 
 @pytest.fixture
 def net():
-    return build(NetworkSpec(width=3, depth=2), channels=1, size=8, classes=3, generator=generator(0))
+    return build_network(NetworkSpec(width=3, depth=2), channels=1, size=8, classes=3, generator=generator(0))
 
 
 def no_hooks(net):

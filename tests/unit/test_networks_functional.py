@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from dd.errors import UsageError
-from dd.networks import Functional, NetworkSpec, build
+from dd.networks import Functional, NetworkSpec, build_network
 from dd.rng import generator
 
 
 def make(seed=0, **spec):
     spec = {"width": 3, "depth": 2, "activation": "softplus"} | spec
-    return build(NetworkSpec(**spec), channels=1, size=8, classes=3, generator=generator(seed))
+    return build_network(NetworkSpec(**spec), channels=1, size=8, classes=3, generator=generator(seed))
 
 
 def images(n=4, dtype=torch.float32):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dd.errors import UsageError
-from dd.networks import NetworkSpec, build, embed, resolve
+from dd.networks import NetworkSpec, build_network, embed, resolve_network
 from dd.networks.spec import ARCHITECTURES as OURS
 from dd.rng import generator
 
@@ -16,27 +16,27 @@ def weights(net):
 
 
 def make(spec, seed=0, channels=1, size=16, classes=4):
-    return build(spec, channels=channels, size=size, classes=classes, generator=generator(seed))
+    return build_network(spec, channels=channels, size=size, classes=classes, generator=generator(seed))
 
 
 @pytest.mark.parametrize(
     ("size", "depth"), [(28, 3), (32, 3), (33, 4), (64, 4), (96, 5), (128, 5), (256, 6), (8, 3), (6, 2), (2, 1)]
 )
 def test_depth_follows_from_the_size(size, depth):
-    assert resolve(NetworkSpec(), size).depth == depth
+    assert resolve_network(NetworkSpec(), size).depth == depth
 
 
 @pytest.mark.parametrize("arch", ["ConvNet", "ConvNetD3", "convnet3", "CONVNETd3"])
 def test_aliases_are_the_convnet(arch):
-    spec = resolve(NetworkSpec(arch=arch), 32)
+    spec = resolve_network(NetworkSpec(arch=arch), 32)
     assert (spec.arch, spec.depth, spec.width) == ("convnet", 3, 128)
 
 
 def test_resolving_twice_changes_nothing():
     for spec in (NetworkSpec(), NetworkSpec("ConvNetD4"), NetworkSpec("ResNet18"), NetworkSpec("timm:resnet18")):
-        once = resolve(spec, 32)
-        assert resolve(once, 32) == once
-    assert resolve(NetworkSpec("ResNet18"), 32) == NetworkSpec("resnet18", width=64)
+        once = resolve_network(spec, 32)
+        assert resolve_network(once, 32) == once
+    assert resolve_network(NetworkSpec("ResNet18"), 32) == NetworkSpec("resnet18", width=64)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_mistakes_are_named(spec, says):
 
 def test_no_usual_depth_beyond_256_pixels():
     with pytest.raises(UsageError, match=r"300.*student\.depth"):
-        resolve(NetworkSpec(), 300)
-    assert resolve(NetworkSpec(depth=7), 300).depth == 7
+        resolve_network(NetworkSpec(), 300)
+    assert resolve_network(NetworkSpec(depth=7), 300).depth == 7
 
 
 def test_a_spec_is_frozen():
@@ -107,15 +107,15 @@ ARCHITECTURES = [
 )
 def test_an_image_that_is_too_small_is_refused(arch, size, says):
     with pytest.raises(UsageError, match=says):
-        resolve(NetworkSpec(arch), size)
+        resolve_network(NetworkSpec(arch), size)
     with pytest.raises(UsageError, match=says):
         make(NetworkSpec(arch), channels=3, size=size)
 
 
 @pytest.mark.parametrize("arch", OURS)
 def test_every_architecture_of_ours_has_its_sizes_and_takes_grey_images_of_28_pixels(arch):
-    spec = resolve(NetworkSpec(arch), 28, 1)
-    assert resolve(spec, 28, 1) == spec
+    spec = resolve_network(NetworkSpec(arch), 28, 1)
+    assert resolve_network(spec, 28, 1) == spec
     published = {"convnet": (3, 128), "resnet18": (None, 64), "alexnet": (None, 128), "vgg11": (None, 64)}
     assert (spec.depth, spec.width) == (published | {"lenet": (None, None), "mlp": (None, 128), "vit": (6, 512)})[arch]
 
@@ -136,7 +136,7 @@ def test_the_generator_decides_the_weights_and_the_global_one_is_left_as_found(s
 
 def test_one_generator_gives_network_after_network():
     g = generator(0)
-    first, second = (build(NetworkSpec(width=4), channels=1, size=16, classes=4, generator=g) for _ in range(2))
+    first, second = (build_network(NetworkSpec(width=4), channels=1, size=16, classes=4, generator=g) for _ in range(2))
     assert not torch.equal(weights(first), weights(second))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import dd
 from dd.cli.main import run_command_line
-from dd.networks import NetworkSpec, resolve
+from dd.networks import NetworkSpec, resolve_network
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def test_a_set_is_scored_with_another_network_as_the_readme_does(tmp_path, capsy
     tiny = {"device": "cpu", "compile": False, "eval": {"protocol": "smoke", "students": 1, "steps": 1, "full": False}}
     made = {"dataset": f"folder:{tmp_path / 'pictures'}", "student": {"depth": 1, "width": 4}}
     outcome = dd.run("random", ipc=1, **made, **tiny)
-    narrow = resolve(NetworkSpec("resnet18", width=16), 8, 1)
+    narrow = resolve_network(NetworkSpec("resnet18", width=16), 8, 1)
 
     (line,) = re.findall(r"^    dd (eval .*student\.arch.*)$", README, re.MULTILINE)
     (place,) = re.findall(r"runs/\S+", line)

@@ -14,7 +14,7 @@ from dd.data import RealData, kind_of
 from dd.data.preprocess import standard
 from dd.engine.method import Task
 from dd.engine.registry import list_methods
-from dd.networks import resolve as resolve_network
+from dd.networks import resolve_network
 from dd.pipeline.plan import planned_labels
 from dd.recipes import Listed, listed, resolve
 from dd.runs import Store
@@ -64,10 +64,10 @@ def made_up(dataset: str, side: int, per_class: int, augment: str) -> RealData:
 
 @cache
 def network(student: Any, channels: int, side: int, classes: int) -> torch.nn.Module:
-    from dd.networks import build
+    from dd.networks import build_network
     from dd.rng import generator
 
-    return build(student, channels=channels, size=side, classes=classes, generator=generator(0), device=CPU)
+    return build_network(student, channels=channels, size=side, classes=classes, generator=generator(0), device=CPU)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ folder:PATH  parquet:PATH  npz:PATH
 """
 
 from dd.data.sources.listing import Kind, SourceInfo, kind_of, list_sources
-from dd.data.sources.locate import Located, is_local, locate, require_known
+from dd.data.sources.locate import Located, is_local, locate_data, require_known
 from dd.data.sources.raw import Facts, Raw, load_raw
 
 __all__ = [
@@ -23,6 +23,6 @@ __all__ = [
     "kind_of",
     "list_sources",
     "load_raw",
-    "locate",
+    "locate_data",
     "require_known",
 ]

@@ -54,7 +54,7 @@ class Located:
         return self.entry.channels if self.entry else None
 
 
-def locate(name: str, *, download: bool = True) -> Located:
+def locate_data(name: str, *, download: bool = True) -> Located:
     """Find a data set, downloading it if need be; arguments and errors as for `load_raw`."""
     if own := require_known(name):
         kind, path = own

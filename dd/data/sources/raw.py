@@ -10,7 +10,7 @@ from dd.data.settings import Depth16, Resize
 from dd.data.sources.content import Arrays, EncodedSet
 from dd.data.sources.decoding import decode_listing, decode_split, headers, resized
 from dd.data.sources.entry import ALL_AUGMENTATIONS, NOT_STATED, Constants
-from dd.data.sources.locate import Located, locate
+from dd.data.sources.locate import Located, locate_data
 from dd.data.sources.pixels import Target
 from dd.data.sources.survey import large_words, refuse
 from dd.data.sources.walk import some
@@ -72,7 +72,7 @@ def load_raw(name: str, *, download: bool = True) -> Raw:
     Raises:
         UsageError: the name is unknown; it is nowhere and cannot be downloaded; images are broken.
     """
-    located = locate(name, download=download)
+    located = locate_data(name, download=download)
     return whole(located, located.read())
 
 
