@@ -22,6 +22,7 @@ _HINTS = {
     "distill": ("run",),
     "train": ("run",),
 }
+_LONGEST = 1500  # characters of a line about what is wrong, which may quote what it was given
 # what is wrong with a path that somebody gave, rather than with dd
 _OF_A_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EROFS)
 
@@ -96,7 +97,7 @@ def _end(message: str, code: int, as_json: bool) -> int:
     if as_json:
         sys.stderr.write(json.dumps({"error": message, "problems": message.splitlines(), "exit_code": code}) + "\n")
         return code
-    lines = printable(message).splitlines() or [""]
+    lines = [_shortened(line, _LONGEST) for line in printable(message).splitlines()] or [""]
     if len(lines) == 1:
         sys.stderr.write(f"dd: {lines[0]}\n")
     else:
@@ -123,5 +124,5 @@ def _unexpected(error: Exception, as_json: bool) -> int:
     return _end(f"{type(error).__name__}: {' '.join(str(error).split())}; {report}", 1, as_json)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 100 else f"{text[:60]}...{text[-37:]}"
+def _shortened(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else f"{text[: most * 3 // 5]}...{text[3 - most * 2 // 5 :]}"

@@ -206,6 +206,21 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def few(tmp_path_factory):
+    """The setting for a data set of three classes of few pictures of 8 x 8."""
+    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("few")
+    for label in range(3):
+        prototype = rng.uniform(0, 255, (8, 8))
+        for part, count in (("train", 20), ("test", 8)):
+            folder = root / part / f"class-{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = prototype + rng.normal(0, 40, (8, 8))
+                Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(folder / f"{number}.png")
+    return f"dataset=folder:{root}"
+
+
+@pytest.fixture(scope="session")
 def long(pictures):
     """Settings of a run that can be stopped in every stage."""
     return (*LONG, pictures)

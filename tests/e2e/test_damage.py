@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from dd.engine.checkpoint import Checkpoint
 from dd.labels import LabelStore
@@ -87,21 +85,6 @@ def lost_at(owner: type, name: str, calls: int):
             raise KeyboardInterrupt
 
     return patch.object(owner, name, mortal)
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory):
-    """Three classes of few pictures of 8 x 8."""
-    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("few")
-    for label in range(3):
-        prototype = rng.uniform(0, 255, (8, 8))
-        for part, count in (("train", 20), ("test", 8)):
-            folder = root / part / f"class-{label}"
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = prototype + rng.normal(0, 40, (8, 8))
-                Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(folder / f"{number}.png")
-    return f"dataset=folder:{root}"
 
 
 @pytest.fixture(scope="module")
