@@ -73,7 +73,7 @@ def _is_value(word: str) -> bool:
 def _json_object(word: str, problems: list[str]) -> Iterator[tuple[str, Any]]:
     try:
         value = json.loads(word)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         problems.append(f"{word!r}: not a JSON object ({error})")
         return
     yield from value.items()

@@ -103,7 +103,7 @@ def _recipe_file(file: str, method: Any) -> dict[str, Any]:
     text = checks.small_text("recipe", path / "recipe.toml" if path.is_dir() else path)
     try:
         table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML; a number of thousands of digits; nested too deep
         raise UsageError(f"recipe={file}: not a recipe: {in_one_line(error)}") from error
     table.pop(SETTLED, None)
     named = table.get("method")
