@@ -42,17 +42,17 @@ class DataSettings:
 
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of every class of the training images that is set aside for probes; 0 reproduces the papers."""
-    holdout_seed: Annotated[int, Field(ge=0)] = 0
+    holdout_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the split into training and held-out images, its only source of chance."""
     preprocess: Literal["standard", "zca", "none"] = "standard"
     """How pixels become values: "standard" (mean and deviation per channel), "zca", or "none", pixels from 0 to 1 as
     they are.
     """
-    zca_eps: Annotated[float, Field(gt=0)] = 0.1
+    zca_eps: Annotated[float, Field(gt=0, le=1000)] = 0.1
     """Added to the eigenvalues of the covariance; 0.1 in the published work."""
     augment: Annotated[str | None, AfterValidator(known_strategy)] = None
     """DSA strategy; None takes the data set's own, "none" switches it off."""
-    size: Annotated[int | None, Field(ge=1)] = None
+    size: Annotated[int | None, Field(ge=1, le=2**14)] = None
     """Height and width in pixels to which images are brought; None for their own, where most are of one size that
     networks take.
     """
@@ -75,5 +75,5 @@ class DataSettings:
     """Whether images are decoded each time they are used instead of once; "auto" where their pixels would take more
     than a quarter of the device's memory (in all, in use or not).
     """
-    workers: Annotated[int | None, Field(ge=1), Outside("run", "no result depends on it")] = None
+    workers: Annotated[int | None, Field(ge=1, le=1024), Outside("run", "no result depends on it")] = None
     """Threads that decode streamed images; None: one per core, at most 16."""

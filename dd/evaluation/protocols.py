@@ -24,19 +24,19 @@ class Protocol:
 
     protocol: Annotated[str, Outside("number", "the settings that it names count")] = "quick"
     """The name it started from."""
-    students: Annotated[int, Field(ge=1), _TOLD] = 5
+    students: Annotated[int, Field(ge=1, le=10**6), _TOLD] = 5
     """Fresh networks per number; also the number of control draws."""
-    steps: Annotated[int, Field(ge=1)] | None = 300
+    steps: Annotated[int, Field(ge=1, le=10**9)] | None = 300
     """Steps of a student; None where `epochs` counts."""
-    epochs: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """Passes over the set; None where `steps` counts."""
-    batch: Annotated[int, Field(ge=1)] = 256
+    batch: Annotated[int, Field(ge=1, le=10**6)] = 256
     """Images per step; a smaller set is used whole at every step."""
-    lr: Annotated[float, Field(gt=0)] = 0.01
+    lr: Annotated[float, Field(gt=0, le=1000)] = 0.01
     """Learning rate where the set has not learned one."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD."""
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 5e-4
     """L2 penalty of SGD, or AdamW's own."""
     decay_at: _Share | tuple[_Share, ...] = 0.5
     """Fraction of the training, or several, after which lr is multiplied by `decay`, and the momentum dropped unless
@@ -50,7 +50,7 @@ class Protocol:
     """Augment by DSA, one operation per batch, with the strategy of the data set."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
     """The optimiser of a student."""
-    cosine: Annotated[float, Field(ge=1)] | None = None
+    cosine: Annotated[float, Field(ge=1, le=1000)] | None = None
     """Let lr fall as a half cosine over `cosine` times the training: 1 ends at zero, 2 at half of `lr`; None for no
     cosine.
     """
@@ -62,29 +62,29 @@ class Protocol:
     """Count epochs 0 to E inclusive, and let lr fall after index E // 2 + 1, as the evaluation code of the matching
     family does.
     """
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Annotated[int, Field(ge=0, le=10**6)] = 0
     """Epochs in which lr rises linearly from a hundredth."""
     views: ViewPolicy = field(default_factory=ViewPolicy)
     """How images are cropped, mirrored, mixed."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Temperature of student and teacher, where labels are a teacher's."""
     temperature_squared: bool = False
     """Multiply the loss by the squared temperature, which matters to SGD alone."""
-    micro: Annotated[int, Field(ge=1)] | None = None
+    micro: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """Images that go through the student together, adding up to a step; None for all."""
     test_resize: Resize | None = None
     """How test images are brought to size, see `DataSettings.resize`; None for the way of all others."""
-    pilots: Annotated[int, Field(ge=1), _TOLD] = 2
+    pilots: Annotated[int, Field(ge=1, le=10**6), _TOLD] = 2
     """Students per candidate lr with which the lr of control and start is chosen on the held-out images."""
     full: Annotated[bool | None, _TOLD] = None
     """Train on all real images too; None: where `full_budget` allows it."""
-    full_students: Annotated[int, Field(ge=1), _TOLD] = 2
+    full_students: Annotated[int, Field(ge=1, le=10**6), _TOLD] = 2
     """Networks of the reference on all real images."""
-    full_budget: Annotated[int, Field(ge=0), _TOLD] = 80_000
+    full_budget: Annotated[int, Field(ge=0, le=10**15), _TOLD] = 80_000
     """Image passes that the reference may cost; the default is about a minute for fashion-mini on 2 cores."""
-    probes: Annotated[int, Field(ge=0), _TOLD] = 4
+    probes: Annotated[int, Field(ge=0, le=10**6), _TOLD] = 4
     """How often the synthesis is scored on held-out images on its way; 0 for never."""
-    probe_steps: Annotated[int, Field(ge=1), _TOLD] = 100
+    probe_steps: Annotated[int, Field(ge=1, le=10**9), _TOLD] = 100
     """Steps of a probe's student."""
 
     def __post_init__(self) -> None:

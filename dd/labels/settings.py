@@ -24,13 +24,13 @@ class LabelSettings:
     """
     form: Literal["logits", "topk", "distances", "hard"] = "logits"
     """What is kept of a label: all "logits", the "topk" probabilities, two "distances" (NRR-DD), or "hard"."""
-    top: Annotated[int, Field(ge=1)] = 5
+    top: Annotated[int, Field(ge=1, le=10**6)] = 5
     """How many probabilities "topk" keeps."""
     ensemble: Ensemble = "logit_mean"
     """How several teachers give one label: "logit_mean" of their logits (G-VBSM, EDC), "logit_weighted" by their votes
     (CV-DD), or "prob_mean" of their probabilities (MEAL V2).
     """
-    tau: Annotated[float, Field(gt=0), Outside("label", "the weights that follow from it count")] = 10.0
+    tau: Annotated[float, Field(gt=0, le=1000), Outside("label", "the weights that follow from it count")] = 10.0
     """Temperature of the votes of "logit_weighted"; CV-DD labels with 10."""
     teacher_mode: TeacherMode = "eval"
     """Mode of the teachers: "eval"; "batch", batch norm by the statistics of each micro-batch (BSSL, CV-DD); or

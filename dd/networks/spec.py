@@ -39,7 +39,7 @@ class NetworkSpec:
     """Blocks of the ConvNet; None: 3 for images up to 32 pixels, 4 up to 64, 5 up to 128, 6 up to 256.  Of the ViT;
     None: the published 6.
     """
-    width: Annotated[int, Field(ge=1)] | None = None
+    width: Annotated[int, Field(ge=1, le=2**16)] | None = None
     """Channels of the first block, of the MLP's hidden layers or of the ViT's tokens; None: as published, 128 (ConvNet,
     AlexNet, MLP), 64 (ResNet-18, VGG-11), 512 (ViT).  LeNet has none.
     """

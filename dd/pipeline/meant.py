@@ -37,7 +37,7 @@ class _Provenance:
     method: str = ""
     name: str = ""
     recipe: str = ""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: Literal["auto"] | bool = "auto"
     iterations: Annotated[int, Field(ge=0)] = 0

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _wanted: ContextVar[list[str] | None] = ContextVar("wanted", default=None)
-_CHEAP = ("surveys",)  # made in a plan, too: they read the headers of images
+_CHEAP = ("surveys",)  # plain values that a plan makes, too, and does not keep: they read the headers of images
 _WAY_OUT = "set DD_HOME to a folder that can be written to"
 
 Spec: TypeAlias = Mapping[str, Json]
@@ -331,9 +331,11 @@ class Store:
     ) -> Artefact:
         what = what or f"{kind} {digest(spec)}"
         found = None if force else self.peek(kind, spec)
+        if found is None and kind in _CHEAP and _wanted.get() is not None:
+            value = json.loads(json.dumps(write()["value"]))
+            return Artefact(digest(spec), self.path(kind, spec), seconds=0.0, made=True, value=value)
         if found is None:
-            if kind not in _CHEAP:
-                require_making(what)
+            require_making(what)
             with self._lock(kind, spec, what):
                 # another process may have made it while we waited
                 found = None if force else self._load_or_discard(kind, spec, what)

@@ -33,19 +33,19 @@ class SqueezeSettings:
     ImageNet's.
     """
 
-    epochs: Annotated[int, Field(ge=1)] = 200
+    epochs: Annotated[int, Field(ge=1, le=10**6)] = 200
     """Passes over the real training images."""
-    lr: Annotated[float, Field(gt=0)] = 0.1
+    lr: Annotated[float, Field(gt=0, le=1000)] = 0.1
     """Learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD."""
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 5e-4
     """Weight decay of SGD and of Adam, as a penalty."""
-    batch: Annotated[int, Field(ge=2)] = 128
+    batch: Annotated[int, Field(ge=2, le=10**6)] = 128
     """Real images per step."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: constant, or half a cosine to zero."""
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Annotated[int, Field(ge=0, le=10**6)] = 0
     """Epochs in which lr rises linearly, from a hundredth."""
     augment: bool | Literal["pad", "crops"] = True
     """True, DSA, one operation per batch, with the data set's strategy; false, none; "pad", four black pixels around
@@ -54,7 +54,7 @@ class SqueezeSettings:
     """
     optimiser: Literal["sgd", "adam"] = "sgd"
     """The optimiser of a teacher."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Root seed of the teachers, apart from the run's, so that runs with other seeds share them."""
 
     def __post_init__(self) -> None:

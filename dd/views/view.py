@@ -32,13 +32,13 @@ class ViewPolicy:
 
     crop: Annotated[float, Field(gt=0, le=1)] | None = None
     """Least share of an image's area that a random resized crop keeps; None for no crop."""
-    stretch: Annotated[float, Field(ge=1)] = STRETCH
+    stretch: Annotated[float, Field(ge=1, le=100)] = STRETCH
     """Largest ratio of the sides of a crop; 1 for squares."""
-    pad: Annotated[int, Field(ge=0)] = 0
+    pad: Annotated[int, Field(ge=0, le=1024)] = 0
     """Black pixels around an image before a random crop of its own size: a shift by at most so many."""
     flip: bool = False
     """Mirror half of the images."""
-    tiles: Annotated[int, Field(ge=1)] = 1
+    tiles: Annotated[int, Field(ge=1, le=64)] = 1
     """Tiles per side whose columns and rows are shuffled before the crop (RDED, Sun et al., CVPR 2024)."""
     strategy: Annotated[str, AfterValidator(_strategy)] = "none"
     """IDC's augmentation per image, see `dd.views.dsa.draw_sequence`; "data" for the data set's DSA operations, without
@@ -50,7 +50,7 @@ class ViewPolicy:
     """
     mix_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Probability that a batch is mixed."""
-    mix_alpha: Annotated[float, Field(gt=0)] = 1.0
+    mix_alpha: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Parameter of the distribution Beta(mix_alpha, mix_alpha) of the weight."""
 
     def operations(self, data_strategy: str) -> str:

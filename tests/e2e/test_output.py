@@ -8,11 +8,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .conftest import SMALL
+
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:[349][0-7]|10[0-7]|[34]8)[;\dm]")
 
 
 def planned(place, settings) -> tuple[dict, str]:
     return place.dd("run", *settings, "--dry-run", "--json").report, place.dd("run", *settings, "--dry-run").out
+
+
+def test_a_dry_run_leaves_no_file(place, pictures):
+    """Not even what it looked up: here the sizes of all images."""
+    streamed = ("run", *SMALL, pictures, "data.stream=true", "data.size=8", "--dry-run")
+    assert place.dd(*streamed).code == 0
+    assert place.files() == set()
+    ran = place.dd(*streamed[:-1])
+    assert ran.code == 0, ran.err
+    assert any("surveys" in file for file in place.files())
 
 
 def test_a_plan_is_all_that_a_dry_run_makes(place, short):

@@ -124,7 +124,7 @@ COSTLY = {
     "steps": ({"protocol.steps": 10**9}, "would take about"),
     "students": ({"protocol.students": 10**6}, "would take about"),
     "full": ({"protocol.full": True, "protocol.steps": 10**8, "protocol.students": 1}, "would take about"),
-    "width": ({"student.width": 2**20}, "a student of this set takes about"),
+    "width": ({"student.width": 2**16, "student.depth": 3}, "a student of this set takes about"),
 }
 
 
