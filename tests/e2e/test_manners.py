@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -424,3 +425,52 @@ def test_bash_takes_the_script(place):
     environment = place.environment | {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], env=environment, cwd=place.path, capture_output=True, text=True)
     assert done.stdout == "datadam datm\n"
+
+
+@pytest.fixture
+def shells(place):
+    """The environment of a shell in which `dd` is this one, its listings being known."""
+    place.dd("methods")
+    (place.path / "bin").mkdir()
+    program = place.path / "bin" / "dd"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m dd "$@"\n')
+    program.chmod(0o755)
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    return place.environment | {"PATH": path, "TERM": "xterm", "HOME": str(place.path)}
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="no fish")
+def test_fish_takes_the_script(place, shells):
+    script = 'dd completion fish | source; complete -C "dd run method=da"; complete -C "dd ev"'
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", script], env=shells, cwd=place.path, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["method=datadam", "method=datm", "eval"], done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh")
+def test_zsh_takes_the_script(place, shells):
+    """Only a terminal has its line editor."""
+    terminal, inside = pty.openpty()
+    ends = {"stdin": inside, "stdout": inside, "stderr": inside, "start_new_session": True}
+    shell = subprocess.Popen(["zsh", "-f", "-i"], env=shells, cwd=place.path, **ends)
+    try:
+        begin = 'autoload -Uz compinit; compinit -u -D; eval "$(dd completion zsh)"; echo load"ed"\n'
+        os.write(terminal, begin.encode())
+        said_by(terminal, "loaded")
+        os.write(terminal, b"dd run method=datm iter\t20\t\n")
+        assert "iterations=20" in said_by(terminal, "iterations=20")
+    finally:
+        shell.kill()
+        shell.wait()
+        os.close(terminal)
+        os.close(inside)
+
+
+def said_by(terminal: int, until: str) -> str:
+    """What a terminal shows, until it shows that."""
+    said, deadline = "", time.monotonic() + 60
+    while until not in said and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.2)[0]:
+            said += os.read(terminal, 65536).decode(errors="replace")
+    return said
