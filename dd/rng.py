@@ -1,7 +1,7 @@
 """Randomness: one root seed, and named generators derived from it.
 
 Every draw in the library comes from `generator(seed, name, ...)`.  A draw therefore depends on the seed and on its own
-name alone, never on how many other draws came before, so an interrupted run needs no generator state to go on with the
+name alone, never on how many other draws came before, so an interrupted run needs no generator state to resume with the
 same bits.  Generators live on the CPU: the same draw reaches every device.
 """
 

@@ -14,7 +14,7 @@ A field counts in all of them, unless its annotation says otherwise:
     workers: Annotated[int | None, Outside("run", "no result depends on it")] = None
     rho: Annotated[float, OnlyWith("kind", ("ftd",))] = 0.01
 
-A field that a class declares anew, for another default, keeps the marks of its bases.
+A field that a class redeclares, for another default, keeps the marks of its bases.
 """
 
 import dataclasses

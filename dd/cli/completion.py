@@ -51,10 +51,10 @@ _KEYED = ("run", "show", "eval", "experts make")  # verbs that take settings
     "completion",
     context_settings=STRICT,
     epilog=examples(*_INSTALLED),
-    short_help="Print what makes a shell complete keys and names.",
+    short_help="Print a shell script that completes keys and names.",
 )
 @click.argument("shell", type=click.Choice(list(_SCRIPTS)))
-@click.option("--line", hidden=True, help="Print the words that may stand at the end of this line.")
+@click.option("--line", hidden=True, help="Print the possible completions of this line.")
 def command(shell: str, line: str | None) -> None:
     """Print the script that makes SHELL complete verbs, keys, methods, datasets, recipes, protocols and set files."""
     if line is None:

@@ -29,7 +29,7 @@ class _Data(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self.commands and not args[0].startswith("-"):
-            raise UsageError(f"dd data takes no {args[0]!r}; did you mean: dd data check {args[0]}")
+            raise UsageError(f"dd data does not take {args[0]!r}; did you mean: dd data check {args[0]}")
         return super().resolve_command(ctx, args)
 
 
@@ -78,12 +78,12 @@ def _places() -> list[Path]:
 
 def _where(source: "SourceInfo") -> str:
     if source.where is None:
-        absent = "never downloaded, needs an account" if source.page else "downloaded when asked for"
-        return "" if ":" in source.name else f"not here; {absent}"
+        absent = "never downloaded, needs an account" if source.page else "downloaded on first use"
+        return "" if ":" in source.name else f"not found; {absent}"
     if not source.lacks:
         return source.where
     there = f"{(source.classes or 0) - source.lacks:,} of its {source.classes:,} classes"
-    return f"{source.where} ({there})" if source.usable else f"not here; {source.where} has {there}"
+    return f"{source.where} ({there})" if source.usable else f"not found; {source.where} has {there}"
 
 
 @command.command(

@@ -116,7 +116,7 @@ def _devices() -> dict[str, str]:
             card = torch.cuda.get_device_properties(i)
             found[f"cuda:{i}"] = f"{card.name}, {readable_size(card.total_memory)}"
     if torch.backends.mps.is_available():
-        found["mps"] = "available; taken only by device=mps"
+        found["mps"] = "available; used only with device=mps"
     return found
 
 
@@ -146,10 +146,11 @@ def _advice(
     for what, folder in folders.items():
         variable = "DD_RUNS" if what == "runs" else "DD_HOME"
         if not folder["writable"]:
-            advice.append(f"the folder of {what}, {folder['path']}, cannot be written to; set {variable} to another")
+            advice.append(f"cannot write to {folder['path']}, the folder for {what}; set {variable} to another folder")
         elif folder["free"] < _LOW:
             advice.append(
-                f"only {readable_size(folder['free'])} are free for {what} ({folder['path']}); {variable} moves it"
+                f"only {readable_size(folder['free'])} are free for {what} ({folder['path']}); set {variable} to "
+                "move it"
             )
     if versions["wandb"] is None:
         advice.append("wandb is not installed: track=wandb will not work")

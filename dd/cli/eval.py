@@ -37,7 +37,7 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
     from dd.recipes import parse_overrides
 
     if "=" in file and not os.path.exists(file):
-        raise UsageError(f"say which set first: dd eval FILE {file}")
+        raise UsageError(f"name the set first: dd eval FILE {file}")
     files, words = _sorted(file, settings)
     overrides = parse_overrides(words)
     log_to_stderr()
@@ -81,7 +81,7 @@ def _scored(file: str, overrides: Mapping[str, Any]) -> "Report":
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"no set at {path}; `dd run` writes one into its folder below ./runs") from error
+        raise UsageError(f"no set at {path}; `dd run` writes one into its folder under ./runs") from error
     with hashed_once():
         return evaluate_distilled(load(path), overrides)
 

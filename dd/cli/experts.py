@@ -53,7 +53,7 @@ class _Experts(click.Group):
             close = [f"dd experts {name}" for name in close_matches(word, self.commands)] or [
                 "dd experts, which lists them"
             ]
-            raise UsageError(f"dd experts takes no {word!r}; did you mean {' or '.join(close)}?")
+            raise UsageError(f"dd experts does not take {word!r}; did you mean {' or '.join(close)}?")
         return super().resolve_command(ctx, args)
 
 
@@ -80,7 +80,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
         emit({"store": str(root), "pools": found})
         return
     if not found:
-        remark(f"no experts in {root}; dd experts make method=datm ipc=10 makes some")
+        remark(f"no experts in {root}; make some with dd experts make method=datm ipc=10")
         return
     table = plain_table("pool", "data", "experts", "kind", "epochs", "network", "held-out %", "size", "took")
     for pool in found:
@@ -105,7 +105,7 @@ def _pools() -> list[_PoolRow]:
     ),
 )
 @settings
-@click.option("--dry-run", is_flag=True, help="Say what it would cost; train nothing but the few steps to find out.")
+@click.option("--dry-run", is_flag=True, help="Estimate the cost from a few training steps; make nothing.")
 @json_option
 def make(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Train the experts of a run, with the settings of `dd run`; says first what they cost."""
@@ -135,7 +135,7 @@ def make(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
 @click.argument("keys", nargs=-1, metavar="[POOL]...")
 @json_option
 def verify(keys: tuple[str, ...], as_json: bool) -> None:
-    """Read every stored expert and compare it with its hash; damaged ones are named, and made anew by the next run."""
+    """Read every stored expert and compare it with its hash; damaged ones are named, and made again by the next run."""
     from dd.runs import Store
     from dd.training.pools import damages
 
@@ -151,15 +151,15 @@ def verify(keys: tuple[str, ...], as_json: bool) -> None:
     for one in bad:
         remark(f"expert {one['member'] + 1} of pool {one['pool']}: {one['damage']} ({one['path']})")
     if bad:
-        raise RunError(f"{len(bad)} of {good + len(bad)} experts are damaged; the next run makes them anew")
+        raise RunError(f"{len(bad)} of {good + len(bad)} experts are damaged; the next run makes them again")
     if not as_json:
-        click.echo(f"{good} experts, all sound")
+        click.echo(f"{good} experts, all intact")
 
 
 @command.command("prune", context_settings=STRICT, epilog=examples("dd experts prune 3f2a", "dd experts prune --all"))
 @click.argument("keys", nargs=-1, metavar="[POOL]...")
 @click.option("--all", "everything", is_flag=True, help="Every pool.")
-@click.option("--dry-run", is_flag=True, help="Say what would be freed; delete nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be freed; delete nothing.")
 @json_option
 def prune(keys: tuple[str, ...], everything: bool, dry_run: bool, as_json: bool) -> None:
     """Delete pools by the beginning of their key, as `dd experts` shows it."""
@@ -220,7 +220,7 @@ def _facts(pool: "ExpertPool") -> _PoolRow:
 
 def _words(cost: "Price") -> str:
     if not cost.missing:
-        return f"all {cost.count} experts are there"
+        return f"all {cost.count} experts exist"
     if cost.seconds is None:
         return f"{cost.missing} of {cost.count} experts to read, {readable_size(cost.bytes)} on disk"
     return (

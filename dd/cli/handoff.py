@@ -27,8 +27,8 @@ def hand_off(argv: Sequence[str]) -> None:
     if other is None:
         operands = " ".join(argv[1:]) or "data on stdin"
         sys.stderr.write(
-            f"dd: {operands!r} is for the system's dd, which copies blocks, but no other dd is on the PATH; "
-            "this one distils datasets: dd --help\n"
+            f"dd: {operands!r} is a call of the system's dd, which copies blocks, but PATH has no other dd; "
+            "this dd distils datasets: dd --help\n"
         )
         raise SystemExit(2)
     os.execv(other, ["dd", *argv[1:]])

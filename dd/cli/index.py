@@ -1,7 +1,7 @@
 """What the listing verbs list, kept from one call to the next, so that none of them waits for torch.
 
 An answer is kept in `$DD_HOME/index` with the stamps of everything it was read from: our own files, the folders that
-packages are installed in, and what the verb names.  Where one of these has changed, it is made anew.
+packages are installed in, and what the verb names.  Where one of these has changed, it is made again.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def indexed(name: str, make: Callable[[], T], witnesses: Callable[[], Iterable[P
     if (found := witnesses()) is None:
         return value
     stamps = {str(path.absolute()): _stamp(path) for path in found}
-    with contextlib.suppress(OSError, RunError):  # nowhere to write to, or no room: it is made anew every time
+    with contextlib.suppress(OSError, RunError):  # nowhere to write to, or no room: it is made again every time
         write_json(file, sealed({"stamps": stamps, "value": value}))
     return value
 

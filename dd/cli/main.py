@@ -46,7 +46,7 @@ class Verbs(click.Group):
         if word in VERBS or word.startswith("-"):
             return super().resolve_command(ctx, args)
         if "=" in word:
-            raise UsageError(f"a verb comes first: dd run {' '.join(args)}")
+            raise UsageError(f"write the verb first: dd run {' '.join(args)}")
         meant = _HINTS.get(word.lower()) or close_matches(word, VERBS, cutoff=0.5) or VERBS
         raise UsageError(f"unknown verb {word!r}; did you mean {' or '.join(meant)}?  `dd --help` shows what each does")
 
@@ -115,12 +115,12 @@ def _unexpected(error: Exception, as_json: bool) -> int:
         from dd.io.atomic import no_room
 
         if words := no_room(error):
-            return _end(f"{words} on the disk; make room, then run the same command", 1, as_json)
+            return _end(f"{words} on the disk; free some space, then run the same command", 1, as_json)
         if error.filename is not None and error.errno in _OF_A_PATH:
             return _end(f"{_shortened(str(error.filename))}: {error.strerror}", 2, as_json)
     if not as_json:
         sys.stderr.write(printable("".join(traceback.format_exception(error))))
-    report = "this is a fault in dd: please report it, with these lines and the output of `dd doctor`"
+    report = "this is a bug in dd: please report it with these lines and the output of `dd doctor`"
     return _end(f"{type(error).__name__}: {' '.join(str(error).split())}; {report}", 1, as_json)
 
 

@@ -22,7 +22,7 @@ Architectures, student.arch=NAME: {architectures}, timm:NAME, torchvision:NAME""
     "methods",
     context_settings=STRICT,
     epilog=examples("dd methods", "dd methods cvdd", "dd methods --json"),
-    short_help="List the methods, plug-ins included; or the settings of one.",
+    short_help="List the methods, plug-ins included, or the settings of one.",
 )
 @click.argument("name", required=False)
 @json_option
@@ -61,7 +61,7 @@ def _entries() -> list[dict[str, Any]]:
 def _show(method: "About") -> None:
     click.echo(f"{method.name}  {method.paper}".rstrip())
     click.echo(f"\n{method.text}\n")
-    table = plain_table("setting", "default", "" if method.settings else "(it has none of its own)")
+    table = plain_table("setting", "default", "" if method.settings else "(no settings of its own)")
     table.columns[1].max_width = _DEFAULTS
     for setting in method.settings:
         words = f"{setting.about.removesuffix('.')} ({setting.type})" if setting.about else setting.type

@@ -19,10 +19,10 @@ _WIDE = 400  # columns where no terminal sets a width: a cell is a line
     "recipes",
     context_settings=STRICT,
     epilog=examples("dd recipes", "dd recipes datm --json", "dd recipes --protocols"),
-    short_help="List the recipes and what they should reach.",
+    short_help="List the recipes and their expected accuracy.",
 )
 @click.argument("methods", nargs=-1, metavar="[METHOD]...")
-@click.option("--protocols", is_flag=True, help="List the evaluation protocols instead: eval.protocol=NAME.")
+@click.option("--protocols", is_flag=True, help="List the evaluation protocols (eval.protocol=NAME) instead.")
 @json_option
 def command(methods: tuple[str, ...], protocols: bool, as_json: bool) -> None:
     """List the settings that are known for each method, dataset and size, with the accuracy they should reach.
@@ -110,7 +110,7 @@ def _all_protocols() -> list[dict[str, Any]]:
 
 def _views(protocol: "Protocol") -> str:
     if protocol.augment:
-        return "DSA, an operation a batch"
+        return "DSA, one operation per batch"
     views = protocol.views
     parts = [
         f"{views.tiles} x {views.tiles} tiles" if views.tiles > 1 else "",

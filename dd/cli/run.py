@@ -17,7 +17,7 @@ from dd.cli.common import LENIENT, console, emit, examples, json_option, log_to_
     short_help="Distil a dataset and score the result.",
 )
 @settings
-@click.option("--dry-run", is_flag=True, help="Show the plan and what of it exists already; run nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and what already exists; run nothing.")
 @json_option
 def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Distil a dataset, train fresh students on it, and report.
@@ -26,7 +26,7 @@ def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     force track recipe; the method's own fields; and those of groups, such as student.arch=resnet18, eval.protocol=mtt,
     experts.count=20, data.preprocess=zca.  `dd show method=NAME` lists them with their values.
 
-    An interrupted run goes on with the same command; a finished one is reported again (force=true redoes it).
+    The same command resumes an interrupted run; a finished one is reported again (force=true redoes it).
     """
     from dd.cli import show_recipe, show_report
     from dd.recipes import parse_overrides, resolve, run_options
@@ -50,7 +50,7 @@ def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     if outcome is None:
         return
     if not outcome.fresh:
-        remark("finished before: reported, not redone; force=true redoes it")
+        remark("already finished: reported, not repeated; force=true repeats it")
     files = show_report.files_of(outcome.folder.path)
     if as_json:
         fresh = {"fresh": outcome.fresh, "folder": str(outcome.folder.path), "files": files}

@@ -36,7 +36,7 @@ def summary(recipe: "Recipe") -> list[str]:
 
 def show_plan(plan: dict[str, Any], out: "Console") -> None:
     """What `dd run --dry-run` says."""
-    state = "finished: it would be reported, not redone" if plan["finished"] else "to be done"
+    state = "finished: would be reported, not repeated" if plan["finished"] else "to run"
     out.print(f"{plan['name']}  recipe {plan['recipe']}  {state}")
     out.print(f"folder: {plan['folder']}", soft_wrap=True)
     for stage in plan["stages"]:
@@ -50,7 +50,7 @@ def _stage(stage: dict[str, Any]) -> str:
     if "artefacts" in stage:
         words.append(f"{stage['done']} of {stage['of']} artefacts exist" if stage["of"] else "nothing to prepare")
     if stage.get("unknown"):
-        words.append("what else there is, and whether classes have enough images, shows once this is there")
+        words.append("the rest of the plan, and whether classes have enough images, is known once this exists")
     if "iterations" in stage:
         words.append(f"{stage['iterations']} iterations")
     if "exists" in stage:

@@ -92,9 +92,9 @@ def _labels(labels: Mapping[str, Any]) -> str:
     who = " and ".join(known or names)
     several = f", {labels['ensemble']}" if len(names) > 1 else ""
     how = f"{labels['form']}, {labels['teacher_mode']} statistics{several}"
-    kept = f"{labels['stored_epochs']} epochs stored" if labels.get("stored_epochs") else "asked while students train"
+    kept = f"{labels['stored_epochs']} epochs stored" if labels.get("stored_epochs") else "labelled during training"
     if not who:
-        return f"of the set by teachers that are not at hand ({how}); {kept}"
+        return f"labels of the set by teachers that are missing here ({how}); {kept}"
     return f"in every row by {who} ({how}); of the set {kept}"
 
 

@@ -54,7 +54,7 @@ class Checkpoint:
         save_state(self.path, tensors, meta)
 
     def iteration(self) -> int:
-        """The iteration that a resumed run goes on with; 0 where there is nothing to resume."""
+        """The iteration that a resumed run continues with; 0 where there is nothing to resume."""
         state = self._state(quiet=True)
         return int(state.meta["it"]) if state else 0
 
@@ -64,7 +64,7 @@ class Checkpoint:
         return state.tensors[_LOG].numpy().tobytes().decode() if state and _LOG in state.tensors else ""
 
     def load(self, syn: Synthetic, optimisers: Sequence[Optimizer]) -> tuple[int, dict[str, Any]] | None:
-        """Restore the state in place: (iteration to go on with, facts), or None where there is nothing to resume."""
+        """Restore the state in place: (iteration to resume at, facts), or None where there is nothing to resume."""
         state = self._state()
         if state is None:
             return None

@@ -127,7 +127,7 @@ class Task:
             places, pool = ranks[slots], self.data.train.of_class(c)
             if len(slots) and len(pool) <= int(places.max()):
                 asked, name = int(places.max()) + 1, self.data.classes[c]
-                raise UsageError(f"{asked} real images of class {name!r} asked for, it has {len(pool)}: lower ipc")
+                raise UsageError(f"{asked} real images of class {name!r} needed, but it has {len(pool)}: lower ipc")
             chosen[slots] = pool[torch.randperm(len(pool), generator=rng)[places]]
         return chosen
 

@@ -72,5 +72,5 @@ class Got:
 
     def __getitem__(self, need: Need[T]) -> T:
         if need.name not in self._found:
-            raise KeyError(f"{need.name!r} is asked for in `prepare`, and `needs` does not list it")
+            raise KeyError(f"{need.name!r} is used in `prepare`, but `needs` does not list it")
         return self._found[need.name]

@@ -114,7 +114,7 @@ def reference(cls: "type[Method]") -> str:
         UsageError: it was never registered.
     """
     if "name" not in vars(cls):  # a subclass has its parent's, but is another method
-        raise UsageError(f"{cls.__name__} is not registered: put @register(NAME) of dd.engine.registry above it")
+        raise UsageError(f"{cls.__name__} is not registered: decorate it with dd.engine.registry.register(NAME)")
     file = _file(cls)
     return cls.name if file is None else f"{file}:{cls.name}"
 

@@ -113,8 +113,8 @@ class _Floor:
             return {"lr": value}
         if not self._said:
             log.warning(
-                "the students' learned lr became %.3g at iteration %d: it is kept at %.3g, a %dth of its first value; "
-                "lower lr_lr, or lr_img with it",
+                "the students' learned lr fell to %.3g at iteration %d: it is kept at %.3g, a %dth of its first value; "
+                "lower lr_lr, or both lr_lr and lr_img",
                 *(value, it, syn.lr_floor, LR_FLOOR),
             )
         self._said = True
@@ -155,7 +155,7 @@ def synthesise(
     loaded = checkpoint.load(syn, optimisers) if checkpoint else None
     first, facts = loaded or (0, {"skips": []})
     if loaded:
-        log.info("synthesis goes on at iteration %d of %d", first, method.iterations)
+        log.info("synthesis resumes at iteration %d of %d", first, method.iterations)
     skips, floor = _Skips(min(WINDOW, method.iterations), facts["skips"], first), _Floor()
     budget = _Budget()
 

@@ -50,7 +50,7 @@ def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
     """The images of a set, as pixels in the model space of the data's `preprocess`; tiles are decoded."""
     distilled.check()
     if distilled.label_kind == "views":
-        raise UsageError("the labels of this set are of views: students need its label store, not its images alone")
+        raise UsageError("this set has labels of views: students need its label store as well as its images")
     # what it is meant for does not count: a student's key says how it is trained in fact
     digest = replace(distilled, protocol=None, student=None).digest()
 
@@ -75,12 +75,12 @@ def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task
     passes_, spec = protocol.passes(distilled.n), store.spec
     if passes_ > spec.epochs:
         raise UsageError(
-            f"{store.path} holds the labels of {spec.epochs} epochs, and {passes_} are asked for: lower eval.epochs"
+            f"{store.path} holds the labels of {spec.epochs} epochs, but {passes_} are needed: lower eval.epochs"
         )
     if spec.policy != protocol.views:
         raise UsageError(
-            f"{store.path} holds labels of other views ({spec.policy}); evaluate with eval.views.* as they were, or "
-            "label anew with `dd run`"
+            f"{store.path} holds labels of other views ({spec.policy}); evaluate with the original eval.views.*, or "
+            "label again with `dd run`"
         )
     temperature = spec.settings.temperature(protocol.temperature)
     preprocess = task.data.preprocess
@@ -110,7 +110,7 @@ def control_arm(task: Task) -> Arm:
 
 
 def decoded_arm(task: Task, factor: int) -> Arm:
-    """Mosaics of random real images, as many as the set has images, decoded as they are; drawn anew per student."""
+    """Mosaics of random real images, as many as the set has images, decoded as they are; drawn again per student."""
     counts = torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()
 
     def load(j: int) -> tuple[Tensor, Tensor]:

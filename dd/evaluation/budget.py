@@ -32,7 +32,7 @@ def require_memory(distilled: DistilledSet, task: Task, protocol: Protocol) -> N
             "student.arch, student.width or eval.micro"
         )
     if data.preprocess.kind == "zca" and (needed := zca_price(len(data.train), side)[1]) > free:
-        raise UsageError(f"the ZCA of the data takes {readable_size(needed)}, and there are {readable_size(free)}")
+        raise UsageError(f"the ZCA of the data takes {readable_size(needed)}, but only {readable_size(free)} are free")
 
 
 def require_time(distilled: DistilledSet, evaluator: Evaluator, store: LabelStore | None, hours: float) -> None:
@@ -47,8 +47,9 @@ def require_time(distilled: DistilledSet, evaluator: Evaluator, store: LabelStor
     if seconds > 3600 * hours:
         raise UsageError(
             f"the students of this set would take about {readable_time(seconds)}, more than {hours:g} h: "
-            f"{protocol.students} of {protocol.total_steps(arm.n):,} steps, and as many of random real images; "
-            f"add hours={math.ceil(seconds / 3600)}, or ask for less with eval.students and eval.steps or eval.epochs"
+            f"{protocol.students} of {protocol.total_steps(arm.n):,} steps, and the same for random real images; "
+            f"add hours={math.ceil(seconds / 3600)}, or reduce the work with eval.students and eval.steps or "
+            "eval.epochs"
         )
 
 

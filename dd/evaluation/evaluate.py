@@ -1,6 +1,6 @@
 """Train fresh students on a set and on what it must be compared with.
 
-Every student is an artefact of its own: an interrupted evaluation goes on with the next one, and the controls of one
+Every student is an artefact of its own: an interrupted evaluation resumes with the next one, and the controls of one
 data set are shared by all methods.
 """
 
@@ -36,7 +36,7 @@ from dd.training.loop import Trainer, accuracy, predict, recall, right, viewed
 from dd.views import Batches, ViewPolicy
 
 KIND = "students"
-NOT_AT_HAND = "the teachers that labelled the set are not at hand"
+NOT_AT_HAND = "the teachers that labelled the set are missing here"
 _WATCHED, _LONG = 4, 2.0  # steps whose time is taken, and seconds that they take at most
 VERSION = 1  # of the training of students: part of every key, raised when results change
 
@@ -98,7 +98,8 @@ class Evaluator:
             return self.protocol.lr
         if distilled.lr <= 0:
             raise UsageError(
-                f"the set's learned lr is {distilled.lr:.3g}, no use for a student; distil with a smaller lr_lr"
+                f"the set's learned lr is {distilled.lr:.3g}, unusable for training a student; distil with a smaller "
+                "lr_lr"
             )
         return distilled.lr
 
@@ -207,7 +208,7 @@ def evaluate(
     elif controls:
         control = evaluator.better_lr(control_arm(task), candidates, protocol.students)
         if start is None:
-            missing["start"] = "the set at iteration 0 is not known"
+            missing["start"] = "the set at iteration 0 is not stored"
         else:
             arm = set_arm("the set at iteration 0", start, task.data.preprocess)
             begin = evaluator.better_lr(arm, candidates, protocol.students)
@@ -217,7 +218,7 @@ def evaluate(
         if why:
             missing["full"] = why
     else:
-        missing |= dict.fromkeys(("control", "start", "full"), "not asked for")
+        missing |= dict.fromkeys(("control", "start", "full"), "not requested")
     student, labels = asdict(task.student), _labels(evaluator, store)
     outside = distilled.outside(task.data.preprocess)
     return Report(
@@ -299,7 +300,7 @@ def _full(evaluator: Evaluator) -> tuple[Score | None, str]:
         return None, "eval.full=false"
     if not full_passes(protocol, len(data.train)):
         passes, budget = _passes_of_full(protocol, len(data.train)), protocol.full_budget
-        return None, f"{passes:,} image passes are above eval.full_budget={budget:,}; ask for it with eval.full=true"
+        return None, f"{passes:,} image passes are above eval.full_budget={budget:,}; request it with eval.full=true"
     return evaluator.score(full_arm(data, protocol.batch), protocol.lr, protocol.full_students, "the protocol's lr"), ""
 
 

@@ -23,7 +23,7 @@ def notes_on(accuracy: Score, start: Score | None, outside: float | None, data: 
     """
     lines = [_untested(data), _worse(accuracy, start, len(data.classes))]
     if outside is not None and outside >= OUTSIDE:
-        lines.append(f"{share_outside(outside)}: what the picture shows is clipped, what students see is not")
+        lines.append(f"{share_outside(outside)}: the picture clips them, students see them unclipped")
     return tuple(line for line in lines if line)
 
 
@@ -38,7 +38,7 @@ def _untested(data: RealData) -> str:
     if not empty:
         return ""
     names = ", ".join(empty[:_NAMED]) + ("" if len(empty) <= _NAMED else f" and {len(empty) - _NAMED} more")
-    return f"no test images of {names}: accuracies do not speak of {'it' if len(empty) == 1 else 'them'}"
+    return f"no test images of {names}: accuracies do not cover {'it' if len(empty) == 1 else 'them'}"
 
 
 def _worse(accuracy: Score, start: Score | None, classes: int) -> str:
@@ -52,4 +52,4 @@ def _worse(accuracy: Score, start: Score | None, classes: int) -> str:
     chance = 100 / classes
     if accuracy.mean - chance < (start.mean - chance) / 2:
         return f"the set collapsed: {facts} (chance {chance:.1f}); lower the learning rate of the images"
-    return f"the iterations made the set worse: {facts}; lower the learning rate of the images, or take fewer of them"
+    return f"the iterations made the set worse: {facts}; lower the learning rate of the images, or run fewer of them"

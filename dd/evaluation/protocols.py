@@ -55,7 +55,7 @@ class Protocol:
     cosine.
     """
     keep_state: bool = False
-    """Let lr fall in steps without making the optimiser anew."""
+    """Let lr fall in steps without recreating the optimiser."""
     spare_vectors: bool = False
     """Apply no weight decay to biases and norm layers."""
     inclusive: bool = True

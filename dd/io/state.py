@@ -1,4 +1,4 @@
-"""What something that takes long goes on from after a crash: a safetensors file that knows whether it is whole.
+"""What something that takes long resumes from after a crash: a safetensors file that knows whether it is whole.
 
 A hash over tensors and metadata stands in the metadata.  The state before the last one is kept as a second file, so
 that a damaged one costs no more than what was done in between.
@@ -79,7 +79,7 @@ def load_state(path: Path, wanted: Mapping[str, str], *, quiet: bool = False) ->
     if state is not None and any(state.meta.get(name) != value for name, value in wanted.items()):
         state = None
     if damage and not quiet:
-        way_on = "beginning anew" if state is None else "going on from the state before it"
+        way_on = "starting over" if state is None else "resuming from the state before it"
         log.warning("%s is damaged (%s); %s", path, damage, way_on)
     return state
 

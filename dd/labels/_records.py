@@ -67,10 +67,10 @@ def damage(records: Mapping[str, Tensor], batch: int, shape: Shape) -> str:
     place = records["place"].long()
     n = len(place)
     if not torch.equal(place.sort().values, torch.arange(n)):
-        return "its images are in no order"
+        return "its images are not a permutation"
     for name in ("box", "patch"):
         if name in records and not _inside(records[name].long(), shape, allow_none=name == "patch"):
-            return f"a {name} is not inside of its image"
+            return f"a {name} is not inside its image"
     if "weight" in records and not bool(((records["weight"] >= 0) & (records["weight"] <= 1)).all()):
         return "a weight is not from 0 to 1"
     if (partner := records.get("partner")) is not None:
@@ -78,7 +78,7 @@ def damage(records: Mapping[str, Tensor], batch: int, shape: Shape) -> str:
         known = (partner >= 0) & (partner < n)
         together = place[partner.long().clamp(0, n - 1)] // batch == place // batch
         if not bool((~mixed | (known & together)).all()):
-            return "an image is mixed with one of another batch"
+            return "an image is mixed with one from another batch"
     return ""
 
 

@@ -67,7 +67,7 @@ class LabelForm(ABC):
             raise ValueError(f"logits of shape {tuple(logits.shape)}, where ({len(own)}, {self.classes}) is needed")
         logits = logits.detach().float()
         if not bool(logits.isfinite().all()):
-            raise RunError("the teachers' logits are NaN or infinite; a teacher is broken: make it anew")
+            raise RunError("the teachers' logits are NaN or infinite: a teacher diverged; train it again")
         return self._encode(logits, own, partner)
 
     def decode(self, encoded: Encoded, own: Tensor, partner: Tensor, temperature: float = 1.0) -> Tensor:
@@ -132,7 +132,7 @@ class TopK(LabelForm):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.k <= self.classes:
-            raise UsageError(f"topk labels with k={self.k} of {self.classes} classes; k is from 1 to {self.classes}")
+            raise UsageError(f"topk labels with k={self.k} of {self.classes} classes; expected 1 to {self.classes}")
         if self.rest not in ("smooth", "renorm"):
             raise unknown("rest of topk labels", str(self.rest), ("smooth", "renorm"))
 
@@ -172,7 +172,7 @@ class Hard(LabelForm):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.smoothing <= 1:
-            raise UsageError(f"hard labels with smoothing={self.smoothing:g}; it is from 0 to 1")
+            raise UsageError(f"hard labels with smoothing={self.smoothing:g}; expected 0 to 1")
 
     def layout(self) -> RowType:
         """See `LabelForm`."""
@@ -252,7 +252,7 @@ def calibrate(probabilities: Tensor, own: Tensor, low: float, high: float, smoot
         UsageError: the thresholds are out of order.
     """
     if not 0 <= low <= high <= 1:
-        raise UsageError(f"calibration asks for 0 <= low <= high <= 1, not low={low:g}, high={high:g}")
+        raise UsageError(f"calibration needs 0 <= low <= high <= 1, not low={low:g}, high={high:g}")
     classes = probabilities.shape[1]
     sure = probabilities.gather(1, own[:, None])
     doubtful = smoothed(own, classes, smooth).to(probabilities)

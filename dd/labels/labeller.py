@@ -23,7 +23,7 @@ class Labeller(Protocol):
 
     @property
     def origin(self) -> Mapping[str, Any]:
-        """JSON-able: what it can be made anew from."""
+        """JSON-able: what it can be made again from."""
         ...
 
     @property

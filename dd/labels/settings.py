@@ -43,7 +43,7 @@ class LabelSettings:
     smooth: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of such a label that is spread evenly over all classes."""
     replay: Annotated[Literal["seed", "records"], Outside("label", "it says how a view is kept")] = "seed"
-    """Whether a stored view is drawn anew from its "seed", or read from "records"."""
+    """Whether a stored view is drawn again from its "seed", or read from "records"."""
 
     def __post_init__(self) -> None:
         if self.low > self.high:

@@ -66,12 +66,12 @@ class LabelSpec:
                 raise UsageError(f"soft labels: {name} is {value}, but at least 1 is needed")
         if self.micro is not None and not 1 < self.micro <= self.batch:
             raise UsageError(
-                f"soft labels: eval.micro={self.micro} is out of range; it is from 2 to eval.batch, {self.batch}"
+                f"soft labels: eval.micro={self.micro} is out of range; expected 2 to eval.batch, {self.batch}"
             )
         if self.micro is not None and self.n % self.batch == 1:
             raise UsageError(
-                f"soft labels: {self.n} images in batches of {self.batch} leave one alone, of which batch statistics "
-                "say nothing; choose another eval.batch"
+                f"soft labels: {self.n} images in batches of {self.batch} leave a batch of one, which has no batch "
+                "statistics; choose another eval.batch"
             )
         policy, side = self.policy, min(self.shape[1:])
         if max(policy.tiles, policy.pad) > side:
@@ -80,7 +80,7 @@ class LabelSpec:
             return
         if policy.tiles > 1 or policy.pad or policy.operations(self.strategy) != "none":
             raise UsageError(
-                "soft labels: replay='records' keeps no tiles, no pad and no strategy of a view; use replay='seed'"
+                "soft labels: replay='records' does not record tiles, pad or strategy of a view; use replay='seed'"
             )
 
     @property
@@ -136,7 +136,7 @@ class StoredLabels:
         spec: what determines them.
         sha256: of all that was stored; see `LabelStore.digest`.
         bytes: what they take on disk.
-        labeller: what those who labelled can be made anew from; None where that is not known.
+        labeller: what those who labelled can be made again from; None where that is not known.
     """
 
     spec: LabelSpec

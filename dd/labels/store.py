@@ -25,7 +25,7 @@ from dd.runs.store import Payload, Store
 from dd.views import View
 
 KIND = "labels"
-_WAY_OUT = "choose another place, with out=FOLDER for a run, with another path for a set"
+_WAY_OUT = "choose another folder: out=FOLDER for a run, another path for a set"
 _DRAWN = "drawn"  # among an epoch's facts, the fingerprint of views that are drawn again
 
 Load = Callable[[Tensor], Tensor]
@@ -65,7 +65,7 @@ class LabelStore:
             UsageError: the classes are not those of so many images.
         """
         if own.shape != (spec.n,) or not 0 <= int(own.min()) <= int(own.max()) < spec.classes:
-            raise UsageError(f"soft labels need the class of each of {spec.n} images, from 0 to {spec.classes - 1}")
+            raise UsageError(f"soft labels need a class for each of {spec.n} images, from 0 to {spec.classes - 1}")
         self.path, self.spec, self.own = Path(beside) / KIND, spec, own
         # of hundreds of epochs no line each
         self._store = Store(Path(beside), way_out=_WAY_OUT, level=logging.DEBUG)
@@ -141,19 +141,19 @@ class LabelStore:
         spec = self.spec
         if batch != spec.batch:
             raise UsageError(
-                f"{self.path} holds labels for batches of {spec.batch}, not {batch}: images mixed into one another, "
-                "and batch statistics, belong to the batch they were labelled in; train with "
-                f"eval.batch={spec.batch}, or label anew with `dd run`"
+                f"{self.path} holds labels for batches of {spec.batch}, not {batch}: mixed images and "
+                "batch statistics depend on the batch; train with "
+                f"eval.batch={spec.batch}, or label again with `dd run`"
             )
         if spec.micro is not None and micro != spec.micro:
             raise UsageError(
                 f"{self.path} holds labels that depend on micro-batches of {spec.micro}, not {micro}: the teachers "
-                f"normalised by the statistics of those images; train with eval.micro={spec.micro}, "
-                "or label anew with `dd run`"
+                f"used the statistics of each micro-batch; train with eval.micro={spec.micro}, "
+                "or label again with `dd run`"
             )
         if images != spec.images:
             raise UsageError(
-                f"{self.path} holds labels of other images ({spec.images[:12]}, not {images[:12]}); label these"
+                f"{self.path} holds labels of other images ({spec.images[:12]}, not {images[:12]}); label these images"
             )
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
@@ -208,7 +208,7 @@ class LabelStore:
     def at(self, epoch: int, image: int) -> dict[str, Any]:
         """Label and view of one image in one epoch, for inspection: "batch", "place" in it, "partner" image, ..."""
         if not 0 <= image < self.spec.n:
-            raise UsageError(f"{self.path} holds labels of {self.spec.n} images, and image {image} is asked for")
+            raise UsageError(f"{self.path} holds labels of {self.spec.n} images, but not of image {image}")
         number, place = divmod(int((self._open(epoch).order == image).nonzero()), self.spec.batch)
         images, view, labels = self.batch(epoch, number)
         return {
@@ -268,7 +268,7 @@ class LabelStore:
         if facts.get(_DRAWN) != spec.fingerprint(epoch):
             raise UsageError(
                 f"{self.path}: seed {spec.seed} draws other views than when the labels were made, with other versions "
-                "of torch or dd; use those, or make the labels anew"
+                "of torch or dd; use those versions, or make the labels again"
             )
         return _Epoch(epoch, rows, spec.order(epoch))
 
@@ -283,7 +283,7 @@ class LabelStore:
         spec, form = self.spec, self.spec.form
         wanted = {name: (kind, (spec.n, *shape)) for name, (kind, shape) in spec.layout().items()}
         if {name: (values.dtype, tuple(values.shape)) for name, values in rows.items()} != wanted:
-            return "it holds other arrays than it should"
+            return "its arrays have the wrong names, types or shapes"
         found = form.damage({name: rows[name] for name in form.layout()})
         recorded = spec.settings.replay == "records"
         return found or (_records.damage(rows, spec.batch, spec.shape) if recorded else "")
@@ -297,9 +297,7 @@ class LabelStore:
 
     def _require(self, epoch: int) -> None:
         if not 0 <= epoch < self.spec.epochs:
-            raise UsageError(
-                f"{self.path} holds the labels of {self.spec.epochs} epochs, and epoch {epoch + 1} is asked for"
-            )
+            raise UsageError(f"{self.path} holds the labels of {self.spec.epochs} epochs, but not of epoch {epoch + 1}")
 
     def _lost(self, epoch: int, damage: str = "") -> UsageError:
         key = self.spec.key(epoch)
@@ -312,5 +310,5 @@ class LabelStore:
         damage = damage or self._store.damage(KIND, key) or "it holds no labels"
         return UsageError(
             f"the labels of epoch {epoch + 1} are damaged ({file}: {damage}); delete the report.json beside {KIND}/, "
-            "and the command that made them makes them anew"
+            "then repeat the command that made them"
         )

@@ -40,13 +40,15 @@ def _take(given: DistilledSet, syn: Synthetic, task: Task, whole: int) -> None:
     if given.image_kind != "pixels" or given.images.shape != syn.images.shape:
         raise UsageError(
             f"init: the set has {given.image_kind} of shape {tuple(given.images.shape)}, the run needs pixels of shape "
-            f"{(whole, *syn.images.shape[1:])}; use the ipc it was made with"
+            f"{(whole, *syn.images.shape[1:])}; use the set's ipc"
         )
     soft = given.label_kind not in ("hard", "views")
     agree = (given.own_classes() == syn.targets.cpu()).double().mean()
     # a learned label may prefer another class than the one its image began as
     if agree < (0.5 if soft else 1):
-        raise UsageError("init: the set's labels are not class-major in this data's order; re-save it sorted by class")
+        raise UsageError(
+            "init: the set's labels are not sorted by class in this data's order; save it again sorted by class"
+        )
     logits = None
     if soft:
         logits = given.labels if given.label_kind == "logits" else given.targets().clamp_min(1e-8).log()

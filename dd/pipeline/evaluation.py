@@ -103,7 +103,7 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
     task = task_for(data, distilled.own_classes(), settings)
     if foreign:
         require_memory(distilled, task, settings.eval)
-    stop = Stop("students that were finished are kept; the same command goes on")
+    stop = Stop("finished students are kept; the same command resumes")
     with stop.watching(), numerics(settings), measured(task.device) as cost:
         store = stored_labels(distilled, settings.eval)
         labeller, why = _labeller(origin, task, settings, store, foreign)
@@ -122,11 +122,13 @@ def _teachers_named(origin: LabelOrigin | None, teachers: tuple[str, ...]) -> La
     if not teachers:
         return origin
     if origin is None:
-        raise UsageError(f"teachers={','.join(teachers)}: the labels of this set are its own; leave it out")
+        raise UsageError(
+            f"teachers={','.join(teachers)}: this set has its own labels, not a teacher's; leave out teachers="
+        )
     if len(teachers) != len(origin.teachers):
         raise UsageError(
             f"teachers={','.join(teachers)}: the set has {len(origin.teachers)} ({', '.join(origin.teachers)}); "
-            "name as many, in their order"
+            "name the same number, in this order"
         )
     return replace(origin, teachers=teachers)
 
@@ -160,8 +162,8 @@ def _labeller(
     except (UsageError, RunError) as error:  # a checkpoint or published weights that are not on this machine
         if store is not None:
             return None, f"{NOT_AT_HAND} ({error})"
-        raise type(error)(f"students of this set ask its teachers for labels: {error}") from error
+        raise type(error)(f"students of this set need labels from its teachers: {error}") from error
     return None, (
-        f"{NOT_AT_HAND}: one of their files has changed, or device, data or precision are others than those they were "
-        "trained with"
+        f"{NOT_AT_HAND}: one of their files has changed, or device, data or precision differ from those of "
+        "their training"
     )

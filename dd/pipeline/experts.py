@@ -35,7 +35,7 @@ class Request:
             Interrupted: a signal came; finished experts are kept.
             RunError: an expert diverged.
         """
-        stop = Stop(f"finished experts are kept; the same command goes on: {command}")
+        stop = Stop(f"finished experts are kept; the same command resumes: {command}")
         with stop.watching(), numerics(self.recipe):
             return [accuracy for pool in self.pools for accuracy in pool.fetch(Got()).holdout]
 
@@ -49,5 +49,7 @@ def request_experts(recipe: Recipe) -> Request:
     task = make_task(recipe)
     pools = [need for need in recipe.method.settle(task).needs(task) if isinstance(need, Experts)]
     if not pools:
-        raise UsageError(f"method {recipe.method.name!r} trains no experts; `dd methods` lists those of trajectories")
+        raise UsageError(
+            f"method {recipe.method.name!r} trains no experts; `dd methods` lists the trajectory methods, which do"
+        )
     return Request(recipe, pools)

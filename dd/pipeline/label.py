@@ -30,8 +30,8 @@ def label_spec(settings: LabelSettings, protocol: Protocol, task: Task) -> Label
     """
     if protocol.augment:
         raise UsageError(
-            f"eval.protocol={protocol.protocol} augments images after teachers labelled their views; choose one of "
-            "views (quick-soft, sre2l, cda, cvdd, rded), or labels.mode=off"
+            f"eval.protocol={protocol.protocol} augments images after teachers labelled their views; choose a "
+            "protocol of views (quick-soft, sre2l, cda, cvdd, rded), or labels.mode=off"
         )
     if settings.high and protocol.views.mix != "none":
         raise UsageError("labels.high calibrates labels of single images: it needs eval.views.mix=none")
@@ -40,7 +40,7 @@ def label_spec(settings: LabelSettings, protocol: Protocol, task: Task) -> Label
     if settings.teacher_mode == "train" and min(batch, n % batch or batch) < 4:
         raise UsageError(
             f"labels.teacher_mode=train halves every batch, and {n} images in batches of {batch} leave a half of one, "
-            "of which batch statistics say nothing; choose another eval.batch"
+            "which has no batch statistics; choose another eval.batch"
         )
     return LabelSpec(
         n=n,
@@ -76,7 +76,7 @@ def label(
     missing = store.missing()
     done = spec.epochs - len(missing)
     if missing:
-        log.info("%s; %d of %d epochs are there", require_room(store.path, spec.bytes()), done, spec.epochs)
+        log.info("%s; %d of %d epochs exist", require_room(store.path, spec.bytes()), done, spec.epochs)
 
     def logits(views: Tensor, view: View, images: Tensor) -> Tensor:
         return labeller.logits(views, own[images], protocol.micro, _seed(view, images))
@@ -102,11 +102,11 @@ def require_room(folder: Path, needed: int) -> str:
     left = max(needed - sum(file.stat().st_size for file in folder.glob("*") if file.is_file()), 0)
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
-    line = f"labels take {readable_size(left)} in {folder}, where {readable_size(free)} are free"
+    line = f"labels take {readable_size(left)} in {folder}, but only {readable_size(free)} are free"
     if left > free:
         raise UsageError(
-            f"{line}; keep less of them (labels.form=topk or distances), or ask "
-            "the teachers while students train (labels.mode=live)"
+            f"{line}; store less per label (labels.form=topk or distances), or let "
+            "teachers label while students train (labels.mode=live)"
         )
     return line
 

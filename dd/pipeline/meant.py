@@ -81,4 +81,4 @@ def meant_for(distilled: DistilledSet) -> Meant:
             made=distilled.provenance,
         )
     except UsageError as error:
-        raise UsageError(f"{distilled.path or 'the set'} is not read: {error}") from error
+        raise UsageError(f"{distilled.path or 'the set'} is unusable: {error}") from error

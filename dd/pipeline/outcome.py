@@ -50,5 +50,5 @@ def finished(folder: RunFolder) -> Outcome:
     try:
         report = Report.from_dict(json.loads(folder.report.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{folder.report} cannot be read ({error}); force=true makes it anew") from error
+        raise RunError(f"{folder.report} cannot be read ({error}); force=true makes it again") from error
     return Outcome(report, folder, fresh=False)

@@ -108,7 +108,7 @@ class SetParts(Generic[P]):
         found = [store.peek(KIND, self.spec(number)) for number in numbers]
         whole = [artefact for artefact in found if artefact is not None]
         if len(whole) < len(found):
-            raise RunError(f"a part of {self.run.recipe.name} was damaged on the disk; the same command makes it anew")
+            raise RunError(f"a part of {self.run.recipe.name} was damaged on the disk; the same command makes it again")
         return whole
 
     def collected(self, found: Sequence[Artefact]) -> tuple[Pair, dict[str, Any]]:

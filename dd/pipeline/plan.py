@@ -85,7 +85,7 @@ def planned_labels(recipe: Recipe, task: Task) -> dict[str, Any] | None:
     if labels is None:
         return None
     if labels.form == "topk" and labels.top > task.classes:
-        log.info("labels.top=%d: all %d classes are kept, there are no more", labels.top, task.classes)
+        log.info("labels.top=%d is above the number of classes: all %d are kept", labels.top, task.classes)
     spec = label_spec(labels, recipe.eval, task)
     return {"stage": "label", "epochs": spec.epochs, "bytes": spec.bytes() if labels.mode == "store" else 0}
 

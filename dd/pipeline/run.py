@@ -1,4 +1,4 @@
-"""A run: its stages in a row, what each leaves, and how a run goes on after an interruption.
+"""A run: its stages in a row, what each leaves, and how a run resumes after an interruption.
 
 prepare      what the method needs: experts, teachers, patches        artefacts in the store
 synthesise   the set, and the set at iteration 0                      a checkpoint, then an artefact in the store
@@ -49,7 +49,7 @@ Left = Literal["nothing", "report", "set"]
 def run_recipe(
     recipe: Recipe, *, out: str | None = None, force: bool = False, track: str | None = None, command: str = ""
 ) -> Outcome | None:
-    """Walk the line from real images to a report, skipping what is done and going on where it was interrupted.
+    """Walk the line from real images to a report, skipping what is done and resuming where it was interrupted.
 
     Under torchrun the processes share the synthesis; the first one does everything else, the others return None.
     """
@@ -193,7 +193,7 @@ def _is_whole(run: Run) -> bool:
     if not damage:
         return damage is not None
     for name, why in damage.items():
-        log.warning("%s is damaged (%s); it is made anew from what is kept", run.folder.path / name, why)
+        log.warning("%s is damaged (%s); it is made again from what is kept", run.folder.path / name, why)
     return _restored(run, run.folder, damage)
 
 
@@ -227,5 +227,5 @@ def _taught(distilled: DistilledSet, labeller: Labeller) -> DistilledSet:
 
 
 def _way_on(command: str, force: bool) -> str:
-    # with force the same command would begin anew
-    return "the same command without force=true goes on" if force else f"the same command goes on: {command}"
+    # with force the same command would start over
+    return "the same command without force=true resumes" if force else f"the same command resumes: {command}"

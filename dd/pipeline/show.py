@@ -45,7 +45,7 @@ def probes_note(recipe: Recipe, task: Task, folder: RunFolder) -> str:
     else:
         why = f"eval.probes={recipe.eval.probes}, {recipe.method.iterations} iterations"
     words = "one probe" if count else "no probes"
-    return f"{words} of held-out accuracy on the way ({why}): no curve says whether more or fewer iterations are better"
+    return f"{words} of held-out accuracy during synthesis ({why}): too few to tell if more or fewer iterations help"
 
 
 def judged(report: Report, recipe: Recipe, command: str, remark: str = "") -> Report:

@@ -34,14 +34,14 @@ def make_task(recipe: Recipe) -> Task:
     wanted = _wanted(recipe, counts)
     if recipe.method.even and int(wanted.min()) < int(wanted.max()):
         raise UsageError(
-            f"method {recipe.method.name} needs as many images of every class, {recipe.size} asks for "
+            f"method {recipe.method.name} needs the same number of images in every class, but {recipe.size} asks for "
             f"{int(wanted.min())} to {int(wanted.max())}; give one number, such as ipc={int(wanted.min())}"
         )
     if (wanted > counts).any():
         c = int((wanted > counts).nonzero()[0])
         raise UsageError(
             f"{recipe.size} asks for {int(wanted[c])} images of class {data.classes[c]!r}, but {recipe.dataset} has "
-            f"{int(counts[c])} training images of it (data.holdout={recipe.data.holdout} are set aside); lower ipc"
+            f"{int(counts[c])} training images of it (data.holdout={recipe.data.holdout} is set aside); lower ipc"
         )
     return task_for(data, torch.arange(len(counts)).repeat_interleave(wanted), recipe)
 

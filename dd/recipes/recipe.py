@@ -126,12 +126,12 @@ class Recipe:
             seal = table.get(SEAL)
             table = flatten({key: value for key, value in table.items() if key != SEAL}, groups(asked))
             if seal != self._seal(table):
-                log.warning("the recipe in the run's folder is damaged; what was settled there is settled anew")
+                log.warning("the recipe in the run's folder is damaged; what was settled there is settled again")
                 return {}
         try:
             return {key: asked[key].check(value) for key, value in table.items() if value not in ("null", "auto")}
         except (KeyError, ValueError) as error:
-            log.warning("the recipe in the run's folder does not hold (%s); it is settled anew", error)
+            log.warning("the recipe in the run's folder does not hold (%s); it is settled again", error)
             return {}
 
     def _seal(self, decisions: Mapping[str, Any]) -> str:
@@ -192,7 +192,7 @@ class Recipe:
             decided = {key: flat[key] for key in self.undecided}
             seal = {f"{SETTLED}.{SEAL}": self._seal(decided)}
             yield ""
-            yield "# what that came to where the run began, kept when it goes on"
+            yield "# what that came to where the run began, kept when it resumes"
             yield from self._tables(seal | {f"{SETTLED}.{key}": value for key, value in decided.items()}, set(), False)
 
     def _tables(self, flat: Mapping[str, Any], own: set[str], origins: bool) -> Iterator[str]:

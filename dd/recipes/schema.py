@@ -133,7 +133,7 @@ def _bounded(words: str, metadata: list[Any]) -> str:
 def explained(settings: Any, prefix: str = "") -> dict[str, str]:
     """What the docstrings below the fields of a settings dataclass, and of those in its fields, say, by dotted key.
 
-    A class speaks for the fields that it declares anew, its bases for the others; a field without a docstring is left
+    A class speaks for the fields that it redeclares, its bases for the others; a field without a docstring is left
     out.
     """
     found: dict[str, str] = {}

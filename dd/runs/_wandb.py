@@ -12,7 +12,7 @@ class WandbRun:
     """One W&B run.  WANDB_MODE, WANDB_PROJECT, WANDB_DIR, WANDB_RUN_ID and their kin are respected; no key is taken."""
 
     def __init__(self, folder: Path, *, resume: bool, config: dict[str, object], name: str | None) -> None:
-        """Start a run, or go on with the one that an interrupted run in `folder` had.
+        """Start a run, or resume the one that an interrupted run in `folder` had.
 
         Raises:
             RunError: W&B cannot start (not logged in, no network, ...).
@@ -48,7 +48,7 @@ class WandbRun:
 
 
 def _run_id(file: Path, resume: bool) -> str:
-    """The id to use: the environment's; else, going on, the one kept in `file`; else a new one, kept there."""
+    """The id to use: the environment's; else, when resuming, the one kept in `file`; else a new one, kept there."""
     named = os.environ.get("WANDB_RUN_ID")
     if named:
         return named

@@ -1,7 +1,7 @@
 """The C allocator's thresholds, which decide a factor of two in CPU training.
 
 glibc returns every block above its mmap threshold to the kernel when it is freed, so each activation of a large batch
-is paged in anew at every step.  With the threshold raised they are kept and reused.
+is paged in again at every step.  With the threshold raised they are kept and reused.
 """
 
 import ctypes

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 _LONGEST = 200  # bytes of a folder's name
 _HELD = "holds"  # in the report: size and hash of every other file of a finished run
 _LOOKED_THROUGH = 1e9  # bytes of labels up to which all are read at every look; of more, who trains on them reads them
-_WAY_OUT = "choose another place with out=FOLDER or DD_RUNS"
+_WAY_OUT = "choose another folder with out=FOLDER or DD_RUNS"
 
 
 def runs_root(out: Path | str | None = None) -> Path:
@@ -104,7 +104,7 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """The state that an interrupted synthesis goes on from."""
+        """The state that an interrupted synthesis resumes from."""
         return self.path / "checkpoint.safetensors"
 
     @property
@@ -133,7 +133,7 @@ class RunFolder:
         try:
             return tomllib.loads(self.recipe_toml.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            log.warning("%s is damaged (%s); what stood there is decided anew", self.recipe_toml, error)
+            log.warning("%s is damaged (%s); its [settled] table is decided again", self.recipe_toml, error)
             return {}
 
     def finish(self, report: Mapping[str, object]) -> None:
@@ -194,7 +194,7 @@ class RunFolder:
             if small:
                 damage = labels.damage(self.labels.name, spec)
             else:
-                damage = None if labels.has(self.labels.name, spec) else "it is not there, or of another size"
+                damage = None if labels.has(self.labels.name, spec) else "it is missing or has another size"
             if damage:
                 found[f"{self.labels.name}/{path.stem}.safetensors"] = damage
         return found
@@ -214,7 +214,7 @@ def _facts(path: Path) -> dict[str, str | int]:
 
 def _damage(path: Path, facts: Mapping[str, object]) -> str:
     if not path.is_file():
-        return "it is not there"
+        return "it is missing"
     if path.stat().st_size != facts["bytes"]:
         return f"it has {path.stat().st_size} bytes, not {facts['bytes']}"
     return "its hash is wrong" if sha256_file(path) != facts["sha256"] else ""

@@ -27,17 +27,15 @@ def enough_memory(what: str, setting: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if (asked := asked_for(error)) is None:
             raise
-        raise RunError(
-            f"out of memory while {what}: {asked}; {setting} needs less, and what is finished is kept"
-        ) from error
+        raise RunError(f"out of memory while {what}: {asked}; {setting} needs less; finished work is kept") from error
 
 
 def asked_for(error: BaseException) -> str | None:
     """How much was asked for, in words; None where an error is about something else."""
     text = str(error)
     if found := _BYTES.search(text):
-        return f"{readable_size(int(found[1]))} were asked for"
+        return f"{readable_size(int(found[1]))} were requested"
     ours = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, not imported here
     if ours and (found := _WORDS.search(text)):
-        return f"{found[1]} were asked for"
-    return "more was asked for than there is" if ours else None
+        return f"{found[1]} were requested"
+    return "more was requested than is available" if ours else None

@@ -22,7 +22,7 @@ class Stop:
     """
 
     def __init__(self, way_on: str) -> None:
-        """Watch; `way_on` is said to the user, for example "the same command goes on"."""
+        """Watch; `way_on` is said to the user, for example "the same command resumes"."""
         self.requested: int | None = None
         self._way_on = way_on
         self._deferred = False

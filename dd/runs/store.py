@@ -6,7 +6,7 @@ set's views are in another, beside the set.  Layout, below the root:
     <kind>/<key>.safetensors   the payload: tensors (absent for plain values)
     <kind>/<key>.json          the manifest: spec, info or value, SHA-256 and size of the payload, seconds it took
     <kind>/<key>.lock          held while it is made, so that two processes never make one twice
-    <kind>/<key>.unfinished.safetensors   what a long making keeps on its way, to go on after a crash
+    <kind>/<key>.unfinished.safetensors   what a long making keeps on its way, to resume after a crash
 
 The manifest is written last: what has no manifest does not exist.
 """
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 _wanted: ContextVar[list[str] | None] = ContextVar("wanted", default=None)
 _CHEAP = ("surveys",)  # plain values that a plan makes, too, and does not keep: they read the headers of images
-_WAY_OUT = "set DD_HOME to a folder that can be written to"
+_WAY_OUT = "set DD_HOME to a writable folder"
 
 Spec: TypeAlias = Mapping[str, Json]
 """Everything that determines an artefact."""
@@ -128,7 +128,7 @@ class _Damaged(Exception):
 
 
 class Store:
-    """The cache of artefacts: returns what is there, makes what is not, notices damage and makes it anew."""
+    """The cache of artefacts: returns what is there, makes what is not, notices damage and makes it again."""
 
     def __init__(self, root: Path | None = None, *, way_out: str = _WAY_OUT, level: int = logging.INFO) -> None:
         """Open the store below `root`; without one, in `$DD_HOME` or the user's cache folder.
@@ -306,7 +306,7 @@ class Store:
         """What is wrong with the files of something that should be there; None where they hold together."""
         self._verified.pop(self._payload(kind, digest(spec)), None)
         try:
-            return None if self._load(kind, spec) else "it is not there"
+            return None if self._load(kind, spec) else "it is missing"
         except _Damaged as damage:
             return str(damage)
 
@@ -362,7 +362,7 @@ class Store:
         try:
             return self._load(kind, spec)
         except _Damaged as damage:
-            log.warning("%s is damaged (%s: %s); making it anew", what, self.path(kind, spec), damage)
+            log.warning("%s is damaged (%s: %s); making it again", what, self.path(kind, spec), damage)
             return None
 
     def _make(self, kind: str, spec: Spec, write: Callable[[], dict[str, Json]], spent: float = 0.0) -> Artefact:
@@ -393,7 +393,7 @@ class Store:
         try:
             manifest = _manifest(manifest_path)
             if digest(manifest["spec"]) != digest(spec):
-                raise _Damaged("its spec is another one")
+                raise _Damaged("its spec differs")
             common = {"key": digest(spec), "seconds": float(manifest["seconds"]), "made": made}
             if "value" in manifest:
                 if digest(manifest["value"], length=64) != manifest["sha256"]:
@@ -414,7 +414,7 @@ class Store:
         if self._verified.get(payload) == sha256:
             return
         if payload.exists() and not payload.is_file():
-            raise _Damaged("its payload is no file")
+            raise _Damaged("its payload is not a file")
         if sha256_file(payload) != sha256:
             raise _Damaged("the hash of its payload is wrong")
         self._verified[payload] = sha256
@@ -426,7 +426,7 @@ class Store:
 def _manifest(path: Path) -> dict[str, Any]:
     """A manifest that holds; one from before there were seals has none."""
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise _Damaged("it is no file")
+        raise _Damaged("it is not a file")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if SEAL in manifest and not holds(manifest):

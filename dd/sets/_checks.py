@@ -46,8 +46,8 @@ def facts(ds: "DistilledSet") -> None:
 
     _require(ds.image_kind in get_args(ImageKind), "image_kind", f"{ds.image_kind!r} is not a kind of image")
     _require(ds.label_kind in get_args(LabelKind), "label_kind", f"{ds.label_kind!r} is not a kind of label")
-    _require(len(ds.classes) > 0, "classes", "there are none")
-    _require(len(set(ds.classes)) == len(ds.classes), "classes", "a name stands there twice")
+    _require(len(ds.classes) > 0, "classes", "it is empty")
+    _require(len(set(ds.classes)) == len(ds.classes), "classes", "a name appears twice")
     _space(ds)
     tiles = ds.image_kind == "tiles"
     _require(
@@ -56,7 +56,7 @@ def facts(ds: "DistilledSet") -> None:
         f"{ds.decode_factor} does not go with images of kind {ds.image_kind!r} (tiles: 2 to {_FINEST}; others: 1)",
     )
     views = ds.label_kind == "views"
-    _require((ds.views is not None) == views, "views", "it is for label_kind 'views', and needed there")
+    _require((ds.views is not None) == views, "views", "label_kind 'views' needs it, and no other kind has it")
     if ds.views is not None:
         _views(ds, ds.views.spec)
     for name in _MAPPINGS:
@@ -69,7 +69,7 @@ def facts(ds: "DistilledSet") -> None:
 
 
 def _space(ds: "DistilledSet") -> None:
-    _require("kind" in ds.space, "space", "it does not say which value space the images are in (no 'kind')")
+    _require("kind" in ds.space, "space", "it does not name the images' value space (no 'kind')")
     kind = ds.space["kind"]
     if not isinstance(kind, str) or kind not in _SPACES:
         raise _error("space", f"kind is {str(kind)[:20]!r}; known: {', '.join(_SPACES)}")
@@ -84,7 +84,7 @@ def images(ds: "DistilledSet") -> None:
     x = ds.images
     dims = {"pixels": 4, "tiles": 4, "indices": 1, "schedule": 2}[ds.image_kind]
     _require(x.dim() == dims, "images", f"{ds.image_kind} have {dims} dimensions, not shape {tuple(x.shape)}")
-    _require(x.numel() > 0, "images", f"shape {tuple(x.shape)} holds nothing")
+    _require(x.numel() > 0, "images", f"shape {tuple(x.shape)} is empty")
     if dims == 4:
         if x.dtype != torch.uint8:
             _typed(x, torch.float32, "images")
@@ -102,7 +102,7 @@ def labels(ds: "DistilledSet") -> None:
         lead = (len(y),)
     if ds.label_kind in ("hard", "views"):
         _typed(y, torch.int64, "labels")
-        _require(tuple(y.shape) == lead, "labels", f"shape {tuple(y.shape)}, where the images ask for {lead}")
+        _require(tuple(y.shape) == lead, "labels", f"shape {tuple(y.shape)}, but the images need {lead}")
         low, high = int(y.min()), int(y.max())
         _require(low >= 0, "labels", f"label {low} is negative")
         _require(high < len(ds.classes), "labels", f"label {high} with only {len(ds.classes)} classes")
@@ -112,11 +112,11 @@ def labels(ds: "DistilledSet") -> None:
         fits = y.dim() == len(wanted) and all(
             have == want for have, want in zip(y.shape, wanted, strict=True) if want != "k"
         )
-        _require(fits and y.numel() > 0, "labels", f"shape {tuple(y.shape)}, where the images ask for {wanted}")
+        _require(fits and y.numel() > 0, "labels", f"shape {tuple(y.shape)}, but the images need {wanted}")
         _require(is_finite(y), "labels", "some values are NaN or infinite")
     if ds.label_kind == "probabilities":
         good = bool((y >= 0).all()) and is_finite(1 / y.sum(-1))
-        _require(good, "labels", "some rows are no probabilities: a negative value, or nothing but zeros")
+        _require(good, "labels", "some rows are not probabilities: a negative value, or all zeros")
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -128,11 +128,11 @@ def _views(ds: "DistilledSet", spec: "LabelSpec") -> None:
     ours = {"n": ds.n, "classes": len(ds.classes), "shape": tuple(ds.images.shape[1:])}
     for name, value in ours.items():
         said = getattr(spec, name)
-        _require(said == value, "views", f"its labels are for {name}={said}, and the set has {value}")
+        _require(said == value, "views", f"its labels are for {name}={said}, but the set has {value}")
 
 
 def _typed(tensor: Tensor, dtype: torch.dtype, name: str) -> None:
-    _require(tensor.dtype == dtype, name, f"they are {tensor.dtype}, where {dtype} is asked for")
+    _require(tensor.dtype == dtype, name, f"they are {tensor.dtype}, but must be {dtype}")
 
 
 def _require(holds: bool, field: str, otherwise: str) -> None:

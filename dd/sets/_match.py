@@ -25,7 +25,7 @@ def classes(ours: Sequence[str], theirs: Sequence[str]) -> None:
         raise _mismatch(
             "classes",
             f"{ours[at]!r} as label {at}",
-            f"{theirs[at]!r} there; same names in another order, so labels lie",
+            f"{theirs[at]!r} there; the same names in another order, so labels would be wrong",
         )
     if len(ours) != len(theirs):
         raise _mismatch("classes", f"{len(ours)} ({_some(ours)})", f"{len(theirs)} ({_some(theirs)})")

@@ -85,12 +85,14 @@ def dataset(
     """See `DistilledSet.as_dataset`."""
     if distilled.label_kind != "views":
         if epoch is not None or temperature is not None:
-            raise UsageError("epoch and temperature are of labelled views, and the labels of this set are its images'")
+            raise UsageError("epoch and temperature apply to labelled views, but this set has one label per image")
         return SetImages(distilled, preprocess)
     store = distilled.label_store()
     every = range(store.spec.epochs)
     if epoch is not None and epoch not in every:
-        raise UsageError(f"{store.path} holds the labels of {len(every)} epochs, from 0 on, and epoch {epoch} is asked")
+        raise UsageError(
+            f"{store.path} holds the labels of {len(every)} epochs, counted from 0, but not of epoch {epoch}"
+        )
     epochs = every if epoch is None else range(epoch, epoch + 1)
     return SetViews(store, distilled, epochs, 1.0 if temperature is None else temperature, preprocess)
 

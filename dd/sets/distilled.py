@@ -142,7 +142,7 @@ class DistilledSet:
         if self.label_kind == "views":
             return self.label_store().mean()
         raise UsageError(
-            f"labels of kind {self.label_kind!r} are no class probabilities; this protocol cannot use them"
+            f"labels of kind {self.label_kind!r} are not class probabilities; this protocol cannot use them"
         )
 
     def label_store(self) -> "LabelStore":
@@ -153,14 +153,14 @@ class DistilledSet:
                 other labels, or was left behind when the set was moved.
         """
         if self.views is None:
-            raise UsageError(f"the labels of this set are its own ({self.label_kind}): it has no label store")
+            raise UsageError(f"this set holds its labels itself ({self.label_kind}): it has no label store")
         if self.path is None:
             raise UsageError("the labels of this set are in a store beside its file: load the file, dd.load(FILE)")
         store = LabelStore(self.path.parent, self.views.spec, self.labels)
         if store.stated(self.views.labeller) != self.views:
             raise UsageError(
                 f"{store.path} holds other labels than {self.path} was saved with; "
-                "`dd run … force=true` makes both anew"
+                "`dd run … force=true` makes both again"
             )
         return store
 
@@ -185,7 +185,9 @@ class DistilledSet:
         from dd.sets.dataset import dataset
 
         if self.image_kind not in ("pixels", "tiles"):
-            raise UsageError(f"a set of {self.image_kind} holds no images of its own; this needs one that does")
+            raise UsageError(
+                f"a set of {self.image_kind} does not hold the images themselves; this needs a set that does"
+            )
         return dataset(self, epoch, temperature, preprocess)
 
     def save(self, path: Path | str) -> None:
@@ -207,7 +209,7 @@ class DistilledSet:
         if self.label_kind in ("hard", "views"):
             return labels
         if self.label_kind == "representations":
-            raise UsageError("labels of kind 'representations' name no class; this needs a set whose labels do")
+            raise UsageError("labels of kind 'representations' do not name a class; this needs a set whose labels do")
         return labels.argmax(-1)
 
     def pixels(self, preprocess: "Preprocess", index: Tensor | None = None) -> Tensor:
@@ -221,7 +223,9 @@ class DistilledSet:
             UsageError: the set holds indices, not images.
         """
         if self.image_kind not in ("pixels", "tiles"):
-            raise UsageError(f"a set of {self.image_kind} holds no images of its own; this needs one that does")
+            raise UsageError(
+                f"a set of {self.image_kind} does not hold the images themselves; this needs a set that does"
+            )
         images = (self.images if index is None else self.images[index]).to(preprocess.device)
         return preprocess(images) if images.dtype == torch.uint8 else images
 

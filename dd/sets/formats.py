@@ -110,7 +110,7 @@ def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
         if begin in (b"PK", b"\x80\x02"):
             why = "is a pickle or zip (.pt), not a distilled set; only safetensors files are read"
         else:
-            why = f"is no safetensors file, or a truncated one ({error})"
+            why = f"is not a safetensors file, or a truncated one ({error})"
         raise UsageError(f"{path} {why}") from error
 
 
@@ -150,7 +150,7 @@ def _manifest(path: Path, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise _damaged(path, f"its manifest: Invalid JSON: {error}") from error
     except UsageError as error:
-        raise _damaged(path, f"its manifest does not hold: {error}") from error
+        raise _damaged(path, f"its manifest is wrong: {error}") from error
 
 
 def _damaged(path: Path, why: str) -> UsageError:

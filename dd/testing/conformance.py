@@ -44,7 +44,9 @@ def registered(cls: type[Method], lab: Lab) -> None:
 
 def constructible(cls: type[Method], lab: Lab) -> None:
     """`Method()` works: every field has a default."""
-    _require(dataclasses.is_dataclass(cls), f"{cls.__name__} is no dataclass; decorate it with @dataclass(frozen=True)")
+    _require(
+        dataclasses.is_dataclass(cls), f"{cls.__name__} is not a dataclass; decorate it with @dataclass(frozen=True)"
+    )
     missing = [f.name for f in _fields(cls) if not _has_default(f)]
     _require(not missing, f"fields without a default: {', '.join(missing)}")
     cls()
@@ -61,7 +63,7 @@ def frozen(cls: type[Method], lab: Lab) -> None:
 def typed_fields(cls: type[Method], lab: Lab) -> None:
     """Every field has a type that a value can be checked against, and its default passes."""
     for key, leaf in leaves(cls()).items():
-        _require(leaf.annotation not in (Any, object), f"field {key!r} may be anything; say what it may be")
+        _require(leaf.annotation not in (Any, object), f"field {key!r} may be anything; restrict its type")
         try:
             checked = leaf.check(leaf.default)
         except Exception as error:
@@ -92,8 +94,11 @@ def recipe_round_trip(cls: type[Method], lab: Lab) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(recipe.to_toml(), encoding="utf-8")
         again = resolve({"recipe": str(file)})
-        _require(again.hash == recipe.hash, f"settings changed on the way through TOML: {_differences(recipe, again)}")
-        _require(again.to_toml() == recipe.to_toml(), "the recipe that was read back is written differently")
+        _require(
+            again.hash == recipe.hash,
+            f"settings changed when written to TOML and read back: {_differences(recipe, again)}",
+        )
+        _require(again.to_toml() == recipe.to_toml(), "the recipe that was read back writes different text")
 
 
 def whole_output(cls: type[Method], lab: Lab) -> None:
@@ -111,7 +116,7 @@ def whole_output(cls: type[Method], lab: Lab) -> None:
             _require(torch.equal(distilled.labels.cpu(), wanted), f"{what}: its labels are not the task's targets")
         file = lab.folder / "sets" / f"{cls.name}-{what}.safetensors"
         save(distilled, file)
-        _require(load(file).digest() == distilled.digest(), f"{what}: it is another set once saved and loaded")
+        _require(load(file).digest() == distilled.digest(), f"{what}: saving and loading changes the set")
 
 
 def same_seed_same_bits(cls: type[Method], lab: Lab) -> None:
@@ -131,7 +136,7 @@ def other_seed_other_bits(cls: type[Method], lab: Lab) -> None:
 
 def resumes(cls: type[Method], lab: Lab) -> None:
     """A run that is interrupted after every iteration ends in the same set as one that is not."""
-    _require_equal(lab.seen(cls).result, lab.interrupted(cls), "an interrupted run ends in another set")
+    _require_equal(lab.seen(cls).result, lab.interrupted(cls), "an interrupted run gives another set")
 
 
 def surroundings_untouched(cls: type[Method], lab: Lab) -> None:
@@ -154,7 +159,7 @@ def plan_is_true(cls: type[Method], lab: Lab) -> None:
     listed = {(kind, digest(spec)) for kind, spec, _ in wanted}
     forgotten, idle = sorted({k for k, _ in seen.needed - listed}), sorted({k for k, _ in listed - seen.needed})
     _require(not forgotten, f"`needs` does not name artefacts of kind {', '.join(forgotten)} that are made")
-    _require(not idle, f"`needs` names artefacts of kind {', '.join(idle)} that are never asked for")
+    _require(not idle, f"`needs` names artefacts of kind {', '.join(idle)} that are never used")
 
 
 def gradients_arrive(cls: type[Method], lab: Lab) -> None:
@@ -199,8 +204,8 @@ def parts_make_the_whole(cls: type[Method], lab: Lab) -> None:
         targets = task.targets.repeat_interleave(more)
         slots = [part.cpu() for part in method.parts(dataclasses.replace(task, targets=targets))]
         covered = torch.cat(slots).sort().values
-        _require(torch.equal(covered, torch.arange(len(targets))), "its parts are not every image once")
-        _require(all(bool((s.diff() > 0).all()) for s in slots), "the places in a part do not ascend")
+        _require(torch.equal(covered, torch.arange(len(targets))), "its parts do not hold every image exactly once")
+        _require(all(bool((s.diff() > 0).all()) for s in slots), "the positions in a part do not ascend")
 
 
 def uneven_classes(cls: type[Method], lab: Lab) -> None:

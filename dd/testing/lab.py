@@ -167,7 +167,7 @@ class Lab:
                 return _once(build(method, {}), task, checkpoint, interrupt=True)[2]
             except Interrupted:
                 continue
-        raise RuntimeError(f"still at iteration {checkpoint.iteration()} of {method.iterations} after as many starts")
+        raise RuntimeError(f"still at iteration {checkpoint.iteration()} of {method.iterations} after that many starts")
 
 
 def _watch(method: Method, task: WatchedTask) -> Seen:

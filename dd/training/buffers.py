@@ -93,7 +93,7 @@ class Buffers:
         if not rows.isfinite().all():
             raise UsageError(f"{what} is not finite: it has diverged")
         if torch.equal(rows[0], rows[-1]):
-            raise UsageError(f"{what} does not move: all its snapshots are its last weights")
+            raise UsageError(f"{what} does not move: all its snapshots equal its last weights")
         self._require_space(rows[-1], what)
         self._require_knowledge(rows[-1], what)
         return rows
@@ -115,7 +115,7 @@ class Buffers:
 
     def _snapshots(self, trajectory: Any, what: str) -> Tensor:
         if not isinstance(trajectory, list) or not all(isinstance(one, list) for one in trajectory):
-            raise UsageError(f"{what} is no list of lists of parameter tensors")
+            raise UsageError(f"{what} is not a list of lists of parameter tensors")
         if len(trajectory) <= self._epochs:
             there = max(len(trajectory) - 1, 0)
             raise UsageError(f"{what} has {there} epochs, not experts.epochs={self._epochs}: experts.epochs={there}")
@@ -123,7 +123,7 @@ class Buffers:
 
     def _flat(self, snapshot: list[Any], what: str) -> Tensor:
         if not all(isinstance(tensor, Tensor) for tensor in snapshot):
-            raise UsageError(f"{what} is no list of lists of parameter tensors")
+            raise UsageError(f"{what} is not a list of lists of parameter tensors")
         names = [*self._template.names, *(f"tensor {at}" for at in range(len(self._template.names), len(snapshot)))]
         shapes = [list(tensor.shape) for tensor in snapshot]
         self._template.require({"names": names[: len(snapshot)], "shapes": shapes}, f"the parameters of {what}")
@@ -145,7 +145,7 @@ class Buffers:
             shares = f"{100 * here:.1f} % of {len(index)} images, and on {100 * there:.1f} % of them"
             shares += " where they are whitened" if other.kind == "zca" else " where they are not whitened"
             raise UsageError(
-                f"{what} is right on {shares}, which it seems to be trained on: data.preprocess={other.kind}"
+                f"{what} is right on {shares}, which seems to be what it was trained on: data.preprocess={other.kind}"
             )
 
     def _require_knowledge(self, theta: Tensor, what: str) -> None:
@@ -160,12 +160,12 @@ def _load(file: Path) -> Sequence[Any]:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"{file} holds more than lists of tensors, which is not loaded as it could run code"
+            f"{file} holds more than lists of tensors; it is not loaded, because it could run code"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError) as error:
         raise UsageError(f"{file} cannot be read: {in_one_line(error)}") from error
     if not isinstance(found, list) or not found:
-        raise UsageError(f"{file} is no list of experts, as replay_buffer_N.pt is")
+        raise UsageError(f"{file} is not a list of experts like replay_buffer_N.pt")
     return found
 
 

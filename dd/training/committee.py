@@ -55,7 +55,7 @@ def votes(prior: Sequence[float], temperature: float) -> Tensor:
         temperature: tau > 0; CV-DD recovers with 5 and labels with 10.
     """
     if temperature <= 0:
-        raise UsageError(f"a temperature of votes must be above 0, not {temperature}")
+        raise UsageError(f"the temperature of votes must be above 0, not {temperature}")
     return (torch.tensor(prior, dtype=torch.float64) / temperature).softmax(0).float()
 
 
@@ -117,7 +117,9 @@ def logits(
     half = len(images) // 2
     parts = images.split(pieces(len(images), micro) if mode == "batch" else [half, len(images) - half])
     if min(map(len, parts)) < 2:
-        raise UsageError("a single image has no batch statistics; label with teacher_mode=eval, or more at a time")
+        raise UsageError(
+            "a single image has no batch statistics; label with teacher_mode=eval, or label more images at a time"
+        )
     drops = live_dropout(teacher.network, seed) if mode == "train" else nullcontext()
     with batch_statistics(teacher.network), drops:
         return torch.cat([teacher.network(part) for part in parts])

@@ -99,7 +99,7 @@ class BatchLoss:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile`, without a word of warning and without a limit on how many shapes it may see.
 
-    A module's forward hooks run as they do uncompiled, also those that are set anew for every call.
+    A module's forward hooks run as they do uncompiled, also those that are set again for every call.
     """
     fast = torch.compile(function, dynamic=False)
 

@@ -56,7 +56,7 @@ class ExpertSettings:
     penalty: Annotated[float, Field(ge=0), OnlyWith("kind", ("ast",))] = 2.0
     """Weight of the gradient penalty, see `dd.training.penalty`; 0 for none (kind ast)."""
     decay: Annotated[float, Field(gt=0, le=1), OnlyWith("kind", ("ast",))] = 0.6
-    """Factor of lr from the epoch after half of them + 1 on, where momentum begins anew (kind ast)."""
+    """Factor of lr from the epoch after half of them + 1 on, where momentum starts at zero again (kind ast)."""
     drops: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], OnlyWith("kind", ("sgd", "ftd"))] = ()
     """Shares of the epochs after which lr falls to `drop` times what it was; momentum goes on (not kind ast)."""
     drop: Annotated[float, Field(gt=0, le=1), OnlyWith("drops")] = 0.2
@@ -152,7 +152,7 @@ class Experts(Need[Trajectories]):
     def fetch(self, got: Got) -> Trajectories:
         """The pool, trained (or read from files) where it does not exist yet.
 
-        A pool can be extended, and an interrupted one goes on with the next expert.  One manifest lists its shards.
+        A pool can be extended, and an interrupted one resumes with the next expert.  One manifest lists its shards.
 
         Raises:
             RunError: an expert diverged.

@@ -38,9 +38,9 @@ def require_fit(teacher: Teacher, task: Task) -> None:
     on training images.  Where those could not tell either, a warning says so and nothing is refused but other classes.
 
     Raises:
-        UsageError: its class names differ from the data's; it is not told from chance, see `told`; its accuracy is
-            below 90 % of the declared one, or, where neither accuracy nor classes are declared, of what another order
-            of its classes gives.  The line has the facts, and says where another order would do.
+        UsageError: its class names differ from the data's; it is indistinguishable from chance, see `told`; its
+            accuracy is below 90 % of the declared one, or, if neither accuracy nor classes are declared, of that in
+            another class order.  The message has the facts, and says if another order would do.
     """
     _require_classes(teacher, task.data.classes)
     which, line = "", ""
@@ -52,7 +52,7 @@ def require_fit(teacher: Teacher, task: Task) -> None:
             return
         if tell(labels):
             raise UsageError(line)
-    log.warning("teacher %s could not be checked, images are too few: %s", teacher.name, line)
+    log.warning("teacher %s could not be checked, there are too few images: %s", teacher.name, line)
 
 
 def announce(task: Task) -> None:
@@ -64,7 +64,7 @@ def announce(task: Task) -> None:
     if not tell(train.labels[_sample(train).to(train.labels.device)]):
         log.warning("teachers cannot be checked: %s, and so are %d training images", few, len(train))
     elif held:
-        log.warning("%s to tell a fit teacher from chance: training images may have to", few)
+        log.warning("%s to tell a good teacher from chance: training images may have to", few)
 
 
 def told(labels: Tensor, predicted: Tensor) -> bool:
@@ -110,21 +110,21 @@ def _unfit(teacher: Teacher, predicted: Tensor, labels: Tensor, which: str, clas
     """What is wrong with a teacher by its predictions (n,), in one line; None where nothing is."""
     n, right, words = len(labels), float((predicted == labels).double().mean()), ""
     if not told(labels, predicted):
-        problem = "not told from chance"
+        problem = "indistinguishable from chance"
     elif teacher.declared is not None and 100 * right < KEPT * teacher.declared:
-        problem = f"below {100 * KEPT:.0f} % of what is declared"
+        problem = f"below {100 * KEPT:.0f} % of the declared accuracy"
     elif teacher.declared is None and teacher.classes is None:
         words, best = _other_order(predicted, labels, classes)
         if right >= KEPT * best:
             return None
-        problem = f"below {100 * KEPT:.0f} % of what another order of its classes gives"
+        problem = f"below {100 * KEPT:.0f} % of its accuracy in another class order"
     else:
         return None
     chance = _chance(labels, predicted)
     facts = f"chance {100 * chance:.1f} with a standard error of {100 * _error(chance, n):.1f}, mean recall of the "
     facts += f"classes {recall(predicted, labels, len(classes))[1]:.1f}, "
     facts += "none declared" if teacher.declared is None else f"{teacher.declared:.1f} % declared"
-    return f"teacher {teacher.name} is right on {100 * right:.1f} % of {n} {which} ({facts}): {problem}; " + (
+    return f"teacher {teacher.name} is correct on {100 * right:.1f} % of {n} {which} ({facts}): {problem}; " + (
         words or _other_order(predicted, labels, classes)[0] or _other_reasons(len(classes))
     )
 
@@ -138,8 +138,8 @@ def _chance(labels: Tensor, predicted: Tensor) -> float:
 def _other_reasons(classes: int) -> str:
     look = "its normalisation (mean and std), its image size and its training"
     if classes > ORDERED:
-        return f"look at the order of its classes, {look}"
-    return f"no other order of its classes helps: look at {look}"
+        return f"check the order of its classes, {look}"
+    return f"no other class order helps: check {look}"
 
 
 def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -180,8 +180,8 @@ def _other_order(predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) ->
         return "", right
     at = int((order != torch.arange(len(order))).nonzero()[0])
     words = (
-        f"with its outputs in another order it would be right on {100 * best:.1f} %, so its class order differs from "
-        f"the data's (first at label {at}, {classes[at]!r}, to which its output {int(order[at])} answers): "
+        f"with its outputs in another order it would be correct on {100 * best:.1f} %, so its class order differs from "
+        f"the data's (first at label {at}, {classes[at]!r}, which is its output {int(order[at])}): "
         "reorder its last layer, or train it on these classes in this order"
     )
     return words, best
@@ -197,14 +197,14 @@ def _require_classes(teacher: Teacher, ours: tuple[str, ...]) -> None:
     order = "the same names in another order" if sorted(theirs) == sorted(ours) else "other names"
     raise UsageError(
         f"teacher {teacher.name} was made for other classes: its output {at} is {theirs[at]!r}, label {at} of the data "
-        f"is {ours[at]!r} ({order}); its labels would be wrong: take a teacher of these classes in this order"
+        f"is {ours[at]!r} ({order}); its labels would be wrong: use a teacher of these classes in this order"
     )
 
 
 def _asked(task: Task) -> list[tuple[Split, str]]:
     """The splits that teachers are tried on, one after another, with words for their images."""
     data, held = task.data, len(task.data.holdout)
-    why = f"the {held} held-out ones cannot tell" if held else "data.holdout=0 leaves no others"
+    why = f"the {held} held-out ones cannot tell" if held else "data.holdout=0 holds none out"
     first: list[tuple[Split, str]] = [(data.holdout, "held-out images")] if held else []
     return [*first, (data.train, f"training images ({why})")]
 

@@ -41,10 +41,10 @@ class Fit:
         lr: learning rate.
         momentum: heavy-ball momentum, as in `torch.optim.SGD`.
         weight_decay: L2 penalty, as in `torch.optim.SGD` and Adam; AdamW's own.
-        decay_at: steps before which lr is multiplied by `decay` and the optimiser made anew (its momentum is lost), as
+        decay_at: steps before which lr is multiplied by `decay` and the optimiser recreated (its momentum is lost), as
             the trajectory-matching family does.
         decay: the factor.
-        keep_state: lr falls without the optimiser being made anew.
+        keep_state: lr falls without the optimiser being recreated.
         optimiser: "sgd", "adam" or "adamw".
         cosine: lr follows (1 + cos(pi t / (cosine * steps))) / 2 at step t: 1 ends at zero, 2 at half; None for none.
         warmup: first steps, over which lr rises in a line from a hundredth.

@@ -1,4 +1,4 @@
-"""The state of one network between two passes, on disk: what lets a killed training go on where it was."""
+"""The state of one network between two passes, on disk: what lets a killed training resume where it was."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ class PassFile:
         meta, tensors = state.meta, {name: value.clone() for name, value in state.tensors.items()}
         network.load_state_dict({n.removeprefix(_NETWORK): t for n, t in tensors.items() if n.startswith(_NETWORK)})
         join_state(optimiser, _OPTIMISER, json.loads(meta["optimiser"]), tensors)
-        log.info("going on with %s after pass %s", self.what, meta["done"])
+        log.info("resuming %s after pass %s", self.what, meta["done"])
         return int(meta["done"]), int(meta["step"])
 
     def remove(self) -> None:

@@ -26,7 +26,7 @@ class TeacherLabeller:
         teachers: at least one.
         settings: how.
         weights: (teachers,) of "logit_weighted"; None otherwise.
-        origin: JSON-able: what `of_origin` makes it anew from.
+        origin: JSON-able: what `of_origin` makes it again from.
         keys: JSON-able, per teacher: what determines its logits.
     """
 
@@ -53,7 +53,7 @@ class TeacherLabeller:
 
     @classmethod
     def of_origin(cls, task: Task, origin: Mapping[str, Any]) -> "TeacherLabeller":
-        """The labeller that `origin` describes; teachers that are not in the store are trained anew.
+        """The labeller that `origin` describes; teachers that are not in the store are trained again.
 
         Raises:
             UsageError: a teacher cannot be had, or does not know the images.

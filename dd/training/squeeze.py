@@ -97,7 +97,7 @@ def squeeze_fit(settings: SqueezeSettings, images: int, strategy: str) -> Fit:
 def squeezed(task: Task, network: NetworkSpec, settings: SqueezeSettings, what: str) -> Artefact:
     """The weights and buffers of one teacher, trained where they are not in the store.
 
-    Its state is kept after every pass: a killed training goes on with the next one, and ends in the same bits.
+    Its state is kept after every pass: a killed training resumes with the next one, and ends in the same bits.
 
     Args:
         task: the run.

@@ -12,7 +12,7 @@ from dd.networks.spec import NetworkSpec
 from dd.networks.zoo import is_zoo_name
 
 STUDENT = "student"
-NO_TEACHER = "no teacher is named; teachers=student trains one of the student's architecture"
+NO_TEACHER = "no teacher is named; teachers=student trains one with the student's architecture"
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
@@ -85,7 +85,9 @@ def _network(text: str, student: NetworkSpec) -> NetworkSpec:
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise UsageError(f"teachers={text}: {setting!r} is no setting; write ARCH:field=value, as convnet:width=48")
+            raise UsageError(
+                f"teachers={text}: {setting!r} is not a setting; write ARCH:field=value, for example convnet:width=48"
+            )
         if key not in known:
             raise unknown(f"setting in teachers={text}:", key, known)
         values[key] = value

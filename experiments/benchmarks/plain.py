@@ -109,7 +109,7 @@ def student(
     momentum: float,
     weight_decay: float,
 ) -> None:
-    """Train a student on a small set; after half of the steps the optimiser is made anew with a tenth of its lr."""
+    """Train a student on a small set; after half of the steps the optimiser is made again with a tenth of its lr."""
     done = 0
     for rate, until in ((lr, steps // 2), (lr / 10, steps)):
         optimiser = SGD(network.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay)

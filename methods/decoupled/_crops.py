@@ -151,8 +151,8 @@ def require_enough(task: Task, settings: CropSettings) -> None:
         if candidates < tiles:
             way_out = f"raise crops.candidates={settings.candidates}" if there >= tiles else "lower ipc or crops.factor"
             raise UsageError(
-                f"class {task.data.classes[c]!r}: {count} images of {settings.factor}x{settings.factor} tiles take "
-                f"{tiles} real images, there are {candidates} candidates (of {there}): {way_out}"
+                f"class {task.data.classes[c]!r}: {count} images of {settings.factor}x{settings.factor} tiles need "
+                f"{tiles} real images, but there are {candidates} candidates (of {there}): {way_out}"
             )
 
 
@@ -279,7 +279,7 @@ def select(scores: Tensor, count: int, order: Order, allowed: Tensor | None = No
     ranked = ranked[best[ranked].isfinite()]
     if len(ranked) < count:
         raise UsageError(
-            f"{len(ranked)} of {len(scores)} real images have a crop that may be chosen, {count} are needed: raise "
+            f"{len(ranked)} of {len(scores)} real images have an eligible crop, but {count} are needed: raise "
             "crops.candidates, or lower crops.share"
         )
     first = (len(ranked) - count) // 2 if order == "medium" else 0

@@ -69,7 +69,7 @@ def require_holdout(votes: Source, task: Task) -> None:
     """
     if not len(task.data.holdout):
         raise UsageError(
-            f"votes={votes} scores on held-out images, and there are none: data.holdout=0.1, votes=equal, or "
+            f"votes={votes} scores on held-out images, but there are none: use data.holdout=0.1, votes=equal, or "
             "prior=[...], one number per teacher"
         )
 

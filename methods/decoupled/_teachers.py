@@ -64,7 +64,7 @@ def _at_least_one(names: tuple[str, ...]) -> tuple[str, ...]:
 
 _KEYED = Outside("member", "the key of that teacher counts")
 Names = Annotated[tuple[str, ...], AfterValidator(_at_least_one), _KEYED]
-"""Of teachers, at least one."""
+"""At least one teacher."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Taught(Method[Committee]):
     def __post_init__(self) -> None:
         if self.labels.ensemble == "logit_weighted" and not self.votes_on_labels:
             raise ValueError(
-                f"labels.ensemble=logit_weighted needs votes, which {self.name} does not have: take method=cvdd, or "
+                f"labels.ensemble=logit_weighted needs votes, which {self.name} does not have: use method=cvdd, or "
                 "labels.ensemble=logit_mean"
             )
 
@@ -104,8 +104,8 @@ class Taught(Method[Committee]):
         """
         if task.data.preprocess.kind != "standard":
             raise UsageError(
-                f"data.preprocess={task.data.preprocess.kind}: {self.name} clips and saves pixels, whose range shows "
-                "only in data.preprocess=standard"
+                f"data.preprocess={task.data.preprocess.kind}: {self.name} clips and saves pixels, whose range is "
+                "known only with data.preprocess=standard"
             )
         return self
 

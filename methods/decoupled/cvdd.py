@@ -68,8 +68,8 @@ class CVDD(SRe2L):
         super().__post_init__()
         if self.members_by != "all" and len(self.teachers) > 2 and self.layout != "one-per-class":
             raise ValueError(
-                f"members_by={self.members_by} goes by an image's place in its class, which images of a batch share in "
-                f"layout=one-per-class, not in layout={self.layout}; or members_by=all"
+                f"members_by={self.members_by} depends on an image's position in its class, which a batch shares with "
+                f"layout=one-per-class, not with layout={self.layout}; use that, or members_by=all"
             )
         if self.prior is not None and len(self.prior) != len(self.teachers):
             raise ValueError(f"prior has {len(self.prior)} numbers for {len(self.teachers)} teachers")
@@ -83,7 +83,7 @@ class CVDD(SRe2L):
         settled = super().settle(task)
         if self._known(task) is None:
             if self.votes == "prior":
-                words = "no constants are published for these teachers on %s: their votes are measured"
+                words = "no published constants for these teachers on %s: their votes are measured"
                 log.info(words, task.data.name)
             require_holdout(self.votes, task)
         return settled

@@ -69,8 +69,8 @@ class DataDAM(DM):
             spatial = [m for m in maps if m.dim() == 4]
             if len(spatial) < 2:
                 raise UsageError(
-                    f"student.arch={task.student.arch} has {len(spatial)} maps behind activations, and attention is "
-                    "matched on all but the last: use an architecture of convolutions"
+                    f"student.arch={task.student.arch} has {len(spatial)} maps behind activations, but attention is "
+                    "matched on all but the last: use a convolutional architecture"
                 )
             return [class_means(attention(m, self.power), sizes) for m in spatial[:-1]], class_means(features, sizes)
 

@@ -109,8 +109,8 @@ class DC(Method[Functional]):
         """
         if has_batch_norm(task.network("skeleton")):
             raise UsageError(
-                f"{self.name} asks for gradients class by class, for which the authors freeze batch norm's statistics; "
-                f"that is not done here, and student.arch={task.student.arch} has batch norm: take one without it, as "
+                f"{self.name} needs gradients class by class; the authors freeze batch norm's statistics for that, "
+                f"we do not, and student.arch={task.student.arch} has batch norm: use one without, such as "
                 "student.arch=convnet student.norm=instance"
             )
         return self

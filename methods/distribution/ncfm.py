@@ -134,7 +134,7 @@ class NCFM(Method[Pool]):
     shared: bool = True
     """Show all classes of an iteration the same frequencies; otherwise each has its own."""
     order: Literal["drawn", "file"] = "drawn"
-    """Which real images a class shows: "drawn", anew every iteration; "file", always its first `batch_real`, with which
+    """Which real images a class shows: "drawn", new every iteration; "file", always its first `batch_real`, with which
     the mosaics begin too.
     """
     lr_sampler: Annotated[float, Field(gt=0)] = 1e-3
@@ -206,7 +206,7 @@ class NCFM(Method[Pool]):
             decay = steps * self.weight_decay
             optimiser = SGD([syn.images], lr=self.lr_img, momentum=self.sgd_momentum, weight_decay=decay)
         if (plateau := syn.plateau) is not None:
-            # the engine sets the rate anew before every step
+            # the engine sets the rate again before every step
             optimiser.register_step_pre_hook(lambda *_: plateau.slow(optimiser))
         return [optimiser]
 

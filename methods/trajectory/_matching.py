@@ -40,7 +40,7 @@ def synthetic_batches(n: int, batch: int | None, steps: int, rng: torch.Generato
     """Indices of the synthetic images of every inner step.
 
     All n images are permuted and cut into chunks of `batch`, which are consumed from the end, so that a short remainder
-    comes first; then they are permuted anew (trajectory matching's official sampling).
+    comes first; then they are permuted again (trajectory matching's official sampling).
 
     Args:
         n: number of synthetic images.
@@ -60,7 +60,7 @@ def synthetic_batches(n: int, batch: int | None, steps: int, rng: torch.Generato
 
 
 def expert_at(pool: int, it: int, seed: int) -> int:
-    """The expert of iteration `it`: every expert once per pass over the pool, in an order drawn anew for each pass."""
+    """The expert of iteration `it`: every expert once per pass over the pool, in an order drawn again for each pass."""
     order = torch.randperm(pool, generator=generator(seed, "expert order", it // pool))
     return int(order[it % pool])
 

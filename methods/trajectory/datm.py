@@ -106,7 +106,7 @@ class DATM(MTT):
             if values[-1] <= self.threshold:
                 return {"distance": distance}
             del distance  # and its graph, before there is another
-        others = f", as on {self.tries - 1} other segments" if self.tries > 1 else ""
+        others = f", like those of {self.tries - 1} other segments" if self.tries > 1 else ""
         return Skip(values[0], f"distance {values[0]:.3f} is above threshold={self.threshold}{others}")
 
 

@@ -266,7 +266,7 @@ class Foreign(Sound):
 
 
 class Alias(Sound):
-    """A method whose set goes on changing."""
+    """A method whose set keeps changing."""
 
     def finish(self, syn: Synthetic, task: Task, prepared: Any) -> DistilledSet:
         return replace(super().finish(syn, task, prepared), images=syn.images.detach())
@@ -325,7 +325,7 @@ FAULTS: list[tuple[type[Method], conformance.Check, str]] = [
     (PythonDraw, conformance.surroundings_untouched, "Python's global generator"),
     (Switch, conformance.surroundings_untouched, "the precision of float32 products"),
     (Hook, conformance.surroundings_untouched, "itself has _forward_hooks"),
-    (Memory, conformance.resumes, "ends in another set: in images"),
+    (Memory, conformance.resumes, "gives another set: in images"),
     (Elsewhere, conformance.gradients_arrive, "checkpoints do not carry"),
     (Unreached, conformance.gradients_arrive, "reaches 'labels'"),
     (Idle, conformance.variables_move, "the same after 3 iterations"),
@@ -333,10 +333,10 @@ FAULTS: list[tuple[type[Method], conformance.Check, str]] = [
     (SeedItself, conformance.other_seed_other_bits, "depends on the seed: in images"),
     (Grumbler, conformance.no_warnings, "UserWarning: not today"),
     (Secret, conformance.plan_is_true, "does not name artefacts of kind toy"),
-    (Boaster, conformance.plan_is_true, "kind teachers that are never asked for"),
+    (Boaster, conformance.plan_is_true, "kind teachers that are never used"),
     (Backwards, conformance.whole_output, "not the task's, class-major"),
     (Foreign, conformance.whole_output, "field 'space': kind is 'raw'"),
-    (Forgetful, conformance.parts_make_the_whole, "not every image once"),
+    (Forgetful, conformance.parts_make_the_whole, "do not hold every image exactly once"),
     (Unsorted, conformance.parts_make_the_whole, "do not ascend"),
     (Level, conformance.uneven_classes, "say so: `even: ClassVar[bool] = True`"),
     (Mislabelled, conformance.uneven_classes, "its labels are not the task's targets"),

@@ -1,6 +1,6 @@
 """One damaged byte, wherever it is: the same command ends in the same bits, or names the file; it never ends elsewhere.
 
-Every file that a run leaves, or would go on from, is damaged one byte at a time at random places.
+Every file that a run leaves, or would resume from, is damaged one byte at a time at random places.
 """
 
 import random
@@ -129,7 +129,7 @@ def flip(path: Path, rng: random.Random) -> str:
 
 
 def check(state: State, place: Place, what: str, name: str) -> None:
-    """The same bits, or one refusal that names the file and after which the same command goes on."""
+    """The same bits, or one refusal that names the file and after which the same command resumes."""
     ended = place.dd(*state.command)
     assert "Traceback" not in ended.err, f"{what}\n{ended.err}"
     if ended.code:

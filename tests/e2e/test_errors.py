@@ -91,4 +91,4 @@ def test_a_set_that_was_cut_off(place, finished, tmp_path):
     whole = (finished.folder() / "set.safetensors").read_bytes()
     (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     line = evaluation_refused(place, str(tmp_path / "half.safetensors"))
-    assert f"{tmp_path / 'half.safetensors'} is no safetensors file, or a truncated one" in line
+    assert f"{tmp_path / 'half.safetensors'} is not a safetensors file, or a truncated one" in line

@@ -26,7 +26,7 @@ def test_made_listed_used_verified_and_deleted(place, small, pool):
     assert "made expert 2 of 2" in made.err
     assert len(made.report["holdout"]) == 2
     again = place.dd("experts", "make", *pool)
-    assert "all 2 experts are there" in again.err
+    assert "all 2 experts exist" in again.err
 
     ran = place.dd("run", *small, "--json")
     assert ran.code == 0, ran.err
@@ -37,7 +37,7 @@ def test_made_listed_used_verified_and_deleted(place, small, pool):
     assert listed["experts"] == "2"
     table = place.dd("experts")
     assert listed["key"] in table.out
-    assert place.dd("experts", "verify").out.strip() == "2 experts, all sound"
+    assert place.dd("experts", "verify").out.strip() == "2 experts, all intact"
 
     (payload, *_) = sorted(place.home.glob("**/experts/*.safetensors"))
     raw = bytearray(payload.read_bytes())

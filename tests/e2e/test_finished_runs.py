@@ -21,7 +21,7 @@ def test_the_same_command_reports_and_redoes_nothing(place, small):
 
     again = place.dd("run", *small, "--json")
     assert again.report == first.report | {"fresh": False}
-    assert "finished before: reported, not redone; force=true redoes it" in again.err
+    assert "already finished: reported, not repeated; force=true repeats it" in again.err
     assert "made" not in again.err
     assert stamps(place.folder()) == kept
     assert place.files() == files
@@ -148,5 +148,5 @@ def test_a_changed_decision_is_not_taken_up(place, small, old, new):
     ended = place.dd("run", *small, "--json")
     assert ended.code == 0, ended.err
     assert "recipe" in ended.err
-    assert "anew" in ended.err
+    assert "again" in ended.err
     assert file.read_text() == text

@@ -1,4 +1,4 @@
-"""A run that loses its machine, whenever that is, goes on with the same command and ends in the same bits."""
+"""A run that loses its machine, whenever that is, resumes with the same command and ends in the same bits."""
 
 import re
 from signal import SIGKILL
@@ -25,14 +25,14 @@ def test_a_run_killed_in_every_stage(place, long, uninterrupted, same_run):
     assert killed.code == -SIGKILL
     assert "kept expert 4 of 6" in killed.err
     assert "made expert" not in killed.err
-    first = int(re.findall(r"synthesis goes on at iteration (\d+) of 60", killed.err)[0])
+    first = int(re.findall(r"synthesis resumes at iteration (\d+) of 60", killed.err)[0])
     assert 0 < done - first <= CHECKPOINT_EVERY
     assert not (place.folder() / "report.json").exists()
 
     whole = place.dd(*again)
     assert whole.code == 0
     assert "kept set datm" in whole.err
-    assert "synthesis goes on" not in whole.err
+    assert "synthesis resumes" not in whole.err
     assert "kept student 1 on the distilled set" in whole.err
     assert "made student 1 on random real images" in whole.err
     same_run(place, whole.report, *uninterrupted)

@@ -53,7 +53,7 @@ def test_a_run_with_teachers_killed_in_every_stage(place, taught, whole, same_ru
     run = place.start(*again)
     killed = run.signal_when(SIGKILL, lambda: "made part 1 of 3" in run.err)
     assert killed.code == -SIGKILL
-    assert "going on with teacher" in killed.err
+    assert "resuming teacher" in killed.err
     assert "made set" not in killed.err
 
     run = place.start(*again)
@@ -67,12 +67,12 @@ def test_a_run_with_teachers_killed_in_every_stage(place, taught, whole, same_ru
     killed = run.signal_when(SIGKILL, lambda: "made student 1 on the distilled set" in run.err)
     assert killed.code == -SIGKILL
     assert "kept set cda" in killed.err
-    kept = int(re.findall(rf"; (\d+) of {EPOCHS} epochs are there", killed.err)[0])
+    kept = int(re.findall(rf"; (\d+) of {EPOCHS} epochs exist", killed.err)[0])
     assert kept == done
 
     ended = place.dd(*again)
     assert ended.code == 0, ended.err
-    assert "epochs are there" not in ended.err  # all are
+    assert "epochs exist" not in ended.err  # all are
     assert "kept student 1 on the distilled set" in ended.err
     same_run(place, ended.report, *whole)
     there = whole[0].folder() / "labels"
@@ -145,7 +145,7 @@ def test_other_batches_and_more_epochs_are_refused(whole):
     place, _ = whole
     for setting, words in (
         ("eval.batch=4", "holds labels for batches of 5, not 4"),
-        (f"eval.epochs={EPOCHS + 1}", f"holds the labels of {EPOCHS} epochs, and {EPOCHS + 1} are asked for"),
+        (f"eval.epochs={EPOCHS + 1}", f"holds the labels of {EPOCHS} epochs, but {EPOCHS + 1} are needed"),
         ("eval.views.crop=0.5", "holds labels of other views"),
     ):
         ended = place.dd("eval", str(place.folder()), setting)
@@ -161,7 +161,7 @@ def test_a_protocol_that_changes_labelled_views_is_refused_before_any_work(place
 
 
 def test_labels_that_do_not_fit_are_said_before_they_are_made_and_keep_what_there_is(place, taught, whole):
-    """A file may not grow: finished epochs stay, the line is clear, the same command goes on."""
+    """A file may not grow: finished epochs stay, the line is clear, the same command resumes."""
     again = ("run", *taught, "--json")
     run = place.start(*again)
     assert run.signal_when(SIGKILL, lambda: finished_epochs(place) > 3).code == -SIGKILL

@@ -221,7 +221,7 @@ def test_out_of_memory_says_how_much_for_what_and_what_needs_less(place, small, 
     assert "Traceback" not in ended.err
     words = {"loss": "synthesising", "prepare": "preparing"}[where]
     line = re.fullmatch(
-        rf"dd: out of memory while {words}: (\S+ \S+) were asked for; (.*) needs less, and what is finished is kept",
+        rf"dd: out of memory while {words}: (\S+ \S+) were requested; (.*) needs less; finished work is kept",
         ended.err.splitlines()[-1],
     )
     assert line, ended.err

@@ -49,7 +49,7 @@ class Pieces(Method):
         return [Adam([syn.images], lr=0.1)]
 
     def loss(self, syn, task, prepared, it):
-        """Squared distance from noise that is drawn anew, in steps of real work."""
+        """Squared distance from noise that is drawn again, in steps of real work."""
         with torch.no_grad():
             for _ in range(3):
                 torch.randn(100, 100, generator=task.generator("work", it)) @ torch.ones(100, 100)
@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_in_the_part_where_it_was(place, words, tmp_path):
     again = place.dd(*longer)
     assert again.code == 0, again.err
     assert "kept 1 of 5 parts" in again.err
-    first = int(re.findall(r"synthesis goes on at iteration (\d+) of 120", again.err)[0])
+    first = int(re.findall(r"synthesis resumes at iteration (\d+) of 120", again.err)[0])
     assert 0 <= done - first <= CHECKPOINT_EVERY
     assert again.err.count("made part") == PARTS - 1
     other = type(place)(tmp_path / "other")

@@ -67,8 +67,8 @@ def itself(place, pictures):
 
 
 def said(stopped, number, command) -> bool:
-    """Whether the last words are which signal came, and the command that goes on."""
-    last = f"dd: stopped by {number.name}; everything finished is kept; the same command goes on: {command}"
+    """Whether the last words are which signal came, and the command that resumes."""
+    last = f"dd: stopped by {number.name}; everything finished is kept; the same command resumes: {command}"
     return stopped.code == CODES[number] and stopped.err.splitlines()[-1] == last and stopped.out == ""
 
 
@@ -87,7 +87,7 @@ def test_a_run_stopped_in_two_stages(place, long, uninterrupted, same_run):
 
     whole = place.dd(*command, "--json")
     assert whole.code == 0
-    assert f"synthesis goes on at iteration {done} of 60" in whole.err  # not one is lost
+    assert f"synthesis resumes at iteration {done} of 60" in whole.err  # not one is lost
     same_run(place, whole.report, *uninterrupted)
 
 
@@ -102,7 +102,7 @@ def test_no_signal_is_forgotten(place, itself, at, number):
     assert getsignal(number) is before
     again = place.dd(*command)
     assert again.code == 0
-    went_on = re.findall(r"goes on at iteration (\d) of 3", again.err)
+    went_on = re.findall(r"resumes at iteration (\d) of 3", again.err)
     assert went_on == ([] if at == -1 else [str(at + 1)])
     assert place.half_written() == []
 
@@ -110,8 +110,8 @@ def test_no_signal_is_forgotten(place, itself, at, number):
 def test_a_forced_run_goes_on_without_force(place, itself):
     command = (*itself, "at=1", f"signal={int(SIGINT)}")
     stopped = place.dd(*command, "force=true")
-    assert stopped.err.splitlines()[-1].endswith("the same command without force=true goes on")
-    assert "goes on at iteration 2 of 3" in place.dd(*command).err
+    assert stopped.err.splitlines()[-1].endswith("the same command without force=true resumes")
+    assert "resumes at iteration 2 of 3" in place.dd(*command).err
 
 
 def test_torchs_compiler_does_not_swallow_a_signal():

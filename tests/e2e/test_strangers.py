@@ -81,7 +81,7 @@ def test_every_level_of_a_manifest_is_of_the_types_that_use_it(place, forged, le
 def test_a_path_that_a_set_names_is_not_read(place, forged, source):
     line = refused(place, forged(source=source))
     assert line.endswith(
-        f"the set asks for images at a path, and was not made here; if you mean that, add dataset={source}"
+        f"this set was not made here and asks for images at a path; to allow that, add dataset={source}"
     )
     assert "no such" in refused(place, forged(source=source), "dataset=folder:/nowhere")
 
@@ -93,8 +93,7 @@ def test_teachers_that_a_set_names_are_not_read(place, forged):
     soft = ("eval.protocol=quick-soft", "eval.epochs=1")
     line = refused(place, file, *soft)
     assert line.endswith(
-        "the set asks for teachers at a path, and was not made here; if you mean that, "
-        "add teachers=/etc/passwd.pt@convnet"
+        "this set was not made here and asks for teachers at a path; to allow that, add teachers=/etc/passwd.pt@convnet"
     )
     assert "no such file" in refused(place, file, *soft, "teachers=nowhere.pt@convnet")
     assert "the set has 1" in refused(place, file, *soft, "teachers=convnet,convnet")

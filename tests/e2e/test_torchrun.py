@@ -44,7 +44,7 @@ def test_two_processes_do_one_run(place, words, tmp_path):
     assert (one.images - two.images).abs().max() < 1e-3
     assert not torch.equal(two.images, load(report["files"]["start"]).images)
     again = other.torchrun(2, words)
-    assert "finished before" in again.stderr
+    assert "already finished" in again.stderr
     assert json.loads(again.stdout)["accuracy"] == report["accuracy"]
 
 
@@ -69,5 +69,5 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(place, words):
         running.wait(PATIENCE)
     done = place.dd(*longer)
     assert done.code == 0, done.err
-    first = int(re.findall(r"synthesis goes on at iteration (\d+) of 400", done.err)[0])
+    first = int(re.findall(r"synthesis resumes at iteration (\d+) of 400", done.err)[0])
     assert first >= 10

@@ -53,7 +53,9 @@ def test_all_of_the_family_are_tried():
 @pytest.mark.parametrize(("name", "settings"), FAMILY)
 def test_no_method_begins_with_it(task, files, tmp_path, name, settings):
     method = get(name)(teachers=(files["bad"],), squeeze=SQUEEZE, **settings)
-    with pytest.raises(UsageError, match=r"not told from chance; with its outputs in another order it would be right"):
+    with pytest.raises(
+        UsageError, match=r"indistinguishable from chance; with its outputs in another order it would be correct"
+    ):
         prepare(method, task)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # no patches, no priors
 
@@ -66,18 +68,18 @@ def test_in_the_right_order_the_same_file_is_taken(task, files, name):
 
 def test_one_of_a_committee_is_enough_to_refuse_it(task, files, tmp_path):
     method = get("cvdd")(teachers=(files["good"], files["bad"]), squeeze=SQUEEZE, votes="equal")
-    with pytest.raises(UsageError, match=r"teacher .*bad\.pt is right on .* not told from chance"):
+    with pytest.raises(UsageError, match=r"teacher .*bad\.pt is correct on .* indistinguishable from chance"):
         prepare(method, task)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_no_set_is_labelled_by_it(task, files):
-    """Nor made anew from what a set says of its labels, which knows the file by its place alone."""
+    """Nor made again from what a set says of its labels, which knows the file by its place alone."""
 
     def origin(name):
         settings = {"squeeze": asdict(SQUEEZE), "labels": asdict(LabelSettings()), "weights": None}
         return {"teachers": [files[name]], **settings}
 
-    with pytest.raises(UsageError, match="not told from chance"):
+    with pytest.raises(UsageError, match="indistinguishable from chance"):
         TeacherLabeller.of_origin(task, origin("bad"))
     assert len(TeacherLabeller.of_origin(task, origin("good")).teachers) == 1

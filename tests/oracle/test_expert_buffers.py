@@ -114,10 +114,10 @@ def test_what_is_no_buffer_is_refused(task, ours, tmp_path):
 
     for content, says in (
         (Code(), "could run code"),
-        ({"a": torch.ones(2)}, "is no list of experts"),
-        ([], "is no list of experts"),
-        ([torch.ones(3)], "no list of lists of parameter tensors"),
-        ([[[1.0, 2.0]] * 4], "no list of lists of parameter tensors"),
+        ({"a": torch.ones(2)}, "is not a list of experts"),
+        ([], "is not a list of experts"),
+        ([torch.ones(3)], "not a list of lists of parameter tensors"),
+        ([[[1.0, 2.0]] * 4], "not a list of lists of parameter tensors"),
     ):
         torch.save(content, file)
         refused(task, settings, says)
@@ -159,5 +159,5 @@ def test_another_value_space_is_found_out(make_task, tmp_path, monkeypatch, trai
     settings = replace(SETTINGS, count=1, epochs=1, batch=64)
     kept = trajectories(theirs, settings).snapshots
     settings = replace(written(here, tmp_path / "theirs", list(kept)), epochs=1)
-    refused(here, settings, rf"which it seems to be trained on: data\.preprocess={trained}")
+    refused(here, settings, rf"which seems to be what it was trained on: data\.preprocess={trained}")
     assert torch.equal(trajectories(theirs, settings).snapshots[0], kept[0])

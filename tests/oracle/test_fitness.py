@@ -53,32 +53,32 @@ def test_a_derangement_of_its_classes_is_refused_and_named(teacher, task):
     """Every class answers as the next one: soft labels would look as confident as ever."""
     line = refusal(reordered(teacher, task, [1, 2, 3, 4, 0]), task)
     # 0 % of 100 images, 5 classes: chance is 20 %, and its standard error sqrt(.2 * .8 / 100) = 4 %
-    assert f"teacher {NAME} is right on" in line
+    assert f"teacher {NAME} is correct on" in line
     assert "of 100 held-out images (chance 20.0 with a standard error of 4.0, " in line
-    assert "not told from chance" in line
-    assert f"with its outputs in another order it would be right on {teacher.holdout:.1f} %" in line
-    assert "first at label 0, 'class 0', to which its output 4 answers" in line
+    assert "indistinguishable from chance" in line
+    assert f"with its outputs in another order it would be correct on {teacher.holdout:.1f} %" in line
+    assert "first at label 0, 'class 0', which is its output 4" in line
 
 
 def test_two_classes_exchanged_are_refused_where_an_accuracy_is_declared(teacher, task):
     exchanged = reordered(teacher, task, [0, 3, 2, 1, 4])
     line = refusal(exchanged, task)
-    assert f"{teacher.declared:.1f} % declared): below 90 % of what is declared" in line
-    assert "first at label 1, 'class 1', to which its output 3 answers" in line
+    assert f"{teacher.declared:.1f} % declared): below 90 % of the declared accuracy" in line
+    assert "first at label 1, 'class 1', which is its output 3" in line
 
 
 def test_two_classes_exchanged_are_refused_where_nothing_is_declared(teacher, task):
     exchanged = reordered(teacher, task, [0, 3, 2, 1, 4])
     line = refusal(replace(exchanged, classes=None, declared=None), task)
-    assert "none declared): below 90 % of what another order of its classes gives" in line
-    assert "first at label 1, 'class 1', to which its output 3 answers" in line
+    assert "none declared): below 90 % of its accuracy in another class order" in line
+    assert "first at label 1, 'class 1', which is its output 3" in line
 
 
 def test_another_order_is_not_looked_for_among_very_many_classes(teacher, task, monkeypatch):
     monkeypatch.setattr(fitness, "ORDERED", CLASSES - 1)
     exchanged = replace(reordered(teacher, task, [0, 3, 2, 1, 4]), classes=None, declared=None)
     require_fit(exchanged, task)
-    assert "; look at the order of its classes, its normalisation" in refusal(replace(exchanged, declared=99.0), task)
+    assert "; check the order of its classes, its normalisation" in refusal(replace(exchanged, declared=99.0), task)
 
 
 def test_a_checkpoint_with_its_classes_in_another_order(teacher, task, tmp_path):
@@ -102,7 +102,7 @@ def test_an_untrained_network_is_refused_without_a_hint(teacher, task):
         fresh = build_network(spec, channels=1, size=8, classes=CLASSES, generator=generator(seed, "fresh")).eval()
         # of batch norm in evaluation mode little comes out: one class for all images, or nearly so
         line = refusal(replace(teacher, network=Shuffled(fresh), declared=None), task)
-        assert "none declared): not told from chance; no other order of its classes helps" in line
+        assert "none declared): indistinguishable from chance; no other class order helps" in line
 
 
 @pytest.mark.parametrize(("share", "convinces"), [(0.12, False), (0.4, True)])
@@ -113,7 +113,7 @@ def test_an_order_that_makes_the_best_of_next_to_nothing_is_no_hint(share, convi
     random = torch.randint(10, (2000,), generator=rng)
     predicted = torch.where(torch.rand(2000, generator=rng) < share, (labels + 1) % 10, random)
     words, best = fitness._other_order(predicted, labels, names)
-    assert ("first at label 0, 'class 0', to which its output 1 answers" in words) is convinces
+    assert ("first at label 0, 'class 0', which is its output 1" in words) is convinces
     assert (best > 0.4) is convinces
 
 
@@ -131,7 +131,7 @@ class Shuffled(nn.Module):
 
 def test_a_good_one_that_answers_about_other_images_has_no_order_either(teacher, task):
     line = refusal(replace(teacher, network=Shuffled(teacher.network), declared=None), task)
-    assert "not told from chance; no other order of its classes helps" in line
+    assert "indistinguishable from chance; no other class order helps" in line
 
 
 class Constant(nn.Module):
@@ -145,13 +145,13 @@ def test_always_the_most_frequent_class_is_chance(teacher, task):
     labels = torch.tensor([2] * 80 + [0, 1, 3, 4] * 5)
     uneven = replace(task, data=replace(data, holdout=replace(data.holdout, labels=labels)))
     line = refusal(replace(teacher, network=Constant(), declared=None), uneven)
-    assert "is right on 80.0 % of 100 held-out images (chance 80.0 with a standard error of 4.0" in line
+    assert "is correct on 80.0 % of 100 held-out images (chance 80.0 with a standard error of 4.0" in line
 
 
 def test_below_nine_tenths_of_what_is_declared(teacher, task):
     declared = teacher.holdout / 0.9 + 0.1
     line = refusal(replace(teacher, declared=declared), task)
-    assert f"{declared:.1f} % declared): below 90 % of what is declared; no other order" in line
+    assert f"{declared:.1f} % declared): below 90 % of the declared accuracy; no other class order" in line
 
 
 def test_without_a_hold_out_training_images_are_asked(make_task, blobs, monkeypatch):
@@ -162,7 +162,7 @@ def test_without_a_hold_out_training_images_are_asked(make_task, blobs, monkeypa
     assert teacher.declared is None
     require_fit(teacher, task)
     line = refusal(reordered(teacher, task, [1, 2, 3, 4, 0]), task)
-    assert "of 50 training images (data.holdout=0 leaves no others)" in line
+    assert "of 50 training images (data.holdout=0 holds none out)" in line
     assert line == refusal(reordered(teacher, task, [1, 2, 3, 4, 0]), task)  # the same images every time
 
 
@@ -225,7 +225,7 @@ def test_one_that_always_says_the_most_frequent_class_does_not(counts, teacher, 
     task = make_task(counted(blobs, counts))
     always = answering(teacher, task, lambda labels, _: torch.zeros_like(labels))
     line = refusal(always, task)
-    assert "not told from chance" in line
+    assert "indistinguishable from chance" in line
     assert f"mean recall of the classes {100 / len(counts):.1f}, none declared" in line
 
 
@@ -233,7 +233,7 @@ def test_one_that_always_says_the_most_frequent_class_does_not(counts, teacher, 
 def test_nor_one_with_its_classes_in_another_order(counts, teacher, make_task, blobs):
     task = make_task(counted(blobs, counts))
     line = refusal(answering(teacher, task, lambda labels, _: (labels + 1) % len(counts)), task)
-    assert "not told from chance" in line
+    assert "indistinguishable from chance" in line
 
 
 def test_a_rare_class_is_enough_where_accuracy_says_nothing(teacher, make_task, blobs):
@@ -272,13 +272,13 @@ def test_where_nothing_can_tell_it_is_said_before_and_after(teacher, make_task, 
     assert "cannot be checked: the 2 held-out images are too few, and so are 6 training images" in caplog.text
     caplog.clear()
     require_fit(answering(teacher, task), task)
-    assert f"teacher {NAME} could not be checked, images are too few" in caplog.text
-    assert "is right on 100.0 % of 6 training images" in caplog.text
+    assert f"teacher {NAME} could not be checked, there are too few images" in caplog.text
+    assert "is correct on 100.0 % of 6 training images" in caplog.text
 
 
 def test_what_cannot_tell_is_announced_before_training_and_nothing_else_is(make_task, blobs, caplog):
     announce(make_task(counted(blobs, SMALL["two of 20"])))
-    assert "the 4 held-out images are too few to tell a fit teacher from chance: training images may" in caplog.text
+    assert "the 4 held-out images are too few to tell a good teacher from chance: training images may" in caplog.text
     caplog.clear()
     for counts in (SMALL["760 healthy and 40 ill"], [(90, 30), (90, 30)], [(40, 0), (40, 0)]):
         announce(make_task(counted(blobs, counts)))

@@ -100,7 +100,7 @@ def test_votes_of_teachers_and_of_equals(task):
 def test_without_a_constant_priors_are_measured(task, caplog):
     caplog.set_level("INFO")
     found = prepare(CVDD(**SMALL | {"votes": "prior"}).settle(task), task)
-    assert "no constants are published for these teachers on blobs: their votes are measured" in caplog.text
+    assert "no published constants for these teachers on blobs: their votes are measured" in caplog.text
     assert found.prior == prepare(CVDD(**SMALL), task).prior
 
 

@@ -377,7 +377,7 @@ def test_priors_are_measured_once_and_by_each_teacher_alone(task):
 
 
 def test_compiled_teachers_give_the_same_terms_with_hooks_of_every_iteration(task, monkeypatch):
-    """By a back end that makes no machine code; hooks are set anew in every iteration, and must run in each."""
+    """By a back end that makes no machine code; hooks are set again in every iteration, and must run in each."""
     from functools import partial
 
     from dd.training import compiled

@@ -161,7 +161,7 @@ def test_batch_specific_labels_follow_the_students_halves(task, members, tmp_pat
 
 
 def test_labels_of_halves_with_live_dropout_are_the_same_after_a_restart(task, members, tmp_path):
-    """What drops follows from the batch: epochs that are written anew hold the same labels."""
+    """What drops follows from the batch: epochs that are written again hold the same labels."""
     network = nn.Sequential(members[0].network, nn.Dropout(0.5)).eval()
     drops = replace(members[0], network=network)
     small, protocol = make_set(task), replace(PROTOCOL, batch=4, micro=2)
@@ -194,7 +194,7 @@ def test_every_arm_has_the_same_teachers_labels(task, members, tmp_path):
     alone = evaluate(made, None, Evaluator(task, PROTOCOL), store=store)
     assert alone.accuracy.values == report.accuracy.values
     assert alone.control is None
-    assert "not at hand" in alone.missing["control"]
+    assert "missing here" in alone.missing["control"]
 
 
 def test_a_labeller_is_made_anew_from_what_a_set_says(task, members):
@@ -236,7 +236,7 @@ def test_votes_weigh_the_labels_of_a_committee(task, members):
 def test_what_cannot_be_labelled_is_said_before_it_is_tried(task):
     with pytest.raises(UsageError, match="augments images after teachers labelled"):
         label_spec(LabelSettings(), PROTOCOLS["quick"], task)
-    with pytest.raises(UsageError, match="leave one alone"):
+    with pytest.raises(UsageError, match="leave a batch of one"):
         label_spec(LabelSettings(teacher_mode="batch"), replace(PROTOCOL, batch=7), task)
     spec = label_spec(LabelSettings(form="topk", top=9), PROTOCOL, task)
     assert (spec.epochs, spec.batch, spec.form.k) == (3, 3, 4)

@@ -293,7 +293,7 @@ def test_killed_between_passes_it_goes_on_and_ends_in_the_same_bits(task, tmp_pa
     ]
     (teacher,) = teachers(again, [NAME], SETTINGS)
     assert len(passes) == 15 + 6  # the third pass, and nothing else
-    assert f"going on with teacher {NAME} (blobs, 3 epochs) after pass 2" in caplog.text
+    assert f"resuming teacher {NAME} (blobs, 3 epochs) after pass 2" in caplog.text
     assert equal(teacher.network.state_dict(), whole.network.state_dict())
     assert (teacher.sha256, teacher.holdout) == (whole.sha256, whole.holdout)
     assert not list((tmp_path / "teachers").glob("*unfinished*"))

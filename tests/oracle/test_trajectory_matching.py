@@ -394,7 +394,7 @@ def test_a_learned_lr_that_passes_through_zero_leaves_a_set_that_trains_students
     synthesise(method, task, prepared, syn)
     made = method.finish(syn, task, prepared)
     assert made.lr == pytest.approx(0.05)
-    assert "learned lr became -" in caplog.text
+    assert "learned lr fell to -" in caplog.text
 
 
 # --- DATM's gate -----------------------------------------------------------------------------------------------------
@@ -427,7 +427,7 @@ def test_the_gate_opens_at_the_threshold_and_closes_above_it(make_task):
     assert isinstance(above, Skip)
     assert above.value == value
     assert "threshold" in above.reason
-    assert "on 4 other segments" in above.reason
+    assert "of 4 other segments" in above.reason
     assert isinstance(replace(method, threshold=value - 1e-6, tries=1).loss(syn, task, prepared, 0), Skip)
     with torch.no_grad():
         syn.labels[3, 2] = math.nan

@@ -28,7 +28,7 @@ class Failing(Method):
         raise {
             "usage": UsageError("ask otherwise"),
             "run": RunError("the disk is gone"),
-            "signal": Interrupted("saved; the same command goes on", 75),
+            "signal": Interrupted("saved; the same command resumes", 75),
             "keyboard": KeyboardInterrupt(),
             "bug": ZeroDivisionError("a slip"),
         }[self.way]
@@ -72,7 +72,7 @@ def test_every_verb_has_help_with_two_examples(verb, capsys):
     [
         (["rnu"], "did you mean run?"),
         (["list"], "methods or recipes or data"),
-        (["method=datm", "ipc=1"], "a verb comes first: dd run method=datm ipc=1"),
+        (["method=datm", "ipc=1"], "write the verb first: dd run method=datm ipc=1"),
         (["--nonsense"], "--nonsense"),
         (["run"], "say which method"),
         (["run", "datm"], "'datm': settings are written key=value"),
@@ -123,7 +123,7 @@ def test_errors_as_json(capsys):
     [
         ("usage", 2, "dd: ask otherwise"),
         ("run", 1, "dd: the disk is gone"),
-        ("signal", 75, "dd: saved; the same command goes on"),
+        ("signal", 75, "dd: saved; the same command resumes"),
         ("keyboard", 130, "dd: interrupted"),
     ],
 )

@@ -62,7 +62,7 @@ def test_one_method_with_its_settings(capsys):
     (line,) = [line for line in text.splitlines() if line.startswith("curriculum.shape ")]
     assert "cosine" in line
     assert "stays at the whole image until it falls" in line
-    assert "none of its own" in said(capsys, "methods", "random")
+    assert "no settings of its own" in said(capsys, "methods", "random")
 
 
 def test_a_method_that_is_none_names_the_nearest(capsys):

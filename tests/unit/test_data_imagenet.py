@@ -193,7 +193,7 @@ def test_the_list_of_sources_counts_classes(tmp_path, capsys, monkeypatch, layou
     assert (rows["fashion-mini"].lacks, rows["fashion-mini"].usable) == (0, True)
     assert run_command_line(["data"]) == 0
     out = capsys.readouterr().out
-    assert f"not here; {root} has 2 of its 100 classes" in out
+    assert f"not found; {root} has 2 of its 100 classes" in out
     assert f"{root} (2 of its 1,000 classes)" in out
 
 

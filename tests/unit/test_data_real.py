@@ -215,7 +215,7 @@ def kilobytes(key):
 
 open_data(sys.argv[1], DataSettings(), "cpu")  # whatever is loaded once is loaded now
 before = kilobytes("VmRSS:")
-open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts again
 data = open_data(sys.argv[2], DataSettings(), "cpu")
 pixels = sum(map(len, (data.train, data.holdout, data.test))) * data.channels * data.size**2 / 1024
 print((kilobytes("VmHWM:") - before) / pixels, pixels, data.fingerprint)

@@ -622,7 +622,7 @@ def test_the_full_reference_is_bounded_by_a_budget_of_image_passes(task, protoco
     above = evaluate(small, None, Evaluator(task, replace(protocol, full_budget=passes - 1)))
     assert above.full is None
     assert above.missing["full"] == (
-        f"{passes:,} image passes are above eval.full_budget={passes - 1:,}; ask for it with eval.full=true"
+        f"{passes:,} image passes are above eval.full_budget={passes - 1:,}; request it with eval.full=true"
     )
     asked = evaluate(small, None, Evaluator(task, replace(protocol, full_budget=0, full=True)))
     assert asked.full == within.full
@@ -650,11 +650,11 @@ def test_a_report_of_a_set(task):
 
 def test_what_is_not_there_is_said(task, make_task, blobs):
     report = evaluate(make_set(task), None, Evaluator(task, BRIEF))
-    assert (report.start, report.missing["start"]) == (None, "the set at iteration 0 is not known")
+    assert (report.start, report.missing["start"]) == (None, "the set at iteration 0 is not stored")
     assert report.gain is None
     alone = evaluate(make_set(task), make_set(task), Evaluator(task, BRIEF), controls=False)
     assert (alone.control, alone.start, alone.full) == (None, None, None)
-    assert alone.missing == dict.fromkeys(("control", "start", "full"), "not asked for")
+    assert alone.missing == dict.fromkeys(("control", "start", "full"), "not requested")
     assert alone.accuracy == report.accuracy
     without = make_task(blobs(holdout=0))
     bare = evaluate(make_set(without), make_set(without, seed=1), Evaluator(without, BRIEF))

@@ -248,7 +248,7 @@ def test_a_state_is_read_whole_or_not_at_all(tmp_path, caplog):
     load_state(path, {"key": "k"})
     (line,) = caplog.messages
     assert line.startswith(f"{path} is damaged (")
-    assert line.endswith("; going on from the state before it")
+    assert line.endswith("; resuming from the state before it")
     assert load_state(path, {"key": "another"}) is None
     remove_state(path)
     assert os.listdir(tmp_path) == []

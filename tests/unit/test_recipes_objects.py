@@ -155,7 +155,7 @@ def test_a_subclass_is_not_taken_for_its_parent():
     class Another(DM):
         pass
 
-    with pytest.raises(UsageError, match="Another is not registered: put @register"):
+    with pytest.raises(UsageError, match="Another is not registered: decorate it"):
         objects(method=Another())
 
 

@@ -107,7 +107,7 @@ def test_what_is_printed_of_classes(task, capsys):
     report = evaluate(made(task), None, Evaluator(task, BRIEF))
     text = shown(report)
     assert "balanced %" in capsys.readouterr().out  # tables go straight there
-    assert "no test images of class 3: accuracies do not speak of it" in text
+    assert "no test images of class 3: accuracies do not cover it" in text
     worst, c = min((s, c) for c, s in enumerate(report.accuracy.classes) if s is not None)
     assert report.control is not None
     assert f"classes    class {c} {worst:.1f} ({report.control.classes[c]:.1f})" in text
@@ -177,8 +177,8 @@ def test_the_caption_stands_below_the_images(tmp_path):
     ("probes", "settings", "words"),
     [
         (2, {}, ""),
-        (1, {"eval.probes": 1}, "one probe of held-out accuracy on the way (eval.probes=1, 20 iterations)"),
-        (0, {"eval.probes": 0}, "no probes of held-out accuracy on the way (eval.probes=0, 20 iterations)"),
+        (1, {"eval.probes": 1}, "one probe of held-out accuracy during synthesis (eval.probes=1, 20 iterations)"),
+        (0, {"eval.probes": 0}, "no probes of held-out accuracy during synthesis (eval.probes=0, 20 iterations)"),
         (0, {"data.holdout": 0}, "(nothing is held out)"),
         (0, {"iterations": 0}, ""),
     ],

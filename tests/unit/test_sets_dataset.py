@@ -128,14 +128,14 @@ def test_a_set_without_its_labels_says_so_in_one_line(taught, tmp_path, of):
 
 
 def test_what_has_no_views_has_no_epochs(taught):
-    with pytest.raises(UsageError, match=r"its own \(hard\): it has no label store"):
+    with pytest.raises(UsageError, match=r"holds its labels itself \(hard\): it has no label store"):
         a_set().label_store()
     for asked in ({"epoch": 0}, {"temperature": 2.0}):
-        with pytest.raises(UsageError, match="are of labelled views"):
+        with pytest.raises(UsageError, match="apply to labelled views"):
             a_set().as_dataset(**asked)
-    with pytest.raises(UsageError, match="labels of 2 epochs, from 0 on, and epoch 2 is asked"):
+    with pytest.raises(UsageError, match="labels of 2 epochs, counted from 0, but not of epoch 2"):
         taught.as_dataset(epoch=2)
-    with pytest.raises(UsageError, match="a set of indices holds no images"):
+    with pytest.raises(UsageError, match="a set of indices does not hold the images"):
         a_set(images=OWN, image_kind="indices").as_dataset()
     zca = a_set(space={"kind": "zca", "eps": 0.1, "fitted_on": "x"})
     with pytest.raises(UsageError, match="ZCA"):

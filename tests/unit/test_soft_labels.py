@@ -170,7 +170,7 @@ def test_one_image_in_one_epoch(tmp_path, mode):
             assert (found["weight"], found["patch"]) == (batch.view.weight, batch.view.patch)
             if batch.view.partner is not None:
                 assert found["partner"] == int(batch.images[batch.view.partner[place]])
-    with pytest.raises(UsageError, match="23 images, and image 23"):
+    with pytest.raises(UsageError, match="23 images, but not of image 23"):
         store.at(0, 23)
 
 
@@ -247,7 +247,7 @@ class _Epoch(torch.utils.data.Dataset):
 def test_more_epochs_than_there_are(tmp_path):
     store = written(tmp_path)
     for ask in (lambda: next(store.epoch(4)), lambda: store.make(4, load, label)):
-        with pytest.raises(UsageError, match=r"labels holds the labels of 3 epochs, and epoch 5 is asked for") as error:
+        with pytest.raises(UsageError, match=r"labels holds the labels of 3 epochs, but not of epoch 5") as error:
             ask()
         assert "\n" not in str(error.value)
 
@@ -259,7 +259,7 @@ def test_another_batch_is_refused_with_the_reason(tmp_path):
     alone, together = opened(tmp_path / "alone"), opened(tmp_path / "together", a_spec(micro=4))
     alone.require(8, 2, "")
     together.require(8, 4, "")
-    with pytest.raises(UsageError, match=r"batches of 8, not 16: images mixed .* with eval.batch=8, or .* `dd run`"):
+    with pytest.raises(UsageError, match=r"batches of 8, not 16: mixed images .* with eval.batch=8, or .* `dd run`"):
         alone.require(16, 16, "")
     for micro in (8, 2):
         with pytest.raises(UsageError, match=rf"micro-batches of 4, not {micro}: .* eval.micro=4, or"):
@@ -311,7 +311,7 @@ def test_more_epochs_go_on_with_those_that_are_there(tmp_path):
 
 @pytest.mark.parametrize("own", [OWN[1:], OWN + 1, OWN - 1])
 def test_every_image_has_a_class(tmp_path, own):
-    with pytest.raises(UsageError, match="the class of each of 23 images, from 0 to 4"):
+    with pytest.raises(UsageError, match="a class for each of 23 images, from 0 to 4"):
         opened(tmp_path, own=own)
 
 
@@ -320,8 +320,8 @@ def test_every_image_has_a_class(tmp_path, own):
     [
         ({"batch": 0}, "batch is 0"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"micro": 9}, "eval.micro=9 is out of range; it is from 2 to eval.batch, 8"),
-        ({"micro": 2, "batch": 11}, "23 images in batches of 11 leave one alone"),
+        ({"micro": 9}, "eval.micro=9 is out of range; expected 2 to eval.batch, 8"),
+        ({"micro": 2, "batch": 11}, "23 images in batches of 11 leave a batch of one"),
         ({"classes": 1}, "at least 2 classes"),
         ({"shape": (3, 0, 8)}, "shape is 0"),
         ({"policy": ViewPolicy(tiles=10**9)}, "1000000000 tiles"),
@@ -369,7 +369,7 @@ def test_views_that_the_seed_no_longer_draws_are_noticed(tmp_path, monkeypatch):
 
 def test_where_nothing_can_be_written_the_line_says_what_to_do(tmp_path):
     (tmp_path / "labels").touch()
-    with pytest.raises(UsageError, match=r"cannot write to .*/labels \(File exists\); choose another place, with out="):
+    with pytest.raises(UsageError, match=r"cannot write to .*/labels \(File exists\); choose another folder: out="):
         opened(tmp_path).make(0, load, label)
 
 
@@ -555,7 +555,7 @@ def a_pipe(path):
         (Path.unlink, "its payload is missing"),
         (another_json, "TypeError"),
         (another_digit, "the hash of its facts is wrong"),
-        (a_pipe, "its payload is no file"),
+        (a_pipe, "its payload is not a file"),
     ],
 )
 @pytest.mark.parametrize("replay", ["seed", "records"])
@@ -588,7 +588,7 @@ FULL_RANGE = {
     "distances": [("distances", (3, 0), float("inf"), "NaN or infinite")],
 }
 RECORDED = [
-    ("place", 0, 99, "in no order"),
+    ("place", 0, 99, "not a permutation"),
     ("box", (2, 0), 7, "a box is not inside"),
     ("box", (2, 3), -1, "a box is not inside"),
     ("patch", (2, 2), 9, "a patch is not inside"),
@@ -623,7 +623,7 @@ def test_labels_that_cannot_be_are_refused_whatever_their_hash(tmp_path, form, r
 )
 def test_other_arrays_are_refused_whatever_their_hash(tmp_path, payload):
     Store(tmp_path).tensors("labels", a_spec().key(0), lambda: (payload, {"drawn": a_spec().fingerprint(0)}))
-    with pytest.raises(UsageError, match="other arrays than it should"):
+    with pytest.raises(UsageError, match="the wrong names, types or shapes"):
         next(opened(tmp_path).epoch(0))
 
 

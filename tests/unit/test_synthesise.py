@@ -1,4 +1,4 @@
-"""The outer loop: what it does with an objective, how it stops, and how it goes on."""
+"""The outer loop: what it does with an objective, how it stops, and how it resumes."""
 
 import logging
 import math
@@ -76,13 +76,13 @@ class Rig:
     """One toy, its task and its checkpoint; every `run` begins as a new process would."""
 
     def __init__(self, task, folder):
-        self.task, self.stop, self.rows = task, Stop("the same command goes on"), []
+        self.task, self.stop, self.rows = task, Stop("the same command resumes"), []
         self.checkpoint = Checkpoint(folder / "checkpoint.safetensors", "toy")
         self.syn = None
 
     def run(self, method, checkpoint=True, stop_after=None, crash_after=None, **watch):
         """Rows of the log of this process; the variables are in `syn`, whether or not the run came to its end."""
-        self.stop, self.rows = Stop("the same command goes on"), []
+        self.stop, self.rows = Stop("the same command resumes"), []
 
         def log(it, scalars):
             self.rows.append((it, dict(scalars)))
@@ -179,7 +179,7 @@ def test_variables_without_a_learned_lr_log_none(rig):
     assert [row.keys() for _, row in rig.rows] == [{"loss", "skipped"}] * 2
 
 
-# --- stopping and going on -------------------------------------------------------------------------------------------
+# --- stopping and resuming -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_a_run_stopped_after_any_iteration_ends_in_the_same_bits(rig, whole, k, 
         rig.run(method, stop_after=k)
     first, at_stop = rig.rows, bits(rig.syn)
     assert stopped.value.exit_code == 75
-    assert str(stopped.value) == "stopped by SIGTERM; the same command goes on"
+    assert str(stopped.value) == "stopped by SIGTERM; the same command resumes"
     it, _, saved = rig.saved()
     assert it == rig.checkpoint.iteration() == k + 1
     assert equal(saved, at_stop)
@@ -206,7 +206,7 @@ def test_a_run_stopped_after_any_iteration_ends_in_the_same_bits(rig, whole, k, 
     result = rig.run(Toy(skip=frozenset({3, 11})))
     assert equal(result, whole[0])
     assert first + rig.rows == whole[1]
-    assert f"synthesis goes on at iteration {k + 1} of 23" in caplog.text
+    assert f"synthesis resumes at iteration {k + 1} of 23" in caplog.text
 
 
 @pytest.mark.parametrize("k", [0, 8, 9, 10, 19, 22])
@@ -413,7 +413,7 @@ def test_a_learned_lr_is_kept_above_zero_and_that_is_said_once(rig, caplog):
     assert rates[4] > 0.09
     assert rates[5] == rates[13] == min(rates) == pytest.approx(0.1 / 100)
     assert len(caplog.messages) == 1
-    assert "learned lr became -" in caplog.messages[0]
+    assert "learned lr fell to -" in caplog.messages[0]
     assert "at iteration 5: it is kept at 0.001, a 100th of its first value; lower lr_lr" in caplog.messages[0]
     assert float(end["lr"]) > 0
 

@@ -52,7 +52,7 @@ def test_a_checkpoint(tmp_path, arch, spec, file):
         ("convnet:width=wide", "teachers=convnet:width=wide: width=wide: Input should be a valid integer"),
         ("convnet:norm=bach", "teachers=convnet:norm=bach: norm=bach: Input should be 'instance'"),
         ("convnet:wide=3", "unknown setting in teachers=convnet:wide=3: 'wide'; did you mean 'width'?"),
-        ("convnet:48", "'48' is no setting; write ARCH:field=value"),
+        ("convnet:48", "'48' is not a setting; write ARCH:field=value"),
         ("convnet:arch=resnet18", "unknown setting"),
         ("./nowhere.pt", "teachers=./nowhere.pt: no such file"),
         ("nowhere.pt@convnet", "teachers=nowhere.pt: no such file"),
