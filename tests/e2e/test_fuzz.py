@@ -24,8 +24,7 @@ from dd.evaluation import PROTOCOLS
 from dd.io import save_tensors
 from dd.labels import LabelSettings, LabelStore
 from dd.labels.spec import LabelSpec
-from dd.networks import NetworkSpec
-from dd.networks import build as build_network
+from dd.networks import NetworkSpec, build_network
 from dd.recipes import resolve
 from dd.sets import DistilledSet, save
 from dd.sets.formats import FORMAT
