@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from dd.runs.store import Artefact, Payload, Store, Wanted
@@ -42,14 +43,15 @@ class Made(Need[Artefact]):
         name: of the need, and the artefact's kind.
         store: where it is kept.
         spec: JSON-able; everything that determines it.
-        make: computes (tensors by name, JSON-able facts); called where the store does not have it.
+        make: given the needs that the method lists before this one, computes (tensors by name, JSON-able facts); called
+            if the store does not have it.
         words: named in plans and in the log, for example "statistics of cifar10".
     """
 
     name: str
     store: Store
     spec: dict[str, Any]
-    make: Callable[[], Payload]
+    make: "Callable[[Got], Payload]"
     words: str
 
     def artefacts(self) -> Sequence[Wanted]:
@@ -58,7 +60,7 @@ class Made(Need[Artefact]):
 
     def fetch(self, got: "Got") -> Artefact:
         """See `Store.tensors`."""
-        return self.store.tensors(self.name, self.spec, self.make, self.words)
+        return self.store.tensors(self.name, self.spec, partial(self.make, got), self.words)
 
 
 class Got:

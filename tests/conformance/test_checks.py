@@ -30,7 +30,7 @@ class Behaviour(Method):
     iterations = 50
 
     def means(self, task: Task) -> Made:
-        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        def make(got: Got) -> tuple[dict[str, Tensor], dict[str, Any]]:
             every = [task.data.train.images(task.data.train.of_class(c)).mean(0) for c in range(task.classes)]
             return {"means": torch.stack(every)}, {}
 
@@ -248,7 +248,7 @@ class Boaster(Sound):
     """A method that plans an artefact it does not make."""
 
     def needs(self, task: Task) -> Sequence[Need[Any]]:
-        return [*super().needs(task), Boast("teachers", task.store, {"number": 1}, lambda: ({}, {}), "a teacher")]
+        return [*super().needs(task), Boast("teachers", task.store, {"number": 1}, lambda got: ({}, {}), "a teacher")]
 
 
 class Backwards(Sound):
