@@ -138,4 +138,4 @@ def test_labels_are_judged_by_their_manifests(tmp_path, monkeypatch, many):
     payload.write_bytes(whole)
     assert folder.damage() == {}
     manifest.unlink()
-    assert folder.damage() == {f"labels/{manifest.name}": "it is not there"}
+    assert folder.damage() == {f"labels/{manifest.name}": "it is missing"}
