@@ -79,6 +79,8 @@ def test_as_many_numbers_as_classes():
 def test_a_method_that_needs_even_classes_says_so_before_anything_is_done():
     made = recipe(ipc=TEN)
     level = type("Level", (type(made.method),), {"even": True})
-    with pytest.raises(UsageError, match=r"needs the same number of images in every class, but ipc3-1-2-\S+ asks for 1 to 5"):
+    with pytest.raises(
+        UsageError, match=r"needs the same number of images in every class, but ipc3-1-2-\S+ asks for 1 to 5"
+    ):
         make_task(dataclasses.replace(made, method=level()))
     make_task(dataclasses.replace(recipe(ipc=2), method=level()))
