@@ -1,0 +1,10 @@
+"""Files of other projects: theirs become our sets, ours become files that theirs read.
+
+What a user says is an `Asked`; a `Reader` recognises files by contents and gives a `Draft` for each set in them.
+"""
+
+from dd.exchange.draft import Asked, Draft
+from dd.exchange.reader import Reader, Recognised
+from dd.exchange.source import Source
+
+__all__ = ["Asked", "Draft", "Reader", "Recognised", "Source"]

@@ -1,0 +1,66 @@
+"""The readers there are, and which of them files are for."""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+
+from dd.errors import UsageError, unknown
+from dd.exchange.draft import Asked, Draft
+from dd.exchange.reader import Reader, Recognised, files_in_words
+from dd.exchange.source import Source
+
+_HOMES: tuple[str, ...] = ()
+"""Modules of readers, each with a list `READERS`."""
+
+
+@cache
+def readers() -> tuple[Reader, ...]:
+    """All of them."""
+    return tuple(reader for home in _HOMES for reader in import_module(home).READERS)
+
+
+def drafts(source: Source, asked: Asked) -> list[Draft]:
+    """The sets in files from elsewhere, as they are there.
+
+    Raises:
+        UsageError: they are of no known format, or of several that only `format=` tells apart; or they are damaged.
+    """
+    reader, recognised = _chosen(source, asked)
+    found = list(reader.read(source, recognised, asked))
+    return _entry(found, source, asked)
+
+
+def _chosen(source: Source, asked: Asked) -> tuple[Reader, Recognised]:
+    found = [(reader, one) for reader in readers() for one in reader.recognise(source)]
+    if asked.format is not None:
+        every = {name for reader in readers() for name in reader.formats}
+        if asked.format not in every:
+            raise unknown("format", asked.format, every)
+        found = [(reader, one) for reader, one in found if one.format == asked.format]
+        if not found:
+            raise UsageError(
+                f"{files_in_words(source.paths)}: not of the format {asked.format}: {_known(asked.format)}"
+            )
+    certain = [pair for pair in found if pair[1].certain]
+    found = certain if len(certain) == 1 else found
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        kinds = ", ".join(sorted({source.container(path) for path in source.paths}))
+        raise UsageError(f"{files_in_words(source.paths)}: no known format of distilled sets ({kinds})")
+    choices = "; or ".join(f"format={one.format} ({_known(one.format)})" for _, one in found)
+    raise UsageError(f"{files_in_words(source.paths)} may be several things; say which: {choices}")
+
+
+def _known(name: str) -> str:
+    return next(reader.formats[name] for reader in readers() if name in reader.formats)
+
+
+def _entry(found: Sequence[Draft], source: Source, asked: Asked) -> list[Draft]:
+    if not isinstance(asked.entry, int):
+        return list(found)
+    picked = [draft for draft in found if draft.entry == str(asked.entry)]
+    if not picked:
+        there = ", ".join(draft.entry for draft in found if draft.entry) or "a single one"
+        raise UsageError(f"{files_in_words(source.paths)}: there is no entry={asked.entry}; it holds {there}")
+    return picked

@@ -1,0 +1,50 @@
+"""What a zip file says that it holds, checked against what it can hold, before anything is unpacked."""
+
+import zipfile
+from pathlib import Path
+
+from dd.errors import UsageError, in_one_line
+from dd.sizes import readable_size
+
+_MEMBERS = 100_000
+_FREE = 64 << 20  # bytes that may come out of any file
+_RATIO = 50  # to one that pixels are packed at most; deflate can do a thousand
+_DAMAGED = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError)
+
+
+def names(path: Path) -> list[str]:
+    """Names of the members; none where the directory cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.namelist()
+    except _DAMAGED:
+        return []
+
+
+def members(path: Path, *, packed: bool) -> dict[str, int]:
+    """Sizes in bytes of what would come out, by name.
+
+    Args:
+        path: the zip file.
+        packed: whether members may be compressed.
+
+    Raises:
+        UsageError: it is damaged, or declares more than a file of its size holds.
+    """
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as file:
+            every = file.infolist()
+    except _DAMAGED as error:
+        raise UsageError(f"{path} cannot be read: {in_one_line(error)}") from error
+    if len(every) > _MEMBERS or len({one.filename for one in every}) < len(every):
+        raise UsageError(f"{path} is refused: its directory of {len(every):,} members is not one that programs write")
+    total = sum(one.file_size for one in every)
+    most = max(_FREE, _RATIO * size) if packed else size
+    if total > most:
+        raise UsageError(
+            f"{path} is refused: it declares {readable_size(total)}, but is a file of {readable_size(size)}"
+        )
+    if not packed and any(one.compress_type != zipfile.ZIP_STORED for one in every):
+        raise UsageError(f"{path} is refused: torch stores tensors as they are, but here they are compressed")
+    return {one.filename: one.file_size for one in every}
