@@ -22,7 +22,7 @@ _AT_ONCE = 256  # images in memory
 
 
 class PartCounts(TypedDict):
-    """How many images a part of a data set has, in all and by the name of their class."""
+    """How many images one part of a data set has, in total and per class name."""
 
     total: int
     per_class: dict[str, int]
@@ -36,24 +36,24 @@ class BrokenFile(TypedDict):
 
 
 class DataCheck(TypedDict):
-    """What was found in a data set; JSON-able.
+    """The result of checking a data set; JSON-serialisable.
 
     Attributes:
-        name: what it was asked for by.
-        where: what it was read from.
-        licence: "not stated" is a value.
+        name: the name that was requested.
+        where: where it was read from.
+        licence: may be "not stated".
         notes: what a user should know about it, or "".
         channels: 1 or 3.
-        size: height and width in pixels to which images were brought.
-        classes: how many.
-        train: the training images.
-        test: the test images.
-        mean: per channel of the training images, in [0, 1] units.
-        std: likewise.
+        size: height and width of the resized images, in pixels.
+        classes: number of classes.
+        train: counts of the training images.
+        test: counts of the test images.
+        mean: per-channel mean of the training images, in [0, 1] units.
+        std: per-channel standard deviation of the training images, in [0, 1] units.
         constants: the published mean and standard deviation, or None.
-        augment: the DSA strategy that suits it.
-        broken: empty is good.
-        problems: lines in which a run would ask or refuse; empty is good.
+        augment: the DSA strategy that suits the data.
+        broken: the unusable files; ideally empty.
+        problems: the questions and errors that a run would raise, one line each; ideally empty.
     """
 
     name: str
@@ -75,19 +75,19 @@ class DataCheck(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What reading the images showed.
+    """What reading the images revealed.
 
     Attributes:
         classes: names in label order.
         channels: 1 or 3.
         size: height and width in pixels.
-        train: int64 labels (n,) of the training images that can be read.
-        test: likewise.
+        train: int64 labels (n,) of the readable training images.
+        test: int64 labels (m,) of the readable test images.
         counts: int64 (c, 256), how often each value occurs in the training images.
-        asked: what has to be said before a run, a line each.
+        asked: the questions a user has to answer before a run, one line each.
         notes: what a user should know.
-        broken: the images that cannot be read.
-        jpeg: how many are JPEG files.
+        broken: the unreadable images.
+        jpeg: number of JPEG files.
     """
 
     classes: tuple[str, ...]
@@ -103,15 +103,15 @@ class _Seen:
 
 
 def check_data(name: str, settings: DataSettings | None = None, *, download: bool = True) -> DataCheck:
-    """Read every image of a data set, past its cache, and describe what is there; only a few are in memory at a time.
+    """Read every image of a data set, bypassing the cache, and summarise it; memory holds only a few images at a time.
 
     Args:
         name: see `dd.data.sources`.
-        settings: `size`, `depth16` and `classes` are heeded.
-        download: whether it may be downloaded when it is nowhere.
+        settings: only `size`, `depth16` and `classes` matter.
+        download: whether to download the data set if it is not found locally.
 
     Raises:
-        UsageError: it is unknown or nowhere, or not a single image can be read.
+        UsageError: the data set is unknown or cannot be found, or no image can be read.
     """
     settings = settings or DataSettings()
     located = locate_data(name, download=download)
@@ -121,7 +121,7 @@ def check_data(name: str, settings: DataSettings | None = None, *, download: boo
     else:
         seen = _of_arrays(located, sized(content, settings.size, settings.resize), settings)
     known = facts_of(located, seen.classes, seen.notes, seen.jpeg, seen.test)
-    mean, std = statistics_of(seen.counts) if seen.counts.any() else ((), ())  # where no training image can be read
+    mean, std = statistics_of(seen.counts) if seen.counts.any() else ((), ())  # no training image is readable
     return {
         "name": name,
         "where": located.where,
@@ -142,10 +142,10 @@ def check_data(name: str, settings: DataSettings | None = None, *, download: boo
 
 
 def _problems(name: str, seen: _Seen) -> list[str]:
-    """What a run asks or refuses, in its words."""
+    """The questions and errors that a run would raise, worded as the run words them."""
     problems = list(seen.asked)
     looks = [lambda: refuse(seen.broken, name)]
-    if not problems:  # images that wait for an answer are missing from the counts
+    if not problems:  # images that await an answer are missing from the counts
         looks.append(lambda: require_usable(name, seen.classes, seen.train, seen.test))
     for look in looks:
         try:
@@ -177,7 +177,7 @@ def _of_files(located: Located, listing: Listing, settings: DataSettings) -> _Se
     asked = questions(found, located.name, settings.size, settings.depth16)
     if found.deep == found.images and settings.depth16 is None:
         raise UsageError("\n".join(asked))
-    unclear = questions(found, located.name, settings.size, settings.depth16 or "full")  # but for its depth
+    unclear = questions(found, located.name, settings.size, settings.depth16 or "full")  # ignoring the bit depth
     side = suggested(found.median) if unclear else settings.size
     target = choose_target(good, located.channels, side, settings.resize, settings.depth16)
     train_labels, counts, broken = _read(listing.train, train, target)
@@ -199,7 +199,7 @@ def _of_files(located: Located, listing: Listing, settings: DataSettings) -> _Se
 def _read(
     part: EncodedSplit, headers: Sequence[Header | Broken], target: Target
 ) -> tuple[Tensor, Tensor, list[Broken]]:
-    """Labels of the images that can be read, how often their values occur (c, 256), and those that cannot."""
+    """Labels of the readable images, the counts of their pixel values (c, 256), and the broken images."""
     labels, counts, broken = [], torch.zeros(target.channels, 256, dtype=torch.int64), []
     for span in torch.arange(len(part)).split(_AT_ONCE):
         some = part.take(span)

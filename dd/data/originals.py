@@ -1,6 +1,6 @@
-"""Images as their files have them, before they are brought to size: crops are cut from the whole picture.
+"""Images at their original size, before resizing: crops are cut from the full picture.
 
-One image at a time is decoded by each thread, and what is cut from it kept, so that their size costs no memory.
+Each thread decodes one image at a time and keeps only the crops, so memory does not grow with the size of the files.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Originals:
-    """The files of one part of a data set.
+    """The image files of one part of a data set.
 
     Attributes:
-        reader: where they are; positions are those of the part's images.
+        reader: reads the files; positions are those of the part's images.
         labels: int64 (n,), on the device.
         preprocess: with its tensors on the device.
         channels: 1 or 3.
-        depth16: how images of more than 8 bits become 8.
+        depth16: how images of more than 8 bits are converted to 8.
     """
 
     reader: ImageReader
@@ -42,19 +42,19 @@ class Originals:
     depth16: Depth16 | None = None
 
     def crops(self, index: Tensor, draw: BoxDraw, side: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Crops of images, each brought to a square: cut out, then resized bilinearly, antialiased.
+        """Cut crops and resize each to a square (bilinear, antialiased).
 
         Args:
             index: int64 (k,), which images.
-            draw: of k m crops, image by image.
-            side: of a crop in pixels.
+            draw: k·m boxes, image by image.
+            side: of a crop, in pixels.
 
         Returns:
-            uint8 (k, m, c, side, side) on the device; the boxes, int64 (k, m, 4) top, left, height, width in pixels of
-            the file; and the sizes of the files, int64 (k, 2) height, width; both on the CPU.
+            The crops, uint8 (k, m, c, side, side), on the device; their boxes, int64 (k, m, 4), as (top, left, height,
+            width) in pixels of the file; and the image sizes, int64 (k, 2), as (height, width); both on the CPU.
 
         Raises:
-            UsageError: images are broken; names them.
+            UsageError: images are broken; the message names them.
         """
         index, m = index.cpu(), draw.count // max(len(index), 1)
         boxes, sizes = torch.empty(len(index), m, 4, dtype=torch.int64), torch.empty(len(index), 2, dtype=torch.int64)
@@ -69,7 +69,7 @@ class Originals:
         return pixels, boxes, sizes
 
     def squashed(self, index: Tensor, side: int) -> Tensor:
-        """uint8 (k, c, side, side) on the device: the whole pictures, out of proportion.  Errors as for `crops`."""
+        """uint8 (k, c, side, side) on the device: whole images, aspect ratio ignored.  Raises as `crops` does."""
 
         def cut(_: int, item: bytes | Path) -> np.ndarray:
             image = original(item, self.channels, self.depth16)
@@ -78,20 +78,21 @@ class Originals:
         return Decoding(self.reader, index.cpu(), (self.channels, side, side), cut).pixels()
 
     def batches(self, size: int, generator: Generator, side: int, least: float) -> Iterator[tuple[Tensor, Tensor]]:
-        """One shuffled pass of (crops in model space, labels), half of the crops mirrored: torchvision's for ImageNet.
+        """One shuffled pass over (crops in model space, labels), with torchvision's ImageNet augmentation.
 
-        Everything is drawn before it is decoded, batch by batch; the last batch may be shorter.
+        That is a random resized crop and a horizontal flip with probability 1/2.  All random numbers of a batch are
+        drawn before it is decoded; the last batch may be shorter.
 
         Args:
-            size: images in a batch.
+            size: images per batch.
             generator: a CPU generator.
-            side: of a crop in pixels.
-            least: least share of a picture's area that a crop keeps.
+            side: of a crop, in pixels.
+            least: smallest share of an image's area that a crop keeps.
 
         Raises:
-            UsageError: images are broken; names them.
+            UsageError: images are broken; the message names them.
         """
-        # on a CPU the threads also transform, see `StreamedSplit.batches`
+        # on a CPU the threads also transform; see `StreamedSplit.batches`
         here = self.preprocess if self.labels.device.type == "cpu" else None
         order = torch.randperm(len(self.labels), generator=generator)
 
@@ -117,7 +118,7 @@ class Originals:
 
 
 def _cropped(image: "Image", box: Sequence[int], side: int) -> np.ndarray:
-    """uint8 (c, side, side) of a box (top, left, height, width): cut out first, so that nothing beside it shines in."""
+    """uint8 (c, side, side) of a box (top, left, height, width); cropped first, so no outside pixel bleeds in."""
     from PIL.Image import Resampling
 
     top, left, height, width = box

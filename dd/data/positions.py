@@ -1,4 +1,4 @@
-"""Positions of images among their labels: those of a class, of some classes, of a share of every class."""
+"""Index helpers over labels: the images of one class, of several classes, or of a share of every class."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from dd.rng import generator
 
 
 def relabelled(labels: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Positions of the images of some classes, ascending, and their places among these, for int64 labels (n,)."""
+    """Ascending positions of the images of some classes, and their new labels: each class's place in `numbers`."""
     place = torch.full((max([*numbers, int(labels.max()) if len(labels) else 0]) + 1,), -1, dtype=torch.int64)
     place[list(numbers)] = torch.arange(len(numbers))
     kept = torch.nonzero(place[labels] >= 0).flatten()
@@ -17,16 +17,16 @@ def relabelled(labels: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def stratified(labels: Tensor, share: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
-    """Split positions in two, the same share of every class.
+    """Split positions in two, taking the same share of every class.
 
     Args:
         labels: int64 (n,), on the CPU.
-        share: part of every class that is taken, in [0, 1); rounded, but at least one image and never all of them.
-        seed: the only source of chance besides `purpose`.
-        purpose: names the split, so that two splits with one seed differ.
+        share: share of every class to take, in [0, 1); rounded, but at least one image and never all of them.
+        seed: seeds the draw, together with `purpose`.
+        purpose: names the split, so that two splits with the same seed differ.
 
     Returns:
-        (kept, taken): disjoint int64 positions, each ascending, together 0 … n-1.
+        (kept, taken): disjoint int64 positions, each ascending; together they are 0 … n-1.
     """
     taken = torch.zeros(len(labels), dtype=torch.bool)
     if share > 0 and len(labels):
@@ -39,6 +39,6 @@ def stratified(labels: Tensor, share: float, seed: int, purpose: str) -> tuple[T
 
 
 def by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
-    """Positions of the images of every class, ascending, for int64 labels (n,)."""
+    """Ascending positions of the images of each class, for int64 labels (n,)."""
     counts = torch.bincount(labels, minlength=classes)
     return torch.argsort(labels, stable=True).split(counts.tolist())

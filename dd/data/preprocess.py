@@ -1,7 +1,7 @@
-"""From bytes to the space that networks see, and back: normalisation per channel, or ZCA whitening.
+"""Transforms between uint8 pixels and the space that networks see: per-channel normalisation, or ZCA whitening.
 
-Whatever is fitted is fitted on the training part only.  Sums over uint8 pixels are exact, so means and covariances are
-the same to the bit on every machine, whatever the order of summation or the number of threads.
+Everything is fitted on the training part only.  Sums over uint8 pixels are exact, so means and covariances are
+bit-identical on every machine, whatever the order of summation or the number of threads.
 """
 
 import logging
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 _FIT_ROWS = 1024  # (2^7)^2 * 1024 = 2^24: sums of that many products of centred bytes are exact in float32
 _CENTRE = 128
-_ZERO = 1e-12  # of the largest eigenvalue: below it is rounding
-# seconds per least³ and per product of pixels on one core, and float64 least² at the peak: of `_dense`, of `factored`
+_ZERO = 1e-12  # relative to the largest eigenvalue; anything below is rounding error
+# seconds per least³ and per product of pixels on one core; peak memory in float64 least², of `_dense` and `factored`
 _CUBED, _PAIRS, _SQUARES = 2.2e-10, 5e-11, (6, 4.5)
 
 
@@ -35,7 +35,7 @@ class Preprocess(ABC):
 
     Attributes:
         kind: "standard" or "zca".
-        costly: applying it costs so much that the transformed images are better kept than recomputed.
+        costly: whether it is so slow that transformed images should be kept rather than recomputed.
     """
 
     kind: ClassVar[str]
@@ -44,7 +44,7 @@ class Preprocess(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where its tensors are, and the images it takes."""
+        """Device of its tensors, and of the images it takes."""
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
@@ -52,22 +52,22 @@ class Preprocess(ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Pixels where 0 is black and 1 white (n, c, h, w) -> model space; differentiable, the inverse of `invert`."""
+        """Pixels (n, c, h, w), 0 black and 1 white -> model space; differentiable; the inverse of `invert`."""
 
     @abstractmethod
     def invert(self, images: Tensor) -> Tensor:
-        """Model space (n, c, h, w) -> pixels where 0 is black and 1 white, not clamped; differentiable."""
+        """Model space (n, c, h, w) -> pixels, 0 black and 1 white, not clamped; differentiable."""
 
     @abstractmethod
     def spec(self) -> dict[str, Json]:
-        """JSON-able identity: equal specs are equal transforms, on any machine."""
+        """JSON-serialisable identity: equal specs mean equal transforms, on any machine."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """All its tensors, by name; `from_state` takes them back."""
+        """All its tensors, by name; `from_state` restores them."""
 
     def needs(self) -> tuple[Wanted, ...]:
-        """Artefacts that its tensors come from; their words say what they cost to make."""
+        """The artefacts that its tensors come from; their descriptions state what they cost to make."""
         return ()
 
     @abstractmethod
@@ -77,7 +77,7 @@ class Preprocess(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Standard(Preprocess):
-    """(x - mean) / std per channel, x in [0, 1]; both (c,) float32."""
+    """Per-channel normalisation, (x - mean) / std with x in [0, 1]; `mean` and `std` are float32 (c,)."""
 
     kind: ClassVar[str] = "standard"
     costly: ClassVar[bool] = False
@@ -127,15 +127,15 @@ class Standard(Preprocess):
 class Zca(Preprocess):
     """ZCA whitening, z = (x - m) T with x in [0, 1], flattened to D = c·h·w.
 
-    Nothing is fitted before a tensor is asked for: its identity, and what fitting costs, are known without.
+    Fitting is lazy: it runs when a tensor is first used.  The identity and the cost of fitting are known without it.
 
     Attributes:
-        eps: added to the eigenvalues of the covariance.
-        fitted_on: hash of the images it was fitted on.
-        fit: gives its tensors, on the CPU: `mean` m (D,), and T as `matrix` with `inverse` T⁻¹ (D, D) float32,
-            symmetric, or by its eigenvectors of eigenvalues above zero, see `factored`.
-        at: where the tensors go.
-        making: its artefact, as `needs` lists it.
+        eps: ε, added to the eigenvalues of the covariance.
+        fitted_on: hash of the images it is fitted on.
+        fit: returns its tensors, on the CPU: `mean` m (D,), and either the symmetric `matrix` T and `inverse` T⁻¹,
+            both float32 (D, D), or the eigenvectors with non-zero eigenvalues; see `factored`.
+        at: device of the tensors.
+        making: its artefact, as `needs` returns it.
     """
 
     kind: ClassVar[str] = "zca"
@@ -157,12 +157,12 @@ class Zca(Preprocess):
 
     @property
     def mean(self) -> Tensor:
-        """M (D,), in [0, 1] units."""
+        """The mean m (D,), in [0, 1] units."""
         return self._tensors["mean"]
 
     @property
     def matrix(self) -> Tensor:
-        """T (D, D), whatever it is kept as."""
+        """T (D, D), computed from the factors if that is how it is stored."""
         return self._times(torch.eye(len(self.mean), device=self.at), "matrix")
 
     def _times(self, rows: Tensor, which: Literal["matrix", "inverse"]) -> Tensor:
@@ -188,7 +188,7 @@ class Zca(Preprocess):
         return (self._times(images.flatten(1), "inverse") + self.mean).view(images.shape)
 
     def spec(self) -> dict[str, Json]:
-        """See `Preprocess`.  The matrix is named by what it was fitted on: its last bits differ between machines."""
+        """See `Preprocess`.  It names the data, not the matrix, whose last bits differ between machines."""
         return {"kind": self.kind, "eps": self.eps, "fitted_on": self.fitted_on}
 
     def state(self) -> dict[str, Tensor]:
@@ -205,24 +205,24 @@ class Zca(Preprocess):
 
 
 def standard(images: Tensor, constants: Constants | None = None) -> Standard:
-    """Normalisation with published constants, or with the mean and deviation of uint8 images (n, c, h, w)."""
+    """Normalisation with published constants, or with the mean and std of uint8 images (n, c, h, w)."""
     mean, std = constants or pixel_statistics(images)
     return Standard(torch.tensor(mean), torch.tensor(std))
 
 
 def unscaled(channels: int) -> Standard:
-    """Pixels from 0 to 1 as they are: nothing is subtracted, and the deviation is 1."""
+    """The transform that leaves pixels in [0, 1]: mean 0, std 1."""
     return Standard(torch.zeros(channels), torch.ones(channels))
 
 
 def zca(images: Tensor, eps: float, what: str = "") -> Zca:
-    """ZCA to be fitted on uint8 images (n, c, h, w) when it is first used, and kept in the cache.
+    """ZCA whitening, fitted on uint8 images (n, c, h, w) at its first use and cached.
 
-    It is an eigenproblem of the smaller of n and D: see `whitening` and `factored`, and `zca_price` for what it costs.
+    Fitting solves an eigenproblem of size min(n, D): see `whitening` and `factored`, and `zca_price` for the cost.
 
     Args:
         images: the training part.
-        eps: added to the eigenvalues; 0.1 in the published work.
+        eps: ε, added to the eigenvalues; 0.1 in the published work.
         what: name of the data, for the log.
 
     Raises:
@@ -247,12 +247,12 @@ def zca(images: Tensor, eps: float, what: str = "") -> Zca:
 
 
 def fit_zca(images: Tensor, eps: float) -> dict[str, Tensor]:
-    """The tensors of a `Zca` of uint8 images (n, c, h, w), by the smaller of images and dimensions."""
+    """Fit the tensors of a `Zca` on uint8 images (n, c, h, w), in the smaller of the two dimensions n and D."""
     return (factored if len(images) < images[0].numel() else _dense)(images, eps)
 
 
 def unfitted_zca(count: int, size: int, eps: float) -> Zca:
-    """For a plan: the ZCA of `count` images of `size` values that are not decoded yet; it has no tensors."""
+    """A ZCA without tensors, for plans: `count` images of `size` values that are not decoded yet."""
 
     def fit() -> Mapping[str, Tensor]:
         raise NotMade("the decoded images")
@@ -268,10 +268,11 @@ def _zca_need(count: int, size: int, eps: float, fitted_on: str) -> Wanted:
 
 
 def zca_price(count: int, size: int) -> tuple[float, int]:
-    """Seconds with PyTorch's threads and bytes at the peak that fitting takes, on `count` images of `size` values.
+    """Estimate the seconds (with PyTorch's threads) and peak bytes of fitting on `count` images of `size` values.
 
-    Source of the rates: 1,500 to 9,000 images of 768 to 6,144 values on one core (2,500 of 3,072 in 4.2 s, 4,000 of
-    2,500 in 5.0 s, torch 2.14).  They grow as the operations do; threads are counted as if each did its share.
+    The rates were measured on one core with torch 2.14, on 1,500 to 9,000 images of 768 to 6,144 values (2,500 of 3,072
+    in 4.2 s, 4,000 of 2,500 in 5.0 s).  The estimate scales with the operation count and assumes perfect speed-up with
+    threads.
     """
     least, few = min(count, size), count < size
     seconds = _CUBED * least**3 + _PAIRS * count * size * least
@@ -280,13 +281,13 @@ def zca_price(count: int, size: int) -> tuple[float, int]:
 
 
 def from_state(spec: Mapping[str, Json], tensors: Mapping[str, Tensor] | None = None) -> Preprocess:
-    """The transform that `spec()` and `state()` describe.
+    """Rebuild the transform that `spec()` and `state()` describe.
 
-    A spec alone is enough for "standard".  For "zca" it is not: a distilled set keeps the spec, which names the data,
-    and the matrix (38 MB for CIFAR) is fitted again or found in the cache when these data are opened.
+    For "standard" the spec alone is enough.  For "zca" it is not: a distilled set keeps only the spec, which names the
+    data, and the matrix (38 MB for CIFAR) is refitted or read from the cache when the data are opened.
 
     Raises:
-        UsageError: the spec is of another kind, lacks a number, or needs tensors that are not given.
+        UsageError: the spec is of an unknown kind, lacks a number, or needs tensors that are not given.
     """
     kind = spec.get("kind")
     if kind == Standard.kind:
@@ -311,17 +312,17 @@ def _floats(spec: Mapping[str, Json], key: str) -> list[float]:
 
 
 def pixel_statistics(images: Tensor) -> Constants:
-    """Mean and standard deviation (population) per channel of uint8 images (n, c, h, w), in [0, 1] units."""
+    """Per-channel mean and population standard deviation of uint8 images (n, c, h, w), in [0, 1] units."""
     return statistics_of(channel_counts(images))
 
 
 def channel_counts(images: Tensor) -> Tensor:
-    """How often each value occurs in each channel of uint8 images (n, c, h, w): int64 (c, 256); parts add up."""
+    """Histogram of the values per channel of uint8 images (n, c, h, w): int64 (c, 256); histograms of parts add up."""
     return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
 
 
 def statistics_of(counts: Tensor) -> Constants:
-    """Mean and standard deviation (population) per channel, in [0, 1] units, of values counted (c, 256)."""
+    """Per-channel mean and population standard deviation, in [0, 1] units, from a histogram (c, 256)."""
     means, deviations = [], []
     for channel in counts.tolist():
         # Python's integers make this exact
@@ -329,7 +330,7 @@ def statistics_of(counts: Tensor) -> Constants:
         first = sum(value * count for value, count in enumerate(channel))
         second = sum(value * value * count for value, count in enumerate(channel))
         means.append(first / n / 255)
-        deviations.append(math.sqrt(n * second - first * first) / n / 255 or 1.0)  # a constant channel stays as it is
+        deviations.append(math.sqrt(n * second - first * first) / n / 255 or 1.0)  # a constant channel is not scaled
     return tuple(means), tuple(deviations)
 
 
@@ -344,26 +345,26 @@ def moments(images: Tensor) -> tuple[Tensor, Tensor]:
         products += centred.T @ centred
         sums += centred.sum(0)
     products.mul_(count)
-    for some, own in zip(products.split(_FIT_ROWS), sums.split(_FIT_ROWS), strict=True):  # in place: D² may be much
+    for some, own in zip(products.split(_FIT_ROWS), sums.split(_FIT_ROWS), strict=True):  # in place: D² may be large
         some.sub_(torch.outer(own, sums))
     return (sums / count + _CENTRE) / 255, products.div_(count * (count - 1) * 255.0**2)
 
 
 def factored(images: Tensor, eps: float, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """ZCA of fewer images than dimensions, by the eigenvectors of their Gram matrix: n² and n³, not D² and D³.
+    """ZCA of fewer images than dimensions, from the eigenvectors of the Gram matrix: O(n³) time, not O(D³).
 
-    Σ = U diag(λ) Uᵀ has at most n - 1 eigenvalues above zero, those of G = (X - m)(X - m)ᵀ/(n - 1) = V diag(λ) Vᵀ, with
-    U = (X - m)ᵀ V diag((n - 1) λ)^-½.  On what is orthogonal to U, T is ε^-½:
+    Σ = U diag(λ) Uᵀ has at most n - 1 non-zero eigenvalues, those of G = (X - m)(X - m)ᵀ/(n - 1) = V diag(λ) Vᵀ, with
+    U = (X - m)ᵀ V diag((n - 1) λ)^-½.  On the orthogonal complement of U, T is ε^-½ I:
 
         T = ε^-½ I + U diag((λ + ε)^-½ - ε^-½) Uᵀ,  T⁻¹ = ε^½ I + U diag((λ + ε)^½ - ε^½) Uᵀ.
 
     Args:
         images: uint8 (n, c, h, w).
         eps: ε.
-        dtype: of the result; float64 inside.
+        dtype: of the result; the computation is in float64.
 
     Returns:
-        `mean` (D,), `vectors` U (D, r), `matrix.values` and `inverse.values` (r,), the two diagonals.
+        `mean` (D,), `vectors` U (D, r), and the two diagonals `matrix.values` and `inverse.values`, each (r,).
     """
     rows = images.flatten(1)
     count, size = rows.shape
@@ -395,7 +396,7 @@ def _dense(images: Tensor, eps: float) -> dict[str, Tensor]:
 
 
 def whitening(covariance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """T = U diag((λ + ε)^-½) Uᵀ and T⁻¹ = U diag((λ + ε)^½) Uᵀ of Σ = U diag(λ) Uᵀ (D, D), in its precision."""
+    """T = U diag((λ + ε)^-½) Uᵀ and T⁻¹ = U diag((λ + ε)^½) Uᵀ of Σ = U diag(λ) Uᵀ (D, D), in the dtype of Σ."""
     values, vectors = torch.linalg.eigh(covariance)
     roots = (values.clamp_min(0) + eps).sqrt()
     return (vectors / roots) @ vectors.T, (vectors * roots) @ vectors.T
@@ -407,5 +408,5 @@ def _require_bytes(images: Tensor) -> None:
 
 
 def _numbers(tensor: Tensor) -> list[float]:
-    # the shortest decimal that gives the float32 back
+    # nine digits round-trip a float32
     return [float(f"{value:.9g}") for value in tensor.tolist()]

@@ -1,4 +1,4 @@
-"""Real images as methods see them: three splits on the device, one value space, one fingerprint."""
+"""Real images as methods see them: three splits in one value space on the device, with one fingerprint."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -25,21 +25,21 @@ from dd.io import digest, sha256_tensors
 from dd.runs.store import NotMade, nothing_made
 from dd.views.dsa import operations
 
-_TRANSFORM_ROWS = 4096  # images transformed at a time, when all are
-_COUNT_BYTES = 16 << 20  # of images whose values are counted at a time
-_KEEP_BYTES = 8 << 30  # transformed images are kept up to this size, which follows from shapes alone
+_TRANSFORM_ROWS = 4096  # images transformed at a time when a whole split is transformed
+_COUNT_BYTES = 16 << 20  # size of the images whose values are counted at a time
+_KEEP_BYTES = 8 << 30  # keep transformed images up to this size; a constant, so that the choice depends on shapes alone
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceSplit:
-    """A `Split` that is one uint8 tensor on the device, or some rows of one that it shares with another split.
+    """A `Split` held as one uint8 tensor on the device, or as some rows of a tensor shared with another split.
 
     Attributes:
         pixels: uint8 (m, c, h, w).
         labels: int64 (n,), on the same device.
         preprocess: with its tensors on the same device.
         classes: number of classes of the data set.
-        rows: int64 (n,), on the same device: which of `pixels` are this split's; None: all of them, in their order.
+        rows: int64 (n,), on the same device: the rows of `pixels` that belong to this split; None: all, in order.
         originals: see `Split`.
     """
 
@@ -62,7 +62,7 @@ class DeviceSplit:
     def raw(self, index: Tensor) -> Tensor:
         """See `Split`."""
         index = index.to(self.labels.device)
-        # twenty times as fast as `pixels[index]` on a CPU
+        # twenty times faster than `pixels[index]` on a CPU
         return self.pixels.index_select(0, index if self.rows is None else self.rows.index_select(0, index))
 
     def of_class(self, c: int) -> Tensor:
@@ -98,21 +98,21 @@ class RealData:
     """A data set, split and transformed, on one device or streamed to it.
 
     Attributes:
-        name: what it was asked for by.
+        name: the name that was requested.
         classes: names in label order.
         channels: 1 or 3.
         size: height and width in pixels.
-        train: what experts, teachers and statistics may see.
-        holdout: set aside from the training images for probes; empty when `holdout` is 0.
+        train: the images that experts, teachers and statistics may see.
+        holdout: training images set aside for probes; empty if the `holdout` setting is 0.
         test: for final numbers only.
         preprocess: fitted on `train`.
-        augment: the DSA strategy, resolved; "none" when it is off.
-        fingerprint: hash of pixels (of streamed images: of names, sizes and times of the files), labels, class names,
-            split and preprocessing.
-        where: what it was read from.
-        licence: "not stated" is a value.
+        augment: the resolved DSA strategy; "none" if it is off.
+        fingerprint: hash of the pixels (for streamed images: of file names, sizes and modification times), labels,
+            class names, split and preprocessing.
+        where: where it was read from.
+        licence: may be "not stated".
         notes: what a user should know about it, or "".
-        test_as: gives the test images brought to size in another way; None where there is no other.
+        test_as: returns the test images resized in another way; None if they cannot be.
     """
 
     name: str
@@ -137,17 +137,17 @@ class RealData:
 
     @property
     def black(self) -> tuple[float, ...] | None:
-        """What a black pixel is in model space, per channel; None in whitened data, where that depends on its place."""
+        """A black pixel in model space, per channel; None for whitened data, where it depends on the position."""
         if self.preprocess.kind != "standard":
             return None
         zeros = torch.zeros(1, self.channels, 1, 1, device=self.preprocess.device)
         return tuple(self.preprocess.encode(zeros).flatten().tolist())
 
     def tested(self, resize: Resize | None) -> Split:
-        """The test images as a protocol brings them to size; None for the way of all other images.
+        """The test images, resized as a protocol asks; None resizes them like all other images.
 
         Raises:
-            UsageError: these images know no other way.
+            UsageError: these images cannot be resized in another way.
         """
         if resize is None:
             return self.test
@@ -157,16 +157,17 @@ class RealData:
 
 
 def open_data(name: str, settings: DataSettings, device: torch.device | str, *, download: bool = True) -> RealData:
-    """Find, read, split and transform a data set; where its pixels would not fit on the device, it is streamed.
+    """Find, read, split and transform a data set; stream it if its pixels would not fit on the device.
 
     Args:
         name: see `dd.data.sources`.
-        settings: how it is split, sized, kept and transformed.
-        device: where pixels and labels go.
-        download: whether it may be downloaded when it is nowhere.
+        settings: how it is split, resized, stored and transformed.
+        device: device of the pixels and labels.
+        download: whether to download the data set if it is not found locally.
 
     Raises:
-        UsageError: it is unknown, nowhere, damaged, or has a class without images; the line says what helps.
+        UsageError: the data set is unknown, not found or damaged, or a class has no images; the message says what to
+            do.
     """
     located = locate_data(name, download=download)
     if located.entry and located.entry.varied and settings.size is None:
@@ -214,7 +215,7 @@ def _on_device(
     kept, held = stratified(raw.train_labels, settings.holdout, settings.holdout_seed, "holdout")
     there = _fitted(raw, kept, settings).to(device)
     classes = len(raw.classes)
-    pixels = raw.train_images.to(device)  # shared by both parts of it: copies of gigabytes would not fit
+    pixels = raw.train_images.to(device)  # shared by training and held-out part: a second copy might not fit
 
     def part(rows: Tensor) -> DeviceSplit:
         labels = raw.train_labels[rows].to(device)
@@ -224,7 +225,7 @@ def _on_device(
     def test(images: Tensor) -> DeviceSplit:
         return DeviceSplit(images.to(device), test_labels.to(device), there, classes)
 
-    # what is kept for later holds no training image
+    # `test_as` lives long; it must not keep the training images alive
     given = content if isinstance(content, EncodedSet) else content.test_images
     channels, side, test_labels = raw.test_images.shape[1], raw.test_images.shape[-1], raw.test_labels
 
@@ -250,10 +251,10 @@ def _on_device(
 def _undecoded(
     located: Located, content: EncodedSet, settings: DataSettings, device: torch.device
 ) -> tuple[Opened, Facts]:
-    """Data for a plan: labels and shapes are known, what the pixels decide is not.  It asks what a run would ask."""
+    """Data for a plan: labels and shapes are known, pixels are not.  Raises the same questions as a run."""
     space = "none" if settings.preprocess == "none" else "standard"
     plain = replace(settings, preprocess=space)
-    with nothing_made():  # constants come with decoding, and are not listed by themselves
+    with nothing_made():  # constants are fitted while decoding, so the plan does not list them separately
         opened, known = streamed.open_streamed(located, content, plain, device, exact=False)
     if settings.preprocess == "zca":
         size = math.prod(opened.shape)
@@ -262,7 +263,7 @@ def _undecoded(
 
 
 def _fitted(raw: Raw, kept: Tensor, settings: DataSettings) -> Preprocess:
-    """The transform, fitted on the training images at the positions `kept` where it is fitted."""
+    """The transform; if it has to be fitted, on the training images at the positions `kept`."""
     if settings.preprocess == "none":
         return pre.unscaled(raw.train_images.shape[1])
     if settings.preprocess == "zca":

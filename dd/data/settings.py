@@ -1,4 +1,4 @@
-"""How real images are split, sized, kept and transformed."""
+"""Settings of real images: how they are split, resized, stored and transformed."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -19,7 +19,7 @@ def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 def _as_names(value: Any) -> Any:
-    """Numbers of classes as texts; one class as a list of one."""
+    """Class numbers as strings; a single class as a tuple of one."""
     items = [value] if isinstance(value, int) else value
     if not isinstance(items, list | tuple):
         return value
@@ -38,42 +38,42 @@ Classes = Annotated[tuple[str, ...], BeforeValidator(_as_names), AfterValidator(
 
 @dataclass(frozen=True)
 class DataSettings:
-    """How real images are split, sized, kept and transformed."""
+    """How real images are split, resized, stored and transformed."""
 
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of every class of the training images that is set aside for probes; 0 reproduces the papers."""
+    """Share of the training images of every class that is set aside for probes; 0 reproduces the papers."""
     holdout_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the split into training and held-out images, its only source of chance."""
+    """Seed of the split into training and held-out images; nothing else affects the split."""
     preprocess: Literal["standard", "zca", "none"] = "standard"
-    """How pixels become values: "standard" (mean and deviation per channel), "zca", or "none", pixels from 0 to 1 as
-    they are.
+    """How pixels are transformed: "standard" (per-channel mean and standard deviation), "zca" (whitening), or "none"
+    (pixels stay in [0, 1]).
     """
     zca_eps: Annotated[float, Field(gt=0, le=1000)] = 0.1
     """Added to the eigenvalues of the covariance; 0.1 in the published work."""
     augment: Annotated[str | None, AfterValidator(known_strategy)] = None
-    """DSA strategy; None takes the data set's own, "none" switches it off."""
+    """DSA strategy; None uses the data set's own, "none" switches it off."""
     size: Annotated[int | None, Field(ge=1, le=2**14)] = None
-    """Height and width in pixels to which images are brought; None for their own, where most are of one size that
-    networks take.
+    """Height and width in pixels to which images are resized; None keeps their own size, if most have the same one
+    and networks take it.
     """
     resize: Resize = "fit"
-    """How an image becomes a square: "fit", the shorter side to `size` and the centre kept, which shows 75 % of a
-    picture of 500 x 375; "squash", both sides to `size`, which shows all of it out of proportion (the trajectory
-    family); "shorter", the shorter side to an eighth more and the centre kept, 57 % of it (256 to 224, as networks for
-    ImageNet are tested).
+    """How an image becomes a square. "fit": resize the shorter side to `size` and crop the centre (keeps 75 % of a
+    500 x 375 image). "squash": resize both sides to `size`, ignoring the aspect ratio (the trajectory family).
+    "shorter": resize the shorter side to 8/7 of `size` and crop the centre (keeps 57 %; 256 then 224, the usual
+    ImageNet test transform).
     """
     depth16: Depth16 | None = None
-    """How grey images of more than 8 bits become 8, linearly: "full", 0 to 65,535 (of colour the upper 8 bits are
-    taken, whatever is said); "image", the darkest to the brightest value of each image, as is usual for X-rays; or
-    [low, high], beyond which values are black and white, as a radiologist's window; None: such images are refused.
+    """How grey images of more than 8 bits are scaled linearly to 8: "full" maps 0 to 65,535; "image" maps the darkest
+    to the brightest value of each image, as is usual for X-rays; [low, high] maps that window and clips the rest, like
+    a radiologist's window. None refuses such images. Colour images always keep their upper 8 bits.
     """
     classes: Classes = ()
-    """Classes to take, by name or by number (label of the whole data set), labelled in this order; where names are
-    numbers, names are meant. () takes all.
+    """Classes to use, by name or by number (the label in the whole data set), labelled in this order; if the class
+    names are themselves numbers, a number is a name. () uses all.
     """
     stream: Literal["auto"] | bool = "auto"
-    """Whether images are decoded each time they are used instead of once; "auto" where their pixels would take more
-    than a quarter of the device's memory (in all, in use or not).
+    """Whether images are decoded every time they are used instead of once; "auto" does so if their pixels would take
+    more than a quarter of the device's total memory.
     """
     workers: Annotated[int | None, Field(ge=1, le=1024), Outside("run", "no result depends on it")] = None
-    """Threads that decode streamed images; None: one per core, at most 16."""
+    """Number of threads that decode streamed images; None: one per core, at most 16."""

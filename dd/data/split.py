@@ -1,4 +1,4 @@
-"""One part of a data set as methods see it, wherever its images are kept, and what opening a data set yields."""
+"""The interface of one part of a data set, wherever its images are stored, and the result of opening a data set."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from dd.errors import UsageError
 
 
 class Split(Protocol):
-    """Images and labels of one part of a data set, wherever they are kept."""
+    """Images and labels of one part of a data set, wherever they are stored."""
 
     @property
     def labels(self) -> Tensor:
@@ -23,7 +23,7 @@ class Split(Protocol):
 
     @property
     def originals(self) -> Originals | None:
-        """The files as they are, where these are images that were brought to size; None where the images are all."""
+        """The image files before resizing; None if there are none, or if the images were not resized."""
         ...
 
     def __len__(self) -> int:
@@ -31,11 +31,11 @@ class Split(Protocol):
         ...
 
     def images(self, index: Tensor) -> Tensor:
-        """float32 (k, c, h, w) in model space, on the device, for int64 positions (k,) on any device; fresh memory."""
+        """float32 (k, c, h, w) in model space, on the device, at int64 positions (k,) on any device; always a copy."""
         ...
 
     def raw(self, index: Tensor) -> Tensor:
-        """uint8 (k, c, h, w), on the device; fresh memory."""
+        """The pixels, uint8 (k, c, h, w), on the device; always a copy."""
         ...
 
     def of_class(self, c: int) -> Tensor:
@@ -43,7 +43,7 @@ class Split(Protocol):
         ...
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass of (images, labels); shuffled when a CPU generator is given; the last batch may be shorter."""
+        """One pass over (images, labels), shuffled if a CPU generator is given; the last batch may be shorter."""
         ...
 
 
@@ -52,13 +52,13 @@ class Opened:
     """A data set, split and transformed.
 
     Attributes:
-        train: the training images without those set aside.
-        holdout: those set aside.
+        train: the training images, without the held-out ones.
+        holdout: the held-out training images.
         test: the test images.
         preprocess: fitted on `train`.
         shape: (c, h, w) of an image.
-        content: hash of all that the pixels and labels depend on.
-        test_as: the test images brought to size in another way.
+        content: hash of everything that the pixels and labels depend on.
+        test_as: returns the test images resized in another way.
     """
 
     train: Split
@@ -71,7 +71,7 @@ class Opened:
 
 
 def require_usable(name: str, classes: tuple[str, ...], train_labels: Tensor, test_labels: Tensor) -> None:
-    """Raise a `UsageError` for data that no classifier can be trained on."""
+    """Raise a `UsageError` if no classifier can be trained on the data: one class only, or parts without images."""
     if len(classes) < 2:
         raise UsageError(f"{name} has a single class ({', '.join(classes)}); distillation needs at least two")
     for part, labels in (("training", train_labels), ("test", test_labels)):

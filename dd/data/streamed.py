@@ -1,7 +1,7 @@
-"""Real images that do not fit on the device: decoded by threads each time they are used, ahead of their use.
+"""Streaming of real images that do not fit on the device: threads decode them for every use, ahead of time.
 
-Which images a batch holds follows from the generator alone, and an image's pixels from its file alone, so nothing
-depends on the number of threads, and results equal those of the same images kept on the device.
+The generator alone decides which images a batch holds, and the file alone decides an image's pixels.  So nothing
+depends on the number of threads, and results equal those with the same images held on the device.
 """
 
 from collections.abc import Iterator
@@ -30,24 +30,24 @@ from dd.runs.cost import total_memory
 from dd.runs.store import NotMade, Store
 
 DEVICE_SHARE = 0.25  # of the device's memory that decoded pixels may take
-FIT_IMAGES = 10_000  # what constants and sizes are taken from, at most
-_PROBED = 64  # images whose size stands for all when it is asked whether they fit
-_AT_ONCE = 256  # images decoded at a time where constants are fitted
+FIT_IMAGES = 10_000  # at most this many images are sampled for constants and sizes
+_PROBED = 64  # images sampled to estimate whether all of them fit
+_AT_ONCE = 256  # images decoded at a time when constants are fitted
 
 
 @dataclass(frozen=True, eq=False)
 class StreamedSplit:
-    """A `Split` whose images are decoded when they are asked for; labels alone are in memory.
+    """A `Split` that decodes images on request; only the labels are in memory.
 
     Attributes:
-        items: where the encoded images are.
+        items: the encoded images.
         labels: int64 (n,), on the device.
         preprocess: with its tensors on the same device.
         classes: number of classes of the data set.
-        target: what images are brought to.
+        target: channels and size of the decoded images.
         name: of the data set, for messages.
-        workers: threads; None: one per core, at most 16.
-        sized: a size was asked for, so that files may hold more than the images show.
+        workers: number of threads; None: one per core, at most 16.
+        sized: whether images are resized, so that the files may hold more than the images show.
     """
 
     items: Items
@@ -77,7 +77,7 @@ class StreamedSplit:
         """See `Split`.
 
         Raises:
-            UsageError: images are broken; names them.
+            UsageError: images are broken; the message names them.
         """
         return self._decoding(index.cpu()).pixels()
 
@@ -86,9 +86,9 @@ class StreamedSplit:
         return self._by_class[c]
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Split`; the next batches are decoded meanwhile.  Errors as for `raw`."""
+        """See `Split`; the next batches are decoded in the background.  Raises as `raw` does."""
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        # on a CPU the threads also transform: the caller's thread would have to wait for a core they are busy on
+        # on a CPU the threads also transform, because they keep every core busy and the caller's thread would wait
         here = self.preprocess if self.labels.device.type == "cpu" else None
         begins = (partial(self._decoding, index, here) for index in (order.split(size) if len(order) else ()))
         for batch in ahead(begins, size, self.workers):
@@ -110,10 +110,10 @@ class StreamedSplit:
 
 
 def wanted(located: Located, content: Arrays | EncodedSet, settings: DataSettings, device: torch.device) -> bool:
-    """Whether a data set is streamed: as its settings say, else by the size of its pixels and of the device's memory.
+    """Whether to stream a data set: as the settings say, or if its pixels would take too much device memory.
 
     Raises:
-        UsageError: streaming is asked for of data that do not come as files of images.
+        UsageError: streaming is requested for data that are not encoded image files.
     """
     if not isinstance(content, EncodedSet):
         if settings.stream is True:
@@ -129,7 +129,7 @@ def wanted(located: Located, content: Arrays | EncodedSet, settings: DataSetting
     if target is None and (known := _probed(listing.train)):
         target = choose_target(known, located.channels, settings.size, settings.resize, settings.depth16)
     if target is None:
-        return False  # nothing can be read, which is said where images are decoded
+        return False  # no image is readable; decoding reports it
     pixels = (len(listing.train) + len(listing.test)) * target.channels * target.side**2
     return pixels > DEVICE_SHARE * total_memory(device)
 
@@ -137,20 +137,20 @@ def wanted(located: Located, content: Arrays | EncodedSet, settings: DataSetting
 def open_streamed(
     located: Located, content: EncodedSet, settings: DataSettings, device: torch.device, *, exact: bool = True
 ) -> tuple[Opened, Facts]:
-    """Split and transform a data set without decoding it, and say what is known of it.
+    """Split and transform a data set without decoding it, and collect what is known about it.
 
-    Where there are no published constants, they are fitted on the training images, of which a sample of at most 10,000
-    is decoded once (all of fewer, so that small data have the constants they have on the device).
+    If no constants are published, they are fitted on a sample of at most 10,000 training images, decoded once.  Smaller
+    data sets use all images, so their constants equal those of the same data held on the device.
 
     Args:
         located: where it was found.
         content: what was read there.
-        settings: how it is split, sized and transformed.
-        device: where pixels go.
-        exact: whether any difference in size has to be settled, see `questions` of `dd.data.sources.survey`.
+        settings: how it is split, resized and transformed.
+        device: device of the pixels.
+        exact: whether any difference in size raises a question; see `dd.data.sources.survey.questions`.
 
     Raises:
-        UsageError: ZCA is asked for; images differ in size and `data.size` is not given; images are broken.
+        UsageError: ZCA is requested; images differ in size and `data.size` is not given; images are broken.
     """
     if settings.preprocess == "zca":
         raise UsageError(
@@ -164,7 +164,7 @@ def open_streamed(
     train = listing.train.take(kept) if len(held) else listing.train
     key: dict[str, Json] = {"files": content.key, **target.key()}
     if found and found.turned:
-        key["upright"] = True  # the same files gave other pixels before images were turned
+        key["upright"] = True  # older versions did not apply EXIF rotation and gave other pixels for the same files
     there = _constants(located, train, target, settings, key).to(device)
 
     def split(part: EncodedSplit) -> StreamedSplit:
@@ -190,7 +190,7 @@ def open_streamed(
 
 
 def sample(count: int, limit: int, run: int, rng: torch.Generator) -> Tensor:
-    """At most `limit` of `count` positions, ascending: runs of `run` neighbours, drawn without replacement."""
+    """At most `limit` of `count` positions, ascending, drawn without replacement in runs of `run` neighbours."""
     if count <= limit:
         return torch.arange(count)
     starts = torch.randperm(-(-count // run), generator=rng)[: limit // run] * run
@@ -201,7 +201,7 @@ def sample(count: int, limit: int, run: int, rng: torch.Generator) -> Tensor:
 def _settled(
     located: Located, content: EncodedSet, settings: DataSettings, exact: bool
 ) -> tuple[Target, Survey | None]:
-    """What images are brought to, and what the headers of at most 10,000 of each part say where it is not known."""
+    """The target of the images and, unless it is known in advance, a survey of at most 10,000 headers per part."""
     if known := _known(located, settings):
         return known, None
 
@@ -225,7 +225,7 @@ def _settled(
 def _constants(
     located: Located, part: EncodedSplit, target: Target, settings: DataSettings, key: dict[str, Json]
 ) -> Preprocess:
-    """None, published ones, or fitted ones, which are kept."""
+    """The normalisation: none, with published constants, or with fitted ones, which are cached."""
     if settings.preprocess == "none":
         return pre.unscaled(target.channels)
     if located.entry:
@@ -243,12 +243,12 @@ def _constants(
     try:
         found = Store().value("constants", spec, fit, what=f"mean and deviation of {located.name}").value
     except NotMade:
-        return _UNSCALED  # in a plan, which asks for no pixels
+        return _UNSCALED  # a plan needs no pixels
     return pre.standard(torch.empty(0), (tuple(found["mean"]), tuple(found["std"])))
 
 
 def _probed(part: EncodedSplit) -> list[Header]:
-    runs = torch.linspace(0, max(len(part) - 1, 0), 8).long()  # neighbours share a row group
+    runs = torch.linspace(0, max(len(part) - 1, 0), 8).long()  # neighbours share a parquet row group
     index = (runs[:, None] + torch.arange(_PROBED // 8)).flatten().unique()
     found = headers(part.items, [i for i in index.tolist() if i < len(part)])
     return [header for header in found if isinstance(header, Header)]

@@ -1,4 +1,4 @@
-"""Labels of augmented views: the forms they are kept in, the views they are of, and their store beside a set."""
+"""Soft labels of augmented views: their storage formats, the views they belong to, and their store beside a set."""
 
 from dd.labels.labeller import Labeller, live
 from dd.labels.settings import LabelSettings

@@ -1,4 +1,4 @@
-"""What is kept of a view that is not to be drawn again: replay="records"."""
+"""Records of views, for replay="records": what is stored of a view that is not regenerated from its seed."""
 
 from collections.abc import Mapping
 
@@ -9,19 +9,19 @@ from dd.labels.forms import RowType
 from dd.views import View, ViewPolicy
 from dd.views.dsa import Shape
 
-_NONE = -1  # stands for "nothing is mixed in" where a record holds a partner or a patch
+_NONE = -1  # in the partner or patch of a record: nothing is mixed in
 
 
 def layout(policy: ViewPolicy) -> RowType:
-    """The arrays of one view's record by name, each as type and shape."""
-    kept: RowType = {"place": (torch.int32, ())}  # in the epoch's order
+    """The arrays of one view's record, by name, as (dtype, shape)."""
+    kept: RowType = {"place": (torch.int32, ())}  # position in the epoch's order
     if policy.crop is not None:
         kept["box"] = (torch.int16, (4,))
     if policy.flip:
         kept["flip"] = (torch.bool, ())
     if policy.mix != "none":
         kept["partner"] = (torch.int32, ())
-    if policy.mix == "cutmix":  # whose weight follows from its patch
+    if policy.mix == "cutmix":  # its weight follows from the patch
         kept["patch"] = (torch.int16, (4,))
     if policy.mix == "mixup":
         kept["weight"] = (torch.float64, ())
@@ -32,9 +32,9 @@ def record(view: View, images: Tensor, start: int) -> dict[str, Tensor]:
     """The records (b, ...) of a batch's views.
 
     Args:
-        view: of a policy without tiles, pad and strategy.
-        images: (b,) int64, the images they are of.
-        start: the place of the first of them in the epoch's order.
+        view: drawn by a policy without tiles, padding or DSA strategy.
+        images: int64 (b,), the images of the views.
+        start: position of the first one in the epoch's order.
     """
     b = len(images)
     kept = {"place": torch.arange(start, start + b), "weight": torch.full((b,), view.weight, dtype=torch.float64)}
@@ -48,7 +48,7 @@ def record(view: View, images: Tensor, start: int) -> dict[str, Tensor]:
 
 
 def view_of(records: Mapping[str, Tensor], images: Tensor, shape: Shape) -> View:
-    """The views of a batch (b,) of images of a shape, from their records (b, ...)."""
+    """Rebuild the views of a batch of images (b,) from their records (b, ...); `shape` is that of an image."""
     boxes, flips, others = (records.get(name) for name in ("box", "flip", "partner"))
     boxes = None if boxes is None else boxes.long()
     if others is None or int(others[0]) == _NONE:
@@ -63,7 +63,7 @@ def view_of(records: Mapping[str, Tensor], images: Tensor, shape: Shape) -> View
 
 
 def damage(records: Mapping[str, Tensor], batch: int, shape: Shape) -> str:
-    """What is wrong with the records (n, ...) of an epoch in batches of so many images of a shape; "" for nothing."""
+    """Check the records (n, ...) of an epoch, for a batch size and image shape; returns the fault, or ""."""
     place = records["place"].long()
     n = len(place)
     if not torch.equal(place.sort().values, torch.arange(n)):

@@ -1,13 +1,13 @@
-"""NRR-DD's labels: two distances for a view instead of a probability for every class.
+"""NRR-DD's labels: two distances per view instead of a probability for every class.
 
 Tran et al., "Enhancing Dataset Distillation via Non-Critical Region Refinement", CVPR 2025, distance-based
-representative labels (DBR).  Of an image with class y, into which one of class y' is mixed, the distances are
+representative labels (DBR).  For an image of class y, mixed with an image of class y', the distances are
 
     d_org = -log softmax(z)_y,    d_aug = -log softmax(z)_y'
 
-for a network's logits z at temperature 1.  The student learns their difference from the teacher's beside its own loss.
-The full text of the paper was not at hand: that the difference is an absolute one, its weight of 1, the cross-entropy
-beside it, and the reconstruction of probabilities are our completion.
+for a network's logits z at temperature 1.  The student matches its distances to the teacher's, next to its own loss.
+We had no access to the full text.  Four choices are our completion: the absolute difference, its weight of 1, the
+cross-entropy next to it, and the reconstruction of probabilities.
 """
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 
 def distances(logits: Tensor, own: Tensor, partner: Tensor) -> Tensor:
-    """(n, 2) d_org and d_aug of logits (n, k), never negative; `own` and `partner` (n,) int64 are y and y'."""
+    """d_org and d_aug, (n, 2), non-negative, of logits (n, k); `own` and `partner`, int64 (n,), are y and y'."""
     return -logits.log_softmax(1).gather(1, torch.stack([own, partner], 1))
 
 
@@ -31,9 +31,9 @@ def dbr_loss(
         logits: (n, k), the student's.
         wanted: (n, 2), the teacher's distances.
         own: (n,) int64, y.
-        partner: (n,) int64, y'; the same as `own` where nothing is mixed.
-        weight: share of an image's own label: one number, or (n,).
-        alpha: weight of the distances; not known from the paper, 1 works.
+        partner: (n,) int64, y'; equal to `own` if nothing is mixed in.
+        weight: weight of an image's own label: one number, or (n,).
+        alpha: weight of the distances; unknown from the paper, 1 works.
     """
     of_student = distances(logits, own, partner)
     mixed = weight * of_student[:, 0] + (1 - weight) * of_student[:, 1]
@@ -41,13 +41,13 @@ def dbr_loss(
 
 
 def reconstruct(wanted: Tensor, own: Tensor, partner: Tensor, classes: int) -> Tensor:
-    """The class probabilities of largest entropy that have the given distances; our completion.
+    """The maximum-entropy class probabilities with the given distances; our completion.
 
-    exp(-d_org) at y, exp(-d_aug) at y', and what they leave of 1 evenly over the other classes.  Where rounding has
-    made the two exceed 1, they are divided by their sum.
+    They are exp(-d_org) at y, exp(-d_aug) at y', and the rest is spread evenly over the other classes.  If rounding
+    makes the two exceed 1, they are divided by their sum.
 
     Args:
-        wanted: (n, 2) distances; the two equal where y = y'.
+        wanted: (n, 2) distances; both equal if y = y'.
         own: (n,) int64, y.
         partner: (n,) int64, y'.
         classes: number of classes, k >= 2.

@@ -1,12 +1,12 @@
-"""Forms in which the label of a view is stored, and what students get back from them.
+"""Storage formats (forms) for the labels of views: encode teachers' logits, decode class probabilities.
 
-A form turns the teachers' logits of a batch of views into a few small arrays per view, and these into class
-probabilities.  Published ones: all logits (SRe2L, Yin et al., NeurIPS 2023); the largest k probabilities, and hard
-labels (FKD, Shen & Xing, ECCV 2022); two distances (NRR-DD, see `dd.labels.distances`).
+A form encodes the logits of a batch of views as a few small arrays per view, and decodes these into class
+probabilities.  The published forms are all logits (SRe2L, Yin et al., NeurIPS 2023), the k largest probabilities and
+hard labels (both FKD, Shen & Xing, ECCV 2022), and two distances (NRR-DD, see `dd.labels.distances`).
 
-Of a batch of n views, `own` (n,) int64 are the classes of the images, `partner` (n,) int64 those of the images mixed
-into them: the same where nothing is mixed.  Whatever float16 cannot hold exactly is rounded such that no class becomes
-more probable than the most probable one, which logits that differ by less than a rounding can only equal.
+For a batch of n views, `own`, int64 (n,), holds the classes of the images, and `partner`, int64 (n,), those of the
+images mixed into them, equal to `own` if nothing is mixed in.  Values are rounded to float16 such that no class
+overtakes the most probable one; logits closer than the float16 resolution may become equal.
 """
 
 from abc import ABC, abstractmethod
@@ -23,17 +23,17 @@ from dd.labels.distances import distances, reconstruct
 
 Encoded = Mapping[str, Tensor]
 RowType = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-"""By name, the arrays of one view as type and shape."""
+"""The arrays of one view, by name, as (dtype, shape)."""
 _LARGEST = torch.finfo(torch.float16).max
-_INT16 = 2**15  # class numbers below it fit; float16 would damage those above 2048
+_INT16 = 2**15  # class numbers below it fit into int16; float16 is exact only up to 2048
 
 
 @dataclass(frozen=True)
 class LabelForm(ABC):
-    """One form of labels.
+    """Base class of the label forms.
 
     Attributes:
-        name: what it is asked for by.
+        name: the name that settings use.
         classes: number of classes, k.
     """
 
@@ -46,7 +46,7 @@ class LabelForm(ABC):
 
     @abstractmethod
     def layout(self) -> RowType:
-        """The arrays of one view by name, each as type and shape."""
+        """The arrays of one view, by name, as (dtype, shape)."""
 
     @abstractmethod
     def _encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
@@ -57,11 +57,11 @@ class LabelForm(ABC):
         """See `decode`."""
 
     def encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
-        """What is stored of logits (n, k), as the arrays of `layout` with n in front, on the same device.
+        """Encode logits (n, k) as the arrays of `layout` with a leading dimension n, on the same device.
 
         Raises:
-            ValueError: the logits are of another shape.
-            RunError: some are not finite.
+            ValueError: the logits have another shape.
+            RunError: some logits are not finite.
         """
         if logits.shape != (len(own), self.classes):
             raise ValueError(f"logits of shape {tuple(logits.shape)}, where ({len(own)}, {self.classes}) is needed")
@@ -71,10 +71,10 @@ class LabelForm(ABC):
         return self._encode(logits, own, partner)
 
     def decode(self, encoded: Encoded, own: Tensor, partner: Tensor, temperature: float = 1.0) -> Tensor:
-        """Class probabilities (n, k) float32 at a temperature, on the device of `encoded`; rows sum to one.
+        """Decode class probabilities, float32 (n, k), at a temperature, on the device of `encoded`; rows sum to one.
 
         Raises:
-            UsageError: the form keeps probabilities at temperature 1, and another one is asked for.
+            UsageError: the temperature is not 1, but the form stores probabilities at temperature 1.
         """
         if temperature != 1 and self.name != Logits.name:
             raise UsageError(
@@ -84,7 +84,7 @@ class LabelForm(ABC):
         return self._decode(encoded, own, partner, temperature)
 
     def damage(self, encoded: Encoded) -> str:
-        """What is wrong with the values of stored labels (n, ...); "" for nothing."""
+        """Check the values of stored labels (n, ...); returns the fault, or ""."""
         for name, values in encoded.items():
             whole = values.isfinite() if values.is_floating_point() else (values >= 0) & (values < self.classes)
             if not bool(whole.all()):
@@ -97,7 +97,7 @@ class LabelForm(ABC):
 
 @dataclass(frozen=True)
 class Logits(LabelForm):
-    """All logits as float16: 2 k bytes; the temperature is applied when they are used."""
+    """All logits as float16: 2 k bytes per view; the temperature is applied when decoding."""
 
     name: ClassVar[str] = "logits"
 
@@ -107,7 +107,7 @@ class Logits(LabelForm):
 
     def _encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
         largest = logits.amax(1, keepdim=True)
-        # the same label within float16's range, which badly trained teachers leave
+        # shift logits that exceed float16, as badly trained teachers' do; the softmax stays the same
         shifted = torch.where(logits.abs().amax(1, keepdim=True) > _LARGEST, logits - largest, logits)
         return {"logits": shifted.clamp_min(-_LARGEST).half()}
 
@@ -117,12 +117,12 @@ class Logits(LabelForm):
 
 @dataclass(frozen=True)
 class TopK(LabelForm):
-    """The `k` largest probabilities as float16 beside their classes: 4 k bytes up to 32768 classes, 6 k beyond.
+    """The `k` largest probabilities as float16 with their classes: 4 k bytes up to 32768 classes, 6 k beyond.
 
     Attributes:
-        k: how many.
-        rest: "smooth" spreads what they leave of 1 evenly over the other classes (FKD's marginal smoothing), "renorm"
-            divides them by their sum and leaves nothing.
+        k: number of probabilities.
+        rest: "smooth" spreads the remaining probability evenly over the other classes (FKD's marginal smoothing);
+            "renorm" divides by the sum, so that the other classes get 0.
     """
 
     name: ClassVar[str] = "topk"
@@ -142,7 +142,7 @@ class TopK(LabelForm):
 
     def _encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
         largest, indices = logits.softmax(1).topk(self.k, 1)
-        # rounded up, so that no other class gets more than the last of them
+        # round up, so that no other class gets more than the smallest stored one
         values = largest.half()
         values = torch.where(values < largest, _above(values), values)
         if self.k > 1:  # the first stays ahead of the second
@@ -160,10 +160,10 @@ class TopK(LabelForm):
 
 @dataclass(frozen=True)
 class Hard(LabelForm):
-    """The most probable class alone: 2 bytes up to 32768 classes, 4 beyond.
+    """Only the most probable class: 2 bytes up to 32768 classes, 4 beyond.
 
     Attributes:
-        smoothing: share of the probability that is spread evenly over all classes, 0 to 1.
+        smoothing: label smoothing, 0 to 1: the probability spread evenly over all classes.
     """
 
     name: ClassVar[str] = "hard"
@@ -187,7 +187,7 @@ class Hard(LabelForm):
 
 @dataclass(frozen=True)
 class Distances(LabelForm):
-    """NRR-DD's two distances as float16: 4 bytes whatever the number of classes; see `dd.labels.distances`."""
+    """NRR-DD's two distances as float16: 4 bytes for any number of classes; see `dd.labels.distances`."""
 
     name: ClassVar[str] = "distances"
 
@@ -197,7 +197,7 @@ class Distances(LabelForm):
 
     def _encode(self, logits: Tensor, own: Tensor, partner: Tensor) -> dict[str, Tensor]:
         exact = distances(logits, own, partner)
-        # rounded down, so that the two classes together get no less and the others no more; the nearer stays so
+        # round down, so that the two classes do not lose probability to the others, and keep their order
         stored = exact.half()
         stored = torch.where(stored > exact, _below(stored), stored)
         tied, first = stored[:, 0] == stored[:, 1], exact[:, 0] < exact[:, 1]
@@ -212,10 +212,10 @@ FORMS: Mapping[str, type[LabelForm]] = {form.name: form for form in (Logits, Top
 
 
 def form_of(name: str, classes: int, **parameters: Any) -> LabelForm:
-    """The form of a name: "logits", "topk" (k, rest), "hard" (smoothing) or "distances".
+    """Build a form by name: "logits", "topk" (k, rest), "hard" (smoothing) or "distances".
 
     Raises:
-        UsageError: an unknown name or parameter, or a value out of its range.
+        UsageError: an unknown name or parameter, or a value out of range.
     """
     if name not in FORMS:
         raise unknown("form of labels", name, FORMS)
@@ -227,23 +227,23 @@ def form_of(name: str, classes: int, **parameters: Any) -> LabelForm:
 
 
 def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
-    """(n, classes) float32: 1 - smoothing at the labels (n,) int64, and smoothing spread evenly over all classes."""
+    """Smoothed one-hot labels, float32 (n, classes), of int64 labels (n,); `smoothing` is spread over all classes."""
     return (1 - smoothing) * functional.one_hot(labels, classes).float() + smoothing / classes
 
 
 def calibrate(probabilities: Tensor, own: Tensor, low: float, high: float, smooth: float) -> Tensor:
-    """Labels of crops by how sure the teacher is of the image's class, after FerKD (Shen, ICCV 2023).
+    """Calibrate the labels of crops by the teacher's confidence in the image's class, after FerKD (Shen, ICCV 2023).
 
-    Sure crops keep their soft label, doubtful ones get the class of their image, smoothed, and crops that show
-    something else (background) say nothing: the same for all classes.  The thresholds are not public, and to leave
-    background in with uniform labels is our completion.
+    Let p be the teacher's probability of the image's class.  Confident crops (p ≥ high) keep their soft label, crops
+    with low ≤ p < high get the smoothed hard label, and background crops (p < low) get a uniform label.  The thresholds
+    are not published; keeping background crops, with uniform labels, is our completion.
 
     Args:
-        probabilities: (n, k), of views that nothing is mixed into.
+        probabilities: (n, k), of unmixed views.
         own: (n,) int64, the classes of the images.
-        low: teachers less sure than this see background; 0 to `high`.
-        high: teachers at least this sure are believed; to 1.
-        smooth: share of a doubtful crop's label that is spread evenly over all classes.
+        low: below this confidence a crop counts as background; 0 to `high`.
+        high: from this confidence on, the soft label is kept; at most 1.
+        smooth: label smoothing of the hard labels.
 
     Returns:
         (n, k).
@@ -261,10 +261,10 @@ def calibrate(probabilities: Tensor, own: Tensor, low: float, high: float, smoot
 
 
 def _above(halves: Tensor) -> Tensor:
-    """The next larger float16 of non-negative ones."""
+    """The next larger float16, for non-negative values."""
     return (halves.view(torch.int16) + 1).view(torch.float16)
 
 
 def _below(halves: Tensor) -> Tensor:
-    """The next smaller float16 of positive ones."""
+    """The next smaller float16, for positive values."""
     return (halves.view(torch.int16) - 1).view(torch.float16)

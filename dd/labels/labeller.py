@@ -1,4 +1,4 @@
-"""Who labels views: what is asked of it, whatever it is, and labels made while students train on them."""
+"""The interface of a labeller of views, and live labelling while students train."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,36 +14,36 @@ if TYPE_CHECKING:
 
 
 class Labeller(Protocol):
-    """Gives the logits of views; `dd.training.relabel` has the one that asks teachers."""
+    """Computes the logits of views; `dd.training.relabel` implements it with teachers."""
 
     @property
     def settings(self) -> LabelSettings:
-        """How it labels, and how its labels are kept."""
+        """How it labels, and how its labels are stored."""
         ...
 
     @property
     def origin(self) -> Mapping[str, Any]:
-        """JSON-able: what it can be made again from."""
+        """JSON-serialisable description from which it can be rebuilt."""
         ...
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """JSON-able: everything that determines a label of given views."""
+        """JSON-serialisable: everything that determines the labels of given views."""
         ...
 
     @property
     def accuracies(self) -> Sequence[float | None]:
-        """Per teacher in percent on held-out images; None where it is not known."""
+        """Accuracy of each teacher on held-out images in percent; None if unknown."""
         ...
 
     def logits(self, views: Tensor, own: Tensor, micro: int | None, seed: int = 0) -> Tensor:
-        """(b, classes) for a batch of views (b, c, h, w); where labels are calibrated, their logarithms.
+        """Logits (b, classes) of a batch of views; if labels are calibrated, the log-probabilities.
 
         Args:
-            views: the views.
-            own: (b,) the classes of their images.
-            micro: images of a micro-batch, which count where teachers use batch statistics.
-            seed: of what is drawn while it labels.
+            views: (b, c, h, w).
+            own: (b,) classes of their images.
+            micro: images per micro-batch; matters if teachers use batch statistics.
+            seed: of random numbers drawn while labelling.
         """
         ...
 
@@ -51,15 +51,15 @@ class Labeller(Protocol):
 def live(
     labeller: Labeller, batches: Batches, policy: ViewPolicy, data: "RealData", temperature: float, micro: int | None
 ) -> Batches:
-    """Views of the batches' images with class probabilities, as a store of the same form would give them.
+    """Views of the batches' images with class probabilities, exactly as a label store of the same form returns them.
 
     Args:
-        labeller: asked about every view.
-        batches: images and their classes, (b,) int64 or one-hot.
+        labeller: labels every view.
+        batches: yields images and their classes, int64 (b,) or one-hot.
         policy: how views are drawn, from each pass's generator.
-        data: the real images, whose shape, augmentation and value space views go by.
+        data: the real data, for image shape, augmentation and value space.
         temperature: of the probabilities.
-        micro: images of a micro-batch.
+        micro: images per micro-batch.
     """
     black = data.black if policy.pad else None
 
@@ -69,7 +69,7 @@ def live(
             views = view(images)
             own = targets if targets.dim() == 1 else targets.argmax(1)
             partner = own if view.partner is None else own[view.partner.to(own.device)]
-            drops = labeller.settings.teacher_mode == "train"  # nothing else draws a seed
+            drops = labeller.settings.teacher_mode == "train"  # only dropout needs a seed
             seed = int(torch.randint(2**62, (), generator=rng)) if drops else 0
             found = labeller.logits(views, own, micro, seed)
             form = labeller.settings.stored_as(found.shape[1])

@@ -1,4 +1,4 @@
-"""What determines the labels of views: the views themselves, who labels them, and how a label is kept."""
+"""What determines the labels of views: how the views are drawn, the teachers, and the storage format."""
 
 import json
 import math
@@ -23,25 +23,25 @@ from dd.views.dsa import Shape
 class LabelSpec:
     """Everything that determines the labels of a set's views.
 
-    In every epoch each image is seen once.  The order is drawn from the seed, and consecutive pieces of it are the
-    batches; the views of a batch are drawn from seed, epoch and number alone, so epochs can be had in any order.
+    Every epoch shows each image once.  Its order is drawn from the seed, and consecutive slices of it are the batches.
+    The views of a batch depend only on seed, epoch and batch number, so epochs can be generated in any order.
 
     Attributes:
         n: number of images.
         classes: number of classes.
-        epochs: how many are labelled.
-        batch: images per batch; the last one of an epoch may be smaller.
+        epochs: number of labelled epochs.
+        batch: images per batch; the last batch of an epoch may be smaller.
         shape: (channels, height, width) of an image.
         policy: how views are drawn.
-        settings: how they are labelled, and what a label is stored as.
-        seed: root of orders and views.
-        micro: for labels that depend on their batch (teachers with batch statistics) the size of the micro-batches that
-            are labelled together; None for labels of every view alone.
-        strategy: what the policy's strategy "data" stands for.
-        black: per channel in model space, where the policy pads; else None.
-        images: SHA-256 of the images and of their classes.
+        settings: how they are labelled, and how labels are stored.
+        seed: seed of orders and views.
+        micro: size of the micro-batches that are labelled together, for teachers with batch statistics; None if each
+            view is labelled independently.
+        strategy: the DSA strategy that the policy's "data" resolves to.
+        black: per channel in model space, if the policy pads; else None.
+        images: SHA-256 of the images and their classes.
         teachers: per teacher, as plain JSON values, what determines its logits.
-        weights: of the teachers, where their votes are weighed; else None.
+        weights: of the teachers, if they are weighted; else None.
     """
 
     n: int
@@ -90,16 +90,16 @@ class LabelSpec:
 
     @property
     def form(self) -> LabelForm:
-        """What a label is stored as."""
+        """The storage format of a label."""
         return self.settings.stored_as(self.classes)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Of whoever labels; see `label_facts`."""
+        """The facts of the labeller; see `label_facts`."""
         return label_facts(self.settings, self.teachers, self.weights)
 
     def order(self, epoch: int) -> Tensor:
-        """int64 (n,): the images in the order in which an epoch shows them."""
+        """The order in which an epoch shows the images: int64 (n,)."""
         return torch.randperm(self.n, generator=generator(self.seed, "views", "order", epoch))
 
     def view(self, epoch: int, number: int) -> View:
@@ -109,16 +109,16 @@ class LabelSpec:
         return draw_view(self.policy, images, self.shape, rng, self.strategy, self.black)
 
     def fingerprint(self, epoch: int) -> str:
-        """Hash of an epoch's order and of its first and last view: whether a seed still draws the same ones."""
+        """Hash of an epoch's order and of its first and last batch of views, to detect changed random streams."""
         views = [_hash(self.view(epoch, number)) for number in dict.fromkeys((0, self.batches - 1))]
         return digest([sha256_tensors({"order": self.order(epoch)}), views])
 
     def layout(self) -> RowType:
-        """What is kept of one view: its label, and with replay="records" what the view was made by."""
+        """The arrays stored per view: its label and, with replay="records", the parameters of the view."""
         return self.form.layout() | (_records.layout(self.policy) if self.settings.replay == "records" else {})
 
     def bytes(self) -> int:
-        """What the labels of all epochs take on disk; each epoch's manifest and header, a few kB, come on top."""
+        """Size of the labels of all epochs on disk, without the few kB per epoch for manifest and header."""
         return self.epochs * self.n * sum(kind.itemsize * math.prod(shape) for kind, shape in self.layout().values())
 
     def key(self, epoch: int) -> dict[str, Any]:
@@ -130,13 +130,13 @@ class LabelSpec:
 
 @dataclass(frozen=True)
 class StoredLabels:
-    """What a set says of the labels of its views, which are in the folder `labels/` beside its file.
+    """A set's reference to the labels of its views, which are in the folder `labels/` beside its file.
 
     Attributes:
-        spec: what determines them.
-        sha256: of all that was stored; see `LabelStore.digest`.
-        bytes: what they take on disk.
-        labeller: what those who labelled can be made again from; None where that is not known.
+        spec: what determines the labels.
+        sha256: of the stored labels; see `LabelStore.digest`.
+        bytes: size on disk.
+        labeller: description from which the labeller can be rebuilt; None if unknown.
     """
 
     spec: LabelSpec

@@ -1,10 +1,10 @@
-"""The labels of a set's views, kept beside the set and replayed with the very views they were made for.
+"""The store of the labels of a set's views, beside the set, with exact replay of the labelled views.
 
-An epoch is one artefact of a `dd.runs.Store` whose root is the folder of the set, so that all of them are in `labels/`
-there.  It holds a row for every image, in the images' order, memory-mapped when read.  The views are drawn again from
-the seed (replay="seed"), or their crop boxes, flips, partners and patches are kept in the rows (replay="records"); both
-give the same views to the bit.  `dd.labels.spec` says what determines an epoch, `dd.labels.forms` what a label is
-stored as.
+Each epoch is one artefact of a `dd.runs.Store` rooted in the set's folder, so all epochs are in its subfolder
+`labels/`.  An artefact holds one row per image, in the order of the images, and is memory-mapped for reading.  Views
+are regenerated from the seed (replay="seed"), or the rows also hold their crop boxes, flips, partners and patches
+(replay="records"); both give bit-identical views.  `dd.labels.spec` defines what determines an epoch, `dd.labels.forms`
+how a label is stored.
 """
 
 import logging
@@ -26,16 +26,16 @@ from dd.views import View
 
 KIND = "labels"
 _WAY_OUT = "choose another folder: out=FOLDER for a run, another path for a set"
-_DRAWN = "drawn"  # among an epoch's facts, the fingerprint of views that are drawn again
+_DRAWN = "drawn"  # key of an epoch's view fingerprint, with replay="seed"
 
 Load = Callable[[Tensor], Tensor]
-"""int64 positions (b,) on the CPU -> the images there, float (b, c, h, w) in model space, on the device of training."""
+"""int64 positions (b,) on the CPU -> images, float (b, c, h, w), in model space on the training device."""
 Label = Callable[[Tensor, View, Tensor], Tensor]
-"""Views (b, c, h, w) of one whole batch, what made them, and the positions (b,) of their images -> logits (b, k)."""
+"""(views (b, c, h, w) of one whole batch, their `View`, positions (b,) of their images) -> logits (b, k)."""
 
 
 class Batch(NamedTuple):
-    """One batch of an epoch: `images` (b,) int64, their `view`, and the encoded `labels`, on the CPU."""
+    """One batch of an epoch, on the CPU: `images`, int64 (b,), their `view`, and the encoded `labels`."""
 
     images: Tensor
     view: View
@@ -50,93 +50,94 @@ class _Epoch:
 
 
 class LabelStore:
-    """Labels of a set's views: makes the epochs that are not there, and reads them, in any number of processes at once.
+    """Makes and reads the labels of a set's views; safe to use from several processes at once.
 
     Attributes:
-        path: the folder they are in.
+        path: the folder of the labels.
         spec: what determines them.
         own: int64 (n,), the class of every image.
     """
 
     def __init__(self, beside: Path, spec: LabelSpec, own: Tensor) -> None:
-        """The labels in the folder `labels/` of the folder `beside`, which need not be there yet.
+        """Open the folder `labels/` in the folder `beside`; neither need exist yet.
 
         Raises:
-            UsageError: the classes are not those of so many images.
+            UsageError: `own` has the wrong shape, or a class out of range.
         """
         if own.shape != (spec.n,) or not 0 <= int(own.min()) <= int(own.max()) < spec.classes:
             raise UsageError(f"soft labels need a class for each of {spec.n} images, from 0 to {spec.classes - 1}")
         self.path, self.spec, self.own = Path(beside) / KIND, spec, own
-        # of hundreds of epochs no line each
+        # not one log line per epoch: there may be hundreds
         self._store = Store(Path(beside), way_out=_WAY_OUT, level=logging.DEBUG)
         self._epoch: _Epoch | None = None
-        self._sound: set[int] = set()  # epochs whose values were looked at, once in this process
+        self._sound: set[int] = set()  # epochs whose values this process has checked
 
     def __repr__(self) -> str:
         spec = self.spec
         return f"<LabelStore {self.path}: {spec.form.name} of {spec.n} images in {spec.epochs} epochs>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_epoch": None}  # a memory map would be sent as a copy
+        return {**self.__dict__, "_epoch": None}  # pickling would copy the memory map
 
     def missing(self) -> list[int]:
-        """Epochs that are not there, or damaged."""
+        """Epochs that are missing or damaged."""
         return [epoch for epoch in range(self.spec.epochs) if self._store.peek(KIND, self.spec.key(epoch)) is None]
 
     def make(self, epoch: int, load: Load, label: Label) -> None:
-        """Label the views of one epoch; does nothing when it is there and whole.
+        """Label the views of one epoch; does nothing if the epoch exists and is intact.
 
         Args:
             epoch: 0 to the spec's epochs - 1.
-            load: gives images.
-            label: gives the logits of their views; with `LabelSpec.micro` in the pieces of `dd.training.loop.pieces`.
+            load: loads images.
+            label: computes the logits of their views; with `LabelSpec.micro`, in the pieces of
+                `dd.training.loop.pieces`.
 
         Raises:
-            RunError: the disk is full, or the logits are not finite; finished epochs stay.
+            RunError: the disk is full, or logits are not finite; finished epochs are kept.
         """
         self._require(epoch)
         words = f"labels of epoch {epoch + 1} in {self.path}"
         self._store.tensors(KIND, self.spec.key(epoch), partial(self._labelled, epoch, load, label), words)
 
     def remove_others(self) -> None:
-        """Delete what the folder holds of labels that another spec determines."""
+        """Delete the labels of any other spec from the folder."""
         ours = {digest(self.spec.key(epoch)) for epoch in range(self.spec.epochs)}
         for manifest in list(self._store.manifests(KIND)):
             if digest(manifest["spec"]) not in ours:
                 self._store.remove(KIND, manifest["spec"])
 
     def bytes(self) -> int:
-        """What they take on disk."""
+        """Size of the labels on disk."""
         return sum(facts["bytes"] for facts in self._manifests())
 
     def digest(self) -> str:
-        """SHA-256 of all that determines them and of all that is stored.
+        """SHA-256 of the spec and of all stored labels.
 
         Raises:
-            UsageError: an epoch is not there.
+            UsageError: an epoch is missing.
         """
         kept = [facts["sha256"] for facts in self._manifests()]
         return digest([asdict(self.spec), kept], length=64)
 
     def stated(self, labeller: Mapping[str, Any] | None = None) -> StoredLabels:
-        """What the set says of them, and of who labelled."""
+        """The reference to these labels for the set's file."""
         return StoredLabels(self.spec, self.digest(), self.bytes(), labeller)
 
     def verify(self) -> dict[int, str]:
-        """Read everything again and compare hashes: what is wrong by epoch; empty where nothing is."""
+        """Reread everything and compare hashes; returns the fault by epoch, empty if there is none."""
         found = {epoch: self._store.damage(KIND, self.spec.key(epoch)) for epoch in range(self.spec.epochs)}
         return {epoch: damage for epoch, damage in found.items() if damage}
 
     def require(self, batch: int, micro: int, images: str) -> None:
-        """See that students can be trained on them.
+        """Check that students can be trained on these labels.
 
         Args:
-            batch: the students' images per batch.
-            micro: their micro-batches; only for labels that depend on theirs does it matter.
+            batch: the students' batch size.
+            micro: the students' micro-batch size; matters only for labels that depend on micro-batches.
             images: SHA-256 of the images and their classes; see `LabelSpec.images`.
 
         Raises:
-            UsageError: they belong to other batches or images; the line says why.
+            UsageError: the labels belong to other batches or images; the message says which.
         """
         spec = self.spec
         if batch != spec.batch:
@@ -157,16 +158,16 @@ class LabelStore:
             )
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch in order.
+        """The batches of an epoch, in order.
 
         Raises:
-            UsageError: it is not there or damaged, or its views cannot be drawn again.
+            UsageError: the epoch is missing or damaged, or its views cannot be regenerated.
         """
         for number in range(self.spec.batches):
             yield self.batch(epoch, number)
 
     def batch(self, epoch: int, number: int) -> Batch:
-        """One batch of an epoch; errors as for `epoch`."""
+        """One batch of an epoch; raises as `epoch` does."""
         spec, opened = self.spec, self._open(epoch)
         images = opened.order[number * spec.batch : (number + 1) * spec.batch]
         rows = {name: values[images] for name, values in opened.rows.items()}
@@ -178,22 +179,22 @@ class LabelStore:
         """The views (b, c, h, w) of an epoch and their class probabilities (b, k), batch by batch.
 
         Args:
-            epoch: which.
-            load: gives images; the views and probabilities are where they are.
-            temperature: of the probabilities; other than 1 for stored logits only.
+            epoch: its number, from 0.
+            load: loads images; views and probabilities are on the same device.
+            temperature: of the probabilities; values other than 1 need stored logits.
         """
         for batch in self.epoch(epoch):
             views = batch.view(load(batch.images))
             yield views, self.probabilities(batch, temperature, views.device)
 
     def probabilities(self, batch: Batch, temperature: float = 1.0, device: torch.device | str = "cpu") -> Tensor:
-        """(b, k) class probabilities of a batch at a temperature."""
+        """Class probabilities (b, k) of a batch at a temperature."""
         own, partner = (classes.to(device) for classes in self.pairs(batch.images, batch.view))
         labels = {name: values.to(device) for name, values in batch.labels.items()}
         return self.spec.form.decode(labels, own, partner, temperature)
 
     def mean(self) -> Tensor:
-        """(n, k) class probabilities of the images, the mean over their stored views; mixed ones as they are."""
+        """Class probabilities (n, k) of the images, averaged over their stored views, mixed ones included."""
         total = torch.zeros(self.spec.n, self.spec.classes)
         for epoch in range(self.spec.epochs):
             for batch in self.epoch(epoch):
@@ -201,12 +202,12 @@ class LabelStore:
         return total / total.sum(1, keepdim=True)
 
     def pairs(self, images: Tensor, view: View) -> tuple[Tensor, Tensor]:
-        """The classes (b,) of a batch's images and of those mixed into them, the same where nothing is mixed."""
+        """Classes (b,) of a batch's images and of the images mixed into them; equal if nothing is mixed in."""
         own = self.own[images]
         return own, own if view.partner is None else own[view.partner]
 
     def at(self, epoch: int, image: int) -> dict[str, Any]:
-        """Label and view of one image in one epoch, for inspection: "batch", "place" in it, "partner" image, ..."""
+        """Label and view of one image in one epoch, for inspection: "batch", "place" in the batch, "partner", ..."""
         if not 0 <= image < self.spec.n:
             raise UsageError(f"{self.path} holds labels of {self.spec.n} images, but not of image {image}")
         number, place = divmod(int((self._open(epoch).order == image).nonzero()), self.spec.batch)
@@ -223,10 +224,10 @@ class LabelStore:
         }
 
     def copy(self, beside: Path) -> None:
-        """Bring them into the folder `labels/` of another folder; what is there already stays.
+        """Copy the labels into the subfolder `labels/` of another folder, without overwriting.
 
         Raises:
-            UsageError: other labels of the same spec are there, or some of these are damaged or missing.
+            UsageError: the target holds other labels of the same spec, or some labels here are damaged or missing.
             RunError: the disk is full.
         """
         there = LabelStore(beside, self.spec, self.own)
@@ -279,7 +280,7 @@ class LabelStore:
         return kept.tensors, kept.info
 
     def _wrong(self, rows: Mapping[str, Tensor]) -> str:
-        """What is wrong with the rows of an epoch, whose hash is right; "" for nothing."""
+        """Check the rows of an epoch whose hash is right; returns the fault, or ""."""
         spec, form = self.spec, self.spec.form
         wanted = {name: (kind, (spec.n, *shape)) for name, (kind, shape) in spec.layout().items()}
         if {name: (values.dtype, tuple(values.shape)) for name, values in rows.items()} != wanted:

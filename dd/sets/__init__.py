@@ -1,4 +1,4 @@
-"""Distilled sets: the noun itself, and its file format."""
+"""Distilled sets: the data structure and its file format."""
 
 from dd.sets._hashes import hashed_once
 from dd.sets.distilled import DistilledSet

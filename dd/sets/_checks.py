@@ -1,4 +1,4 @@
-"""Is a distilled set whole?  Every check raises a `UsageError` that names the field."""
+"""Validity checks of a distilled set.  Each raises a `UsageError` that names the field."""
 
 import json
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from dd.sets.distilled import DistilledSet
 
 _MAPPINGS = ("space", "protocol", "student", "provenance")
-_FINEST = 16  # tiles per side of an image; published sets have 2 and 3
+_FINEST = 16  # most tiles per side of an image; published sets have 2 or 3
 
 
 @dataclass(frozen=True)
 class _StandardSpace:
-    """What `Standard.spec` gives."""
+    """Schema of `Standard.spec()`."""
 
     kind: Literal["standard"]
     mean: tuple[float, ...]
@@ -30,7 +30,7 @@ class _StandardSpace:
 
 @dataclass(frozen=True)
 class _ZcaSpace:
-    """What `Zca.spec` gives."""
+    """Schema of `Zca.spec()`."""
 
     kind: Literal["zca"]
     eps: Annotated[float, Field(gt=0)]
@@ -41,7 +41,7 @@ _SPACES = {"standard": _StandardSpace, "zca": _ZcaSpace}
 
 
 def facts(ds: "DistilledSet") -> None:
-    """Kinds are known, the fields fit one another and can be written as JSON."""
+    """Check everything but the tensors: kinds are known, fields are consistent and can be written as JSON."""
     from dd.sets.distilled import ImageKind, LabelKind
 
     _require(ds.image_kind in get_args(ImageKind), "image_kind", f"{ds.image_kind!r} is not a kind of image")
@@ -80,7 +80,7 @@ def _space(ds: "DistilledSet") -> None:
 
 
 def images(ds: "DistilledSet") -> None:
-    """Dimensions, type and values of the images."""
+    """Check the shape, dtype and values of the images."""
     x = ds.images
     dims = {"pixels": 4, "tiles": 4, "indices": 1, "schedule": 2}[ds.image_kind]
     _require(x.dim() == dims, "images", f"{ds.image_kind} have {dims} dimensions, not shape {tuple(x.shape)}")
@@ -95,7 +95,7 @@ def images(ds: "DistilledSet") -> None:
 
 
 def labels(ds: "DistilledSet") -> None:
-    """Dimensions, type and values of the labels, and that there is one per image."""
+    """Check the shape, dtype and values of the labels, and that there is one per image."""
     y = ds.labels
     lead = tuple(ds.images.shape) if ds.image_kind == "schedule" else (ds.n,)
     if ds.image_kind == "tiles" and len(y) == ds.n * ds.decode_factor**2:

@@ -1,4 +1,4 @@
-"""Hashes of the tensors of sets, which may be gigabytes: each once, while nobody can change them."""
+"""Cached hashes of the tensors of sets, which may be gigabytes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _known: ContextVar[dict[tuple[str, int], tuple[Tensor, str]] | None] = ContextVa
 
 @contextlib.contextmanager
 def hashed_once() -> Iterator[None]:
-    """While the block runs, a tensor of a set is hashed once, however many ask: it must not be written to."""
+    """Hash each tensor of a set at most once inside the block; the tensors must not be modified meanwhile."""
     token = _known.set({}) if _known.get() is None else None
     try:
         yield
@@ -23,11 +23,11 @@ def hashed_once() -> Iterator[None]:
 
 
 def sha256(name: str, tensor: Tensor) -> str:
-    """SHA-256 over name, shape, type and bytes of a tensor."""
+    """SHA-256 of the name, shape, dtype and bytes of a tensor."""
     known = _known.get()
     if known is None:
         return sha256_tensors({name: tensor})
     key = name, id(tensor)
     if key not in known:
-        known[key] = tensor, sha256_tensors({name: tensor})  # kept beside, so that no other gets its id
+        known[key] = tensor, sha256_tensors({name: tensor})  # a reference to the tensor, so that its id is not reused
     return known[key][1]

@@ -1,4 +1,4 @@
-"""Does a distilled set belong with the real data at hand?  A mismatch is a `UsageError` with both values."""
+"""Check that a distilled set matches real data.  A mismatch raises a `UsageError` with both values."""
 
 import json
 import math
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from dd.data import RealData
     from dd.sets.distilled import DistilledSet
 
-# constants are fitted in floating point, whose last bits differ between machines
+# tolerance: constants fitted in floating point differ in their last bits between machines
 _CLOSE = 1e-6
 
 
 def classes(ours: Sequence[str], theirs: Sequence[str]) -> None:
-    """The same names, in the same order."""
+    """Require the same class names, in the same order."""
     ours, theirs = tuple(ours), tuple(theirs)
     if ours == theirs:
         return
@@ -34,7 +34,7 @@ def classes(ours: Sequence[str], theirs: Sequence[str]) -> None:
 
 
 def shape(ours: Sequence[int], theirs: Sequence[int]) -> None:
-    """The same channels, height and width."""
+    """Require the same channels, height and width."""
     if ours[0] != theirs[0]:
         raise _mismatch("channels", ours[0], theirs[0])
     if tuple(ours[1:]) != tuple(theirs[1:]):
@@ -42,7 +42,7 @@ def shape(ours: Sequence[int], theirs: Sequence[int]) -> None:
 
 
 def source(ds: "DistilledSet", data: "RealData") -> None:
-    """Indices point into one data set, split one way, and mean nothing elsewhere."""
+    """Require the same data set and split, because a set of indices is meaningless for any other."""
     if ds.source != data.name:
         raise _mismatch("source", repr(ds.source), repr(data.name))
     if ds.source_fingerprint not in ("", data.fingerprint):
@@ -52,7 +52,7 @@ def source(ds: "DistilledSet", data: "RealData") -> None:
 
 
 def space(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """The same value space, up to the last bits of fitted constants."""
+    """Require the same value space, up to the last bits of fitted constants."""
     for key in dict.fromkeys((*ours, *theirs)):
         have, want = _plain(ours.get(key)), _plain(theirs.get(key))
         if _same(have, want):

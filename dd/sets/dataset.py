@@ -1,4 +1,4 @@
-"""A distilled set as torch data: images with their labels, or the labelled views that students of the set are shown."""
+"""Distilled sets as torch `Dataset`s: images with labels, or the labelled views on which students are trained."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,13 +20,13 @@ Example = tuple[Tensor, Tensor]
 
 
 class SetImages(Dataset[Example]):
-    """The images of a set, tiles decoded: float32 (c, h, w) in model space, with the label of each.
+    """The images of a set, tiles decoded, with their labels.
 
-    A label is int64, or float32 (k,) where labels are soft.
+    An item is (image, label): float32 (c, h, w) in model space, and int64, or float32 (k,) if labels are soft.
     """
 
     def __init__(self, distilled: "DistilledSet", preprocess: "Preprocess | None" = None) -> None:
-        """`preprocess` is for sets of bytes; see `DistilledSet.as_dataset`."""
+        """`preprocess` applies to uint8 images; see `DistilledSet.as_dataset`."""
         hard = distilled.label_kind == "hard"
         factor, labels = distilled.decode_factor, distilled.labels if hard else distilled.targets()
         self._load, self._stored, self._factor = _loader(distilled, preprocess), distilled.n, factor
@@ -36,16 +36,16 @@ class SetImages(Dataset[Example]):
         return len(self._labels)
 
     def __getitem__(self, place: int) -> Example:
-        place = range(len(self))[place]  # an IndexError beyond the end is what ends a loop
+        place = range(len(self))[place]  # raises IndexError past the end, which ends a for loop
         tile, image = divmod(place, self._stored)
         return decode(self._load(torch.tensor([image])), self._factor)[tile], self._labels[place]
 
 
 class SetViews(Dataset[Example]):
-    """The stored views of a set in the order students see them, epoch after epoch: (c, h, w), probabilities (k,).
+    """The stored views of a set in training order, epoch after epoch; an item is (view (c, h, w), probabilities (k,)).
 
-    Views are drawn, and mixed with one another, a batch at a time.  The last batch is kept, so going through in order
-    is what this is quick at; a shuffled pass draws a batch for every view.
+    Views are generated and mixed one batch at a time, and only the last batch is cached.  Sequential access is
+    therefore fast; shuffled access generates a whole batch for every view.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ def dataset(
 
 
 def _loader(distilled: "DistilledSet", preprocess: "Preprocess | None") -> Callable[[Tensor], Tensor]:
-    """What gives images at int64 positions (b,) in model space."""
-    if distilled.images.is_floating_point():  # they are in it; the transform of some spaces needs the data to be had
+    """A function from int64 positions (b,) to images in model space."""
+    if distilled.images.is_floating_point():  # already in model space; ZCA could not be rebuilt without the data
         return partial(torch.Tensor.__getitem__, distilled.images)
     from dd.data.preprocess import from_state
 

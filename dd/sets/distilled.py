@@ -1,4 +1,4 @@
-"""`DistilledSet`: what distillation yields and evaluation consumes, saying all about itself."""
+"""`DistilledSet`: the self-describing result of distillation and input of evaluation."""
 
 import json
 import math
@@ -28,36 +28,35 @@ TENSORS: tuple[Literal["images", "labels"], ...] = ("images", "labels")
 NO_FACTS = (*TENSORS, "path")
 
 _ROUNDING = 1 / 510  # half a grey level
-_AT_ONCE = 256  # images brought back to pixels at a time
+_AT_ONCE = 256  # images converted back to pixels at a time
 
 
 @dataclass(frozen=True, eq=False)
 class DistilledSet:
-    """A distilled set: images, labels, and what is needed to use them as they are meant.
+    """A distilled set: images, labels, and everything needed to evaluate them as intended.
 
-    Labels lead with the dimensions that the images lead with, called *lead* here: (n,), and (e, n) for a schedule; of
-    tiles there may also be one per decoded image, in the order of `dd.sets.tiles.decode`.
+    The leading dimensions of `images` and `labels` agree; they are called *lead* below: (n,), or (e, n) for a schedule.
+    Tiles may instead have one label per decoded image, in the order of `dd.sets.tiles.decode`.
 
     Attributes:
-        images: by `image_kind`: *pixels* (n, c, h, w), float32 in model space, or uint8 as they are before it; *tiles*
-            the same, each holding `decode_factor`² smaller images; *indices* int64 (n,) into the training part of
-            `source`; *schedule* int64 (e, n), the indices of each epoch.
-        labels: by `label_kind`: *hard* int64 lead; *probabilities*, *logits* and *representations* float32 lead + (k,),
-            k being the number of classes except for representations; *views* int64 lead, the class of each image; its
-            labels are those of its place in the store that `views` describes.
+        images: by `image_kind`: *pixels*, (n, c, h, w), float32 in model space or uint8 before preprocessing; *tiles*,
+            the same, with `decode_factor`² smaller images in each; *indices*, int64 (n,), into the training part of
+            `source`; *schedule*, int64 (e, n), the indices of each epoch.
+        labels: by `label_kind`: *hard*, int64 lead; *probabilities*, *logits* and *representations*, float32 lead +
+            (k,), where k is the number of classes (any number for representations); *views*, int64 lead, the class of
+            each image, whose soft labels are in the store that `views` describes.
         classes: names in label order.
         source: name of the data set it was distilled from, for example "fashion-mini".
-        source_fingerprint: fingerprint of that data; indices are only meant for data with the same one.
-        space: value space of float32 images, and what uint8 images become, as `Preprocess.spec()` states it.
-        decode_factor: tiles per side of each image; 1 but for *tiles*.
-        lr: learned learning rate of the students, where the method learned one.
-        protocol: the evaluation protocol it is meant for, with its name.
-        student: the network it is meant for, as the fields of a `NetworkSpec`.
-        augment: DSA strategy that the protocol's augmentation uses; "none" for none.
-        views: of the labels of augmented views, which are kept beside the set's file, when `label_kind` is "views".
-        provenance: how it was made: method, recipe hash, seed, version, command, ...; no part of its identity.
-        path: the file it was read from, beside which a label store is; None for one that was never a file.  No part of
-            what is saved.
+        source_fingerprint: fingerprint of that data set; indices are valid only for data with the same fingerprint.
+        space: value space of float32 images, and the transform of uint8 images, as returned by `Preprocess.spec()`.
+        decode_factor: tiles per side of each image; 1 for every kind but *tiles*.
+        lr: student learning rate, if the method learned one.
+        protocol: the intended evaluation protocol, with its name.
+        student: the intended network, as the fields of a `NetworkSpec`.
+        augment: DSA strategy of the protocol's augmentation; "none" for none.
+        views: describes the labels of augmented views, stored beside the set's file, if `label_kind` is "views".
+        provenance: how it was made: method, recipe hash, seed, version, command, ...; not part of its identity.
+        path: the file it was read from, which a label store may accompany; None if it was never a file.  Not saved.
     """
 
     images: Tensor
@@ -84,19 +83,19 @@ class DistilledSet:
         return f"<DistilledSet {name}: {what}, {len(self.classes)} classes>"
 
     def _repr_png_(self) -> bytes | None:
-        """Its images, for a notebook; None where it holds none."""
+        """Its images as a PNG, for notebooks; None if it holds no images."""
         from dd.sets.picture import png
 
         return png(self)
 
     @property
     def n(self) -> int:
-        """Images stored; of a schedule, images per epoch."""
+        """Number of stored images; for a schedule, images per epoch."""
         return self.images.shape[-1] if self.image_kind == "schedule" else self.images.shape[0]
 
     @property
     def ipc(self) -> int | None:
-        """Images per class; None where classes have different numbers of them."""
+        """Images per class; None if classes differ in their number of images."""
         each, rest = divmod(self.n, len(self.classes))
         if rest or self.image_kind == "schedule" or self.label_kind == "representations":
             return None if rest else each
@@ -104,34 +103,35 @@ class DistilledSet:
         return each if bool((counts == each).all()) else None
 
     def bytes(self) -> dict[str, int]:
-        """What it costs to store, as {"images": bytes, "labels": bytes, "total": bytes}, a label store included."""
+        """Storage cost in bytes, as {"images": …, "labels": …, "total": …}; includes the label store."""
         images, labels = (t.numel() * t.element_size() for t in (self.images, self.labels))
         labels += 0 if self.views is None else self.views.bytes
         return {"images": images, "labels": labels, "total": images + labels}
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the tensors, as plain JSON values; the manifest of a saved set."""
+        """All fields but the tensors, as plain JSON values; the manifest of a saved set."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NO_FACTS}
         values["views"] = None if self.views is None else asdict(self.views)
         return json.loads(json.dumps({k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}))
 
     def digest(self) -> str:
-        """SHA-256 of all that determines how the set evaluates: tensors and facts, provenance left out."""
+        """SHA-256 of everything that determines how the set evaluates: tensors and facts, without the provenance."""
         facts = {name: value for name, value in self.facts().items() if name != "provenance"}
         return digest([{name: self.sha256(name) for name in TENSORS}, facts], length=64)
 
     def sha256(self, name: Literal["images", "labels"]) -> str:
-        """SHA-256 of one of its tensors: shape, type and bytes."""
+        """SHA-256 of one of its tensors: name, shape, dtype and bytes."""
         return _hashes.sha256(name, getattr(self, name))
 
     def targets(self) -> Tensor:
-        """Class probabilities, float32 lead + (k,): hard labels one-hot, logits through a softmax, rows summing to one.
+        """Class probabilities, float32 lead + (k,); hard labels become one-hot, logits pass through a softmax.
 
-        Where labels are of views, the mean over all stored views of an image, a mixed view with its partner's share; it
-        says what the teachers made of the image, but students are trained on the views (`as_dataset`).
+        Rows sum to one.  For labels of views the result is the mean over all stored views of an image, including the
+        partner's share in mixed views.  It shows what the teachers see in an image, but students are trained on the
+        views themselves (`as_dataset`).
 
         Raises:
-            UsageError: representations are no class probabilities; or there is no label store, see `label_store`.
+            UsageError: the labels are representations, or the label store is missing (see `label_store`).
         """
         if self.label_kind == "hard":
             return functional.one_hot(self.labels, len(self.classes)).float()
@@ -146,11 +146,11 @@ class DistilledSet:
         )
 
     def label_store(self) -> "LabelStore":
-        """The store of the labels of its views, found beside its file.
+        """The store with the labels of its views, beside its file.
 
         Raises:
-            UsageError: the labels are the set's own, it was not read from a file, or the store there is damaged, holds
-                other labels, or was left behind when the set was moved.
+            UsageError: the set holds its labels itself; it was not read from a file; or the store is damaged, holds
+                other labels, or was not moved together with the set.
         """
         if self.views is None:
             raise UsageError(f"this set holds its labels itself ({self.label_kind}): it has no label store")
@@ -167,20 +167,20 @@ class DistilledSet:
     def as_dataset(
         self, *, epoch: int | None = None, temperature: float | None = None, preprocess: "Preprocess | None" = None
     ) -> "Dataset[tuple[Tensor, Tensor]]":
-        """A torch `Dataset` of (image, label): float32 (c, h, w) in model space, tiles decoded.
+        """A torch `Dataset` of (image, label) pairs; images are float32 (c, h, w) in model space, tiles decoded.
 
-        A label is int64, or float32 (k,) where labels are soft.  Where labels are of views, the items are all stored
-        views with their probabilities, in the order in which students are shown them, `n` of them an epoch: go through
-        in order (`DataLoader(set.as_dataset(epoch=e), batch_size=…)`), as views are drawn and mixed in batches.
+        A label is int64, or float32 (k,) if labels are soft.  If the labels belong to views, the items are all stored
+        views with their probabilities, in training order, `n` per epoch.  Read them in order
+        (`DataLoader(set.as_dataset(epoch=e), batch_size=…)`), because views are generated and mixed batch by batch.
 
         Args:
-            epoch: of views, only those of this one, from 0.
-            temperature: of the probabilities of views; 1 where it is not given, and other than 1 for stored logits
-                only.  `protocol["temperature"]` is the one the set is meant for.
-            preprocess: of the data, for a set of bytes that ZCA is still to be applied to; others know their own.
+            epoch: for views, only this epoch, from 0; None for all.
+            temperature: of the probabilities of views; default 1; other values need stored logits.
+                `protocol["temperature"]` is the intended one.
+            preprocess: the data's transform, needed only for uint8 images in a ZCA space.
 
         Raises:
-            UsageError: the set holds no images of its own, or no labels that can be had (see `targets`).
+            UsageError: the set holds no images itself, or its labels are not available (see `targets`).
         """
         from dd.sets.dataset import dataset
 
@@ -191,19 +191,19 @@ class DistilledSet:
         return dataset(self, epoch, temperature, preprocess)
 
     def save(self, path: Path | str) -> None:
-        """Write it to one file, with its label store beside it where it has one; see `dd.sets.formats.save`."""
+        """Write it to one file, and its label store, if any, beside it; see `dd.sets.formats.save`."""
         from dd.sets.formats import save
 
         save(self, path)
 
     def own_classes(self) -> Tensor:
-        """The class of every image, int64 lead: its label, or the most probable one.
+        """The class of every image, int64 lead: its label, or the most probable class.
 
-        Of tiles with a label for every decoded image it is that of their first tile: all tiles of an image are of its
+        If tiles have one label per decoded image, the label of the first tile is used: all tiles of an image share its
         class.
 
         Raises:
-            UsageError: representations name no class.
+            UsageError: the labels are representations, which name no class.
         """
         labels = self.labels[: self.n] if self.image_kind == "tiles" else self.labels
         if self.label_kind in ("hard", "views"):
@@ -213,10 +213,10 @@ class DistilledSet:
         return labels.argmax(-1)
 
     def pixels(self, preprocess: "Preprocess", index: Tensor | None = None) -> Tensor:
-        """The images as networks see them, float32 (n, c, h, w) in model space, on the device of `preprocess`.
+        """The stored images in model space, float32 (n, c, h, w), on the device of `preprocess`.
 
         Args:
-            preprocess: of the data that the set matches (`require_match`).
+            preprocess: the transform of data that the set matches (`require_match`).
             index: int64 positions on the CPU; None for all.
 
         Raises:
@@ -230,12 +230,12 @@ class DistilledSet:
         return preprocess(images) if images.dtype == torch.uint8 else images
 
     def outside(self, preprocess: "Preprocess") -> float | None:
-        """Share in [0, 1] of the pixels' values that are darker than black or brighter than white.
+        """Share in [0, 1] of pixel values that are darker than black or brighter than white.
 
-        Half a grey level is not counted: it is what rounding takes.  None for a set that holds no images of its own.
+        A margin of half a grey level, which rounding removes, is not counted.  None if the set holds no images itself.
 
         Args:
-            preprocess: of the data that the set matches (`require_match`).
+            preprocess: the transform of data that the set matches (`require_match`).
         """
         if self.image_kind not in ("pixels", "tiles"):
             return None
@@ -248,10 +248,10 @@ class DistilledSet:
         return found / self.images.numel()
 
     def check(self) -> None:
-        """See that the set is whole: kinds, shapes, types, finite values, labels in range.
+        """Validate the set: kinds, shapes, dtypes, finite values, label range.
 
         Raises:
-            UsageError: it is not; the message names the field.
+            UsageError: the set is invalid; the message names the field.
         """
         _checks.facts(self)
         _checks.images(self)
@@ -260,10 +260,10 @@ class DistilledSet:
             raise UsageError(f"distilled set: lr is {self.lr}, not a finite number")
 
     def require_match(self, data: "RealData") -> None:
-        """See that the set belongs with the real data at hand: classes in order, channels, size, value space.
+        """Check that the set matches real data: classes in order, channels, size, value space.
 
         Raises:
-            UsageError: it does not; the message names the field and both values.
+            UsageError: they differ; the message names the field and both values.
         """
         _match.classes(self.classes, data.classes)
         if self.image_kind in ("pixels", "tiles"):

@@ -1,10 +1,10 @@
-"""A distilled set as one self-describing safetensors file.
+"""Read and write a distilled set as one self-describing safetensors file.
 
-Format, version 2: the tensors "images" and "labels", and metadata with four texts: "format" (always
-"dd-distilled-set"), "version" ("2"), "manifest", a JSON object with every other field of `DistilledSet` by name, and
-"sha256", a hash over all of that.  Labels of augmented views do not fit into one tensor: "labels" then holds the
-classes of the images, and the manifest's "views" says what determines the labels, which `dd.labels` keeps
-beside the file.  Version 1 has no hash.
+Format version 2 has the tensors "images" and "labels", and four metadata strings: "format" (always
+"dd-distilled-set"), "version" ("2"), "manifest" (a JSON object with every other field of `DistilledSet`) and "sha256"
+(a hash of everything else).  Labels of augmented views do not fit into one tensor: "labels" then holds the classes of
+the images, and the manifest's "views" states what determines the labels, which `dd.labels` stores beside the file.
+Version 1 has no hash.
 """
 
 import json
@@ -28,17 +28,17 @@ from dd.sets.distilled import NO_FACTS, TENSORS, DistilledSet
 FORMAT = "dd-distilled-set"
 VERSION = 2
 _HASH = "sha256"
-_LONGEST = 4 << 20  # characters of a manifest; one of 21,000 classes has a tenth of them
+_LONGEST = 4 << 20  # most characters of a manifest; 21,000 classes need a tenth of that
 
 
 def save(distilled: DistilledSet, path: Path | str) -> None:
     """Write a set to one file, atomically; equal sets give equal bytes.
 
-    Labels of views that lie beside the file the set was read from are copied beside the new one.
+    A label store beside the file that the set was read from is copied beside the new file.
 
     Raises:
-        UsageError: the set is not whole (see `DistilledSet.check`), its labels of views are not there, or others are
-            where they would go.
+        UsageError: the set is invalid (see `DistilledSet.check`), its label store is missing, or the target folder
+            holds other labels.
         RunError: the disk is full.
     """
     distilled.check()
@@ -54,13 +54,14 @@ def save(distilled: DistilledSet, path: Path | str) -> None:
 
 
 def load(path: Path | str) -> DistilledSet:
-    """Read a set that `save` wrote; tensors are on the CPU, bit for bit as they were.
+    """Read a set that `save` wrote; the tensors are bit-identical and on the CPU.
 
     Args:
         path: its file, or the folder of the run that made it.
 
     Raises:
-        UsageError: the file is missing, damaged, of another format or of a newer version; file and field are named.
+        UsageError: the file is missing, damaged, of another format or of a newer version; the message names file and
+            field.
     """
     path = set_file(path)
     metadata, tensors = _read(path)
@@ -69,7 +70,7 @@ def load(path: Path | str) -> DistilledSet:
             f"{path} is a safetensors file, but not a distilled set (its field 'format' is not {FORMAT!r})"
         )
     version = _version(path, metadata.get("version", ""))
-    # copied out of the memory map: a set must not change when its file does
+    # copy out of the memory map: a set must not change when its file does
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     metadata = _held(path, version, metadata, tensors)
     distilled = DistilledSet(**tensors, **_manifest(path, metadata["manifest"]), path=path)
@@ -81,12 +82,12 @@ def load(path: Path | str) -> DistilledSet:
 
 
 def seal(path: Path) -> str:
-    """The hash that the file of a set states, over all that it holds; "" for a file of version 1."""
+    """The hash stored in the file of a set; "" for a file of version 1."""
     return _read(path)[0].get(_HASH, "")
 
 
 def set_file(path: Path | str, what: str = "") -> Path:
-    """The file of a set that is named by itself or by the folder of its run; see `user_path`."""
+    """The file of a set, given that file or the folder of its run; see `user_path`."""
     path = user_path(path, what)
     return RunFolder(path).set if os.path.isdir(path) else path
 
@@ -123,7 +124,7 @@ def _version(path: Path, text: str) -> int:
 
 
 def _held(path: Path, version: int, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Mapping[str, str]:
-    """The metadata without its hash, which holds."""
+    """Verify the hash and return the metadata without it."""
     fields = {"format", "version", "manifest"} | ({_HASH} if version > 1 else set())
     for kind, found, wanted in (("tensor", set(tensors), set(TENSORS)), ("field", set(metadata), fields)):
         for name in sorted(found ^ wanted):
@@ -159,6 +160,6 @@ def _damaged(path: Path, why: str) -> UsageError:
 
 @cache
 def _model() -> type[Any]:
-    """The manifest's schema, taken from the fields of `DistilledSet`: all needed, none besides."""
+    """The manifest's schema, derived from the fields of `DistilledSet`: all are required, others are rejected."""
     hints = get_type_hints(DistilledSet)
     return make_dataclass("Manifest", [(f.name, hints[f.name]) for f in fields(DistilledSet) if f.name not in NO_FACTS])

@@ -1,4 +1,4 @@
-"""The images of a distilled set as a picture."""
+"""Render the images of a distilled set as a PNG."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def png(distilled: "DistilledSet") -> bytes | None:
-    """The first images of the first classes as a PNG; None where there are no images, or no classes they are of."""
+    """The first images of the first classes as a PNG; None if the set has no images or no classes for them."""
     from dd.runs.pictures import SHOWN, contact_sheet
 
     if distilled.image_kind not in ("pixels", "tiles") or distilled.label_kind == "representations":
@@ -26,7 +26,7 @@ def png(distilled: "DistilledSet") -> bytes | None:
 
 
 def _visible(distilled: "DistilledSet", index: Tensor) -> Tensor:
-    """Images at (m,) as pixels where 0 is black and 1 white."""
+    """Images at positions (m,) as pixels, 0 black and 1 white."""
     from dd.data.preprocess import Standard, from_state
     from dd.runs.pictures import stretched
 
@@ -35,4 +35,4 @@ def _visible(distilled: "DistilledSet", index: Tensor) -> Tensor:
         return images.float() / 255
     if distilled.space["kind"] == Standard.kind:
         return from_state(distilled.space).invert(images).clamp(0, 1)
-    return stretched(images)  # whitened: the way back needs the data
+    return stretched(images)  # whitened: inverting ZCA would need the data

@@ -1,6 +1,6 @@
-"""Several small images stored in one: the multi-formation of IDC (Kim et al., ICML 2022, arXiv:2205.14959).
+"""Mosaics: several small images stored in one, IDC's multi-formation (Kim et al., ICML 2022, arXiv:2205.14959).
 
-An image of a set with decode factor f is a mosaic of f x f tiles; each tile, enlarged, is a training image.
+With decode factor f, a stored image is a mosaic of f x f tiles; each tile is upsampled to a training image.
 """
 
 from typing import TYPE_CHECKING
@@ -12,20 +12,21 @@ from torch import Tensor
 if TYPE_CHECKING:
     from dd.data import Preprocess
 
-GREY = 0.5  # of a pixel that pads a mosaic, as in the official code
+GREY = 0.5  # value of the padding pixels, as in the official code
 
 
 def decode(images: Tensor, factor: int) -> Tensor:
-    """The training images that mosaics stand for; differentiable.
+    """Decode mosaics into training images; differentiable.
 
-    Where the side does not divide, mid-grey is added at the right and below, so that all tiles are as large.
+    If a side is not divisible by the factor, mid-grey padding at the right and bottom makes all tiles the same size.
 
     Args:
-        images: (n, c, h, w) pixels where 0 is black and 1 white.
+        images: pixels (n, c, h, w), 0 black and 1 white.
         factor: tiles per side.
 
     Returns:
-        (n * factor^2, c, h, w), enlarged bilinearly: the first tile of all images, then their second, row by row.
+        (n * factor^2, c, h, w), upsampled bilinearly: first tile of all images, then the second, ..., in row-major
+        order.
     """
     if factor == 1:
         return images
@@ -38,23 +39,23 @@ def decode(images: Tensor, factor: int) -> Tensor:
 
 
 def decoded(images: Tensor, factor: int, preprocess: "Preprocess") -> Tensor:
-    """`decode` for mosaics in model space: what they stand for as pixels, taken to model space."""
+    """`decode` for mosaics in model space: convert to pixels, decode, convert back."""
     if factor == 1:
         return images
     if preprocess.kind == "standard" and images.shape[2] % factor == images.shape[3] % factor == 0:
-        return decode(images, factor)  # one scale and shift per channel goes through an enlargement
+        return decode(images, factor)  # upsampling commutes with a scale and shift per channel
     return preprocess.encode(decode(preprocess.invert(images), factor))
 
 
 def mosaic(images: Tensor, factor: int, side: int | None = None) -> Tensor:
-    """Put groups of factor^2 images, made smaller by taking the nearest pixels, into one image each.
+    """Downsample images (nearest neighbour) and combine each group of factor^2 into one mosaic.
 
-    Where the side does not divide, the first rows and columns of tiles are a pixel larger.
+    If a side is not divisible by the factor, the first rows and columns of tiles are one pixel larger.
 
     Args:
-        images: (n * factor^2, c, h, w); consecutive ones go together.
+        images: (n * factor^2, c, h, w); consecutive images form a group.
         factor: tiles per side.
-        side: height and width of the result in pixels, where it is not that of the images.
+        side: height and width of the result in pixels; None: those of the images.
 
     Returns:
         (n, c, h, w), or (n, c, side, side).
@@ -74,7 +75,7 @@ def mosaic(images: Tensor, factor: int, side: int | None = None) -> Tensor:
 
 
 def decoded_labels(labels: Tensor, factor: int, n: int) -> Tensor:
-    """Labels (n * factor^2, ...) of what `decode` gives of n images, from one label per image or per decoded image."""
+    """Labels (n * factor^2, ...) of the images that `decode` returns, given one per mosaic or one per decoded image."""
     if len(labels) == n * factor**2:
         return labels
     return labels.repeat(factor**2, *[1] * (labels.dim() - 1))

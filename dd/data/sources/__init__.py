@@ -1,12 +1,12 @@
-"""The ways in: real images by name, where they come from, and what they are before any preprocessing.
+"""Sources of real images: find data sets by name or path and read them, before any preprocessing.
 
-fashion-mini                       embedded, needs nothing
+fashion-mini                       embedded, needs no download
 fashion-mnist mnist svhn cifar10 cifar100 tiny-imagenet
-                                   found where users have them, else downloaded
+                                   searched locally, else downloaded
 imagenet-1k imagenet-21k imagenette imagewoof imagefruit imagemeow imagesquawk imageyellow imagenet-10 imagenet-100
-                                   found where users have them, never downloaded
+                                   searched locally, never downloaded
 folder:PATH  parquet:PATH  npz:PATH
-                                   a user's own
+                                   a user's own data
 """
 
 from dd.data.sources.listing import Kind, SourceInfo, kind_of, list_sources

@@ -1,4 +1,4 @@
-"""What is known beforehand about the data sets that go by a name: facts, places, downloads."""
+"""The catalogue of named data sets: their facts, usual locations and downloads."""
 
 from dd.data.sources.entry import (
     ALL_AUGMENTATIONS,

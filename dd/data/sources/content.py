@@ -1,4 +1,4 @@
-"""What readers yield: arrays, or encoded images that still want decoding."""
+"""What the readers of a data set return: decoded arrays, or lists of encoded images."""
 
 import hashlib
 import os
@@ -15,14 +15,14 @@ from dd.data.positions import relabelled, stratified
 from dd.errors import UsageError, unknown
 from dd.io import Json, digest
 
-TEST_SHARE = 0.2  # of the images, where a user's own data have no test part
+TEST_SHARE = 0.2  # share of the images that become the test part of a user's own data without one
 TEST_SEED = 0
 NO_TEST_PART = f"no test part was found: {TEST_SHARE:.0%} of every class, drawn with a fixed seed, are the test images"
 
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Decoded images: uint8 (n, c, h, w) and int64 labels (n,), on the CPU; `jpeg` counts those from JPEG files."""
+    """Decoded images, uint8 (n, c, h, w), and int64 labels (n,), on the CPU; `jpeg` counts those from JPEG files."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -33,7 +33,7 @@ class Arrays:
     jpeg: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """Images and labels of both splits, by the names of the fields."""
+        """Images and labels of both splits, by field name."""
         return {
             "train_images": self.train_images,
             "train_labels": self.train_labels,
@@ -42,7 +42,7 @@ class Arrays:
         }
 
     def only(self, numbers: Sequence[int]) -> "Arrays":
-        """The images of these classes, labelled by their place among them."""
+        """The images of these classes, relabelled in the order of `numbers`."""
         kept, labels = zip(*(relabelled(part, numbers) for part in (self.train_labels, self.test_labels)), strict=True)
         images = [a.index_select(0, b) for a, b in zip((self.train_images, self.test_images), kept, strict=True)]
         classes = tuple(self.classes[number] for number in numbers)
@@ -50,11 +50,11 @@ class Arrays:
 
 
 class Items(Protocol):
-    """Where encoded images are, by position; millions of them take little memory, and threads may read at once."""
+    """Access to encoded images by position; compact for millions of images, and safe to read from many threads."""
 
     @property
     def run(self) -> int:
-        """How many neighbours are read at about the cost of one."""
+        """How many neighbouring images can be read at about the cost of one."""
         ...
 
     def __len__(self) -> int: ...
@@ -64,17 +64,17 @@ class Items(Protocol):
         ...
 
     def name(self, i: int) -> str:
-        """What to call it in messages."""
+        """The name of image `i` in messages."""
         ...
 
     def take(self, index: Sequence[int]) -> "Items":
-        """Those at these positions."""
+        """The images at these positions."""
         ...
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files by their paths below a folder."""
+    """Image files, by their paths relative to a folder."""
 
     root: Path
     paths: Sequence[str]
@@ -98,7 +98,7 @@ class ImageFiles:
 
 @dataclass(frozen=True, eq=False)
 class EncodedSplit:
-    """Encoded images of one split, and their labels: int64 (n,), on the CPU."""
+    """Encoded images of one split and their labels, int64 (n,), on the CPU."""
 
     items: Items
     labels: Tensor
@@ -111,7 +111,7 @@ class EncodedSplit:
         return EncodedSplit(self.items.take(index.tolist()), self.labels[index])
 
     def only(self, numbers: Sequence[int]) -> "EncodedSplit":
-        """The images of these classes, labelled by their place among them."""
+        """The images of these classes, relabelled in the order of `numbers`."""
         kept, labels = relabelled(self.labels, numbers)
         return EncodedSplit(self.items.take(kept.tolist()), labels)
 
@@ -126,19 +126,19 @@ class Listing:
     notes: tuple[str, ...] = ()
 
     def only(self, numbers: Sequence[int]) -> "Listing":
-        """The images of these classes, labelled by their place among them."""
+        """The images of these classes, relabelled in the order of `numbers`."""
         classes = tuple(self.classes[number] for number in numbers)
         return Listing(self.train.only(numbers), self.test.only(numbers), classes, self.notes)
 
 
 @dataclass(frozen=True)
 class EncodedSet:
-    """Encoded images that are listed only when they are wanted.
+    """Encoded images whose listing is lazy.
 
     Attributes:
-        identity: changes whenever the files do (paths, sizes, times of change).
-        listing: the list of images, read once.
-        notes: what is known of them beforehand that the identity does not tell, such as files that are not read.
+        identity: changes whenever the files do (paths, sizes, modification times).
+        listing: returns the list of images; reads it once.
+        notes: what is known in advance but not part of the identity, such as files that are skipped.
     """
 
     identity: Json
@@ -152,14 +152,14 @@ class EncodedSet:
 
 
 def only_classes(content: Arrays | EncodedSet, names: tuple[str, ...]) -> Arrays | EncodedSet:
-    """What was found, with the images of some classes alone; their labels follow the order of `names`.
+    """Restrict a data set to some classes, relabelled in the order of `names`.
 
     Args:
         content: a whole data set.
-        names: of classes, or their labels where no class is named by a number; () takes all.
+        names: class names, or labels if no class name is itself a number; () keeps all.
 
     Raises:
-        UsageError: there is no such class, or one is named twice; of encoded images when they are listed.
+        UsageError: a class does not exist or is named twice; for encoded images, raised when they are listed.
     """
     if not names:
         return content
@@ -175,7 +175,7 @@ def only_classes(content: Arrays | EncodedSet, names: tuple[str, ...]) -> Arrays
 
 
 def with_test_part(part: EncodedSplit, classes: tuple[str, ...], notes: tuple[str, ...] = ()) -> Listing:
-    """A listing of images that have no test part: a fixed fifth of every class becomes it."""
+    """A listing of images that have no test part; a fixed fifth of every class becomes the test part."""
     kept, taken = stratified(part.labels, TEST_SHARE, TEST_SEED, "test part")
     return Listing(part.take(kept), part.take(taken), classes, (*notes, NO_TEST_PART))
 
@@ -194,11 +194,11 @@ def _numbers(names: tuple[str, ...], classes: tuple[str, ...]) -> list[int]:
 
 
 def file_identity(paths: Iterable[Path | str], root: Path) -> str:
-    """A hash of name, size and time of change of files, which together tell whether they changed.
+    """Hash the names, sizes and modification times of files; the hash changes whenever a file does.
 
     Args:
-        paths: of the files, absolute or below `root`; millions may come.
-        root: what their names are relative to.
+        paths: of the files, absolute or relative to `root`; there may be millions.
+        root: the folder that names are relative to.
     """
     total = hashlib.sha256()
     for path in paths:
@@ -206,17 +206,17 @@ def file_identity(paths: Iterable[Path | str], root: Path) -> str:
         try:
             status = os.stat(os.path.join(root, path))
             rest = f"\0{status.st_size}\0{status.st_mtime_ns}\n"
-        except OSError:  # a link that leads nowhere, which is told where the image is wanted
+        except OSError:  # a dangling link; reported when the image is read
             rest = "\0missing\n"
         total.update(os.fsencode(name) + rest.encode())
     return total.hexdigest()
 
 
 def regular(path: Path) -> Path:
-    """The path of an image file.
+    """Return the path if it is a regular file.
 
     Raises:
-        ValueError: there is none, or it is a pipe or a device, of which reading may never end.
+        ValueError: there is no file, or it is a pipe or a device, which might block forever.
     """
     try:
         mode = os.stat(path).st_mode

@@ -1,6 +1,6 @@
-"""Image files in, uint8 pixels out, in threads.
+"""Multi-threaded decoding of image files into uint8 pixels.
 
-Pillow and its codecs release the interpreter's lock, so threads decode as processes would, without copies between them.
+Pillow and its codecs release the GIL, so threads decode as fast as processes, without copying between processes.
 """
 
 import os
@@ -23,14 +23,14 @@ from dd.data.sources.pixels import Header, Target, TooDeep, header_of, pixels_of
 from dd.data.sources.survey import Broken, choose_target, image_notes, jpegs, refuse, require_clear, survey
 from dd.errors import UsageError
 
-CHUNK = 16  # images a thread takes at a time
-_MOST_WORKERS = 16  # of one process, whose interpreter's lock more would wait for
+CHUNK = 16  # images per task of a thread
+_MOST_WORKERS = 16  # per process; more would contend for the GIL
 
 _T = TypeVar("_T")
 Cut = Callable[[int, bytes | Path], np.ndarray]
-"""(place in the batch, encoded image) -> uint8 pixels, of one shape for all; called in threads, in any order."""
+"""(slot in the batch, encoded image) -> uint8 pixels, the same shape for all; called from threads, in any order."""
 Transform = Callable[[Tensor], Tensor]
-"""uint8 pixels -> float32 values of the same shape; called in threads."""
+"""uint8 pixels -> float32 values of the same shape; called from threads."""
 
 
 def decode_listing(
@@ -48,16 +48,16 @@ def decode_listing(
     Args:
         listing: the encoded images.
         name: of the data set, for messages.
-        channels: 1 or 3; None: 1 when all images are grey, else 3.
-        side: height and width in pixels; None: those that most images have, of oblong ones the shorter.
-        resize: how images are brought to it, see `DataSettings`.
-        depth16: how images of more than 8 bits become 8; see `DataSettings`.
+        channels: 1 or 3; None: 1 if all images are grey, else 3.
+        side: height and width in pixels; None: the shorter side of the most common size.
+        resize: how images are resized; see `DataSettings`.
+        depth16: how images of more than 8 bits are converted to 8; see `DataSettings`.
 
     Returns:
-        The images with notes on what was done to them, and the broken ones.
+        The images, with notes on what was done to them, and the broken images.
 
     Raises:
-        UsageError: not a single image can be read, or something has to be said about them first; see `questions`.
+        UsageError: no image can be read, or a setting is missing; see `questions`.
     """
     parts = (listing.train, listing.test)
     found, good = all_headers(listing)
@@ -71,10 +71,10 @@ def decode_listing(
 
 
 def all_headers(listing: Listing) -> tuple[list[list[Header | Broken]], list[Header]]:
-    """The header of every image, split by split, and the good ones of both.
+    """Read the header of every image; returns them split by split, and the readable ones of both in one list.
 
     Raises:
-        UsageError: not a single image can be read.
+        UsageError: no image can be read.
     """
     found = [headers(part.items, range(len(part))) for part in (listing.train, listing.test)]
     good = [header for part in found for header in part if isinstance(header, Header)]
@@ -84,7 +84,7 @@ def all_headers(listing: Listing) -> tuple[list[list[Header | Broken]], list[Hea
 
 
 def headers(items: Items, index: Sequence[int]) -> list[Header | Broken]:
-    """Headers of the images at these positions, in their order."""
+    """Read the headers of the images at these positions, in order."""
     return each(items, index, lambda i: header_of(items.load(i)))
 
 
@@ -95,11 +95,11 @@ def decode_split(
 
     Args:
         part: the n encoded images.
-        headers: one for each of them, see `headers`.
-        target: what they are brought to.
+        headers: one per image; see `headers`.
+        target: channels and size of the result.
 
     Returns:
-        uint8 (k, c, side, side) and int64 labels (k,) of the images that can be decoded, and the n - k broken ones.
+        The k decoded images, uint8 (k, c, side, side), their labels, int64 (k,), and the n - k broken images.
     """
     images = torch.empty(len(part), target.channels, target.side, target.side, dtype=torch.uint8)
     rows = images.numpy()
@@ -121,7 +121,7 @@ def decode_split(
 
 
 def resized(images: Tensor, side: int, resize: Resize = "fit") -> Tensor:
-    """Decoded images, uint8 (n, c, h, w), brought to (n, c, side, side) as files would be."""
+    """Resize decoded images, uint8 (n, c, h, w), to (n, c, side, side), exactly as files are resized."""
     from PIL import Image
 
     if images.shape[-2:] == (side, side) and (resize != "shorter" or shorter_side(side) == side):
@@ -138,13 +138,13 @@ def resized(images: Tensor, side: int, resize: Resize = "fit") -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ImageReader:
-    """Encoded images and where they go.
+    """Encoded images, and the device that receives their pixels.
 
     Attributes:
-        items: where the encoded images are.
-        device: where pixels go.
+        items: the encoded images.
+        device: device of the pixels.
         name: of the data set, for messages.
-        workers: threads; None: one per core, at most 16.
+        workers: number of threads; None: one per core, at most 16.
     """
 
     items: Items
@@ -154,14 +154,14 @@ class ImageReader:
 
 
 class Decoding:
-    """Images on their way: threads write them into one tensor, pinned where the device is a GPU.
+    """A batch being decoded: threads write its images into one tensor, pinned if the device is a GPU.
 
     Args:
-        reader: whose images they are.
-        index: int64 (k,), which.
-        shape: of what is cut from an image.
-        cut: what is wanted of an image.
-        transform: what the threads apply to uint8 pixels (k, *shape), such as a `Preprocess`; None: they stay bytes.
+        reader: the encoded images.
+        index: int64 (k,), which images.
+        shape: of the result for one image.
+        cut: computes that result from an encoded image.
+        transform: applied by the threads to uint8 pixels (k, *shape), such as a `Preprocess`; None: they stay uint8.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Decoding:
         self.index, self._reader, self._cut, self._transform = index, reader, cut, transform
         dtype = torch.float32 if transform else torch.uint8
         self._pixels = torch.empty((len(index), *shape), dtype=dtype, pin_memory=reader.device.type == "cuda")
-        # in the order of storage, so that rows of one file are read together
+        # in storage order, so that rows of one file are read together
         slots = torch.argsort(index, stable=True).tolist()
         chunks = [slots[start : start + CHUNK] for start in range(0, len(slots), CHUNK)]
         self._futures: list[Future[list[Broken]]] = [
@@ -178,16 +178,16 @@ class Decoding:
         ]
 
     def pixels(self) -> Tensor:
-        """(k, *shape) on the device, once all are there: uint8, or float32 as `transform` gives it.
+        """Wait for the batch: (k, *shape) on the device, uint8, or float32 after `transform`.
 
         Raises:
-            UsageError: images are broken; names them.
+            UsageError: images are broken; the message names them.
         """
         refuse([broken for future in self._futures for broken in future.result()], self._reader.name)
         return self._pixels.to(self._reader.device, non_blocking=True)
 
     def cancel(self) -> None:
-        """Drop what has not begun: the pixels are not wanted any more."""
+        """Drop the tasks that have not started; the pixels are no longer needed."""
         for future in self._futures:
             future.cancel()
 
@@ -207,12 +207,12 @@ class Decoding:
 
 
 def ahead(batches: Iterable[Callable[[], Decoding]], size: int, workers: int | None) -> Iterator[Decoding]:
-    """What begins batches one after another, begun some batches before they are used.
+    """Prefetch: yield batches in order, starting each some batches before it is used.
 
     Args:
-        batches: called in order, each once.
-        size: images in a batch.
-        workers: threads.
+        batches: functions that start a batch; called in order, once each.
+        size: images per batch.
+        workers: number of threads; see `threads`.
     """
     # at least one, and enough to give every thread two chunks
     some = max(1, -(-2 * CHUNK * threads(workers) // size))
@@ -233,34 +233,34 @@ def ahead(batches: Iterable[Callable[[], Decoding]], size: int, workers: int | N
 
 
 def each(items: Items, index: Sequence[int], one: Callable[[int], _T]) -> list[_T | Broken]:
-    """`one(position)` for these positions, in their order, in threads; what it raises becomes a `Broken`."""
+    """Call `one(position)` for these positions in threads; results in order, exceptions as `Broken`."""
     chunks = [index[start : start + CHUNK] for start in range(0, len(index), CHUNK)]
     results = pool().map(lambda chunk: [attempt(items, i, one) for i in chunk], chunks)
     return [result for chunk in results for result in chunk]
 
 
 def attempt(items: Items, i: int, one: Callable[[int], _T]) -> _T | Broken:
-    """`one(i)`, or `Broken` where it raises."""
+    """Call `one(i)`; an exception becomes a `Broken`."""
     try:
         return one(i)
-    # a damaged file can make Pillow's decoders raise almost anything
+    # a damaged file can make Pillow's decoders raise almost any exception
     except Exception as error:
         return Broken(items.name(i), str(error) or type(error).__name__, isinstance(error, TooDeep))
 
 
 @cache
 def pool(workers: int | None = None) -> ThreadPoolExecutor:
-    """The threads that decode; they live as long as the process."""
+    """The pool of decoding threads; it lives as long as the process."""
     return ThreadPoolExecutor(threads(workers), thread_name_prefix="dd-decode", initializer=_alone)
 
 
 def threads(workers: int | None) -> int:
-    """How many threads decode: as many as are asked for, else one per core, but at most 16."""
+    """Number of decoding threads: `workers`, or one per core, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return workers or min(_MOST_WORKERS, cores)
 
 
 def _alone() -> None:
-    """Start a decoding thread: what it computes stays on its core, as in PyTorch's `DataLoader`."""
-    torch.get_num_threads()  # sets the number for this thread, once; ours comes after it
-    threadpool_limits(1, user_api="openmp")  # of this thread alone, which torch.set_num_threads is not
+    """Initialise a decoding thread: limit it to one core, as PyTorch's `DataLoader` does for its workers."""
+    torch.get_num_threads()  # initialises this thread's limit, so that it cannot override ours later
+    threadpool_limits(1, user_api="openmp")  # this thread only; torch.set_num_threads would affect all

@@ -18,7 +18,7 @@ def read_embedded() -> Arrays:
     """Images and labels of `fashion-mini`, in the order of the original files.
 
     Raises:
-        RunError: a file is not the one that was published with this version.
+        RunError: a file is damaged: its checksum is not the one published with this version.
     """
     checksums = tomllib.loads(EMBEDDED_FOLDER.joinpath("checksums.toml").read_text(encoding="utf-8"))
     tensors = []
@@ -33,5 +33,5 @@ def read_embedded() -> Arrays:
 
 
 def embedded_size() -> int:
-    """Bytes of the embedded files."""
+    """Size of the embedded files in bytes."""
     return sum(len(EMBEDDED_FOLDER.joinpath(f"{stem}-ubyte.gz").read_bytes()) for stem in _FILES)

@@ -1,15 +1,15 @@
-"""What can be known of a data set before it is found: its facts, its places, where to get it."""
+"""A catalogue entry: what is known about a named data set before it is found."""
 
 from dataclasses import dataclass
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
-NOT_STATED = "not stated"  # a licence that the publisher does not give
+NOT_STATED = "not stated"  # the publisher names no licence
 
 ALL_AUGMENTATIONS = "color_crop_cutout_flip_scale_rotate"
-DIGIT_AUGMENTATIONS = "color_crop_cutout_scale_rotate"  # a mirrored digit is no digit
+DIGIT_AUGMENTATIONS = "color_crop_cutout_scale_rotate"  # no flip: a mirrored digit is not a digit
 
-# Means and standard deviations per channel, in [0, 1] units, as this family of papers uses them.
+# Per-channel means and standard deviations, in [0, 1] units, as the dataset-distillation papers use them.
 CIFAR10: Constants = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGENET: Constants = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MNIST: Constants = (0.1307,), (0.3081,)
@@ -22,11 +22,11 @@ class Remote:
     """One file of a download.
 
     Attributes:
-        urls: addresses of the same file, tried in order.
-        path: where it goes below the download folder.
+        urls: mirrors of the file, tried in order.
+        path: its path below the download folder.
         md5: the published checksum.
-        megabytes: its size, for people.
-        unpacks_to: top folder of the archive, when it is one.
+        megabytes: approximate size, for display.
+        unpacks_to: top folder of the archive, if the file is one.
     """
 
     urls: tuple[str, ...]
@@ -38,29 +38,30 @@ class Remote:
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A data set that goes by a name.
+    """A named data set.
 
     Attributes:
         name: its name here.
         description: one line.
-        licence: "not stated" is a value.
+        licence: may be "not stated".
         channels: 1 or 3.
-        classes: published names in label order; None takes those that come with the data.
-        constants: published mean and standard deviation per channel, in [0, 1] units.
+        classes: published names in label order; None uses the names that come with the data.
+        constants: published per-channel mean and standard deviation, in [0, 1] units.
         augment: DSA strategy that suits it.
         native: format of the published files: "embedded", "idx", "cifar10", "cifar100", "svhn", "tiny" or "imagenet".
-        folders: where those files are, below a folder of data sets.
-        marker: a file (or pattern) that tells that they are there.
-        parquet: folders with the Hugging Face parquet layout, below a folder of data sets.
-        hub: names on the Hugging Face hub.
-        remotes: where to get it.
-        page: where a user gets it, when we may not download it.
-        within: the data set whose files hold it, when it is a part of another one.
-        side: height and width of all its images in pixels; None where they differ in size.
-        test: the parts that are its test part, in order, by their names in `split_names`; () takes the usual ones.
-        classes_expected: number of classes of the whole data set; 0 when there are several editions.
-        lossless: the published images are lossless, so that a JPEG copy is worth a note.
-        note: something a user should know about what we do with it.
+        folders: folders of those files, relative to a folder of data sets.
+        marker: a file name or pattern that shows that the files are present.
+        parquet: folders in the Hugging Face parquet layout, relative to a folder of data sets.
+        hub: names on the Hugging Face Hub.
+        remotes: files to download.
+        page: where a user can get it, if we may not download it.
+        within: the data set that it is a subset of, if any.
+        side: height and width of its images in pixels; None if the images differ in size.
+        test: names of the splits that may serve as the test part, preferred first, see `split_names`; () for the usual
+            ones.
+        classes_expected: number of classes of the whole data set; 0 if there are several editions.
+        lossless: whether the published images are lossless, so that a JPEG copy deserves a note.
+        note: something a user should know about how we treat it.
     """
 
     name: str
@@ -86,5 +87,5 @@ class CatalogueEntry:
 
     @property
     def varied(self) -> bool:
-        """Whether images differ in size, so that a user must say to what they are resized."""
+        """Whether images differ in size, so that a user must give the size to resize them to."""
         return self.side is None

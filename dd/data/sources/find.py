@@ -1,4 +1,4 @@
-"""Where named data sets are looked for, and how one is fetched when it is nowhere."""
+"""Search for named data sets on disk, and download those that are not found."""
 
 import os
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ _HERE = Path("data")
 
 @dataclass(frozen=True)
 class Found:
-    """Files of a named data set: the published ones in `path`, or parquet files."""
+    """The files of a named data set: the published ones in `path`, or parquet files."""
 
     path: Path
     parquet: ParquetFiles | None = None
 
     def bytes(self) -> int | None:
-        """Size on disk; None where counting would mean walking through many thousand files."""
+        """Size on disk; None if counting would mean walking through thousands of files."""
         if self.parquet:
             files = [*self.parquet.train, *self.parquet.test]
         else:
             files = list(self.path.iterdir())
             if any(file.is_dir() for file in files):
                 return None
-        return sum(file.stat().st_size for file in files if file.exists())  # a link may lead nowhere
+        return sum(file.stat().st_size for file in files if file.exists())  # a link may dangle
 
 
 def downloads() -> Path:
@@ -40,7 +40,7 @@ def downloads() -> Path:
 
 
 def find_named(entry: CatalogueEntry) -> Found | None:
-    """The first place that has the data set, in the order of `roots`; None when it is nowhere."""
+    """The first place that has the data set, in the order of `roots`; None if it is not found."""
     for root in roots():
         if found := _below(root, entry):
             return found
@@ -48,12 +48,12 @@ def find_named(entry: CatalogueEntry) -> Found | None:
 
 
 def lacks(entry: CatalogueEntry, found: Found) -> int:
-    """How many classes of a data set are not where it was found, as folders and metadata tell it."""
+    """Number of classes missing from where a data set was found, judged by folders and metadata."""
     if entry.native not in ("imagenet", "tiny"):
         return 0
     if found.parquet:
         there = set(class_names(found.parquet.train[0]) or ())
-        if entry.classes is None or not there & set(entry.classes):  # they go by other names
+        if entry.classes is None or not there & set(entry.classes):  # the classes have other names there
             return max(0, entry.classes_expected - len(there)) if there and not entry.within else 0
     else:
         there = {path.name for path in (found.path / "train").iterdir() if path.is_dir()}
@@ -63,16 +63,16 @@ def lacks(entry: CatalogueEntry, found: Found) -> int:
 
 
 def roots() -> list[Path]:
-    """Folders of data sets: `$DD_DATA`, Hugging Face's cache, where users keep them, Debian's, our downloads."""
+    """Folders to search: `$DD_DATA`, the Hugging Face cache, users' usual folders, Debian's, and our downloads."""
     places = [*_named(), _hub(), _HERE.absolute(), _user() / "data", Path("/usr/share/datasets"), downloads()]
-    return list(dict.fromkeys(places))  # two may be one, as in a user's home
+    return list(dict.fromkeys(places))  # two may coincide, as when run from the home folder
 
 
 def fetch(entry: CatalogueEntry) -> Found:
     """Download a data set.
 
     Raises:
-        UsageError: no network, or what came has the wrong checksum; says where it was looked for and what helps.
+        UsageError: no network, or a wrong checksum; the message says where we looked and what to do.
         RunError: the disk is full.
     """
     if entry.page:
@@ -96,7 +96,7 @@ def fetch(entry: CatalogueEntry) -> Found:
 
 
 def places() -> list[Path]:
-    """Every folder that `find_named` and `lacks` look at, there or not, and the parquet files that they find."""
+    """Every folder that `find_named` and `lacks` look at, existing or not, and the parquet files that they find."""
     names = {name for entry in CATALOGUE.values() for name in (*entry.folders, *entry.parquet) if name}
     hubs = {f"datasets--{name.replace('/', '--')}" for entry in CATALOGUE.values() for name in entry.hub}
     folders: list[Path] = []
@@ -111,7 +111,7 @@ def places() -> list[Path]:
 
 
 def _folders(folder: Path, deep: int) -> list[Path]:
-    """A folder, there or not, and those in it, `deep` levels down."""
+    """A folder, existing or not, and its subfolders, `deep` levels down."""
     try:
         inside = [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()] if deep else []
     except OSError:
@@ -120,7 +120,7 @@ def _folders(folder: Path, deep: int) -> list[Path]:
 
 
 def missing(entry: CatalogueEntry, why: str) -> UsageError:
-    """The one line that says where a data set was looked for, and the ways out."""
+    """The error for a missing data set: one line that says where we looked and what to do."""
     places = ", ".join(_shown(root) for root in roots())
     if entry.page:
         return _not_ours(entry, places)
@@ -160,7 +160,7 @@ def _hub() -> Path:
 
 
 def _user() -> Path:
-    return Path(os.path.expanduser("~"))  # stays "~" where there is no such folder
+    return Path(os.path.expanduser("~"))  # stays "~" if there is no home folder
 
 
 def _shown(root: Path) -> str:
@@ -174,7 +174,7 @@ def _shown(root: Path) -> str:
 def _below(root: Path, entry: CatalogueEntry) -> Found | None:
     if not os.path.isdir(root):
         return None
-    # a download that was cut off is not there: `fetch` goes on with the files that are missing
+    # an incomplete download does not count as found: `fetch` then gets the missing files
     folders = [root / name for name in entry.folders] if root != downloads() or _complete(entry) else []
     if entry.page and root.name in entry.folders:
         folders.insert(0, root)  # $DD_DATA names the data set itself

@@ -16,11 +16,11 @@ from dd.errors import UsageError, in_one_line, unknown
 
 
 def read_folder(root: Path) -> EncodedSet:
-    """The images of a user's folder, laid out in one of the ways of `layout`.
+    """Read a user's folder of images, in any layout that `dd.data.sources.layout` knows.
 
     Raises:
-        UsageError: there is no such folder, it holds no images, it can be read in two ways, or the test part has a
-            class of its own.
+        UsageError: the folder does not exist, holds no images or is ambiguous, or the test part has a class that the
+            training part lacks.
     """
     if not os.path.isdir(root):
         raise UsageError(f"there is no folder {root}; folder:PATH holds PATH/train/CLASS/… or PATH/CLASS/…")
@@ -41,17 +41,17 @@ def read_folder(root: Path) -> EncodedSet:
 def read_class_folders(
     root: Path, train: Path, test: Path | None, notes: tuple[str, ...] = (), only: tuple[str, ...] | None = None
 ) -> EncodedSet:
-    """The images below two class-folder trees; without a test tree, a fixed part of the training images is taken.
+    """Read two trees of class folders; without a test tree, a fixed fifth of the training images is the test part.
 
     Args:
-        root: what images are named from.
-        train: holds a folder for each class.
+        root: the folder that image paths are relative to.
+        train: holds one folder per class.
         test: holds folders of the same names, or None.
-        notes: what a user should know, added to what is found.
-        only: the classes to read, in label order; None: all of them, in alphabetical order.
+        notes: notes for the user; those of the reader are appended.
+        only: the classes to read, in label order; None: all, in alphabetical order.
 
     Raises:
-        UsageError: there is no image, or the test part has a class of its own.
+        UsageError: there is no image, or the test part has a class that the training part lacks.
     """
     classes, part, more = images_below(train, root, only)
     notes += more
@@ -67,10 +67,10 @@ def read_class_folders(
 def images_below(
     folder: Path, root: Path, only: tuple[str, ...] | None = None
 ) -> tuple[tuple[str, ...], EncodedSplit, tuple[str, ...]]:
-    """Class names in label order, all images of the class folders, which are not opened, and notes.
+    """List a tree of class folders without opening images: class names in label order, the images, and notes.
 
     Raises:
-        UsageError: there is no class folder, or none holds an image.
+        UsageError: there is no class folder, or none of them holds an image.
     """
     found, notes = _class_folders(folder, only)
     classes = only or _names(found)
@@ -78,16 +78,16 @@ def images_below(
 
 
 def images_listed(root: Path, file: Path, images: str, classes: tuple[str, ...]) -> EncodedSplit:
-    """The images whose labels a file lists, as for Tiny-ImageNet's validation part: name, tab, class.
+    """The images whose labels are listed in a file, like Tiny-ImageNet's validation part: name, tab, class.
 
     Args:
-        root: what images are named from.
+        root: the folder that image paths are relative to.
         file: the list.
-        images: the folder of the images, below `root`.
+        images: the folder of the images, relative to `root`.
         classes: names in label order.
 
     Raises:
-        UsageError: the list cannot be read, or names an unknown class.
+        UsageError: the list cannot be read, or it names an unknown class.
     """
     numbers = {name: number for number, name in enumerate(classes)}
     try:
@@ -113,7 +113,7 @@ def _encoded(
 
 
 def paths_of(part: EncodedSplit) -> Iterable[str]:
-    """The paths of a part's images, below what they are named from."""
+    """The relative paths of a part's images."""
     assert isinstance(part.items, ImageFiles)
     return part.items.paths
 
@@ -128,7 +128,7 @@ def _class_folders(folder: Path, only: tuple[str, ...] | None) -> tuple[ClassFol
 def _labelled(
     root: Path, found: ClassFolders, classes: tuple[str, ...], named_from: Path | None = None
 ) -> EncodedSplit:
-    """The images of class folders below `root`, by the position of their class."""
+    """The images of class folders below `root`, labelled by the position of their class in `classes`."""
     before = root.relative_to(named_from).as_posix() + "/" if named_from and named_from != root else ""
     numbers = {name: number for number, name in enumerate(classes)}
     every: list[str] = []

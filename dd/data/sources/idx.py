@@ -1,4 +1,4 @@
-"""The idx format of MNIST and its relatives, plain or gzip-compressed."""
+"""Reader of the idx format of MNIST and its relatives, plain or gzip-compressed."""
 
 import gzip
 import zlib
@@ -14,10 +14,10 @@ _BYTES = 0x08  # the format's code for unsigned bytes
 
 
 def parse_idx(data: bytes, where: str) -> Tensor:
-    """The uint8 tensor of an uncompressed idx file.
+    """Parse an uncompressed idx file into a uint8 tensor.
 
     Raises:
-        UsageError: it is not an idx file of bytes, or it is cut off.
+        UsageError: it is not an idx file of bytes, or it is truncated.
     """
     if len(data) < 4 or data[:3] != bytes((0, 0, _BYTES)):
         raise UsageError(f"{where} is not an idx file of bytes; fetch it again")
@@ -32,7 +32,7 @@ def parse_idx(data: bytes, where: str) -> Tensor:
 
 
 def read_idx(folder: Path, classes: tuple[str, ...]) -> Arrays:
-    """The four idx files of a folder.
+    """Read the four idx files of a folder.
 
     Raises:
         UsageError: one is missing or damaged.
@@ -42,7 +42,7 @@ def read_idx(folder: Path, classes: tuple[str, ...]) -> Arrays:
 
 
 def idx_arrays(tensors: list[Tensor], classes: tuple[str, ...], where: str) -> Arrays:
-    """Training images and labels, test images and labels, as they come from idx files, in our shapes and types."""
+    """Convert the tensors of idx files (training images, labels, test images, labels) to our shapes and dtypes."""
     train_images, train_labels, test_images, test_labels = tensors
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
         if images.ndim != 3 or labels.shape != images.shape[:1]:

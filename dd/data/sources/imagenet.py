@@ -1,4 +1,4 @@
-"""ImageNet and its named subsets, which are read from wherever ImageNet-1K is; nothing of it is ever downloaded."""
+"""ImageNet and its named subsets, which are read from a local copy of ImageNet-1K; nothing is ever downloaded."""
 
 import tomllib
 from dataclasses import replace
@@ -12,7 +12,7 @@ from dd.data.sources.parquet import ParquetFiles, read_parquet
 from dd.data.sources.split_names import VALIDATION
 from dd.errors import UsageError
 
-_VALIDATION = ("val", "validation", "valid")  # names of its folder, the usual one first
+_VALIDATION = ("val", "validation", "valid")  # folder names, the usual one first
 _LICENCE = "ImageNet's terms: non-commercial research"
 _PAGE = "https://image-net.org/download-images or https://huggingface.co/datasets/ILSVRC/imagenet-1k"
 
@@ -30,7 +30,7 @@ _WHOLE = CatalogueEntry(
     parquet=("imagenet-1k", "imagenet1k", "imagenet", "ImageNet", "ILSVRC2012"),
     hub=("ILSVRC/imagenet-1k", "imagenet-1k"),
     page=_PAGE,
-    test=(VALIDATION,),  # labels of the test part are secret
+    test=(VALIDATION,),  # the labels of the test part are not public
     classes_expected=1000,
     lossless=False,
 )
@@ -64,10 +64,10 @@ IMAGENET_ENTRIES = (_WHOLE, _LARGE, *(_subset(name, *row) for name, row in _subs
 
 
 def read_imagenet(entry: CatalogueEntry, folder: Path, parquet: ParquetFiles | None) -> EncodedSet:
-    """The images of ImageNet, or those of a subset alone; classes are WordNet ids wherever they can be known.
+    """Read ImageNet or one of its subsets; classes are WordNet ids if the files reveal them.
 
     Raises:
-        UsageError: a class of the subset is not there.
+        UsageError: a class of the subset is missing.
     """
     if parquet:
         known = entry.name != _LARGE.name
@@ -84,7 +84,7 @@ def read_imagenet(entry: CatalogueEntry, folder: Path, parquet: ParquetFiles | N
 
 
 def sorted_ids() -> tuple[str, ...]:
-    """WordNet ids of ImageNet-1K in the order of its labels, which copies without them count by."""
+    """WordNet ids of ImageNet-1K in label order, for copies that hold only the numbers."""
     from timm.data.imagenet_info import ImageNetInfo
 
     return tuple(ImageNetInfo().label_names())

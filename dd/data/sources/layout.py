@@ -1,11 +1,11 @@
-"""How a user's folders are laid out: which are parts, which are classes, and what is not read.
+"""Recognise the layout of a user's folders: which are splits, which are classes, and what is skipped.
 
-    PATH/train/CLASS/…, PATH/test/CLASS/…    parts, by the keywords of `split_names`; validation where test is none
-    PATH/CLASS/…                             classes alone
-    PATH/CLASS/train/…, PATH/CLASS/test/…    parts within classes
-    PATH/WRAPPER/…                           any of these, in an only folder
+    PATH/train/CLASS/…, PATH/test/CLASS/…    splits, by the keywords of `split_names`; validation if there is no test
+    PATH/CLASS/…                             classes only
+    PATH/CLASS/train/…, PATH/CLASS/test/…    splits within classes
+    PATH/WRAPPER/…                           any of these, inside a single folder
 
-Nothing is guessed: what may be read in two ways is refused, and what is not used is named.
+Nothing is guessed: ambiguous trees are refused, and unused files are named.
 """
 
 import re
@@ -17,7 +17,7 @@ from dd.data.sources.split_names import TEST_ORDER, TRAIN, split_of, strict
 from dd.data.sources.walk import Folder, some
 from dd.errors import UsageError
 
-# folders that hold all images of a part of which no labels are known
+# names of folders that hold all images of a part, without labels
 _NO_CLASS = {"images", "image", "img", "imgs", "unknown", "unlabeled", "unlabelled", "all", "all_classes"}
 _NUMBERED = re.compile(r"(.*[^\W\d_].*?)[-._ (]+\d+\)?\.\w+")  # cat.0.jpg, Abyssinian_12.png
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".xlsx", ".mat", ".parquet")
@@ -27,12 +27,12 @@ ClassFolders = dict[str, list[Folder]]
 
 @dataclass
 class FolderLayout:
-    """Which folders hold the images of which class, part by part.
+    """The folders of each class, part by part.
 
     Attributes:
-        train: by class, in label order.
-        test: by class; None where there is no test part with labels.
-        listed: the test part, where a file beside its folder `images` lists the labels; then `test` is None.
+        train: folders by class, in label order.
+        test: folders by class; None if there is no labelled test part.
+        listed: the test part, if a file beside its folder `images` lists the labels; then `test` is None.
         notes: what a user should know.
     """
 
@@ -43,29 +43,29 @@ class FolderLayout:
 
 
 def laid_out(top: Folder, root: Path) -> FolderLayout:
-    """The layout of a tree.
+    """Recognise the layout of a tree.
 
     Args:
         top: its folders.
-        root: where it is, for messages.
+        root: its path, for messages.
 
     Raises:
-        UsageError: it holds no class folders, or can be read in two ways.
+        UsageError: it holds no class folders, or it is ambiguous.
     """
     return _Reading(root).read(top)
 
 
 def annotations(part: Folder) -> str | None:
-    """The file that lists the labels of the images in the folder `images` of a part, as Tiny-ImageNet has it."""
+    """The file that lists the labels of a part's folder `images`, as in Tiny-ImageNet; None if there is none."""
     found = [name for name in part.others if name.endswith("_annotations.txt")]
     return found[0] if "images" in part.filled and found else None
 
 
 def class_folders(part: Folder, place: Path) -> ClassFolders:
-    """The folders of a part that hold images, each a class.
+    """The folders of a part that hold images; each is a class.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there is no such folder.
     """
     if part.filled:
         return {name: [folder] for name, folder in part.filled.items()}
@@ -79,7 +79,7 @@ def class_folders(part: Folder, place: Path) -> ClassFolders:
 
 
 def layout_notes(part: Folder) -> list[str]:
-    """What of a part is not a class."""
+    """Notes on what was skipped in a part: folders without images, and images beside the class folders."""
     notes = []
     if part.empty:
         notes.append(f"without images, so no class: {some([folder.path for folder in part.empty])}")
@@ -111,7 +111,7 @@ class _Reading:
         return FolderLayout(class_folders(top, self._place(top)), notes=layout_notes(top))
 
     def _parts(self, top: Folder) -> FolderLayout | None:
-        """The parts among the folders of `top`, or None where its folders are classes."""
+        """The splits among the folders of `top`; None if the folders are classes."""
         parts, rest = _parts(top), [folder for folder in top.filled.values() if split_of(folder.name) is None]
         plain = {split for folder in top.filled.values() if (split := strict(folder.name))}
         if TRAIN not in parts:
@@ -122,7 +122,7 @@ class _Reading:
         if len(parts) == 1 and rest:
             if all(folder.filled for folder in train):
                 raise self._both(top, parts, rest)
-            return None  # "train" among vehicles
+            return None  # "train" may be a class, as among vehicles
         if flat := [folder for folder in train if not folder.filled]:
             if not rest or len(plain) > 1:
                 raise self._flat_part(top, flat[0], parts, rest)
@@ -144,7 +144,7 @@ class _Reading:
         return found
 
     def _test(self, found: FolderLayout, folders: list[Folder], split: str) -> None:
-        """Take a part as the test part, unless there is one or it has no labels; say which."""
+        """Use a part as the test part, unless there is one already or it has no labels; add a note otherwise."""
         names = some([folder.path for folder in folders])
         opened = [_opened(folder, found.train) for folder in folders]
         if found.test is not None or found.listed is not None:
@@ -153,7 +153,7 @@ class _Reading:
             found.listed = folders[0]
         elif all(folder.filled for folder in opened):
             found.test = _merged(opened)
-            # a class of which the training part has the folder but no image is refused as such where all is there
+            # keep test classes whose training folder is empty, so that the error later says "no training images"
             bare = {inner.name: [inner] for folder in self.train for inner in folder.empty if inner.name in found.test}
             found.train = dict(sorted((bare | found.train).items()))
             for folder in opened:
@@ -163,7 +163,7 @@ class _Reading:
             found.notes.append(f"not used: {names}, {count:,} images without class folders and so without labels")
 
     def _within_classes(self, top: Folder) -> FolderLayout | None:
-        """CLASS/train/… and CLASS/test/…, or None where no class has such folders."""
+        """The layout CLASS/train/… and CLASS/test/…; None if no class has such folders."""
         split = [folder for folder in top.filled.values() if _inner_parts(folder)]
         if not split:
             return None
@@ -218,7 +218,7 @@ class _Reading:
 
 
 def _flat(folder: Folder, place: Path, top: Folder | None = None) -> UsageError:
-    """What to say of images without class folders, with what their labels may be: in it, or in the folder above."""
+    """The error for images without class folders, with a hint at where their labels may be."""
     others = folder.others + (top.others if top and top is not folder else [])
     tables = [name for name in others if name.lower().endswith(_TABLES)]
     numbered = [match for name in folder.images if (match := _NUMBERED.fullmatch(name))]
@@ -236,7 +236,7 @@ def _flat(folder: Folder, place: Path, top: Folder | None = None) -> UsageError:
 
 
 def _opened(part: Folder, classes: ClassFolders | None = None) -> Folder:
-    """A part, or the only folder in it where that is not a class."""
+    """A part, or the only folder inside it if that is a wrapper and not a class."""
     while (only := _only(part)) and not (classes and only.name in classes):
         bare = only.name.lower() in _NO_CLASS or only.name == part.name or split_of(only.name) is not None
         if not only.filled and not bare:
@@ -246,7 +246,7 @@ def _opened(part: Folder, classes: ClassFolders | None = None) -> Folder:
 
 
 def _only(folder: Folder) -> Folder | None:
-    """The folder in `folder` that holds all of its images, if one does."""
+    """The one subfolder that holds all images of `folder`, if there is one."""
     return next(iter(folder.filled.values())) if len(folder.filled) == 1 and not folder.images else None
 
 
@@ -259,7 +259,7 @@ def _parts(top: Folder) -> dict[str, list[Folder]]:
 
 
 def _inner_parts(folder: Folder) -> bool:
-    """Whether a folder's own folders are parts, by plain names."""
+    """Whether a folder's subfolders are splits, by unambiguous names."""
     splits = {strict(inner.name) for inner in folder.filled.values()}
     return TRAIN in splits and len(splits - {None}) > 1
 

@@ -1,4 +1,4 @@
-"""What there is to read, and what is known of it without reading: the lines of `dd data`."""
+"""List all sources and what is known about them without reading: the rows of `dd data`."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ from dd.data.sources.find import find_named, lacks
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """One line of `dd data`.
+    """One row of `dd data`.
 
     Attributes:
-        name: what to ask for.
+        name: the name to request it by.
         description: one line.
         where: where it was found, or None.
-        bytes: its size on disk, or of the download; None when not known.
-        licence: "not stated" is a value.
-        page: where a user gets it, when we may not download it; else "".
-        classes: how many classes it has; None when not known.
-        lacks: how many of them are not where it was found, as far as that shows without opening images.
-        usable: whether it can be asked for as it is: a subset can not without all of its classes.
+        bytes: size on disk, or of the download; None if unknown.
+        licence: may be "not stated".
+        page: where a user can get it, if we may not download it; else "".
+        classes: number of classes; None if unknown.
+        lacks: number of classes missing on disk, as far as that shows without opening images.
+        usable: whether it can be used as it is; a subset needs all of its classes.
     """
 
     name: str
@@ -37,12 +37,12 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class Kind:
-    """What the images of a data set are like.
+    """The shape of a data set: image size, channels and number of classes.
 
     Attributes:
-        side: height and width in pixels, None where they differ in size.
+        side: height and width in pixels; None if images differ in size.
         channels: 1 or 3.
-        classes: of the whole data set; None where there are several editions.
+        classes: number of classes of the whole data set; None if there are several editions.
     """
 
     side: int | None
@@ -51,13 +51,13 @@ class Kind:
 
 
 def kind_of(name: str) -> Kind | None:
-    """What images of a data set are like, by its name; nothing is looked for, and of a user's own nothing is known."""
+    """The `Kind` of a named data set, without searching for it; None for a user's own data."""
     entry = CATALOGUE.get(name)
     return Kind(entry.side, entry.channels, entry.classes_expected or None) if entry else None
 
 
 def list_sources() -> list[SourceInfo]:
-    """All sources and where they are; nothing is read or decoded."""
+    """List all sources and where they were found; reads and decodes nothing."""
     rows = [_info(entry) for entry in CATALOGUE.values()]
     own = "your own images: PATH/train/CLASS/… and PATH/test/CLASS/…, or PATH/CLASS/…"
     rows.append(SourceInfo("folder:PATH", own, None, None, NOT_STATED))

@@ -1,4 +1,4 @@
-"""Data sets found by name: what they will be read from, and by which reader."""
+"""Resolve the name of a data set to its files and the reader for them."""
 
 import os
 from collections.abc import Callable
@@ -34,12 +34,12 @@ _OWN: dict[str, Callable[[Path], Arrays | EncodedSet]] = {
 
 @dataclass(frozen=True)
 class Located:
-    """A data set that was found but not read.
+    """A data set that was found but not yet read.
 
     Attributes:
-        name: what it was asked for by.
-        where: what it will be read from.
-        entry: what is known about it, when it goes by a name.
+        name: the name that was requested.
+        where: where it will be read from.
+        entry: its catalogue entry; None for a user's own data.
         read: reads it, or lists its encoded images.
     """
 
@@ -50,12 +50,12 @@ class Located:
 
     @property
     def channels(self) -> int | None:
-        """Channels that are known beforehand."""
+        """Number of channels, if it is known in advance."""
         return self.entry.channels if self.entry else None
 
 
 def locate_data(name: str, *, download: bool = True) -> Located:
-    """Find a data set, downloading it if need be; arguments and errors as for `load_raw`."""
+    """Find a data set, downloading it if necessary; arguments and errors as for `load_raw`."""
     if own := require_known(name):
         kind, path = own
         return Located(name, str(path), None, lambda: _OWN[kind](path))
@@ -70,16 +70,18 @@ def locate_data(name: str, *, download: bool = True) -> Located:
 
 
 def is_local(name: str) -> bool:
-    """Whether a data set is named by a path, and what is read there is a user's own."""
+    """Whether the name is a path to a user's own data, such as `folder:PATH`."""
     kind, colon, _ = name.partition(":")
     return bool(colon) and kind in _OWN
 
 
 def require_known(name: str) -> tuple[str, Path] | None:
-    """Kind and path of a user's own data; None for a data set that goes by a name, which may be nowhere.
+    """Check the name of a data set; returns kind and path of a user's own data, None for a catalogued name.
+
+    A catalogued data set need not be present on disk.
 
     Raises:
-        UsageError: there is no such data set, or nothing at the path.
+        UsageError: the name is unknown, or nothing exists at the path.
     """
     if not is_local(name):
         if name not in CATALOGUE:

@@ -1,4 +1,4 @@
-"""Arrays of images in one `.npz` file, as MedMNIST lays them out; nothing in it is ever run."""
+"""Reader of image arrays in one `.npz` file, in MedMNIST's layout; pickles are refused, so no code is executed."""
 
 import zipfile
 import zlib
@@ -14,7 +14,7 @@ from dd.data.sources.content import NO_TEST_PART, TEST_SEED, TEST_SHARE, Arrays
 from dd.errors import UsageError, in_one_line
 
 _SHAPES = "uint8 (n, h, w), (n, h, w, 1) or (n, h, w, 3)"
-# what numpy and zipfile raise for files that are damaged, or made to do harm
+# what numpy and zipfile raise for damaged or malicious files
 _DAMAGED = (
     ValueError,
     OSError,
@@ -28,14 +28,14 @@ _DAMAGED = (
 
 
 def read_npz(path: Path) -> Arrays:
-    """The arrays `train_images`, `train_labels` and `test_…` (or `val_…`) of a file; classes are named by their number.
+    """Read the arrays `train_images`, `train_labels` and `test_…` (or `val_…`); class names are the numbers.
 
     Raises:
-        UsageError: it is not an npz file, or its arrays are not images with one label each; names the array.
+        UsageError: it is not an npz file, or an array does not hold images with one label each; the message names it.
     """
     if not path.is_file():
         raise UsageError(f"there is no file {path}; npz:PATH names one with train_images and train_labels in it")
-    with path.open("rb") as opened:  # numpy leaves open what it cannot read
+    with path.open("rb") as opened:  # numpy does not close files that it cannot read
         try:
             file = np.load(opened, allow_pickle=False)
         except _DAMAGED as error:
@@ -63,7 +63,7 @@ def _arrays(file: NpzFile, path: Path) -> Arrays:
 
 
 def _part(file: NpzFile, path: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Images of one part in our shape, uint8 (n, c, h, w), and their labels, int64 (n,)."""
+    """The images of one part, uint8 (n, c, h, w), and their labels, int64 (n,)."""
     images = _array(file, path, f"{part}_images")
     if images.dtype == np.uint16:
         raise UsageError(f"{path}: {part}_images have 16 bits per channel; scale them to 8 first (uint8)")
@@ -103,7 +103,7 @@ def _classes(path: Path, train: Tensor, test: Tensor) -> tuple[str, ...]:
         raise UsageError(f"{path}: train_images hold no images")
     both = torch.cat([train, test])
     least, most = int(both.min()), int(both.max())
-    if least < 0 or most >= len(train):  # which a class for every number up to it would fill the memory with
+    if least < 0 or most >= len(train):  # one class per number up to a huge label would exhaust memory
         raise UsageError(
             f"{path}: labels go from {least:,} to {most:,}; those of {len(train):,} training images are whole numbers "
             f"from 0 to at most {len(train) - 1:,}"

@@ -1,4 +1,4 @@
-"""Images in parquet files, as the Hugging Face hub and its libraries lay them out."""
+"""Reader of images in parquet files, in the layout of the Hugging Face Hub and `datasets`."""
 
 import os
 import stat
@@ -21,10 +21,10 @@ class ParquetFiles:
     """Parquet files of one data set.
 
     Attributes:
-        root: what the names of images that the files only name begin from.
-        train: of the training part.
-        tests: of the parts that may be the test part, the preferred first.
-        unread: those whose names tell no part, where others' do.
+        root: the folder that image paths inside the files are relative to.
+        train: files of the training part.
+        tests: splits that may serve as the test part, preferred first, with their files.
+        unread: files whose names indicate no split although other files' names do.
     """
 
     root: Path
@@ -34,16 +34,16 @@ class ParquetFiles:
 
     @property
     def test(self) -> tuple[Path, ...]:
-        """Those of the preferred test part; empty when there is none."""
+        """The files of the preferred test part; empty if there is none."""
         return self.tests[0][1] if self.tests else ()
 
 
 def find_parquet(folder: Path, test: tuple[str, ...] = ()) -> ParquetFiles | None:
-    """The training and test files of a known data set, in its folder or up to two folders deeper; None without them.
+    """Find the training and test files of a named data set, up to two levels below its folder; None if not found.
 
     Args:
         folder: of the data set.
-        test: the parts that may be its test part, the preferred first; () takes the usual ones.
+        test: splits that may serve as the test part, preferred first; () for the usual ones.
     """
     paths = [*folder.glob("*.parquet"), *folder.glob("*/*.parquet"), *folder.glob("*/*/*.parquet")]
     groups, _ = _grouped(paths, folder)
@@ -52,10 +52,10 @@ def find_parquet(folder: Path, test: tuple[str, ...] = ()) -> ParquetFiles | Non
 
 
 def parquet_at(path: Path) -> ParquetFiles:
-    """The files that a user names: one file, or a folder.
+    """The parquet files at a user's path, which is a file or a folder.
 
     Raises:
-        UsageError: there is nothing there, several configurations of a data set, or no training part.
+        UsageError: there is no file, no training part, or more than one configuration of a data set.
     """
     if os.path.isfile(path):
         return ParquetFiles(path.parent, (path,))
@@ -82,14 +82,14 @@ def read_parquet(
     notes: tuple[str, ...] = (),
     only: tuple[str, ...] | None = None,
 ) -> EncodedSet:
-    """The images of parquet files.
+    """Read the images of parquet files.
 
     Args:
-        files: where they are.
-        classes: names in label order where they are known, used unless the files hold another number of them, or the
-            same ones in an order of their own.
-        notes: what a user should know, added to what is found.
-        only: the classes to take, in label order; None: all of them.
+        files: the files.
+        classes: published names in label order, or None; ignored if the files hold a different number of classes, or
+            the same names in another order.
+        notes: notes for the user; those of the reader are appended.
+        only: the classes to use, in label order; None: all.
     """
 
     @cache
@@ -114,7 +114,7 @@ def read_parquet(
 
 
 def _chosen(files: ParquetFiles) -> tuple[Table, Table | None, list[str]]:
-    """The training part, the first test part that has labels, and what is not used."""
+    """The training part, the first test part that has labels, and notes on what is not used."""
     train = Table.of(files.train)
     tests = [(split, paths, Table.of(paths)) for split, paths in files.tests]
     notes, used = [], None
@@ -136,16 +136,16 @@ def _chosen(files: ParquetFiles) -> tuple[Table, Table | None, list[str]]:
 
 
 def _selected(part: EncodedSplit, names: tuple[str, ...], only: tuple[str, ...], where: str) -> EncodedSplit:
-    """The images of some classes, labelled by their position among these."""
+    """The images of the classes `only`, relabelled in that order."""
     if missing := [name for name in only if name not in names]:
         raise UsageError(f"{where} lacks {len(missing)} classes: {', '.join(missing[:5])}; it has {len(names)} others")
     return part.only([names.index(name) for name in only])
 
 
 def _grouped(paths: Sequence[Path], root: Path) -> tuple[dict[Path, _Group], tuple[Path, ...]]:
-    """ParquetFiles by configuration and split, and those of which neither is told.
+    """Files by configuration and split, and the files whose split is unknown.
 
-    As for Hugging Face `datasets`, a folder's name tells the split before a file's does, if any folder's does.
+    As in Hugging Face `datasets`, folder names take precedence over file names if any folder name indicates a split.
     """
     by_folder = _told(paths, root, _by_folder)
     by_name = _told(paths, root, _by_name)
@@ -175,7 +175,7 @@ def _by_name(path: Path) -> tuple[Path, str] | None:
 
 
 def _only_group(groups: dict[Path, _Group], root: Path) -> _Group:
-    """The one data set that a user's folder holds; parts may lie in folders of their own."""
+    """The one data set in a user's folder; its splits may be in separate folders."""
     every = [split for group in groups.values() for split in group]
     if len(every) == len(set(every)):
         return {split: files for group in groups.values() for split, files in group.items()}
@@ -189,7 +189,7 @@ def _files(root: Path, group: _Group, test: tuple[str, ...], unread: tuple[Path,
 
 
 def _hidden(path: Path) -> bool:
-    """Whether programs put it there, not users, as for folders of images."""
+    """Whether it is hidden, by the same rules as in folders of images."""
     return any(part.startswith((".", "__")) for part in path.parent.parts) or path.name.startswith(".")
 
 

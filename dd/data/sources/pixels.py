@@ -1,4 +1,4 @@
-"""One image: its header first, which tells what it is without decoding, then its pixels, brought to size."""
+"""Read one image: its header, without decoding, or its pixels, resized."""
 
 import contextlib
 import io
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _GREY = {"1", "L", "LA"}
-_DEEP = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}  # grey, with more than 8 bits; of colour Pillow gives the upper 8
-_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's orientation: Pillow's `Transpose` that undoes it
-_ORIENTED = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # where Pillow finds one
-_FLIPS = (0, 1, 3)  # those that keep width and height
+_DEEP = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}  # grey with more than 8 bits; for colour Pillow gives the upper 8
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> the Pillow `Transpose` that undoes it
+_ORIENTED = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # keys under which Pillow finds it
+_FLIPS = (0, 1, 3)  # transposes that keep width and height
 _ORIENTATION = 0x0112  # EXIF's tag
 _FULL = (0, 65535)  # of unsigned 16 bits
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is known of an image before its pixels are decoded.
+    """What the header of an image tells without decoding.
 
     Attributes:
-        width: in pixels, once it is upright.
-        height: likewise.
-        grey: whether it has no colour.
+        width: in pixels, after EXIF rotation.
+        height: in pixels, after EXIF rotation.
+        grey: whether it is grey.
         format: Pillow's name of the format.
-        turned: whether its orientation (EXIF) is another than the one its pixels are stored in.
-        frames: whether it is animated, or has several pages.
+        turned: whether EXIF says that the stored pixels must be rotated or mirrored.
+        frames: whether it is animated or has several pages.
         deep: whether it has more than 8 bits per channel.
     """
 
@@ -53,7 +53,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Target:
-    """What images are brought to: channels, the side of a square in pixels, by which way, how 16 bits become 8."""
+    """The format of decoded images: channels, side in pixels, how they are resized, and how 16 bits become 8."""
 
     channels: int
     side: int
@@ -61,7 +61,7 @@ class Target:
     depth16: Depth16 | None = None
 
     def key(self) -> dict[str, Json]:
-        """What the pixels depend on, JSON-able; without what is as it was before it could be chosen."""
+        """What the pixels depend on, JSON-serialisable; omits defaults of newer settings, so old keys stay valid."""
         chosen: dict[str, Json] = {"channels": self.channels, "side": self.side}
         if self.resize != "fit":
             chosen["resize"] = self.resize
@@ -71,18 +71,18 @@ class Target:
 
 
 class TooDeep(ValueError):
-    """An image has more than 8 bits per channel, and nothing says how they become 8."""
+    """An image has more than 8 bits per channel, and `data.depth16` is not set."""
 
 
 def header_of(item: bytes | Path) -> Header:
-    """The header of an image; nothing is decoded.
+    """Read the header of an image, without decoding pixels.
 
     Raises:
         Exception: whatever Pillow raises for a file that it cannot read.
     """
     with _open(item) as image:
         turn, (width, height) = _TURNS.get(_orientation(image)), image.size
-        if turn is not None and turn not in _FLIPS and image.format != "TIFF":  # whose size Pillow turns already
+        if turn is not None and turn not in _FLIPS and image.format != "TIFF":  # Pillow swaps the size of a TIFF
             width, height = height, width
         deep = image.mode in _DEEP
         return Header(
@@ -97,19 +97,19 @@ def header_of(item: bytes | Path) -> Header:
 
 
 def pixels_of(item: bytes | Path, target: Target) -> np.ndarray:
-    """The pixels of an image, uint8 (c, side, side), brought to size as the target says.
+    """The pixels of an image, uint8 (c, side, side), resized as the target says.
 
-    The same bytes always give the same pixels.
+    The result depends on the bytes and the target alone.
     """
     pixels = np.asarray(squared(original(item, target.channels, target.depth16), target.side, target.resize))
     return pixels[None] if target.channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def original(item: bytes | Path, channels: int, depth16: Depth16 | None = None) -> "Image":
-    """An image in its own size, upright, of 8 bits, in grey (1 channel) or colour (3).
+    """Decode an image at its own size, with EXIF rotation applied, 8 bits, in grey (1 channel) or colour (3).
 
     Raises:
-        TooDeep: it has more than 8 bits, and `depth16` does not say how they become 8.
+        TooDeep: it has more than 8 bits, and `depth16` is None.
     """
     from PIL.Image import Transpose
 
@@ -118,35 +118,35 @@ def original(item: bytes | Path, channels: int, depth16: Depth16 | None = None) 
         if image.mode in _DEEP and depth16 is None:
             raise TooDeep(f"more than 8 bits per channel (mode {image.mode})")
         image.load()
-        turn = _TURNS.get(_orientation(image))  # TIFF files are turned as they are loaded
+        turn = _TURNS.get(_orientation(image))  # None for a TIFF, which Pillow rotates while loading
         if depth16 is not None and image.mode in _DEEP:
             image = _of_8_bits(image, depth16)
         if image.mode == "P":
-            image.info.pop("transparency", None)  # of which a conversion to colour makes nothing but a warning
+            image.info.pop("transparency", None)  # the conversion would only warn about it
         image = image if image.mode == mode else image.convert(mode)
     return image if turn is None else image.transpose(Transpose(turn))
 
 
 def shorter_side(side: int) -> int:
-    """What "shorter" brings the shorter side to before the centre of `side` pixels is cut out: 224 -> 256, 32 -> 32.
+    """Length of the shorter side before "shorter" crops the centre of `side` pixels: 224 -> 256, 32 -> 32.
 
-    RDED's rule for every size (official code), which at 224 is everybody's: an eighth is cut away.
+    This is the rule of RDED's official code for every size; at 224 it is the usual ImageNet transform.
     """
     return side // 7 * 8
 
 
 def squared(image: "Image", side: int, resize: Resize = "fit") -> "Image":
-    """A decoded image as a square of `side` pixels; see `DataSettings` for the ways.
+    """Bring a decoded image to a square of `side` pixels; see `DataSettings.resize` for the modes.
 
-    "fit" is bicubic.  The others are torchvision's `Resize`, as those whom they follow have it: bilinear, and
-    antialiased like all of Pillow's resizing.
+    "fit" is bicubic.  The other modes follow torchvision's `Resize`, like the code they reproduce: bilinear.  All are
+    antialiased, as always in Pillow.
     """
     from PIL import ImageOps
     from PIL.Image import Resampling
 
     if resize == "shorter":
         least, (width, height) = shorter_side(side), image.size
-        # as torchvision: the longer side is truncated, the margins are rounded
+        # as in torchvision: truncate the longer side, round the margins
         size = (least, int(least * height / width)) if width <= height else (int(least * width / height), least)
         image = image if image.size == size else image.resize(size, Resampling.BILINEAR)
         left, top = (round((length - side) / 2) for length in size)
@@ -167,7 +167,7 @@ def _open(item: bytes | Path) -> "Image":
         image = Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
     except UnidentifiedImageError:
         empty = isinstance(item, Path) and not item.stat().st_size
-        # Pillow's own message holds a memory address
+        # Pillow's own message contains a memory address
         raise ValueError("no bytes" if empty else "not an image") from None
     return image
 
@@ -184,17 +184,17 @@ def _is_grey(image: "Image") -> bool:
 
 
 def _orientation(image: "Image") -> int:
-    """Its orientation (EXIF, or what XMP says), 1 to 8; 1 where there is none or it cannot be read."""
+    """The orientation, 1 to 8, from EXIF or XMP; 1 if there is none or it cannot be read."""
     if image.format != "TIFF" and not _ORIENTED & image.info.keys():
-        return 1  # Pillow would decode a PNG file to look for more
-    # damaged EXIF can make Pillow raise almost anything, and the pixels are none the worse for it
+        return 1  # without this, Pillow would decode a whole PNG to look for EXIF
+    # damaged EXIF can make Pillow raise almost any exception, but the pixels are still good
     with contextlib.suppress(Exception):
         return image.getexif().get(_ORIENTATION, 1)
     return 1
 
 
 def _of_8_bits(image: "Image", depth16: Depth16) -> "Image":
-    """A grey image of more than 8 bits, its values brought to 0 … 255 linearly; see `DataSettings`."""
+    """Scale a grey image of more than 8 bits linearly to 0 … 255; see `DataSettings.depth16`."""
     from PIL import Image
 
     values = np.asarray(image)

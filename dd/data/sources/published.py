@@ -1,4 +1,4 @@
-"""The published files of CIFAR, SVHN and Tiny-ImageNet, read by torchvision where it has a class for them."""
+"""Readers of the published files of CIFAR, SVHN and Tiny-ImageNet; they use torchvision where it has a class."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from dd.errors import UsageError
 
 
 def read_cifar(folder: Path, hundred: bool) -> Arrays:
-    """CIFAR-10 or CIFAR-100 in its pickled batches; torchvision compares their checksums before it opens them.
+    """Read CIFAR-10 or CIFAR-100 from its pickled batches; torchvision verifies their checksums before opening them.
 
     Raises:
-        UsageError: a batch is missing or is not the published one.
+        UsageError: a batch is missing or its checksum is wrong.
     """
     from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -31,10 +31,10 @@ def read_cifar(folder: Path, hundred: bool) -> Arrays:
 
 
 def read_svhn(folder: Path, classes: tuple[str, ...]) -> Arrays:
-    """SVHN's cropped digits from MATLAB files; the published label 10 is the digit 0.
+    """Read SVHN's cropped digits from MATLAB files; the published label 10 becomes 0.
 
     Raises:
-        UsageError: scipy is missing, or a file is missing or is not the published one.
+        UsageError: scipy is missing, a file is missing, or its checksum is wrong.
     """
     from torchvision.datasets import SVHN
 
@@ -53,10 +53,10 @@ def read_svhn(folder: Path, classes: tuple[str, ...]) -> Arrays:
 
 
 def read_tiny_imagenet(folder: Path) -> EncodedSet:
-    """Tiny-ImageNet's folders; the validation part is the test part, as its own test part has no labels.
+    """Read Tiny-ImageNet's folders; the validation part is the test part, because the real one has no labels.
 
     Raises:
-        UsageError: the validation part is missing or names an unknown class.
+        UsageError: the validation part is missing, or it names an unknown class.
     """
     validation, annotations = folder / "val", folder / "val" / "val_annotations.txt"
     if not validation.is_dir():

@@ -1,4 +1,4 @@
-"""A data set as it came, whole and decoded, and what is known of it beside its images."""
+"""A whole data set, decoded but not preprocessed, and the facts about it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,23 +18,23 @@ from dd.io import Json
 from dd.networks.spec import USUAL_SIDE
 from dd.runs.store import Store
 
-_CACHE_FORMAT = 2  # a change of how images are decoded makes the cached ones stale
+_CACHE_FORMAT = 2  # raise it when decoding changes, so that cached images become stale
 
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """A data set as it came, on the CPU.
+    """A decoded data set before preprocessing, on the CPU.
 
     Attributes:
-        name: what it was asked for by.
+        name: the name that was requested.
         train_images: uint8 (n, c, h, w).
         train_labels: int64 (n,).
         test_images: uint8 (m, c, h, w).
         test_labels: int64 (m,).
         classes: names in label order.
-        where: what it was read from.
-        licence: "not stated" is a value.
-        constants: published mean and standard deviation per channel in [0, 1] units; None: fit them.
+        where: where it was read from.
+        licence: may be "not stated".
+        constants: published per-channel mean and standard deviation, in [0, 1] units; None if they must be fitted.
         augment: DSA strategy that suits it.
         notes: what a user should know about it, or "".
     """
@@ -54,7 +54,7 @@ class Raw:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a data set beside its images; see `Raw`."""
+    """Facts about a data set other than its images; see `Raw`."""
 
     licence: str
     constants: Constants | None
@@ -63,14 +63,14 @@ class Facts:
 
 
 def load_raw(name: str, *, download: bool = True) -> Raw:
-    """Find and read a data set; decoded images are kept in the cache.
+    """Find and read a data set; decoded images are cached.
 
     Args:
         name: see `dd.data.sources`.
-        download: whether a named one may be downloaded when it is nowhere.
+        download: whether to download a named data set that is not found locally.
 
     Raises:
-        UsageError: the name is unknown; it is nowhere and cannot be downloaded; images are broken.
+        UsageError: the name is unknown; the data set is not found and cannot be downloaded; images are broken.
     """
     located = locate_data(name, download=download)
     return whole(located, located.read())
@@ -83,17 +83,17 @@ def whole(
     resize: Resize = "fit",
     depth16: Depth16 | None = None,
 ) -> Raw:
-    """All of what was found, decoded, with what is known about it.
+    """Decode a whole data set and collect the facts about it.
 
     Args:
         located: where it was found.
         content: what was read there.
-        size: height and width in pixels to which images are brought; None for their own.
-        resize: how, see `DataSettings`.
-        depth16: how images of more than 8 bits become 8.
+        size: height and width in pixels to which images are resized; None keeps their own.
+        resize: how images are resized; see `DataSettings`.
+        depth16: how images of more than 8 bits are converted to 8.
 
     Raises:
-        UsageError: images are broken, or something has to be said about them first.
+        UsageError: images are broken, or a setting is missing.
     """
     if isinstance(content, EncodedSet):
         arrays = _decoded(located, content, size, resize, depth16)
@@ -116,13 +116,13 @@ def whole(
 
 
 def facts_of(located: Located, classes: tuple[str, ...], notes: Sequence[str], jpeg: int, test_labels: Tensor) -> Facts:
-    """What is known of a data set beside its images.
+    """Collect the facts about a data set.
 
     Args:
         located: where it was found.
-        classes: what it holds.
-        notes: what reading it showed.
-        jpeg: how many images were JPEG files.
+        classes: names of the classes that it holds.
+        notes: notes of the reader.
+        jpeg: number of images that were JPEG files.
         test_labels: int64 (m,), on the CPU.
     """
     entry, notes = located.entry, list(notes)
@@ -144,12 +144,12 @@ def facts_of(located: Located, classes: tuple[str, ...], notes: Sequence[str], j
 
 
 def test_images(located: Located, content: Tensor | EncodedSet, target: Target) -> Tensor:
-    """The test images alone, uint8 (m, c, h, w), brought to size in a way of their own.
+    """The test images alone, uint8 (m, c, h, w), resized differently from the training images.
 
     Args:
         located: where they were found.
-        content: what was read there: of arrays the test images.
-        target: what they are brought to.
+        content: the decoded test images, or the encoded data set.
+        target: size, channels and way of resizing.
 
     Raises:
         UsageError: images are broken.
@@ -171,7 +171,7 @@ def test_images(located: Located, content: Tensor | EncodedSet, target: Target) 
 
 
 def sized(arrays: Arrays, size: int | None, resize: Resize = "fit") -> Arrays:
-    """Arrays brought to squares of `size` pixels; None: as they are, but for what "shorter" cuts away."""
+    """Resize arrays to squares of `size` pixels; None keeps the size (but "shorter" still crops)."""
     size = arrays.train_images.shape[-1] if size is None and resize == "shorter" else size
     if size is None:
         return arrays
@@ -180,7 +180,7 @@ def sized(arrays: Arrays, size: int | None, resize: Resize = "fit") -> Arrays:
 
 
 def size_question(name: str, images: Tensor) -> str:
-    """What has to be said about the size of decoded images (n, c, h, w), in one line; "" where nothing has."""
+    """The question to the user about the size of decoded images (n, c, h, w), one line; "" if there is none."""
     height, width = images.shape[-2:]
     if height != width:
         return (
@@ -193,7 +193,7 @@ def size_question(name: str, images: Tensor) -> str:
 def _decoded(
     located: Located, content: EncodedSet, size: int | None, resize: Resize, depth16: Depth16 | None
 ) -> Arrays:
-    """Encoded images as arrays, from the cache where they are there."""
+    """Decode images into arrays, or read them from the cache."""
 
     def make() -> tuple[dict[str, Tensor], dict[str, Json]]:
         arrays, broken = decode_listing(content.listing(), located.name, located.channels, size, resize, depth16)

@@ -1,7 +1,8 @@
-"""Rows of parquet files, read a row group at a time.
+"""Rows of parquet files, read one row group at a time.
 
-A row group is the least that can be read of such a file, about a hundred images in the hub's layout.  The last ones are
-kept, so that a pass in order reads each once; a shuffled pass over more than is kept reads one for nearly every image.
+A row group is the smallest readable unit of a parquet file, about a hundred images in the Hub's layout.  The most
+recent groups stay in memory, so a sequential pass reads each group once.  A shuffled pass over more data than that
+reads a group for almost every image.
 """
 
 import contextlib
@@ -21,11 +22,11 @@ from dd.data.sources.content import regular
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_KEPT_BYTES = 1 << 30  # of row groups, by file
+_KEPT_BYTES = 1 << 30  # memory for row groups, per column reader
 
 
 class ImageCell(TypedDict, total=False):
-    """An encoded image in a table as Hugging Face `datasets` writes it: its bytes, or the path of its file."""
+    """An encoded image in a Hugging Face `datasets` table: its bytes, or the path of its file."""
 
     bytes: bytes | None
     path: str | None
@@ -39,7 +40,7 @@ class _Slot:
 
 
 class _Groups:
-    """The row groups that were used last; each is read once, however many threads wait for it."""
+    """LRU cache of row groups; each group is read once, even if several threads ask for it at the same time."""
 
     def __init__(self, column: str) -> None:
         self._column = column
@@ -72,11 +73,11 @@ class Rows:
     """Some rows of one column of images, as `Items`.
 
     Attributes:
-        groups: (file, row group, its first row within the file), in order.
-        starts: number of the first row of every group, counted through all files.
-        positions: int64 (n,), the rows, counted through all files.
-        root: where paths of images that the files only name begin.
-        kept: the row groups in memory.
+        groups: (file, row group, first row of the group within the file), in order.
+        starts: number of each group's first row, counted across all files.
+        positions: int64 (n,), row numbers, counted across all files.
+        root: the folder that image paths inside the files are relative to.
+        kept: cache of row groups.
     """
 
     groups: Sequence[tuple[Path, int, int]]
@@ -116,7 +117,7 @@ class Rows:
         """See `Items`."""
         path, _, _, row = self._place(i)
         own = ""
-        with contextlib.suppress(Exception):  # a damaged file has no more to say
+        with contextlib.suppress(Exception):  # a damaged file cannot tell the image's own name
             value = self._value(i)
             own = value.get("path") if value and not isinstance(value, bytes) else ""
         return f"{path.name} row {row}" + (f" ({own})" if own else "")

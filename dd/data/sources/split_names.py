@@ -1,8 +1,8 @@
-"""Which part of a data set a name stands for: the keywords and separators of Hugging Face `datasets`, in any case.
+"""Recognise splits by name, with the keywords and separators of Hugging Face `datasets`, ignoring case.
 
-See "File names and splits" in the hub's documentation.  Added to them: `=` separates, as in `split=test/` of
-partitioned tables; `trainset`, `testSet` and `trainval` are words for parts too; and `strict` tells names that say
-nothing else from those that only hold a keyword, for a class may be called `test_tube`.
+See "File names and splits" in the Hub's documentation.  We add three things: `=` is a separator, as in the
+`split=test/` of partitioned tables; `trainset`, `testSet` and `trainval` are keywords; and `strict` accepts only names
+that are nothing but a keyword, because a class may be called `test_tube`.
 """
 
 import re
@@ -13,16 +13,16 @@ KEYWORDS = {
     VALIDATION: ("validation", "valid", "dev", "val"),
     TEST: ("test", "testing", "eval", "evaluation"),
 }
-TEST_ORDER = (TEST, VALIDATION)  # which part the final numbers are taken on, the preferred first
+TEST_ORDER = (TEST, VALIDATION)  # splits for the final numbers, preferred first
 _SPLIT = {word + end: split for split, words in KEYWORDS.items() for word in words for end in ("", "set")}
 _SPLIT["trainval"] = TRAIN
 _SEPARATORS = re.compile(r"[-._ 0-9=]+")
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file or folder name holds a keyword of; None when it holds none, or does not tell which.
+    """The split whose keyword a file or folder name contains; None if there is none, or several.
 
-    Training and validation together are training images (`train_val`).
+    Training and validation together count as training (`train_val`).
     """
     found = {_SPLIT[word] for word in _words(name) if word in _SPLIT}
     if found == {TRAIN, VALIDATION}:
@@ -31,7 +31,7 @@ def split_of(name: str) -> str | None:
 
 
 def strict(name: str) -> str | None:
-    """The split of a name that is nothing but its keyword, as `Training` and `val2017` are; None for others."""
+    """The split of a name that is nothing but a keyword, such as `Training` or `val2017`; else None."""
     words = [word for word in _words(name) if word and word != "split"]
     return _SPLIT.get(words[0]) if len(words) == 1 else None
 

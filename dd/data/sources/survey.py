@@ -1,4 +1,4 @@
-"""What the headers of a data set's images say together: one size for all, and what a user has to settle first."""
+"""Summarise the headers of a data set: choose one size for all images, and find what a user has to decide first."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from dd.data.sources.pixels import Header, Target, shorter_side
 from dd.errors import UsageError
 from dd.networks.spec import USUAL_SIDE
 
-_SHOWN = 5  # broken files named in an error
-_ALIKE = 1.5  # shorter sides within this factor of the chosen one are brought to it without a question
-_SIDES = (224, 128, 64, 32)  # of images in the papers
+_SHOWN = 5  # number of broken files named in an error
+_ALIKE = 1.5  # shorter sides within this factor of the chosen one are resized without a question
+_SIDES = (224, 128, 64, 32)  # usual image sizes in the papers
 
 
 @dataclass(frozen=True)
 class Broken:
-    """An image that cannot be used, and why; `deep` where it is whole, and `data.depth16` is missing."""
+    """An unusable image and the reason; `deep` if it is intact but needs `data.depth16`."""
 
     file: str
     reason: str
@@ -25,17 +25,17 @@ class Broken:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the headers of a data set's images say together, JSON-able.
+    """Summary of the image headers of a data set, JSON-serialisable.
 
     Attributes:
-        images: how many there are.
-        grey: whether all are.
-        side: the shorter side of the most common size (of equally common ones the smallest), in pixels.
-        sizes: the least and the greatest width and height.
-        median: of the shorter sides.
+        images: number of images.
+        grey: whether all of them are grey.
+        side: shorter side of the most common size (on a tie, the smallest), in pixels.
+        sizes: smallest and largest (width, height).
+        median: median of the shorter sides.
         one: whether all have the same shorter side.
-        usual: whether most have a shorter side that is near `side`.
-        turned: how many are turned upright.
+        usual: whether most have a shorter side near `side`.
+        turned: how many need EXIF rotation.
         deep: how many have more than 8 bits per channel.
     """
 
@@ -51,7 +51,7 @@ class Survey:
 
 
 def survey(headers: Sequence[Header]) -> Survey:
-    """What at least one header, or many, say together."""
+    """Summarise headers; there must be at least one."""
     sizes = Counter((header.width, header.height) for header in headers)
     ((width, height), _), sides = min(sizes.items(), key=lambda item: (-item[1], item[0])), Counter[int]()
     for size, count in sizes.items():
@@ -78,20 +78,20 @@ def choose_target(
     resize: Resize = "fit",
     depth16: Depth16 | None = None,
 ) -> Target:
-    """One target for all: the most common size (of equally common ones the smallest), its shorter side."""
+    """One target for all images; its side defaults to the shorter side of the most common size."""
     found = survey(headers)
     return Target(channels or (1 if found.grey else 3), side or found.side, resize, depth16)
 
 
 def questions(found: Survey, name: str, side: int | None, depth16: Depth16 | None, *, exact: bool = False) -> list[str]:
-    """What has to be said about images before they are used, a line each.
+    """The questions that a user must answer before the images can be used, one line each.
 
     Args:
-        found: what their headers say.
+        found: summary of the headers.
         name: of the data set.
         side: `data.size`.
         depth16: `data.depth16`.
-        exact: whether any difference in size has to be settled, as where only some of the headers were read.
+        exact: whether any difference in size raises a question, because only some headers were read.
     """
     asked = []
     if found.deep and depth16 is None:
@@ -108,13 +108,13 @@ def questions(found: Survey, name: str, side: int | None, depth16: Depth16 | Non
 
 
 def require_clear(found: Survey, name: str, side: int | None, depth16: Depth16 | None, *, exact: bool = False) -> None:
-    """Raise a `UsageError` with the `questions`, where there are any."""
+    """Raise a `UsageError` with the `questions`, if there are any."""
     if asked := questions(found, name, side, depth16, exact=exact):
         raise UsageError("\n".join(asked))
 
 
 def deep_words(subject: str) -> str:
-    """The line that asks how more than 8 bits per channel become 8."""
+    """The question how more than 8 bits per channel become 8."""
     return (
         f"{subject} more than 8 bits per channel, and pixels have 8 here: say how they are scaled, data.depth16=full "
         "(0 to 65,535), image (darkest to brightest of each image) or [LOW, HIGH], such as [0, 4095] for 12 bits"
@@ -122,7 +122,7 @@ def deep_words(subject: str) -> str:
 
 
 def large_words(name: str, side: int) -> str:
-    """The line that asks what large images are brought to."""
+    """The question what size large images are resized to."""
     return (
         f"the images of {name} are large ({side:,} pixels, where a ConvNet has a usual depth up to {USUAL_SIDE}): say "
         f"what they are brought to, such as data.size={suggested(side)}, or data.size={side} to keep them"
@@ -130,12 +130,12 @@ def large_words(name: str, side: int) -> str:
 
 
 def suggested(side: int) -> int:
-    """A usual size of images that is not above theirs, unless theirs is below all usual ones."""
+    """The largest usual size not above `side`; if there is none, the smallest usual size."""
     return next((usual for usual in _SIDES if usual <= side), _SIDES[-1])
 
 
 def refuse(broken: Sequence[Broken], name: str) -> None:
-    """Raise a `UsageError` that names the first few broken images, when there are any."""
+    """Raise a `UsageError` that names the first few broken images, if there are any."""
     if deep := [b for b in broken if b.deep]:
         raise UsageError(deep_words(f"{deep[0].file} in {name} has"))
     if broken:
@@ -146,7 +146,7 @@ def refuse(broken: Sequence[Broken], name: str) -> None:
 
 
 def image_notes(headers: Sequence[Header], target: Target) -> list[str]:
-    """What bringing all images to `target` changes."""
+    """Notes on what changes when all images are brought to `target`."""
     side, notes = target.side, []
     kept = target.resize != "shorter" or shorter_side(side) == side
     other = sum(not kept or (header.width, header.height) != (side, side) for header in headers)
@@ -168,7 +168,7 @@ def image_notes(headers: Sequence[Header], target: Target) -> list[str]:
 
 
 def jpegs(headers: Sequence[Header]) -> int:
-    """How many of them are JPEG files; those of many telephones come as MPO, which is JPEG with more behind it."""
+    """Number of JPEG files; many phones write MPO, which is a JPEG with further images appended."""
     return sum(header.format in ("JPEG", "MPO") for header in headers)
 
 

@@ -1,4 +1,4 @@
-"""The columns of parquet files: which hold images, labels and parts, and what the labels stand for."""
+"""The columns of parquet files: find those with images, labels and splits, and the class names of the labels."""
 
 import json
 from collections import Counter
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
 _IMAGE_COLUMNS = ("img", "image")
 RowLabel = str | int | None
-"""A label as a row has it; None and numbers below 0 stand for unknown labels."""
+"""A label as stored in a row; None and negative numbers mean unknown."""
 _LABEL_COLUMNS = ("label", "fine_label", "labels", "class")
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Class names in label order, and the number of every label that may occur."""
+    """Class names in label order, and the number of every possible label value."""
 
     names: tuple[str, ...]
     numbers: dict[str | int, int]
 
     @classmethod
     def of(cls, tables: "Sequence[Table]", known: tuple[str, ...] | None) -> "Labels":
-        """The names of the files' metadata or the known ones; else the labels that occur, in their order.
+        """Use the names in the files' metadata, or the known ones, or else the sorted label values.
 
         Raises:
-            UsageError: labels are text in one file and numbers in another.
+            UsageError: some labels are text and others are numbers.
         """
         found = next((table.names for table in tables if table.names), None)
         if known and (found is None or len(found) == len(known)) and set(found or ()) != set(known):
-            found = known  # the published spelling; copies write "T - shirt / top"
+            found = known  # prefer the published spelling; copies write "T - shirt / top"
         if found:
             return cls(found, {name: i for i, name in enumerate(found)} | {i: i for i in range(len(found))})
         values = {label for table in tables for label in table.labels if _is_label(label)}
@@ -52,15 +52,15 @@ class Labels:
 
 @dataclass(frozen=True)
 class Table:
-    """The labels of one part, where its images are, and what else its columns tell.
+    """The labels of one part and the location of its images.
 
     Attributes:
         paths: of the files.
-        column: that of the images.
-        labels: one for every row.
-        names: of the classes, from the files' metadata, if any.
-        splits: what the column "split" says of every row, if there is one.
-        rows: int64 positions of the rows that are meant, counted through all files; None: all.
+        column: name of the image column.
+        labels: one per row.
+        names: class names from the files' metadata, if any.
+        splits: values of the column "split", one per row, if there is one.
+        rows: int64 row numbers of this part, counted across all files; None: all rows.
     """
 
     paths: Sequence[Path]
@@ -72,20 +72,20 @@ class Table:
 
     @property
     def where(self) -> str:
-        """What to call it in messages."""
+        """Its name in messages."""
         return str(self.paths[0])
 
     @property
     def unlabelled(self) -> bool:
-        """Whether not a single row has a label."""
+        """Whether no row has a label."""
         return not any(map(_is_label, self.labels))
 
     @classmethod
     def of(cls, paths: Sequence[Path]) -> "Table":
-        """The table of some files.
+        """Read the labels of some files.
 
         Raises:
-            UsageError: a file cannot be read, lacks a column or holds one of another kind, or there is no row.
+            UsageError: a file cannot be read, lacks a column or has one of the wrong type, or there are no rows.
         """
         image, label, split = "", "", None
         labels: list[RowLabel] = []
@@ -105,7 +105,7 @@ class Table:
         return cls(paths, image, labels, names, splits if len(splits) == len(labels) else None)
 
     def by_column(self) -> "tuple[Table, Table | None, list[str]]":
-        """The training rows and the test rows that the column "split" tells, and what is not used."""
+        """Training rows and test rows by the column "split", and notes on what is not used."""
         if self.splits is None:
             return self, None, []
         parts = [split_of(value) if isinstance(value, str) else None for value in self.splits]
@@ -124,10 +124,10 @@ class Table:
         return self._of_split(parts, TRAIN), test, notes
 
     def part(self, classes: Labels, root: Path) -> EncodedSplit:
-        """The images and their numbers.
+        """The images and their numeric labels.
 
         Raises:
-            UsageError: a row has no label, or none of the classes.
+            UsageError: a row has no label, or an unknown one.
         """
         numbers = [classes.numbers.get(label, -1) if _is_label(label) else -1 for label in self.labels]
         if -1 in numbers:
@@ -147,15 +147,15 @@ class Table:
 
 
 def split_column(path: Path) -> str | None:
-    """The name of the column that tells parts, if a file has one; None too where it cannot be read."""
+    """The name of a file's column "split"; None if there is none or the file cannot be read."""
     try:
         return _split_name(_opened(path)[0])
     except UsageError:
-        return None  # which is said where it is read
+        return None  # reading the file reports the error
 
 
 def class_names(path: Path) -> tuple[str, ...] | None:
-    """The class names in a file's metadata, if any; no row is read."""
+    """The class names in a file's metadata, if any; reads no rows."""
     try:
         schema = _opened(path)[0]
         return _metadata_names(schema, _columns(schema, str(path))[1])
@@ -164,12 +164,12 @@ def class_names(path: Path) -> tuple[str, ...] | None:
 
 
 def _is_label(value: RowLabel) -> TypeGuard[str | int]:
-    """Whether it is one that is known."""
+    """Whether the label is known."""
     return value is not None and (isinstance(value, str) or value >= 0)
 
 
 def _opened(path: Path) -> "tuple[pa.Schema, Callable[[str], list[RowLabel]]]":
-    """The schema of a file, and what reads the values of one column."""
+    """The schema of a file, and a function that reads the values of one column."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -178,7 +178,7 @@ def _opened(path: Path) -> "tuple[pa.Schema, Callable[[str], list[RowLabel]]]":
 
     def read(column: str) -> list[RowLabel]:
         try:
-            with pq.ParquetFile(path) as file:  # not read_table, which makes columns of folders called key=value
+            with pq.ParquetFile(path) as file:  # not read_table, which turns folders named key=value into columns
                 return file.read(columns=[column])[column].to_pylist()
         except (pa.ArrowException, OSError, KeyError) as error:
             raise fail(error) from error
@@ -190,7 +190,7 @@ def _opened(path: Path) -> "tuple[pa.Schema, Callable[[str], list[RowLabel]]]":
 
 
 def _columns(schema: "pa.Schema", where: str) -> tuple[str, str]:
-    """The columns of images and of labels."""
+    """The names of the image column and the label column."""
     image = _pick(schema, _IMAGE_COLUMNS, _is_image)
     label = _pick(schema, _LABEL_COLUMNS, _is_label_type)
     for found, known, wanted in (
@@ -207,7 +207,7 @@ def _columns(schema: "pa.Schema", where: str) -> tuple[str, str]:
 
 
 def _pick(schema: "pa.Schema", known: tuple[str, ...], fits: "Callable[[pa.DataType], bool]") -> str | None:
-    """The column of a known name that fits; where no column has such a name, the only one that fits."""
+    """The column with a known name and a fitting type; if no column has a known name, the only one that fits."""
     names = [field.name for field in schema if fits(field.type)]
     if named := next((name for name in known if name in names), None):
         return named
@@ -246,7 +246,7 @@ def _in_words(kind: "pa.DataType") -> str:
 
 
 def _split_name(schema: "pa.Schema") -> str | None:
-    """The column that tells parts."""
+    """The name of the column "split", in any case, if its values are text."""
     import pyarrow.types as types
 
     def is_text(kind: "pa.DataType") -> bool:
@@ -256,7 +256,7 @@ def _split_name(schema: "pa.Schema") -> str | None:
 
 
 def _metadata_names(schema: "pa.Schema", label: str) -> tuple[str, ...] | None:
-    """Names that the Hugging Face libraries keep in the file's metadata."""
+    """Class names that the Hugging Face libraries store in a file's metadata."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(map(str, features[label]["names"]))

@@ -1,4 +1,4 @@
-"""The image files below a folder, found without opening one, and what was passed over on the way."""
+"""Find the image files below a folder without opening them, and record what was skipped."""
 
 import os
 import stat
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dd.errors import UsageError
 
-# suffixes of files that hold images, in lower case: what Pillow decodes; of an animated one the first frame is taken
+# lower-case suffixes of image files that Pillow decodes; only the first frame of an animation is used
 # fmt: off
 READABLE = (
     ".apng", ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
@@ -18,7 +18,7 @@ READABLE = (
 )
 # fmt: on
 _SHOWN = 3  # names in a note
-# what often lies beside images, and needs no note
+# files that often accompany images and need no note
 # fmt: off
 _COMPANIONS = {
     ".bib", ".cfg", ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log", ".m",
@@ -30,14 +30,14 @@ _COMPANIONS = {
 
 @dataclass(eq=False)
 class Folder:
-    """A folder and what is in it, hidden things left out.
+    """A folder and its content, without hidden entries.
 
     Attributes:
-        name: its own.
-        path: below the root, "/" between names; "" for the root.
-        images: names of its image files, ascending.
+        name: its own name.
+        path: relative to the root, with "/" as separator; "" for the root.
+        images: names of its image files, sorted.
         others: names of its other files.
-        folders: those in it, by name, ascending; without images too.
+        folders: its subfolders by name, sorted, including those without images.
     """
 
     name: str
@@ -48,29 +48,29 @@ class Folder:
 
     @cached_property
     def filled(self) -> dict[str, "Folder"]:
-        """The folders in it that hold images, at whatever depth."""
+        """The subfolders that hold images, at any depth."""
         return {name: folder for name, folder in self.folders.items() if folder.images or folder.filled}
 
     @property
     def empty(self) -> list["Folder"]:
-        """The folders in it that hold none."""
+        """The subfolders that hold no images."""
         return [folder for name, folder in self.folders.items() if name not in self.filled]
 
     def below(self) -> Iterator["Folder"]:
-        """This folder and all in it."""
+        """This folder and all its descendants."""
         yield self
         for folder in self.folders.values():
             yield from folder.below()
 
     def files(self) -> list[str]:
-        """Paths of all images in it, below the root, folder by folder in the order of their paths."""
+        """Paths of all its images, relative to the root, folder by folder in the order of the folders' paths."""
         folders = sorted(self.below(), key=lambda folder: folder.path)
         return [join(folder.path, name) for folder in folders for name in folder.images]
 
 
 @dataclass
 class Passed:
-    """What was not read."""
+    """What was skipped."""
 
     suffixes: Counter[str] = field(default_factory=Counter)
     hidden: int = 0
@@ -78,7 +78,7 @@ class Passed:
     back: list[str] = field(default_factory=list)
 
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of it."""
+        """Notes for the user."""
         notes = []
         if total := self.suffixes.total():
             kinds = self.suffixes.most_common()
@@ -94,13 +94,13 @@ class Passed:
 
 
 def walk(root: Path, only: Sequence[str] | None = None) -> tuple[Folder, Passed]:
-    """All folders below `root`, and what was passed over: hidden things, links back, other files.
+    """Walk all folders below `root`; also returns what was skipped: hidden entries, links back, other files.
 
-    Every folder and file is taken once, by its real path: first those that no link leads to.
+    Every folder and file counts once, by its real path; real entries take precedence over links.
 
     Args:
         root: an absolute path.
-        only: the folders directly in it that are looked into; None: all.
+        only: the direct subfolders to walk; None: all.
 
     Raises:
         UsageError: a folder cannot be read.
@@ -109,12 +109,12 @@ def walk(root: Path, only: Sequence[str] | None = None) -> tuple[Folder, Passed]
 
 
 def join(folder: str, name: str) -> str:
-    """A path below the root."""
+    """Join a relative folder path and a name."""
     return f"{folder}/{name}" if folder else name
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few of many names."""
+    """The first few names, and how many more there are."""
     rest = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + rest
 
@@ -123,7 +123,7 @@ class _Walk:
     def __init__(self, root: Path, only: Sequence[str] | None) -> None:
         self._root, self._only = root, None if only is None else set(only)
         self._top, self._passed = Folder(root.name, ""), Passed()
-        # a link to a folder above leads back too
+        # a link to a parent folder leads back too
         self._seen = {_identity(folder) for folder in (root, *root.resolve().parents)}
         self._folder_links: list[tuple[Folder, str]] = []
         self._file_links: list[tuple[Folder, str]] = []
@@ -131,7 +131,7 @@ class _Walk:
     def run(self) -> tuple[Folder, Passed]:
         self._look([self._top])
         while self._folder_links:
-            # the shallowest first: a class that is a link before a link within a class
+            # shallowest first, so that a class that is a link precedes links inside classes
             link = min(self._folder_links, key=_depth)
             self._folder_links.remove(link)
             self._follow(*link)
@@ -142,7 +142,7 @@ class _Walk:
         return self._top, self._passed
 
     def _look(self, waiting: list[Folder]) -> None:
-        """Fill these folders and all below, as far as no link is in the way."""
+        """Fill these folders and their descendants, without following links."""
         while waiting:
             folder = waiting.pop()
             place = os.path.join(self._root, folder.path)
@@ -158,7 +158,7 @@ class _Walk:
                     waiting.append(inner)
 
     def _enter(self, folder: Folder, entry: "os.DirEntry[str]") -> Folder | None:
-        """Note one name in a folder; returns a folder that is to be looked into."""
+        """Record one entry of a folder; returns the subfolder to walk, if it is one."""
         name, is_link = entry.name, entry.is_symlink()
         is_folder = entry.is_dir()
         if _hidden(name, is_folder):
@@ -173,7 +173,7 @@ class _Walk:
             self._file_links.append((folder, name))
         elif entry.is_file(follow_symlinks=False):
             self._file(folder, name)
-        else:  # a pipe, a socket, a device: reading it may never end
+        else:  # a pipe, a socket or a device: reading it might block forever
             self._passed.odd.append(join(folder.path, name))
         return None
 
@@ -207,7 +207,7 @@ class _Walk:
             try:
                 status = os.stat(self._root / place)
             except OSError:
-                self._file(folder, name)  # leads nowhere: a broken image, if it has the name of one
+                self._file(folder, name)  # a dangling link: a broken image, if it is named like one
                 continue
             if not stat.S_ISREG(status.st_mode):
                 self._passed.odd.append(place)
@@ -225,7 +225,7 @@ _NAMED_COMPANIONS = {"license", "licence", "readme", "makefile", "thumbs.db"}
 
 
 def _hidden(name: str, is_folder: bool) -> bool:
-    """As for Hugging Face `datasets`: what programs put there, `.ipynb_checkpoints`, `._x.jpg`, `__MACOSX`."""
+    """Whether programs created it, by the rules of Hugging Face `datasets`, for example `__MACOSX`."""
     return name.startswith((".", "__") if is_folder else ".")
 
 
