@@ -5,6 +5,6 @@ What a user says is an `Asked`; a `Reader` recognises files by contents and give
 
 from dd.exchange.draft import Asked, Draft
 from dd.exchange.reader import Reader, Recognised
-from dd.exchange.source import Source
+from dd.exchange.source import ForeignFiles
 
-__all__ = ["Asked", "Draft", "Reader", "Recognised", "Source"]
+__all__ = ["Asked", "Draft", "ForeignFiles", "Reader", "Recognised"]

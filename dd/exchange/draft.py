@@ -36,6 +36,12 @@ class Asked:
     """Which set of a file of several, from 0; "all" for all, where a format asks."""
     format: str | None = None
     """The format's name, where several would do."""
+    protocol: str | None = None
+    """Name of the evaluation protocol that the set is meant for, see `dd.list_protocols`."""
+    preprocess: Literal["standard", "zca", "none"] | None = None
+    """Which of our value spaces the images are brought to; None for the nearest to theirs."""
+    uneven: bool = False
+    """Whether classes may have different numbers of images."""
     size: Annotated[int, Field(ge=1, le=2**14)] | None = None
     """Height and width in pixels that the real images are brought to; None for those of the set."""
     device: str | None = None

@@ -93,7 +93,7 @@ def read(path: Path) -> Tree:
 
 def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """What numpy's scalars and arrays are rebuilt by, under their old and their new names."""
-    rebuilt = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.empty(0).__reduce__()[0]}
+    rebuilt: dict[str, Any] = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.empty(0).__reduce__()[0]}
     both = [(function, f"{module}.{name}") for module in _NUMPY for name, function in rebuilt.items()]
     return [*both, np.ndarray, np.dtype, *_SAFE_DTYPES]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from dd.exchange.draft import Asked, Draft
-from dd.exchange.source import Source
+from dd.exchange.source import ForeignFiles
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Reader(ABC):
     formats: ClassVar[dict[str, str]]
 
     @abstractmethod
-    def recognise(self, source: Source) -> Sequence[Recognised]:
+    def recognise(self, source: ForeignFiles) -> Sequence[Recognised]:
         """The formats that the files may be of; none where they are nothing this reader knows.
 
         It looks at contents (keys, shapes, types), never at names alone, and raises nothing for files that are not its
@@ -46,7 +46,7 @@ class Reader(ABC):
         """
 
     @abstractmethod
-    def read(self, source: Source, recognised: Recognised, asked: Asked) -> Sequence[Draft]:
+    def read(self, source: ForeignFiles, recognised: Recognised, asked: Asked) -> Sequence[Draft]:
         """The sets in the files, in their order.
 
         Raises:

@@ -7,7 +7,7 @@ from importlib import import_module
 from dd.errors import UsageError, unknown
 from dd.exchange.draft import Asked, Draft
 from dd.exchange.reader import Reader, Recognised, files_in_words
-from dd.exchange.source import Source
+from dd.exchange.source import ForeignFiles
 
 _HOMES: tuple[str, ...] = ()
 """Modules of readers, each with a list `READERS`."""
@@ -19,7 +19,7 @@ def readers() -> tuple[Reader, ...]:
     return tuple(reader for home in _HOMES for reader in import_module(home).READERS)
 
 
-def drafts(source: Source, asked: Asked) -> list[Draft]:
+def drafts(source: ForeignFiles, asked: Asked) -> list[Draft]:
     """The sets in files from elsewhere, as they are there.
 
     Raises:
@@ -30,7 +30,7 @@ def drafts(source: Source, asked: Asked) -> list[Draft]:
     return _entry(found, source, asked)
 
 
-def _chosen(source: Source, asked: Asked) -> tuple[Reader, Recognised]:
+def _chosen(source: ForeignFiles, asked: Asked) -> tuple[Reader, Recognised]:
     found = [(reader, one) for reader in readers() for one in reader.recognise(source)]
     if asked.format is not None:
         every = {name for reader in readers() for name in reader.formats}
@@ -56,7 +56,7 @@ def _known(name: str) -> str:
     return next(reader.formats[name] for reader in readers() if name in reader.formats)
 
 
-def _entry(found: Sequence[Draft], source: Source, asked: Asked) -> list[Draft]:
+def _entry(found: Sequence[Draft], source: ForeignFiles, asked: Asked) -> list[Draft]:
     if not isinstance(asked.entry, int):
         return list(found)
     picked = [draft for draft in found if draft.entry == str(asked.entry)]

@@ -18,7 +18,7 @@ Container = Literal["torch", "npz", "npy", "msgpack", "parquet", "image", "folde
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM")
 
 
-class Source:
+class ForeignFiles:
     """What a user names to be imported.
 
     Attributes:
@@ -37,7 +37,7 @@ class Source:
         self._found: dict[Path, Tree] = {}
 
     def __repr__(self) -> str:
-        return f"<Source {', '.join(map(str, self.paths))}>"
+        return f"<ForeignFiles {', '.join(map(str, self.paths))}>"
 
     @cached_property
     def folder(self) -> Path | None:

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from dd.io.typed import typed
 
-_Text = Annotated[str, Field(max_length=2000)]
-_Percent = Annotated[float, Field(ge=0, le=100)]
+_Words = Annotated[str, Field(max_length=2000)]
+_Percentage = Annotated[float, Field(ge=0, le=100)]
 KEY = "imported"  # of provenance
 
 
@@ -17,11 +17,11 @@ KEY = "imported"  # of provenance
 class StatedScore:
     """Accuracies that somebody else's file or record states, in percent: of their protocol, not ours."""
 
-    values: Annotated[tuple[_Percent, ...], Field(min_length=1, max_length=10_000)]
+    values: Annotated[tuple[_Percentage, ...], Field(min_length=1, max_length=10_000)]
     """One number per student, or a single mean."""
     std: Annotated[float, Field(ge=0, le=100)] | None = None
     """Their deviation, where only mean and deviation are stated."""
-    where: _Text = ""
+    where: _Words = ""
     """Under what they were reached: a network, a protocol."""
 
 
@@ -29,7 +29,7 @@ class StatedScore:
 class OriginFile:
     """A file that a set was imported from."""
 
-    name: _Text
+    name: _Words
     bytes: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -38,15 +38,15 @@ class OriginFile:
 class Imported:
     """How a set was imported."""
 
-    format: _Text
+    format: _Words
     """Name of the reader's format: "dc", "mtt"."""
     files: Annotated[tuple[OriginFile, ...], Field(max_length=1000)] = ()
     """What was read; of folders of images a single entry stands for all."""
-    entry: _Text = ""
+    entry: _Words = ""
     """Which set of a file of several."""
-    evidence: Annotated[tuple[_Text, ...], Field(max_length=100)] = ()
+    evidence: Annotated[tuple[_Words, ...], Field(max_length=100)] = ()
     """What the format was recognised by."""
-    assumed: Annotated[tuple[_Text, ...], Field(max_length=100)] = ()
+    assumed: Annotated[tuple[_Words, ...], Field(max_length=100)] = ()
     """What was not in the file and had to be assumed, each with the key that says otherwise."""
     stated: Annotated[tuple[StatedScore, ...], Field(max_length=1000)] = ()
     """Scores that the file states."""
