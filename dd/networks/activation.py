@@ -1,4 +1,4 @@
-"""Where a network looks: class-activation maps."""
+"""Class-activation maps: CAM and Grad-CAM."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from dd.networks.features import captured
 
 
 def activation_maps(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """(n, h, w) how much each pixel of images (n, c, h, w) speaks for its class, from 0 to 1 in every image.
+    """Class-activation maps (n, h, w) of images (n, c, h, w), scaled to [0, 1] per image.
 
-    A network that ends in average pooling and one linear layer has the map sum_k w_kc A_k of its last maps A (CAM, Zhou
-    et al., CVPR 2016).  Any other has that of Grad-CAM (Selvaraju et al., ICCV 2017, equations 1 and 2): the output A
-    of its last convolution, weighted by the mean gradient of the class's logit, negative sums set to 0.  Maps are
-    enlarged bilinearly and stretched from 0 to 1; one that is the same everywhere becomes 0.
+    For a network that ends in average pooling and one linear layer, the map is CAM's sum_k w_kc A_k, with A the last
+    feature maps (Zhou et al., CVPR 2016).  For any other network it is Grad-CAM's (Selvaraju et al., ICCV 2017,
+    equations 1 and 2): the output A of the last convolution, weighted by the mean gradient of the class's logit, and
+    a ReLU.  Maps are upsampled bilinearly and min-max scaled; a constant map becomes 0.
 
     Args:
         network: in evaluation mode.
-        images: in the space that the network takes.
-        targets: (n,) int64 class whose map is wanted.
+        images: in the network's input space.
+        targets: (n,) int64, the class to explain for each image.
 
     Raises:
         UsageError: the network has no convolution.
@@ -33,7 +33,7 @@ def activation_maps(network: nn.Module, images: Tensor, targets: Tensor) -> Tens
             raise UsageError(f"{type(network).__name__} has no convolution, so no class-activation map")
         final = head.maps()
         last = convolved[-1] if final is None else final
-        # behind average pooling the gradient is w_kc / (height * width) everywhere
+        # before average pooling the gradient is w_kc / (height * width) everywhere
         (slope,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), last)
     maps = (slope.mean((2, 3), keepdim=True) * last.detach()).sum(1)
     maps = maps if final is not None else maps.relu()
@@ -43,13 +43,13 @@ def activation_maps(network: nn.Module, images: Tensor, targets: Tensor) -> Tens
 
 
 class _Head:
-    """What goes into the last linear layer, and the last maps before it."""
+    """Records the input of the last linear layer and the last feature maps before it."""
 
     def __init__(self) -> None:
         self.given = self.last = torch.empty(0)
 
     def maps(self) -> Tensor | None:
-        """(n, k, h, w) the maps whose means the linear layer was given, None where it was given something else."""
+        """The maps (n, k, h, w) whose spatial means entered the linear layer; None if its input was something else."""
         if self.given.dim() != 2 or self.last.shape[:2] != self.given.shape:
             return None
         return self.last if torch.allclose(self.last.mean((2, 3)), self.given, rtol=1e-4, atol=1e-5) else None
@@ -57,7 +57,7 @@ class _Head:
 
 @contextlib.contextmanager
 def _pooled(network: nn.Module) -> Iterator[_Head]:
-    """Watch the head of a network while it runs."""
+    """Observe the head of a network while it runs."""
     head = _Head()
 
     def take(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""A network from elsewhere behind the conventions of this run: its value space, its classes, its image size."""
+"""Adapter for a third-party network: converts value space, image size and class order to those of the run."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,15 +10,15 @@ from dd.errors import UsageError
 
 
 class Adapted(nn.Module):
-    """A network that takes images in model space and gives one logit per class of the data, in their order.
+    """A network that takes images in model space and returns one logit per class of the data, in label order.
 
     Args:
-        network: the network inside.
-        invert: brings images in model space to pixels where 0 is black and 1 white; differentiable.
-        normalise: (mean, std) per channel in [0, 1] units that the network inside wants; None where it takes model
-            space itself.  Grey images are repeated for a network of three channels.
-        size: side in pixels that images are resized to, bilinearly; None for as they are.
-        outputs: which of its outputs are wanted, by class; None for all.
+        network: the wrapped network.
+        invert: maps model space to pixels, 0 black and 1 white; differentiable.
+        normalise: per-channel (mean, std), in [0, 1] units, of the wrapped network; None if it takes model space.
+            Grey images are broadcast to three channels.
+        size: side in pixels to which images are resized, bilinearly; None for no resizing.
+        outputs: index of the output for each class; None for all outputs in order.
     """
 
     mean: Tensor
@@ -56,19 +56,19 @@ class Adapted(nn.Module):
 
 
 def pick(theirs: Sequence[str] | None, count: int, ours: Sequence[str]) -> list[int] | None:
-    """Which outputs of a network answer to the classes of the data.
+    """Find the outputs of a network that correspond to the classes of the data.
 
     Args:
-        theirs: names of its outputs; None where they are not known.
+        theirs: names of its outputs; None if unknown.
         count: number of its outputs.
         ours: class names of the data in label order.
 
     Returns:
-        Positions in the order of `ours`; None for all of them as they are, which is also the answer where nothing is
-        known but that there are as many.
+        Positions in the order of `ours`; None for all outputs in order, also if only their number is known and
+        matches.
 
     Raises:
-        UsageError: nothing tells which they are; the line names the first class that is missing.
+        UsageError: the outputs cannot be identified; the message names the first missing class.
     """
     place = {name: at for at, name in enumerate(theirs or ())}
     if all(name in place for name in ours):

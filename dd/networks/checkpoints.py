@@ -1,4 +1,4 @@
-"""Checkpoints that users bring: plain state dicts, with or without facts beside them."""
+"""Read users' checkpoints: state dicts, optionally with metadata."""
 
 import json
 import pickle
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 from dd.errors import UsageError, in_one_line
 
-_COUNTER = "num_batches_tracked"  # of batch norm; old files lack it, and evaluation does not read it
-_STATES = ("state_dict", "model_state_dict", "model")  # where trainers put the weights beside other things
+_COUNTER = "num_batches_tracked"  # of batch norm; missing from old files, and unused in evaluation
+_STATES = ("state_dict", "model_state_dict", "model")  # usual keys of the weights in training checkpoints
 
 
 @dataclass(frozen=True, eq=False)
 class WeightsFile:
-    """What a file holds.
+    """The content of a checkpoint.
 
     Attributes:
         state: weights and buffers by name.
-        classes: names of the outputs in order, None where the file gives none.
-        accuracy: declared accuracy in percent, None where the file gives none.
-        normalise: (mean, std) per channel in [0, 1] units of the images it was trained on, None where the file gives
-            none: it then takes images in the model space of the run.
+        classes: names of the outputs in order; None if not stated.
+        accuracy: declared accuracy in percent; None if not stated.
+        normalise: per-channel (mean, std), in [0, 1] units, of its training images; None if not stated, in which case
+            the network takes images in the model space of the run.
     """
 
     state: Mapping[str, Tensor]
@@ -34,14 +34,14 @@ class WeightsFile:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Read a .safetensors, .pt or .pth file; nothing in it is executed.
+    """Read a .safetensors, .pt or .pth file, without executing code from it.
 
-    A .pt file is a state dict, or a mapping with `state_dict` (also `model_state_dict` or `model`) and optionally
+    A .pt file is a state dict, or a mapping with `state_dict` (or `model_state_dict`, or `model`) and optionally
     `classes` (names), `accuracy` (percent), `mean` and `std`.  A .safetensors file has these as JSON in its metadata.
-    The prefix "module." is taken off.
+    The prefix "module." is removed.
 
     Raises:
-        UsageError: it cannot be read, or is something else.
+        UsageError: the file cannot be read, or is not a checkpoint.
     """
     held, facts = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     if not held or not all(isinstance(value, Tensor) for value in held.values()):
@@ -62,17 +62,17 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 def outputs_of(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
-    """Number of logits by the last linear layer of such a network in a state dict; None where there is none."""
+    """Number of logits of a state dict, read off the last linear layer of `network`; None if it has none."""
     names = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     weight = state.get(f"{names[-1]}.weight") if names else None
     return None if weight is None else len(weight)
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Copy weights and buffers into a network, which must have exactly these.
+    """Copy weights and buffers into a network, whose names and shapes must match exactly.
 
     Raises:
-        UsageError: they do not fit; the line names the first layer that differs.
+        UsageError: they do not match; the message names the first layer that differs.
     """
     own = network.state_dict()
     state = {name: own[name] for name in own if name.endswith(_COUNTER)} | dict(state)
@@ -100,7 +100,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
         try:
             facts[key] = json.loads(text)
         except ValueError:
-            continue  # somebody else's
+            continue  # not one of our keys
     return state, facts
 
 
@@ -123,7 +123,7 @@ def _torch(path: Path) -> tuple[dict[str, object], dict[str, object]]:
 
 
 def _listed(values: object) -> list[object]:
-    """The values of a list, however it was saved.
+    """The values of a list, tuple or one-dimensional tensor.
 
     Raises:
         TypeError: it is something else.

@@ -8,21 +8,21 @@ from dd.networks.layers import activation_layer, norm_layer, pooling_layer
 class ConvNet(nn.Module):
     """`depth` blocks of 3×3 convolution, norm, activation and 2×2 pooling, then one linear layer.
 
-    Grey 28×28 images get a padding of 3 in the first convolution, so that the map is 32×32.  Weights are PyTorch's
+    For grey 28×28 images the first convolution has padding 3, so that the map is 32×32.  Weights have PyTorch's
     default initialisation.
 
     Args:
         channels: channels of an image.
         size: height and width of an image in pixels.
         classes: number of logits.
-        depth: number of blocks, at least 1; with a pooling at most as many as the map can be halved.
+        depth: number of blocks, at least 1; with pooling, at most as many as the map can be halved.
         width: channels of every block.
         norm: see `layers.norm_layer`.
         pooling: see `layers.pooling_layer`.
         activation: see `layers.activation_layer`.
 
     Raises:
-        UsageError: an unknown name of a part.
+        UsageError: an unknown norm, pooling or activation.
     """
 
     def __init__(
@@ -53,5 +53,5 @@ class ConvNet(nn.Module):
 
 
 def map_side(channels: int, size: int) -> int:
-    """Side of the first block's map: the image's, except that grey 28×28 images become 32×32."""
+    """Side of the first block's map in pixels: that of the image, or 32 for grey 28×28 images."""
     return 32 if (channels, size) == (1, 28) else size

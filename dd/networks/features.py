@@ -1,4 +1,4 @@
-"""What happens inside a network: outputs of its layers, captured while it runs."""
+"""Features of a network: its penultimate activations, and outputs of its layers captured by hooks."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from dd.errors import UsageError
 
 
 def embed(net: nn.Module, images: Tensor) -> Tensor:
-    """(n, d) features of images (n, c, h, w): what the last linear layer of the network is given.
+    """Features (n, d) of images (n, c, h, w): the input of the network's last linear layer.
 
     Raises:
         UsageError: the network has no linear layer.
@@ -31,15 +31,15 @@ def embed(net: nn.Module, images: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def captured(net: nn.Module, types: type[nn.Module] | tuple[type[nn.Module], ...]) -> Iterator[list[Tensor]]:
-    """Collect the outputs of all layers of the given types, with their graphs, in the order in which they run.
+    """Collect the outputs of all layers of the given types, with their graphs, in execution order.
 
     Args:
-        net: any network; also one that runs through `Functional`.
+        net: any network, including one that runs through `Functional`.
         types: layer classes, for example `nn.Conv2d` or `(nn.ReLU, nn.AvgPool2d)`.
 
     Yields:
-        A list that every forward pass inside the block extends; clear it between passes as needed.  The hooks are gone
-        when the block ends, however it ends.
+        A list that every forward pass inside the block extends; clear it between passes as needed.  The hooks are
+        removed when the block ends, also after an exception.
     """
     outputs: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""A network as a function of one flat parameter vector, which trajectory matching differentiates through."""
+"""Networks as functions of one flat parameter vector, for differentiation through training steps."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypedDict
@@ -11,18 +11,18 @@ from dd.errors import UsageError
 
 
 class VectorHeader(TypedDict):
-    """What a stored vector of parameters needs beside it: the names and shapes of its layers, in its order."""
+    """Metadata of a stored parameter vector: names and shapes of its parameters, in order."""
 
     names: list[str]
     shapes: list[list[int]]
 
 
 class Functional:
-    """The logits of a network as a function of all its parameters in one vector, in `named_parameters()` order.
+    """A network's logits as a function of one vector of all its parameters, in `named_parameters()` order.
 
-    The vector is cut into views, so that its gradient is put together by a single concatenation.  The module lends its
-    layers (and its train or eval mode); its own parameters are neither read nor changed by a call.  The type and
-    the device of the vector decide those of the computation.
+    The vector is split into views, so that its gradient takes a single concatenation.  A call uses the module's layers
+    and its train or eval mode, but neither reads nor changes its parameters.  The dtype and device of the vector
+    determine those of the computation.
 
     Attributes:
         module: the network.
@@ -31,7 +31,7 @@ class Functional:
         size: length P of the vector.
 
     Raises:
-        UsageError: the network keeps running statistics, which a vector of parameters does not hold.
+        UsageError: the network has running statistics, which a parameter vector cannot hold.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -44,26 +44,26 @@ class Functional:
         self.size = sum(self._sizes)
 
     def flatten(self, module: nn.Module) -> Tensor:
-        """The parameters of a network of this architecture as a new vector (P,), without a graph."""
+        """Copy the parameters of a network of this architecture into a new vector (P,), detached."""
         named = dict(module.named_parameters())
         self.require(_header(named.keys(), [p.shape for p in named.values()]), "a network given to flatten")
         return torch.cat([parameter.detach().reshape(-1) for parameter in named.values()])
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
-        """Named views of a vector (P,), shaped as the parameters are."""
+        """Views of a vector (P,), by name, in the shapes of the parameters."""
         parts = flat.split(self._sizes)
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
     def __call__(self, flat: Tensor, images: Tensor) -> Tensor:
-        """Logits (n, classes) of the network with parameters `flat` (P,) for images (n, c, h, w) of the same type."""
+        """Logits (n, classes) of the network with parameters `flat` (P,) for images (n, c, h, w) of the same dtype."""
         state = self.unflatten(flat)
-        for name, buffer in self.module.named_buffers():  # constants of the architecture follow the parameters
+        for name, buffer in self.module.named_buffers():  # constant buffers follow the dtype and device of `flat`
             state[name] = buffer.to(flat) if buffer.is_floating_point() else buffer.to(flat.device)
         return functional_call(self.module, state, (images,))
 
     @torch.no_grad()
     def predict(self, flat: Tensor, images: Tensor, chunk: int = 512) -> Tensor:
-        """Logits (n, classes) in evaluation mode, without a graph, `chunk` images at a time; the mode is restored."""
+        """Logits (n, classes) in eval mode, without a graph, `chunk` images at a time; restores the mode."""
         was_training = self.module.training
         self.module.eval()
         logits = torch.cat([self(flat, part) for part in images.split(chunk)])
@@ -79,18 +79,18 @@ class Functional:
                 named[name].copy_(value)
 
     def header(self) -> VectorHeader:
-        """What a stored vector needs beside it."""
+        """The metadata to store with a vector."""
         return _header(self.names, self.shapes)
 
     def require(self, header: VectorHeader, what: str = "the stored parameters") -> None:
         """Check that stored vectors belong to this architecture.
 
         Args:
-            header: what `header()` gave when they were stored.
-            what: named in the message, for example a path.
+            header: the result of `header()` when they were stored.
+            what: name for the message, for example a path.
 
         Raises:
-            UsageError: they do not; the line names the first layer that differs.
+            UsageError: they do not; the message names the first layer that differs.
         """
         theirs = list(zip(header["names"], map(tuple, header["shapes"]), strict=True))
         ours = list(zip(self.names, map(tuple, self.shapes), strict=True))

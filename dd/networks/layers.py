@@ -1,4 +1,4 @@
-"""The choices that all our networks share: norms, poolings, activations by name."""
+"""Norm, pooling and activation layers by name, shared by all our networks."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -11,7 +11,7 @@ Norm = Literal["instance", "batch", "layer", "group", "none"]
 Pooling = Literal["avg", "max", "none"]
 Activation = Literal["relu", "sigmoid", "leakyrelu", "softplus"]
 
-GROUPS = 4  # of norm "group", as in the code of dataset condensation
+GROUPS = 4  # groups of norm "group", as in the code of Dataset Condensation
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -22,16 +22,16 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def norm_layer(norm: str, channels: int, side: int) -> nn.Module:
-    """A normalisation for maps of shape (n, channels, side, side), with a learned scale and shift.
+    """A normalisation layer for maps (n, channels, side, side), with a learned scale and shift.
 
     Args:
-        norm: "instance" is one group per channel without running statistics; "layer" has a scale per map position;
-            "none" passes the map on.
+        norm: "instance" is a GroupNorm with one group per channel, without running statistics; "layer" has a scale
+            per channel and position; "none" is the identity.
         channels: channels of the map.
         side: height and width of the map in pixels.
 
     Raises:
-        UsageError: an unknown name, or channels that do not divide into groups.
+        UsageError: an unknown name, or a number of channels that is not divisible by the number of groups.
     """
     if norm == "instance":
         return nn.GroupNorm(channels, channels)
@@ -51,7 +51,7 @@ def norm_layer(norm: str, channels: int, side: int) -> nn.Module:
 
 
 def pooling_layer(pooling: str) -> nn.Module:
-    """A pooling that halves a map (rounding down), or passes it on for "none".
+    """A pooling layer that halves a map (rounding down); "none" is the identity.
 
     Raises:
         UsageError: an unknown name.
@@ -66,7 +66,7 @@ def pooling_layer(pooling: str) -> nn.Module:
 
 
 def activation_layer(activation: str) -> nn.Module:
-    """An activation; out of place, so that a captured input stays what it was.
+    """An activation layer, never in-place, so that captured inputs are not overwritten.
 
     Raises:
         UsageError: an unknown name.

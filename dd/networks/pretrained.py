@@ -1,4 +1,4 @@
-"""Networks with the weights that timm and torchvision publish, from their caches or downloaded into them."""
+"""Pretrained networks of timm and torchvision, from the libraries' caches or downloaded into them."""
 
 import contextlib
 import os
@@ -15,23 +15,23 @@ from dd.errors import RunError, UsageError, in_one_line, unknown
 from dd.io.download import TIMEOUT
 from dd.networks.zoo import unknown_network
 
-IMAGENET = 1000  # classes of ImageNet-1k; both libraries have its outputs in the order of sorted wnids
-_FIXED = ("vit_", "maxvit")  # torchvision's, which take images of one size only
-_FILES = ("model.safetensors", "pytorch_model.bin")  # of a timm model on the hub, the first that exists
+IMAGENET = 1000  # classes of ImageNet-1k; both libraries order its outputs by WordNet id
+_FIXED = ("vit_", "maxvit")  # prefixes of torchvision networks with a fixed image size
+_FILES = ("model.safetensors", "pytorch_model.bin")  # of a timm model on the Hub; the first that exists is used
 
 
 @dataclass(frozen=True, eq=False)
 class Published:
-    """A pretrained network and what its source says of it.
+    """A pretrained network and its published metadata.
 
     Attributes:
         network: the network as published.
-        mean: per channel in [0, 1] units, of the images it takes.
-        std: likewise.
-        size: side in pixels where it takes one size only, else None.
-        outputs: number of its logits.
-        classes: what its outputs stand for: wnids in order, None where that is not known.
-        declared: accuracy on its own validation images in percent, None where its source gives none.
+        mean: per-channel mean of its input normalisation, in [0, 1] units.
+        std: per-channel standard deviation of its input normalisation, in [0, 1] units.
+        size: side in pixels if its image size is fixed, else None.
+        outputs: number of logits.
+        classes: WordNet ids of its outputs in order; None if unknown.
+        declared: published validation accuracy in percent; None if not stated.
     """
 
     network: nn.Module
@@ -44,19 +44,19 @@ class Published:
 
 
 def published(name: str) -> Published:
-    """The network `timm:NAME.TAG` or `torchvision:NAME.WEIGHTS`.
+    """Load the network `timm:NAME.TAG` or `torchvision:NAME.WEIGHTS`.
 
     Raises:
-        UsageError: no such network, no such weights, or no classifier.
-        RunError: the weights are in no cache and cannot be downloaded.
+        UsageError: the network or its weights do not exist, or it has no classifier.
+        RunError: the weights are not cached and cannot be downloaded.
     """
     library, _, model = name.partition(":")
-    with torch.random.fork_rng(devices=[]):  # weights are drawn before they are replaced
+    with torch.random.fork_rng(devices=[]):  # building draws random weights before the published ones are loaded
         return _timm(model, name) if library == "timm" else _torchvision(model, name)
 
 
 def wnids(outputs: int) -> tuple[str, ...] | None:
-    """The wnids that networks of timm and torchvision with that many outputs were trained for, None where unknown."""
+    """WordNet ids of the outputs of a timm or torchvision network with that many outputs; None if unknown."""
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset({"num_classes": outputs})
@@ -80,7 +80,7 @@ def _timm(model: str, name: str) -> Published:
         overlay = {"file": str(_hub_file(config.hf_hub_id, name)), "custom_load": config.custom_load == "hf"}
     try:
         network = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay)
-    except Exception as error:  # of the disk, of the network, of the hub's client, of the file's format
+    except Exception as error:  # disk, network, Hub client or file format
         raise _no_weights(name, str(config.hf_hub_id or config.url), "torch's cache ($TORCH_HOME)", error) from error
     return Published(
         network=network,
@@ -101,7 +101,7 @@ def _torchvision(model: str, name: str) -> Published:
     if bare not in known:
         raise unknown_network("torchvision", bare, known)
     choice = models.get_model_weights(bare)
-    tags = [weights.name for weights in choice]  # not "DEFAULT", which is another one in every version
+    tags = [weights.name for weights in choice]  # without "DEFAULT", which changes between versions
     if tag not in tags:
         raise unknown(f"weights of torchvision:{bare}:", tag, tags)
     weights = choice[tag]
@@ -123,7 +123,7 @@ def _torchvision(model: str, name: str) -> Published:
 
 
 def _hub_file(repo: str, name: str) -> Path:
-    """The weights of a model on the Hugging Face hub; what is cached is used without asking the hub."""
+    """The weights file of a model on the Hugging Face Hub; a cached file is used without contacting the Hub."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -134,17 +134,17 @@ def _hub_file(repo: str, name: str) -> Path:
     try:
         if constants.HF_HUB_OFFLINE:
             raise ConnectionError("HF_HUB_OFFLINE is set")
-        _require_answer(constants.ENDPOINT)  # the hub's client would try for most of a minute, and say so each time
+        _require_answer(constants.ENDPOINT)  # fail fast: the Hub client retries for most of a minute, with warnings
         try:
             return Path(hf_hub_download(repo, _FILES[0]))
         except EntryNotFoundError:
             return Path(hf_hub_download(repo, _FILES[1]))
-    except Exception as error:  # its client's errors share no class
+    except Exception as error:  # the client's errors share no base class
         raise _no_weights(name, f"{repo}/{_FILES[0]}", str(constants.HF_HUB_CACHE), error) from error
 
 
 def _require_answer(url: str) -> None:
-    with contextlib.suppress(urllib.error.HTTPError):  # an answer all the same
+    with contextlib.suppress(urllib.error.HTTPError):  # an error status is an answer too
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT).close()
 
 

@@ -6,13 +6,13 @@ from dd.networks.layers import activation_layer, norm_layer
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut: the identity, or a 1×1 convolution where the shape changes.
+    """Two 3×3 convolutions and a shortcut: the identity, or a 1×1 convolution if the shape changes.
 
     Args:
-        inputs: channels that come in.
-        width: channels that go out.
+        inputs: input channels.
+        width: output channels.
         stride: of the first convolution.
-        side: height and width of the outgoing map in pixels.
+        side: height and width of the output map in pixels.
         norm: see `layers.norm_layer`.
         activation: see `layers.activation_layer`.
     """
@@ -37,13 +37,13 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """Four stages of two blocks, global average pooling, one linear layer; PyTorch's default initialisation.
+    """ResNet-18: four stages of two blocks, global average pooling, one linear layer; PyTorch's initialisation.
 
     Args:
         channels: channels of an image.
         size: height and width of an image in pixels.
         classes: number of logits.
-        width: channels of the first stage, 64 as published; every later stage doubles them.
+        width: channels of the first stage, 64 as published; each later stage doubles them.
         norm: see `layers.norm_layer`.
         activation: see `layers.activation_layer`.
     """

@@ -1,4 +1,4 @@
-"""How much memory a computation keeps for its way back, and how much work a forward pass is."""
+"""Measure the memory that autograd saves for the backward pass, and the operations of a forward pass."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def saved_bytes() -> Iterator[dict[int, int]]:
-    """Bytes of every distinct storage that autograd saves inside the block, by address."""
+    """Record the bytes of every distinct storage that autograd saves inside the block, by address."""
     seen: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -22,9 +22,9 @@ def saved_bytes() -> Iterator[dict[int, int]]:
 
 @torch.no_grad()
 def products(network: nn.Module, images: Tensor) -> int:
-    """Multiplications of the convolutions and linear layers in a forward pass of images (n, c, h, w).
+    """Multiply-accumulate operations of convolutions and linear layers in a forward pass of images (n, c, h, w).
 
-    torch's own counter says the same (twice as much), but takes seconds to import.
+    torch's own FLOP counter agrees (it counts two per multiply-accumulate), but takes seconds to import.
     """
     total = 0
 

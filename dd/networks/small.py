@@ -1,7 +1,7 @@
-"""The other students of the field's cross-architecture tables, for small images: AlexNet, VGG-11, LeNet, an MLP, a ViT.
+"""Small-image networks of the usual cross-architecture tables: AlexNet, VGG-11, LeNet, an MLP and a ViT.
 
-The first four are the pool of "Dataset Condensation" (Zhao et al., ICLR 2021) and of what followed it, DM's and MTT's
-evaluations included: sizes, kernels and paddings are those of its official code, weights PyTorch's default
+The first four come from "Dataset Condensation" (Zhao et al., ICLR 2021) and appear in the evaluations of its
+successors, such as DM and MTT.  Sizes, kernels and paddings follow its official code; weights have PyTorch's default
 initialisation.  Grey 28×28 images become 32×32 maps in the first convolution, as in the ConvNet.
 """
 
@@ -13,10 +13,10 @@ from dd.errors import UsageError
 from dd.networks.convnet import map_side
 from dd.networks.layers import activation_layer, norm_layer
 
-PATCH = 4  # pixels, of the ViT
-HEADS = 8
+PATCH = 4  # side of the ViT's patches in pixels
+HEADS = 8  # attention heads of the ViT
 
-# per convolution: its channels in halves of the width, the side of its kernel, whether max-pooling follows
+# per convolution: channels in units of width / 2, kernel size, whether max-pooling follows
 _ALEXNET = ((2, 5, True), (3, 5, True), (4, 3, False), (3, 3, False), (3, 3, True))
 _VGG11 = (
     (2, 3, True),
@@ -31,11 +31,11 @@ _VGG11 = (
 
 
 class Plain(nn.Module):
-    """Layers one after another, then one linear layer.
+    """A sequence of layers, then one linear layer.
 
     Args:
-        layers: with their names, (n, c, h, w) to (n, ...).
-        features: how many numbers they give per image.
+        layers: (name, layer) pairs; together they map (n, c, h, w) to (n, ...).
+        features: number of features per image after the layers.
         classes: number of logits.
     """
 
@@ -56,20 +56,20 @@ class Plain(nn.Module):
 
 
 def alexnet(channels: int, size: int, classes: int, width: int, norm: str, activation: str) -> Plain:
-    """Five convolutions, three of them pooled.  DC's has no norm, DM's AlexNetBN `norm="batch"`."""
+    """AlexNet: five convolutions, three of them pooled.  DC's has no norm; DM's AlexNetBN has `norm="batch"`."""
     return _convolutional(_ALEXNET, channels, size, classes, width, norm, activation)
 
 
 def vgg11(channels: int, size: int, classes: int, width: int, norm: str, activation: str) -> Plain:
-    """Eight convolutions, five of them pooled (Simonyan & Zisserman 2015), and one linear layer instead of three.
+    """VGG-11 (Simonyan & Zisserman 2015) with one linear layer instead of three; five of eight convolutions are pooled.
 
-    DC's has `norm="instance"`, DM's VGG11BN `norm="batch"`.
+    DC's has `norm="instance"`; DM's VGG11BN has `norm="batch"`.
     """
     return _convolutional(_VGG11, channels, size, classes, width, norm, activation)
 
 
 def lenet(channels: int, size: int, classes: int, activation: str) -> Plain:
-    """Two 5×5 convolutions, max-pooled, and three linear layers (LeCun et al. 1998)."""
+    """LeNet (LeCun et al. 1998): two 5×5 convolutions, each max-pooled, and three linear layers."""
     pad = (map_side(channels, size) - size) // 2
     side = lenet_side(map_side(channels, size))
     layers = [
@@ -89,12 +89,12 @@ def lenet(channels: int, size: int, classes: int, activation: str) -> Plain:
 
 
 def lenet_side(side: int) -> int:
-    """Side of LeNet's last map, where its first has `side` pixels with the padding."""
+    """Side of LeNet's last map in pixels, for padded images of `side` pixels."""
     return ((side - 4) // 2 - 4) // 2
 
 
 def mlp(channels: int, size: int, classes: int, width: int, activation: str) -> Plain:
-    """Two hidden layers of `width` units."""
+    """A multi-layer perceptron with two hidden layers of `width` units."""
     layers = [
         nn.Flatten(),
         nn.Linear(channels * size * size, width),
@@ -106,12 +106,12 @@ def mlp(channels: int, size: int, classes: int, width: int, activation: str) -> 
 
 
 def vit(channels: int, size: int, classes: int, depth: int, width: int) -> nn.Module:
-    """DC-BENCH's ViT (Cui et al., NeurIPS 2022) by timm: patches of 4 pixels, 8 heads, a class token, MLPs of `width`.
+    """DC-BENCH's ViT (Cui et al., NeurIPS 2022), from timm: 4×4 patches, 8 heads, a class token, MLPs of `width`.
 
-    Without its dropout of 0.1, which would draw from the global generator, and with timm's initialisation.
+    It has timm's initialisation, and no dropout: DC-BENCH's 0.1 would draw from the global generator.
 
     Raises:
-        UsageError: a width that the heads cannot share.
+        UsageError: the width is not a multiple of the number of heads.
     """
     from timm.models.vision_transformer import VisionTransformer
 
@@ -130,7 +130,7 @@ def vit(channels: int, size: int, classes: int, depth: int, width: int) -> nn.Mo
     )
     for layer in net.modules():
         if hasattr(layer, "fused_attn"):
-            vars(layer)["fused_attn"] = False  # its kernel has no second derivative
+            vars(layer)["fused_attn"] = False  # the fused kernel has no second derivative
     return net
 
 

@@ -1,4 +1,4 @@
-"""Which network: a name and a few numbers, made definite for an image size and built from a generator."""
+"""Network specifications: a name and a few hyper-parameters, resolved for an image size and built from a generator."""
 
 import re
 from dataclasses import dataclass, replace
@@ -17,53 +17,53 @@ from dd.networks.zoo import build_zoo, is_zoo_name
 
 ARCHITECTURES = ("convnet", "resnet18", "alexnet", "vgg11", "lenet", "mlp", "vit")
 _CONVNET = re.compile(r"convnet(?:d?(\d+))?")
-_DEPTH_UP_TO = ((32, 3), (64, 4), (128, 5), (256, 6))  # of the literature: side in pixels, blocks
-USUAL_SIDE = _DEPTH_UP_TO[-1][0]  # of the largest images that have a usual depth, in pixels
-# as published; an architecture that is missing has no such size
+_DEPTH_UP_TO = ((32, 3), (64, 4), (128, 5), (256, 6))  # usual depth by image size: side in pixels, blocks
+USUAL_SIDE = _DEPTH_UP_TO[-1][0]  # largest image side in pixels with a usual depth
+# published values; architectures without an entry have no width (or depth)
 _WIDTH = {"convnet": 128, "resnet18": 64, "alexnet": 128, "vgg11": 64, "mlp": 128, "vit": 512}
 _DEPTH = {"vit": 6}
-NORMED = ("convnet", "resnet18", "alexnet", "vgg11")  # whose norm is a choice
+NORMED = ("convnet", "resnet18", "alexnet", "vgg11")  # architectures with a choice of norm
 _OF_BLOCKS = {"resnet18": ResNet18, "alexnet": small.alexnet, "vgg11": small.vgg11}
-_SMALLEST = {"alexnet": 8, "vgg11": 32, "lenet": 16}  # side in pixels that their poolings leave something of
+_SMALLEST = {"alexnet": 8, "vgg11": 32, "lenet": 16}  # smallest image side in pixels that survives the pooling layers
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network by name; what is None is decided by `resolve_network`."""
+    """A network by name; `resolve_network` fills in fields that are None."""
 
     arch: str = "convnet"
-    """The architecture: "convnet" (also "ConvNetD3", "convnet3": with the depth), "resnet18", "alexnet", "vgg11",
+    """The architecture: "convnet" (or with its depth, "ConvNetD3" or "convnet3"), "resnet18", "alexnet", "vgg11",
     "lenet", "mlp", "vit", "timm:NAME" or "torchvision:NAME".
     """
     depth: Annotated[int, Field(ge=1, le=12)] | None = None
-    """Blocks of the ConvNet; None: 3 for images up to 32 pixels, 4 up to 64, 5 up to 128, 6 up to 256.  Of the ViT;
-    None: the published 6.
+    """Number of blocks. None: for the ConvNet 3 for images up to 32 pixels, 4 up to 64, 5 up to 128, 6 up to 256; for
+    the ViT the published 6.
     """
     width: Annotated[int, Field(ge=1, le=2**16)] | None = None
-    """Channels of the first block, of the MLP's hidden layers or of the ViT's tokens; None: as published, 128 (ConvNet,
-    AlexNet, MLP), 64 (ResNet-18, VGG-11), 512 (ViT).  LeNet has none.
+    """Channels of the first block, units of the MLP's hidden layers, or dimension of the ViT's tokens. None: as
+    published, 128 (ConvNet, AlexNet, MLP), 64 (ResNet-18, VGG-11) or 512 (ViT). LeNet has no width.
     """
     norm: Norm = "instance"
-    """Norm layers of convnet, resnet18, alexnet and vgg11; the others have none or their own, and ignore it. "batch"
-    cannot be a student of trajectory matching.
+    """Norm layers of convnet, resnet18, alexnet and vgg11; other networks ignore it. Trajectory matching refuses
+    "batch".
     """
     pooling: Pooling = "avg"
-    """Pooling of convnet."""
+    """Pooling of the ConvNet; other networks ignore it."""
     activation: Activation = "relu"
-    """Activation of all but vit and the networks of timm and torchvision."""
+    """Activation; vit and the networks of timm and torchvision ignore it."""
 
 
 def resolve_network(spec: NetworkSpec, size: int, channels: int = 3) -> NetworkSpec:
-    """The same network in its canonical spelling, with every number decided that its architecture has.
+    """Resolve a spec: canonical name, and values for every field that the architecture has.
 
     Args:
-        spec: what was asked for.
+        spec: the requested network.
         size: height and width of an image in pixels.
         channels: channels of an image; grey 28×28 images count as 32×32.
 
     Raises:
-        UsageError: an unknown architecture, a number that it does not have, too many blocks for the image, or an image
-            that is too small for it.
+        UsageError: the architecture is unknown, a field does not apply to it, there are too many blocks for the image,
+            or the image is too small.
     """
     if is_zoo_name(spec.arch):
         _refuse(spec, "depth", "width")
@@ -86,15 +86,14 @@ def resolve_network(spec: NetworkSpec, size: int, channels: int = 3) -> NetworkS
 
 
 def foreign_sizes(before: str, after: str) -> tuple[str, ...]:
-    """Which sizes of a network no longer hold once another architecture is named in place of its own.
+    """The fields that must be reset when a network's architecture is replaced.
 
-    Depth and width belong to an architecture: 32 channels, small for a ConvNet, make a ResNet-18 that no paper compares
-    with, and networks of timm and torchvision have neither.  Norm, pooling and activation are choices, which hold
-    for every architecture that has them.
+    Depth and width belong to an architecture: a width of 32 is small for a ConvNet, but as a ResNet-18 it would match
+    no paper, and networks of timm and torchvision have neither.  Norm, pooling and activation carry over.
 
     Args:
         before: the architecture that the sizes were given for.
-        after: the one that is named now; "ConvNetD4" is the ConvNet still, with a depth of its own.
+        after: the new architecture; "ConvNetD4" is still the ConvNet, but with its own depth.
     """
     old, new = _CONVNET.fullmatch(before.lower()), _CONVNET.fullmatch(after.lower())
     if old and new:
@@ -111,18 +110,18 @@ def build_network(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """A network with fresh weights, in training mode.
+    """Build a network with fresh weights, in training mode.
 
-    Weights are drawn on the CPU from one seed taken off `generator`: they are the same on every device, and the global
-    generators are left as they were found.
+    One number from `generator` seeds the weights, which are drawn on the CPU.  So they are the same on every device,
+    and the global generators are not affected.
 
     Args:
-        spec: what to build; it is resolved for the image size.
+        spec: the network; it is resolved for the image size.
         channels: channels of an image.
         size: height and width of an image in pixels.
         classes: number of logits.
         generator: a CPU generator.
-        device: where the network goes.
+        device: device of the network.
 
     Raises:
         UsageError: see `resolve_network` and `build_zoo`.
@@ -130,13 +129,13 @@ def build_network(
     spec = resolve_network(spec, size, channels)
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reach the GPUs too
+        torch.default_generator.manual_seed(seed)  # CPU only; torch.manual_seed would seed the GPUs too
         net = _construct(spec, channels, size, classes)
     return net.to(device)
 
 
 def magnitude(spec: NetworkSpec, *, channels: int, size: int, classes: int) -> tuple[int, int]:
-    """Parameters of a network, and values that its layers give for one image; no tensor of that size is made.
+    """Number of parameters, and of activations for one image; computed on the meta device, without allocation.
 
     Raises:
         UsageError: see `build_network`.
@@ -204,7 +203,7 @@ def _depth(asked: int | None, pooling: str, side: int) -> int:
 
 
 def _fits(arch: str, size: int, side: int) -> None:
-    """Raise `UsageError` where an architecture cannot take images of `size` pixels, which are maps of `side`."""
+    """Raise a `UsageError` if an architecture cannot take images of `size` pixels (first maps of `side` pixels)."""
     if side < _SMALLEST.get(arch, 1):
         raise UsageError(
             f"student.arch={arch} needs images of {_SMALLEST[arch]} pixels, these have {size}: "

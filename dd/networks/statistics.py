@@ -1,11 +1,11 @@
-"""How far the maps inside a network are from the statistics that its batch norm has kept of real images.
+"""The BatchNorm statistics loss: distance between batch statistics and a network's running statistics.
 
     R_BN = sum over layers l of w_l ( || v_l - V_l ||_2 + || mu_l - M_l ||_2 )
 
-mu_l and v_l are the means and the biased variances per channel of what enters BatchNorm layer l, over batch, height and
-width; M_l and V_l its running mean and variance; the norms run over channels and are not squared.  Yin et al.,
-"Dreaming to Distill via DeepInversion" (CVPR 2020), and SRe2L (NeurIPS 2023, official code), whose first layer counts
-ten times.
+mu_l and v_l are the per-channel means and biased variances, over batch, height and width, of the input of BatchNorm
+layer l.  M_l and V_l are its running mean and variance.  The norms run over channels and are not squared.  Sources: Yin
+et al., "Dreaming to Distill via DeepInversion" (CVPR 2020), and SRe2L (NeurIPS 2023), whose official code weights the
+first layer by 10.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from dd.errors import UsageError
 
 
 class StatisticsLoss:
-    """The loss of the forward passes since it was last read; see `statistics_loss`.
+    """Accumulates the statistics loss over forward passes until it is read; see `statistics_loss`.
 
     Attributes:
         layers: the BatchNorm layers, in module order.
-        weights: of the layers.
+        weights: w_l of the layers.
     """
 
     def __init__(self, layers: list[nn.BatchNorm2d], first: float) -> None:
@@ -33,7 +33,7 @@ class StatisticsLoss:
         self._terms: list[tuple[int, Tensor]] = []
 
     def by_layer(self) -> Tensor:
-        """(layers,) unweighted terms of what ran since the last reading, which this is."""
+        """The unweighted terms (layers,) of all forward passes since the last reading; resets the accumulator."""
         terms, self._terms = self._terms, []
         sums: list[Tensor | None] = [None] * len(self.layers)
         for number, term in terms:
@@ -44,12 +44,12 @@ class StatisticsLoss:
         return torch.stack([total for total in sums if total is not None])
 
     def __call__(self) -> Tensor:
-        """R_BN, a scalar with its graph, of what ran since the last reading, which this is."""
+        """R_BN of all forward passes since the last reading, a scalar with its graph; resets the accumulator."""
         terms = self.by_layer()
         return (terms * terms.new_tensor(self.weights)).sum()
 
     def see(self, number: int, maps: Tensor) -> None:
-        """Add the term of maps (n, c, h, w) that enter a layer; in float32 at least, whatever autocast says."""
+        """Add the term of a layer's input maps (n, c, h, w); at least float32, even under autocast."""
         mean, variance = self._targets[number]
         with torch.autocast(maps.device.type, enabled=False):
             maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
@@ -61,14 +61,15 @@ class StatisticsLoss:
 
 @contextlib.contextmanager
 def statistics_loss(network: nn.Module, first: float = 10.0) -> Iterator[StatisticsLoss]:
-    """Read the statistics loss of every forward pass inside the block.
+    """Compute the statistics loss of every forward pass inside the block.
 
     Args:
-        network: any network with BatchNorm2d layers that have running statistics; used as it is, in evaluation mode.
-        first: weight of the first BatchNorm layer in module order; the others have 1.
+        network: a network in evaluation mode, with BatchNorm2d layers that have running statistics.
+        first: weight of the first BatchNorm layer in module order; the others have weight 1.
 
     Yields:
-        A loss to be called after each forward pass.  The hooks are gone when the block ends, however it ends.
+        A `StatisticsLoss` to call after each forward pass.  The hooks are removed when the block ends, also after an
+        exception.
 
     Raises:
         UsageError: the network has no such layer.
@@ -88,16 +89,16 @@ def statistics_loss(network: nn.Module, first: float = 10.0) -> Iterator[Statist
 
 
 def channel_statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Means (c,) and biased variances (c,) of maps (n, c, h, w) over all but channels; differentiable once.
+    """Per-channel means (c,) and biased variances (c,) of maps (n, c, h, w); differentiable once.
 
-    Ten times as fast on a CPU, there and back, as `torch.var_mean` over three dimensions.
+    On a CPU, forward and backward take a tenth of the time of `torch.var_mean` over three dimensions.
     """
     return cast("tuple[Tensor, Tensor]", _ChannelStatistics.apply(maps))
 
 
 class _ChannelStatistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, maps: Tensor) -> tuple[Tensor, Tensor]:  # which takes any attribute
+    def forward(ctx: Any, maps: Tensor) -> tuple[Tensor, Tensor]:  # ctx is Any: it takes any attribute
         mean = maps.mean((2, 3)).mean(0)
         centred = maps - mean[:, None, None]
         variance = torch.linalg.vector_norm(centred, dim=(2, 3)).square().mean(0) / (maps.shape[2] * maps.shape[3])
@@ -117,7 +118,7 @@ def _channel_statistics_back(ctx: Any, d_mean: Tensor, d_variance: Tensor) -> Te
 
 
 def required_batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
-    """As `batch_norms`, at least one.
+    """The layers of `batch_norms`, of which there must be at least one.
 
     Raises:
         UsageError: there is none.

@@ -1,4 +1,4 @@
-"""Networks of other libraries by name: `timm:NAME` and `torchvision:NAME`, never with pretrained weights."""
+"""Untrained networks of other libraries, by name: `timm:NAME` and `torchvision:NAME`."""
 
 from difflib import get_close_matches
 from functools import partial
@@ -17,11 +17,11 @@ def is_zoo_name(arch: str) -> bool:
 
 
 def build_zoo(arch: str, channels: int, size: int, classes: int) -> nn.Module:
-    """A network of timm or torchvision, freshly initialised from torch's default CPU generator (the caller forks it).
+    """Build an untrained network of timm or torchvision.
 
-    Dropout and stochastic depth are switched off: they would draw from the global generator, and a seed would no longer
-    determine the result.  torchvision's networks take 3 channels; for other images their first convolution is replaced
-    by one with as many channels, otherwise alike (timm does so itself).
+    The weights come from torch's default CPU generator, which the caller forks.  Dropout and stochastic depth are
+    disabled, because they draw from the global generator and a seed would no longer determine the result.  For images
+    without 3 channels, the first convolution of a torchvision network is replaced; timm does that itself.
 
     Args:
         arch: `timm:NAME` or `torchvision:NAME`.
@@ -30,7 +30,7 @@ def build_zoo(arch: str, channels: int, size: int, classes: int) -> nn.Module:
         classes: number of logits.
 
     Raises:
-        UsageError: an unknown name, or a network that cannot take such images.
+        UsageError: the name is unknown, or the network cannot take such images.
     """
     library, _, name = arch.partition(":")
     try:
@@ -49,7 +49,7 @@ def build_zoo(arch: str, channels: int, size: int, classes: int) -> nn.Module:
 def _timm(name: str, channels: int, size: int, classes: int) -> nn.Module:
     import timm
 
-    # is_model keeps names with a remote prefix ("hf-hub:…") out: nothing is fetched
+    # is_model rejects names with a remote prefix ("hf-hub:…"), so nothing is downloaded
     if ":" in name or not timm.is_model(name):
         raise unknown_network("timm", name, timm.list_models())
     config = timm.get_pretrained_cfg(name)
@@ -75,8 +75,8 @@ def _torchvision(name: str, channels: int, size: int, classes: int) -> nn.Module
 
 
 def unknown_network(library: str, name: str, known: list[str]) -> UsageError:
-    """A ready-made error for a name that a library does not have."""
-    # without a close match the list itself would fill screens
+    """The error for a name that a library does not have, with close matches."""
+    # the full list would fill screens
     close = " or ".join(repr(match) for match in get_close_matches(name, known))
     hint = f"did you mean {close}?" if close else f"{library}.list_models() names all {len(known)}"
     return UsageError(f"unknown {library} network {name!r}; {hint}")
@@ -93,7 +93,7 @@ def _replace_first_convolution(net: nn.Module, channels: int) -> None:
 def _switch_off_dropout(net: nn.Module) -> None:
     for module in net.modules():
         dropout = isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "StochasticDepth"
-        # the second is that of timm's DropPath and DropBlock
+        # drop_prob is the attribute of timm's DropPath and DropBlock
         for name, has in (("p", dropout), ("drop_prob", hasattr(module, "drop_prob"))):
             if has:
                 setattr(module, name, 0.0)

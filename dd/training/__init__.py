@@ -1,4 +1,4 @@
-"""One training loop, for experts and students alike, and the experts it makes."""
+"""The training loop shared by experts, teachers and students, and the pools of experts it trains."""
 
 from dd.training.experts import (
     Experts,

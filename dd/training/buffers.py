@@ -1,8 +1,8 @@
-"""Experts that somebody else has trained: the authors' `replay_buffer_N.pt` files as a pool.
+"""Import expert trajectories from the `replay_buffer_N.pt` files of other code.
 
-The trajectory family's official code writes them as lists (experts) of lists (epochs, the initialisation first) of
-lists of parameter tensors, in the order of `network.parameters()`, which is ours too.  The files say nothing else:
-neither which network nor which images they were trained on, so that both are tried here before an expert is kept.
+The official code of the trajectory-matching family writes them as lists (experts) of lists (epochs, initialisation
+first) of lists of parameter tensors, in the order of `network.parameters()`, which is also ours.  The files state
+neither the network nor the training images, so both are checked here before an expert is accepted.
 """
 
 import os
@@ -25,15 +25,15 @@ from dd.training.fitness import require_fit
 from dd.training.teachers import Teacher
 
 _NAME = re.compile(r"replay_buffer_(\d+)\.pt")
-_TRIED = 1000  # images on which two value spaces are compared
-_FITTED = 4096  # images at most that whitening is fitted on for that: its eps leaves little to the others
-_WHITENED = 3072  # numbers per image at most: the matrix is that large squared
-_EPS = 0.1  # of the published whitening
-_ERRORS = 3  # standard errors, of a difference of two shares at most, that another space must be better by
+_TRIED = 1000  # images used to compare two value spaces
+_FITTED = 4096  # at most this many images to fit the whitening for the comparison; with its eps, more change little
+_WHITENED = 3072  # at most this many values per image; the whitening matrix has the square of it
+_EPS = 0.1  # eps of the published whitening
+_ERRORS = 3  # the other space must be better by this many standard errors (upper bound for a difference of two shares)
 
 
 def buffer_files(where: str) -> list[Path]:
-    """The files `replay_buffer_N.pt` of a folder by their number; a file stands for itself.
+    """The files `replay_buffer_N.pt` of a folder, sorted by number; a path to a file returns that file.
 
     Raises:
         UsageError: there are none.
@@ -50,7 +50,7 @@ def buffer_files(where: str) -> list[Path]:
 
 
 def buffer_hash(where: str) -> str:
-    """Hash of what the files hold, in their order; each is read once per process as long as it stays as it is."""
+    """Hash of the files' contents, in order; an unchanged file is read once per process."""
     facts = [(file, file.stat()) for file in buffer_files(where)]
     return digest([_sha256(file, stat.st_size, stat.st_mtime_ns) for file, stat in facts])
 
@@ -61,19 +61,19 @@ def _sha256(file: Path, size: int, changed: int) -> str:
 
 
 class Buffers:
-    """The experts of a folder one after another; one file is in memory at a time.
+    """The experts of a folder, read one after another; only one file is in memory at a time.
 
     Args:
-        task: whose student and images they must know.
-        where: folder, or file.
-        epochs: after the initialisation; what a file has beyond them is left out.
+        task: the run, whose network and images the experts must fit.
+        where: folder or file.
+        epochs: number of epochs after the initialisation; further epochs in a file are ignored.
     """
 
     def __init__(self, task: Task, where: str, epochs: int) -> None:
         self._task, self._where, self._epochs = task, where, epochs
         self._template = task.functional()
         self._files = buffer_files(where)
-        self._first: list[int] = [0]  # of the files opened so far and the next one, the number of its first expert
+        self._first: list[int] = [0]  # number of the first expert of each file opened so far, and of the next one
         self._open: tuple[int, Sequence[Any]] = (-1, ())
 
     @cached_property
@@ -81,11 +81,11 @@ class Buffers:
         return _other_space(self._task)
 
     def expert(self, number: int) -> Tensor:
-        """(epochs + 1, P) snapshots of one expert on the CPU.
+        """Snapshots (epochs + 1, P) of one expert, on the CPU.
 
         Raises:
-            UsageError: there are not so many experts, epochs or tensors, other shapes, numbers that are not finite, or
-                a network that does not know the images of this run.
+            UsageError: there are too few experts, epochs or tensors; shapes differ; values are not finite; or the
+                expert does not classify the images of this run.
         """
         which = self._file_of(number)
         what = f"expert {number + 1} of experts.from={self._where} ({self._files[which].name})"
@@ -99,7 +99,7 @@ class Buffers:
         return rows
 
     def _file_of(self, number: int) -> int:
-        """Open the file that holds an expert."""
+        """Open the file that holds an expert, and return its index."""
         which = next((at for at, first in enumerate(self._first[1:]) if number < first), len(self._first) - 1)
         while True:
             if which == len(self._files):
@@ -130,7 +130,7 @@ class Buffers:
         return torch.cat([tensor.detach().reshape(-1).float() for tensor in snapshot])
 
     def _require_space(self, theta: Tensor, what: str) -> None:
-        """Refuse an expert that knows the images far better when they are whitened, or when they are not."""
+        """Refuse an expert that is far more accurate in the other value space, whitened or not."""
         data, other = self._task.data, self._other
         if other is None:
             return
@@ -149,7 +149,7 @@ class Buffers:
             )
 
     def _require_knowledge(self, theta: Tensor, what: str) -> None:
-        """As of a teacher: above chance, and in the class order of the data."""
+        """Check an expert like a teacher: accuracy above chance, and the class order of the data."""
         network = self._task.network("skeleton")
         self._template.load(network, theta.to(self._task.device))
         require_fit(Teacher(what, network.eval().requires_grad_(False), None, None, None, ""), self._task)
@@ -170,7 +170,7 @@ def _load(file: Path) -> Sequence[Any]:
 
 
 def _other_space(task: Task) -> preprocess.Preprocess | None:
-    """Whitening where the run has none, and the other way round; None where its matrix would be too large."""
+    """Whitening if the run has none, else standard normalisation; None if the whitening matrix would be too large."""
     data = task.data
     if data.preprocess.kind != "zca" and data.channels * data.size**2 > _WHITENED:
         return None

@@ -1,6 +1,6 @@
-"""What several teachers say together: their votes, and one label from the logits of all.
+"""Committees of teachers: vote weights, label modes, and ensembling of logits.
 
-Priors and votes are those of Cui et al., "Dataset Distillation via Committee Voting" (CV-DD, arXiv:2501.07575).
+Priors and votes follow Cui et al., "Dataset Distillation via Committee Voting" (CV-DD, arXiv:2501.07575).
 """
 
 import math
@@ -20,7 +20,7 @@ from dd.training.teachers import Teacher
 
 _CHUNK = 256
 
-# Accuracy in percent of a student trained on images distilled from one member alone: constants in the official code.
+# Accuracy in percent of a student trained on images distilled from one member alone; constants of the official code.
 PRIORS: dict[str, dict[str, float]] = {
     data: dict(zip(("resnet18", "resnet50", "shufflenetv2", "mobilenetv2", "densenet121"), row, strict=True))
     for data, row in {
@@ -34,7 +34,7 @@ PRIORS: dict[str, dict[str, float]] = {
 
 
 def published_prior(data: str, arch: str) -> float | None:
-    """CV-DD's constant for a data set and an architecture in any spelling of ours, None where there is none.
+    """CV-DD's prior for a data set and an architecture, in any of our spellings; None if there is none.
 
     Args:
         data: name of the data set.
@@ -42,13 +42,13 @@ def published_prior(data: str, arch: str) -> float | None:
     """
     library, _, rest = arch.partition(":")
     name = (rest if library in ("timm", "torchvision") else library).partition(".")[0].lower().replace("_", "")
-    if name.startswith(("shufflenetv2", "mobilenetv2")):  # they come in several widths
+    if name.startswith(("shufflenetv2", "mobilenetv2")):  # strip the width from the name
         name = name[: len("shufflenetv2")] if name.startswith("shuffle") else name[: len("mobilenetv2")]
     return PRIORS.get(data, {}).get(name)
 
 
 def votes(prior: Sequence[float], temperature: float) -> Tensor:
-    """The members' weights softmax(p / tau), (members,) float32.
+    """Vote weights of the members, softmax(p / tau), float32 (members,).
 
     Args:
         prior: p, accuracies in percent.
@@ -61,9 +61,9 @@ def votes(prior: Sequence[float], temperature: float) -> Tensor:
 
 @contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Inside the block batch norm uses the statistics of what it is given; its buffers are neither read nor changed.
+    """Make batch norm use batch statistics inside the block; its buffers are neither read nor changed.
 
-    Everything else stays as it is, dropout in evaluation mode included.
+    All other layers keep their mode; dropout stays off.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
     before = [(layer.training, layer.track_running_stats) for layer in layers]
@@ -78,7 +78,7 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def live_dropout(network: nn.Module, seed: int) -> Iterator[None]:
-    """Inside the block dropout drops what `seed` says; everything else stays as it is, the global generator too."""
+    """Enable dropout inside the block, seeded by `seed`; other layers and the global generator are not affected."""
     layers = [layer for layer in network.modules() if isinstance(layer, _DropoutNd)]
     devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
     with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
@@ -99,13 +99,13 @@ def logits(
     """A teacher's logits (n, classes) for images (n, c, h, w) in model space, without a graph.
 
     Args:
-        teacher: the teacher; it is left as it was, to the bit.
+        teacher: the teacher; its state does not change.
         images: the views to label.
-        mode: "eval" asks about every image alone.  "batch" normalises each micro-batch by its own statistics, CV-DD's
-            batch-specific soft labels: an image's label depends on the others of its micro-batch.  "train" is what its
-            code does: dropout drops, and every batch falls into two halves, whatever its students' micro-batches are.
-        micro: images per micro-batch, see `dd.training.loop.pieces`; None for all together.
-        seed: of what dropout drops in mode "train".
+        mode: "eval" labels every image independently.  "batch" normalises each micro-batch with its own statistics
+            (CV-DD's batch-specific soft labels), so a label depends on the other images of its micro-batch.  "train"
+            follows CV-DD's code: dropout is on, and every batch is labelled in two halves, regardless of `micro`.
+        micro: images per micro-batch, see `dd.training.loop.pieces`; None for the whole batch.
+        seed: of dropout in mode "train".
 
     Raises:
         UsageError: a micro-batch of a single image in mode "batch", or a half of one in mode "train".
@@ -126,13 +126,13 @@ def logits(
 
 
 def ensemble(logits: Tensor, how: Ensemble = "logit_mean", weights: Tensor | None = None) -> Tensor:
-    """One label from those of all teachers, as logits: (teachers, n, k) to (n, k).
+    """Combine the logits of several teachers: (teachers, n, k) to (n, k).
 
     Args:
-        logits: of every teacher.
-        how: "logit_mean" (G-VBSM, EDC); "logit_weighted", sum_j w_j z_j (CV-DD); "prob_mean" (MEAL V2), whose logits
-            are the logarithms of the mean probabilities, so that softmax gives these back at temperature 1.
-        weights: w, (teachers,), which sum to 1; for "logit_weighted" only.
+        logits: of all teachers.
+        how: "logit_mean", the mean (G-VBSM, EDC); "logit_weighted", sum_j w_j z_j (CV-DD); or "prob_mean", the log of
+            the mean probabilities (MEAL V2), so that a softmax at temperature 1 recovers the mean.
+        weights: w, (teachers,), summing to 1; for "logit_weighted" only.
     """
     if (how == "logit_weighted") != (weights is not None):
         raise UsageError(f"labels by {how} {'need' if weights is None else 'take no'} weights of the teachers")

@@ -1,4 +1,4 @@
-"""The loss of one batch, eager or compiled: the same function either way."""
+"""The loss of a batch, eager or through `torch.compile`."""
 
 import logging
 import shutil
@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dd.training.criteria import PLAIN, Criterion
 
-# Compiling takes about 6 s on two cores and then saves a quarter to a third of every step.  Networks come in groups of
-# about five that share the compiled code, so it pays from a few seconds of work per network on: 1e11 operations of its
-# forward passes.  A function of shapes alone, so that a network's bits do not depend on how many others are asked for.
+# Compiling takes about 6 s on two cores and then saves a quarter to a third of every step.  Networks are trained in
+# groups of about five that share the compiled code, so compiling pays off from a few seconds of work per network: 1e11
+# FLOPs of forward passes.  The rule depends on shapes alone, so that a network's bits do not depend on its group.
 WORTH_FLOPS = 1e11
 _MANY = 1 << 20
 
@@ -30,11 +30,11 @@ def can_compile(device: torch.device) -> bool:
 
 
 def worth_compiling(network: nn.Module, images: Tensor, steps: int) -> bool:
-    """Whether `steps` steps on batches like `images` (b, c, h, w) are enough work to pay for compiling."""
+    """Whether `steps` steps on batches like `images` (b, c, h, w) are enough work to justify compiling."""
     if images.device.type == "cpu" and _breaks(network):
         return False
     was_training = network.training
-    network.eval()  # batch norm would remember this pass, and cannot train on one image of one pixel
+    network.eval()  # otherwise batch norm would record this pass, and might fail on a single image
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images[:1])
     network.train(was_training)
@@ -42,20 +42,20 @@ def worth_compiling(network: nn.Module, images: Tensor, steps: int) -> bool:
 
 
 def _breaks(network: nn.Module) -> bool:
-    """Whether inductor's code for a CPU was seen to write beyond its buffers on the way back through such a network.
+    """Whether inductor's CPU code is known to write out of bounds in the backward pass of such a network.
 
-    torch 2.14 does so for a ResNet-18 of width 8 with either norm, and not for one of width 16: narrow shortcuts.
+    torch 2.14 does so for a ResNet-18 of width 8 with any norm, but not for width 16; the cause is narrow shortcuts.
     """
     convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     return any(layer.kernel_size == (1, 1) and layer.in_channels < 16 for layer in convolutions)
 
 
 class BatchLoss:
-    """The criterion of a batch under the present parameters of one module.
+    """The criterion of a batch under the current parameters of one module.
 
     Args:
         network: the module.
-        compile: allow `torch.compile`; used where `worth_compiling` says so.
+        compile: allow `torch.compile`; it is used if `worth_compiling` says so.
         precision: "fp32", or "bf16" for autocast in the forward pass.
     """
 
@@ -66,13 +66,13 @@ class BatchLoss:
         self._allowed = compile and can_compile(next(network.parameters()).device)
 
     def __call__(self, images: Tensor, targets: Tensor, criterion: Criterion = PLAIN) -> Tensor:
-        """Scalar loss for images (b, c, h, w) and the targets that the criterion takes."""
+        """Scalar loss for images (b, c, h, w) and targets as the criterion takes them."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16):
             logits = self.network(images)
         return criterion(logits.float() if self._bf16 else logits, targets)
 
     def of(self, steps: int, criterion: Criterion = PLAIN) -> Loss:
-        """The fastest equivalent for a network trained for `steps` steps on batches like the first one it sees."""
+        """The fastest equivalent for training `steps` steps on batches of the same shape as the first one."""
 
         def plain(images: Tensor, targets: Tensor) -> Tensor:
             return self(images, targets, criterion)
@@ -90,16 +90,16 @@ class BatchLoss:
                     if criterion not in self._compiled:
                         self._compiled[criterion] = compiled(plain)
                     fast = self._compiled[criterion]
-            # the short last batch of a pass is not worth a second compilation
+            # the short last batch of a pass does not justify a second compilation
             return plain(images, targets) if tuple(images.shape) != shape else fast(images, targets)
 
         return either
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compile`, without a word of warning and without a limit on how many shapes it may see.
+    """`torch.compile` without warnings and without a limit on the number of shapes.
 
-    A module's forward hooks run as they do uncompiled, also those that are set again for every call.
+    Forward hooks of modules run as in eager mode, including hooks registered anew for every call.
     """
     fast = torch.compile(function, dynamic=False)
 
@@ -113,12 +113,12 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _hush() -> None:
-    """Torch warns of a CUDA toolkit without a GPU when it compiles for the CPU, which is nothing to worry about."""
+    """Silence torch's warning about a CUDA toolkit without a GPU, which is harmless when compiling for the CPU."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def _without_limit() -> AbstractContextManager[None]:
-    """Torch silently stops compiling after 8 shapes in a process; bits must not depend on what came before."""
-    from torch._dynamo import config  # takes seconds to import, and is there once anything is compiled
+    """Lift torch's limit of 8 recompilations per process, so that bits do not depend on what was compiled before."""
+    from torch._dynamo import config  # takes seconds to import; already imported once anything is compiled
 
     return config.patch(recompile_limit=_MANY, accumulated_recompile_limit=_MANY)

@@ -1,4 +1,4 @@
-"""What a batch is trained on: a mean over images of how far logits are from targets."""
+"""Training criteria: losses of logits and targets, averaged over a batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,26 +7,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
-"""Logits (b, k) and targets to a scalar; hashable and equal where it is the same function, as compiled code is kept."""
+"""(logits (b, k), targets) -> scalar; hashable, and equal for equal functions, because it keys compiled code."""
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross entropy with hard or soft targets, of logits divided by a temperature.
+    """Cross-entropy of logits, divided by a temperature, with hard or soft targets.
 
-    With soft targets its gradient is that of the Kullback-Leibler divergence of distillation (Hinton et al. 2015),
-    whose value differs by the targets' own entropy.
+    With soft targets, the gradient equals that of the KL divergence of knowledge distillation (Hinton et al. 2015); the
+    values differ by the entropy of the targets.
 
     Attributes:
         temperature: T.
-        squared: times T^2, so that the gradient does not shrink with T; of no account to AdamW.
+        squared: multiply by T^2, so that the gradient does not shrink with T; AdamW is invariant to it.
     """
 
     temperature: float = 1.0
     squared: bool = False
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Scalar mean for logits (b, k) and targets (b,) int64 or (b, k) probabilities."""
+        """Scalar mean for logits (b, k) and targets, int64 (b,) or probabilities (b, k)."""
         if self.temperature == 1:
             return F.cross_entropy(logits, targets)
         loss = F.cross_entropy(logits / self.temperature, targets)

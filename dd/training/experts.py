@@ -1,4 +1,4 @@
-"""Experts: networks trained on the real images, kept as trajectories of their parameters, one artefact each."""
+"""Experts: networks trained on the real images and stored as parameter trajectories, one artefact per expert."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,9 +22,9 @@ from dd.training.stacked import StackedTrainer
 
 KIND = "experts"
 POOLS = "pools"
-VERSION = 2  # of the training procedure: part of every key, raised when its results change
-STACK_SHARE = 0.25  # of the device's total memory that the activations of experts trained at once may take
-MAX_STACK = 10  # experts at once; more gain little once the chip is busy
+VERSION = 2  # of the training procedure; part of every key, raised when results change
+STACK_SHARE = 0.25  # share of the device's total memory for the activations of experts trained together
+MAX_STACK = 10  # most experts trained together; more gain little once the GPU is saturated
 
 
 @dataclass(frozen=True)
@@ -34,49 +34,49 @@ class ExpertSettings:
     count: Annotated[int, Field(ge=1), Outside("expert", "a larger pool keeps the experts of a smaller one")] = 100
     """Number of experts; a larger pool keeps the experts of a smaller one."""
     epochs: Annotated[int, Field(ge=1)] = 50
-    """Passes over the real training images; a snapshot is kept after each, and one before the first."""
+    """Passes over the real training images; a snapshot is stored after each, and one of the initialisation."""
     lr: Annotated[float, Field(gt=0)] = 0.01
     """Learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Momentum of SGD; most papers use none, because a plain trajectory is easier to imitate."""
+    """Momentum of SGD; most papers use 0, because a plain SGD trajectory is easier to match."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of SGD."""
     batch: Annotated[int, Field(ge=1)] = 256
     """Real images per step."""
     augment: bool = True
-    """DSA, one operation per batch, with the data set's strategy."""
+    """Whether to augment with DSA: the data set's strategy, one operation per batch."""
     kind: Literal["sgd", "ftd", "ast"] = "sgd"
-    """How they are trained: "sgd"; "ftd", flat experts by GSAM with adaptive perturbation; "ast", smooth ones."""
+    """How experts are trained: "sgd"; "ftd", in flat regions (GSAM with adaptive perturbation); "ast", smooth ones."""
     rho: Annotated[float, Field(gt=0), OnlyWith("kind", ("ftd",))] = 0.01
     """Radius of the perturbation (kind ftd)."""
     alpha: Annotated[float, Field(ge=0), OnlyWith("kind", ("ftd",))] = 0.3
     """Weight of the orthogonal component (kind ftd)."""
     clip: Annotated[int, Field(ge=0), OnlyWith("kind", ("ast",))] = 10
-    """First epochs, over which a factor of the loss rises from 1/2 towards 1; 0 for none (kind ast)."""
+    """Number of initial epochs in which the loss factor rises from 1/2 towards 1; 0 for none (kind ast)."""
     penalty: Annotated[float, Field(ge=0), OnlyWith("kind", ("ast",))] = 2.0
     """Weight of the gradient penalty, see `dd.training.penalty`; 0 for none (kind ast)."""
     decay: Annotated[float, Field(gt=0, le=1), OnlyWith("kind", ("ast",))] = 0.6
-    """Factor of lr from the epoch after half of them + 1 on, where momentum starts at zero again (kind ast)."""
+    """Factor of the one lr decay, `epochs` // 2 + 2 epochs in; it also resets the momentum (kind ast)."""
     drops: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], OnlyWith("kind", ("sgd", "ftd"))] = ()
-    """Shares of the epochs after which lr falls to `drop` times what it was; momentum goes on (not kind ast)."""
+    """Shares of the epochs after which lr is multiplied by `drop`; momentum is kept (kinds sgd and ftd)."""
     drop: Annotated[float, Field(gt=0, le=1), OnlyWith("drops")] = 0.2
-    """The factor of lr at each of `drops`."""
+    """Factor of lr at each of `drops`."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Root seed of the pool, apart from the run's, so that runs with other seeds share it."""
+    """Seed of the pool; independent of the run's seed, so that runs with different seeds share the pool."""
     store: Literal["float32", "bfloat16"] = "float32"
-    """Type of the stored snapshots; bfloat16 halves the disk and keeps three digits."""
+    """Dtype of the stored snapshots; bfloat16 halves the disk space and keeps about three digits."""
     from_: Annotated[str | None, Outside("run", "the digest of the files counts")] = None
-    """Folder of the authors' expert buffers (`replay_buffer_N.pt`), or one of them, read instead of training: the first
-    `count` experts and `epochs` epochs. Of the other settings only `store` counts then. Such experts have seen the
-    held-out images.
+    """Folder of the authors' expert buffers (`replay_buffer_N.pt`), or one such file, to read instead of training: the
+    first `count` experts and `epochs` epochs. Then only `store` still matters among the other settings. Such experts
+    have seen the held-out images.
     """
     stack: Annotated[Annotated[int, Field(ge=1)] | None, Outside("expert", "whether there were several counts")] = None
-    """Experts trained at once with stacked parameters; None for 1 on a CPU, and on a GPU for what a quarter of its
-    memory holds, 10 at most.
+    """Number of experts trained together with stacked parameters; None: 1 on a CPU, and on a GPU as many as fit into a
+    quarter of its memory, at most 10.
     """
 
     def digests(self) -> Mapping[str, str]:
-        """The hash of the files that the experts are read from, where they are."""
+        """The hash of the expert files, if experts are read from files."""
         return {} if self.from_ is None else {"experts.from": buffer_hash(self.from_)}
 
 
@@ -85,9 +85,10 @@ class Trajectories:
     """A pool of experts.
 
     Attributes:
-        snapshots: per expert, (epochs + 1, P) on the CPU, memory-mapped, as stored; row 0 is the initialisation.
-        holdout: per expert, accuracy on the held-out images in percent after the last epoch, None without a hold-out.
-        seconds: what training (or reading) them took, summed over experts, whether now or earlier.
+        snapshots: per expert, (epochs + 1, P) on the CPU, memory-mapped, in the stored dtype; row 0 is the
+            initialisation.
+        holdout: per expert, final accuracy on the held-out images in percent; None without held-out images.
+        seconds: time to train (or read) all experts, in this run or an earlier one.
     """
 
     snapshots: tuple[Tensor, ...]
@@ -98,11 +99,11 @@ class Trajectories:
         return len(self.snapshots)
 
     def snapshot(self, expert: int, epoch: int, device: torch.device) -> Tensor:
-        """(P,) float32 parameters of one expert after `epoch` epochs; a copy that the caller may change."""
+        """Parameters of one expert after `epoch` epochs, float32 (P,); a copy that the caller may modify."""
         return self.snapshots[expert][epoch].to(device, torch.float32, copy=True)
 
     def last(self, expert: int, device: torch.device) -> Tensor:
-        """(P,) final parameters of one expert."""
+        """Final parameters of one expert, float32 (P,)."""
         return self.snapshot(expert, -1, device)
 
 
@@ -111,7 +112,7 @@ def expert_spec(task: Task, settings: ExpertSettings, member: int) -> dict[str, 
     if settings.from_ is not None:
         return {
             "version": VERSION,
-            "data": task.data.fingerprint,  # on which it was tried
+            "data": task.data.fingerprint,  # the data that it was checked on
             "network": asdict(task.student),
             "settings": {"kind": "files", "epochs": settings.epochs, "store": settings.store},
             "files": buffer_hash(settings.from_),
@@ -133,11 +134,11 @@ def expert_spec(task: Task, settings: ExpertSettings, member: int) -> dict[str, 
 
 @dataclass(frozen=True, eq=False)
 class Experts(Need[Trajectories]):
-    """A pool of experts, as a method needs it: one artefact each.
+    """The need for a pool of experts, one artefact per expert.
 
     Attributes:
-        task: whose student and images.
-        settings: how they are trained.
+        task: the run, for its network and images.
+        settings: how the experts are trained.
     """
 
     task: Task
@@ -150,13 +151,13 @@ class Experts(Need[Trajectories]):
         return [Wanted(KIND, expert_spec(task, settings, m), _words(task, settings, m)) for m in range(settings.count)]
 
     def fetch(self, got: Got) -> Trajectories:
-        """The pool, trained (or read from files) where it does not exist yet.
+        """Return the pool; experts that do not exist yet are trained, or read from files.
 
-        A pool can be extended, and an interrupted one resumes with the next expert.  One manifest lists its shards.
+        A pool can be extended, and an interrupted pool resumes with the next expert.  One manifest lists its shards.
 
         Raises:
             RunError: an expert diverged.
-            UsageError: files of experts do not fit this run, see `dd.training.buffers`.
+            UsageError: the expert files do not fit this run; see `dd.training.buffers`.
         """
         task, wanted, pool = self.task, self.artefacts(), _Pool(self.task, self.settings, self.task.functional())
         found: list[Artefact] = []
@@ -171,12 +172,12 @@ class Experts(Need[Trajectories]):
 
 
 def trajectories(task: Task, settings: ExpertSettings) -> Trajectories:
-    """The pool that `settings` asks for, apart from a run; see `Experts.fetch`."""
+    """The pool that `settings` describe, outside a run; see `Experts.fetch`."""
     return Experts(task, settings).fetch(Got())
 
 
 def stack_size(task: Task, settings: ExpertSettings) -> int:
-    """How many experts are trained at once, from the settings, the shapes and the device's total memory."""
+    """Number of experts trained together, from the settings, the shapes and the device's total memory."""
     if settings.from_ is not None:
         return 1
     if settings.stack is not None:
@@ -192,11 +193,11 @@ def stack_size(task: Task, settings: ExpertSettings) -> int:
 
 
 def _list(task: Task, settings: ExpertSettings, found: Sequence[Artefact]) -> None:
-    """Write the pool's manifest: every shard of it that is known to be there."""
+    """Write the pool's manifest, which lists all known shards."""
     spec = {name: value for name, value in expert_spec(task, settings, 0).items() if name != "member"}
     beyond = settings.count
     while task.store.has(KIND, expert_spec(task, settings, beyond)):
-        beyond += 1  # a larger request had made more
+        beyond += 1  # an earlier, larger request trained more
     keys = [a.key for a in found]
     keys += [digest(expert_spec(task, settings, member)) for member in range(settings.count, beyond)]
     task.store.note(POOLS, spec, {"shards": [f"{KIND}/{key}.safetensors" for key in keys]})
@@ -218,7 +219,7 @@ class _Pool:
         return Trainer(self.task.build, self.task.compile, self.task.precision)
 
     def make(self, members: Sequence[int], missing: Sequence[int]) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
-        """Train or read those of `members` whose positions are given: (tensors, info) of each for the store."""
+        """Train or read the members at the positions `missing`; returns (tensors, info) of each for the store."""
         made, numbers = [], [members[position] for position in missing]
         read = ((number, self.files.expert(number)) for number in numbers)
         for number, kept in self._trained(numbers) if self.settings.from_ is None else read:
@@ -234,12 +235,12 @@ class _Pool:
         return made
 
     def _trained(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """Every expert asked for with its snapshots (epochs + 1, P) on the CPU."""
+        """Train experts; yields each number with its snapshots (epochs + 1, P) on the CPU."""
         task, settings = self.task, self.settings
         paths: list[Path] = [(settings.seed, "expert", number) for number in numbers]
         batches = passes(task.data.train, settings.batch)
         fit = expert_fit(settings, len(task.data.train), task.data.augment)
-        # snapshots are copies: views would alias the live parameters on a CPU
+        # copy the snapshots: on a CPU, views would alias the live parameters
         if stack_size(task, settings) > 1:
             stacks: list[Tensor] = []
             trainer = StackedTrainer(task.build, task.precision)
@@ -291,7 +292,7 @@ def expert_fit(settings: ExpertSettings, images: int, strategy: str) -> Fit:
 
 
 def expert_logits(task: Task, pool: Trajectories, index: Tensor, members: Sequence[int] | None = None) -> Tensor:
-    """Logits (experts, n, classes) of every expert's last snapshot on training images, as they are, in eval mode."""
+    """Logits (experts, n, classes) of the final experts on unaugmented training images, in eval mode."""
     template, images = task.functional(), task.data.train.images(index)
     experts = members if members is not None else range(len(pool))
     return torch.stack([template.predict(pool.last(expert, task.device), images) for expert in experts])

@@ -1,7 +1,7 @@
-"""Is a teacher fit to teach?  Asked before anything is recovered or relabelled with it.
+"""Check that a teacher fits the data, before images are recovered or labelled with it.
 
-Soft labels hide a wrong class order: everything runs, and the students come out useless.  It is the most frequent
-failure reported against the published code of the decoupled family.
+Soft labels hide a wrong class order: everything runs, but the students are useless.  This is the failure reported most
+often against the published code of decoupled methods.
 """
 
 import logging
@@ -18,29 +18,31 @@ from dd.training.teachers import Teacher
 
 log = logging.getLogger(__name__)
 
-CHECKED = 5000  # images at most that a teacher is tried on
-KEPT = 0.9  # share of the declared accuracy that it must reach
-ERRORS = 3  # standard errors that it must be above chance
-LUCK = 0.00135  # or this rarely reached by luck: the tail beyond 3 standard errors, where images are too few for them
-DEALT = 4000  # times that predictions are dealt out at random, to find out how rarely
-CONVINCING = 0.25  # of the way from luck to always right, that another order must reach: untrained networks have order
-ORDERED = 2000  # classes at most among which another order is looked for
-_SEED = 0  # of the sample; the same one in every run
+CHECKED = 5000  # at most this many images are used for the check
+KEPT = 0.9  # share of the declared accuracy that the teacher must reach
+ERRORS = 3  # its accuracy must exceed chance by this many standard errors ...
+LUCK = 0.00135  # ... or have a p-value of at most this, the tail beyond 3 standard errors, for small samples
+DEALT = 4000  # permutations of the predictions for the p-value
+CONVINCING = 0.25  # another class order must close this share of the gap from luck to 1; untrained networks have order
+ORDERED = 2000  # no search for another class order among more classes than this
+_SEED = 0  # of the sample; the same in every run
 _CHUNK = 256
-_ENTRIES = 1 << 22  # predictions dealt out at a time
+_ENTRIES = 1 << 22  # predictions permuted at a time
 
 
 def require_fit(teacher: Teacher, task: Task) -> None:
-    """Refuse a teacher that does not know the images, or knows them by other labels.
+    """Refuse a teacher that cannot classify the images, or uses other labels.
 
-    It is tried on the held-out images, on a fixed sample where there are more than 5,000.  Where it does not pass on
-    these, and they are so few or so uneven that a good one might not either, and where nothing is held out, it is tried
-    on training images.  Where those could not tell either, a warning says so and nothing is refused but other classes.
+    The check uses the held-out images, or a fixed sample of 5,000 if there are more.  It falls back to training images
+    if nothing is held out, or if the teacher fails on held-out images that are so few or so unbalanced that a good
+    teacher might fail too.  If training images are inconclusive as well, it logs a warning and refuses only a teacher
+    of other classes.
 
     Raises:
-        UsageError: its class names differ from the data's; it is indistinguishable from chance, see `told`; its
-            accuracy is below 90 % of the declared one, or, if neither accuracy nor classes are declared, of that in
-            another class order.  The message has the facts, and says if another order would do.
+        UsageError: the class names differ from the data's; the accuracy is indistinguishable from chance (see `told`);
+            it is below 90 % of the declared accuracy; or, if neither accuracy nor classes are declared, it is below
+            90 % of the accuracy in another class order.  The message gives the numbers, and says whether another
+            order would fit.
     """
     _require_classes(teacher, task.data.classes)
     which, line = "", ""
@@ -56,7 +58,7 @@ def require_fit(teacher: Teacher, task: Task) -> None:
 
 
 def announce(task: Task) -> None:
-    """Say, before a teacher is trained, that held-out images might not tell a fit one from chance, or none might."""
+    """Warn, before a teacher is trained, if held-out images are too few to distinguish a good teacher from chance."""
     *held, (train, _) = _asked(task)
     if any(tell(split.labels[_sample(split).to(split.labels.device)]) for split, _ in held):
         return
@@ -68,19 +70,19 @@ def announce(task: Task) -> None:
 
 
 def told(labels: Tensor, predicted: Tensor) -> bool:
-    """Whether predictions are told from chance, on (n,) images each.
+    """Whether predictions (n,) of labels (n,) are significantly better than chance.
 
-    Chance is the accuracy of the predictions dealt out at random, sum_c p(c) q(c) for the shares p of labels and q of
-    predictions: 1 / classes where the classes are level.  Above it is an accuracy that is so by 3 standard errors, or a
-    mean recall of the classes that as rarely comes of dealing: that does not suppose that images are many, and the few
-    of a rare class count as much as all of a frequent one.
+    Chance is the expected accuracy of randomly permuted predictions, sum_c p(c) q(c), with p and q the class shares of
+    labels and predictions: 1 / classes for balanced classes.  The predictions pass if their accuracy exceeds chance by
+    3 standard errors, or if a permutation test of the mean per-class recall gives an equally small p-value.  The
+    second test is valid for few images, and gives rare classes the same weight as frequent ones.
     """
     right, chance = float((predicted == labels).double().mean()), _chance(labels, predicted)
     return right > chance + ERRORS * _error(chance, len(labels)) or luck(labels, predicted) <= LUCK
 
 
 def tell(labels: Tensor) -> bool:
-    """Whether a teacher that takes one in ten of (n,) images for the next class would be told from chance by them."""
+    """Whether these labels (n,) suffice to distinguish a teacher with 10 % errors from chance."""
     labels = labels.cpu().sort().values
     there = labels.unique()
     mistaken = there[(torch.searchsorted(there, labels[::10].contiguous()) + 1) % len(there)]
@@ -90,7 +92,7 @@ def tell(labels: Tensor) -> bool:
 
 
 def luck(labels: Tensor, predicted: Tensor) -> float:
-    """How often predictions dealt out at random reach the mean recall of these: a permutation test's p-value.
+    """The p-value of a permutation test: how often permuted predictions reach the mean recall of these.
 
     Args:
         labels: (n,) int64.
@@ -107,7 +109,7 @@ def luck(labels: Tensor, predicted: Tensor) -> float:
 
 
 def _unfit(teacher: Teacher, predicted: Tensor, labels: Tensor, which: str, classes: tuple[str, ...]) -> str | None:
-    """What is wrong with a teacher by its predictions (n,), in one line; None where nothing is."""
+    """The fault of a teacher, judged by its predictions (n,), in one line; None if it is fit."""
     n, right, words = len(labels), float((predicted == labels).double().mean()), ""
     if not told(labels, predicted):
         problem = "indistinguishable from chance"
@@ -143,16 +145,16 @@ def _other_reasons(classes: int) -> str:
 
 
 def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """How many images of each class (rows) were taken for each class (columns): (k, k) float64 on the CPU."""
+    """Confusion matrix, float64 (k, k) on the CPU: number of images by true class (rows) and predicted class."""
     pairs = labels * classes + predicted
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes).double()
 
 
 def best_order(counts: Tensor) -> tuple[Tensor, float]:
-    """The order of outputs that would make a teacher right most often, from its confusion (k, k).
+    """The order of outputs that maximises accuracy, from a confusion matrix (k, k).
 
     Returns:
-        (k,) the output that answers to each class, and the accuracy in [0, 1] that it gives.
+        The output for each class, (k,), and the resulting accuracy in [0, 1].
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -162,16 +164,16 @@ def best_order(counts: Tensor) -> tuple[Tensor, float]:
 
 
 def _other_order(predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) -> tuple[str, float]:
-    """Words on the order of classes that the predictions fit far better than their own, or none; the accuracy it gives.
+    """A message about a class order that fits the predictions far better, or "", and the best accuracy.
 
-    It is not looked for among more than 2,000 classes, for which the table and the search would take too much.
+    The search is skipped for more than 2,000 classes, because matrix and search would be too expensive.
     """
     if len(classes) > ORDERED:
         return "", 0.0
     counts = confusion(labels, predicted, len(classes))
     n, right = len(labels), _right(counts)
     order, best = best_order(counts)
-    # the best of all orders flatters any predictions: how much, the same ones dealt out at random tell
+    # the best of all orders looks good even by luck; permuted predictions show how good
     dealt = predicted[torch.randperm(n, generator=generator(_SEED, "fitness", "dealt"))]
     _, by_luck = best_order(confusion(labels, dealt, len(classes)))
     convincing = by_luck + CONVINCING * (1 - by_luck)
@@ -202,7 +204,7 @@ def _require_classes(teacher: Teacher, ours: tuple[str, ...]) -> None:
 
 
 def _asked(task: Task) -> list[tuple[Split, str]]:
-    """The splits that teachers are tried on, one after another, with words for their images."""
+    """The splits to check teachers on, in order, each with a description of its images."""
     data, held = task.data, len(task.data.holdout)
     why = f"the {held} held-out ones cannot tell" if held else "data.holdout=0 holds none out"
     first: list[tuple[Split, str]] = [(data.holdout, "held-out images")] if held else []
@@ -214,7 +216,7 @@ def _sample(split: Split) -> Tensor:
 
 
 def _tried(teacher: Teacher, split: Split, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Its predictions (n,) and the labels (n,) of some images."""
+    """The teacher's predictions (n,) and the labels (n,) of some images."""
     batches = ((split.images(part), split.labels[part.to(split.labels.device)]) for part in index.split(_CHUNK))
     logits, labels = predict(teacher.network, batches)
     return logits.argmax(1).cpu(), labels.cpu()
@@ -225,5 +227,5 @@ def _right(counts: Tensor) -> float:
 
 
 def _error(share: float, n: int) -> float:
-    """Standard error of a share of n images."""
+    """Standard error of a proportion estimated from n images."""
     return (share * (1 - share) / n) ** 0.5

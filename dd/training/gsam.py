@@ -1,4 +1,4 @@
-"""Flat experts: the gradient of GSAM with adaptive perturbation, as FTD trains its experts.
+"""GSAM with adaptive perturbation, the optimiser of FTD's flat experts.
 
 FTD (Du et al., CVPR 2023, arXiv:2211.11004); GSAM (Zhuang et al., ICLR 2022, arXiv:2203.08065), adaptive perturbation
 from ASAM (Kwon et al., ICML 2021, arXiv:2102.11600).
@@ -8,7 +8,7 @@ from ASAM (Kwon et al., ICML 2021, arXiv:2102.11600).
     g_perp = g0 - (<g0, g1> / ||g1||^2) g1
     g      = g1 - alpha * g_perp
 
-Norms and products run over all parameters at once.
+Norms and inner products run over all parameters together.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ _TINY = 1e-12
 
 
 def perturbation(params: Sequence[Tensor], grads: Sequence[Tensor], rho: float) -> list[Tensor]:
-    """Eps of the module's text, tensor by tensor."""
+    """The perturbation eps of the module docstring, per tensor."""
     norm = torch.linalg.vector_norm(
         torch.stack([torch.linalg.vector_norm(p * g) for p, g in zip(params, grads, strict=True)])
     )
@@ -29,23 +29,23 @@ def perturbation(params: Sequence[Tensor], grads: Sequence[Tensor], rho: float) 
 
 
 def surrogate(grads: Sequence[Tensor], sharp: Sequence[Tensor], alpha: float) -> list[Tensor]:
-    """G of the module's text from g0 (`grads`) and g1 (`sharp`), tensor by tensor."""
+    """The gradient g of the module docstring, per tensor, from g0 (`grads`) and g1 (`sharp`)."""
     inner = torch.stack([(g * s).sum() for g, s in zip(grads, sharp, strict=True)]).sum()
     square = torch.stack([s.square().sum() for s in sharp]).sum()
-    along = inner / square.clamp_min(torch.finfo(square.dtype).tiny)  # where g1 is zero, so is <g0, g1>
+    along = inner / square.clamp_min(torch.finfo(square.dtype).tiny)  # if g1 is zero, so is <g0, g1>
     return [s - alpha * (g - along * s) for g, s in zip(grads, sharp, strict=True)]
 
 
 def gsam_gradient(network: nn.Module, loss: Callable[[], Tensor], rho: float, alpha: float) -> None:
-    """Replace the gradients g0 that stand in `.grad` by GSAM's.
+    """Replace the gradients g0 in `.grad` by GSAM's.
 
     The parameters are restored from a copy, bit for bit.
 
     Args:
-        network: holds g0 in its gradients, from the same batch that `loss` evaluates.
-        loss: the batch's loss as a function of the present parameters.
-        rho: radius of the perturbation in units of |theta|.
-        alpha: weight of the orthogonal part; 0 gives ASAM.
+        network: holds g0 in `.grad`, from the same batch that `loss` evaluates.
+        loss: the batch's loss as a function of the current parameters.
+        rho: radius of the perturbation, relative to |theta|.
+        alpha: weight of the orthogonal component; 0 gives ASAM.
     """
     params = [p for p in network.parameters() if p.grad is not None]
     grads = [p.grad.clone() for p in params if p.grad is not None]

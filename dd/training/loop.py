@@ -1,7 +1,7 @@
-"""The training loop: batches that are already on the device, augmented there, and an optimiser's step on each.
+"""The training loop: batches on the device are augmented, and the optimiser takes one step on each.
 
-Experts, students, probes and the full-data reference all go through `Trainer`.  Networks are asked for together and
-trained one after another; on a CPU that was measured 2 to 4 times faster than stacking their parameters
+Experts, teachers, students, probes and the full-data reference all use `Trainer`.  Networks are requested together and
+trained one after another.  On a CPU this was measured to be 2 to 4 times faster than stacking their parameters
 (`dd.training.stacked`).
 """
 
@@ -26,10 +26,10 @@ from dd.training.penalty import gradient_penalty
 from dd.views import Batches, ViewPolicy, draw_view
 from dd.views.dsa import augment
 
-WARM = 0.01  # share of lr that a warm-up begins with
+WARM = 0.01  # share of lr at the start of a warm-up
 
 AfterPass = Callable[[int, nn.Module], None]
-"""Called with (passes done, network) after every whole pass, and with 0 before the first."""
+"""Called with (passes done, network) after every full pass, and with 0 before the first."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,22 @@ class Fit:
         lr: learning rate.
         momentum: heavy-ball momentum, as in `torch.optim.SGD`.
         weight_decay: L2 penalty, as in `torch.optim.SGD` and Adam; AdamW's own.
-        decay_at: steps before which lr is multiplied by `decay` and the optimiser recreated (its momentum is lost), as
-            the trajectory-matching family does.
+        decay_at: steps before which lr is multiplied by `decay` and the optimiser is recreated (resetting momentum), as
+            in the code of the trajectory-matching family.
         decay: the factor.
-        keep_state: lr falls without the optimiser being recreated.
+        keep_state: decay lr without recreating the optimiser.
         optimiser: "sgd", "adam" or "adamw".
-        cosine: lr follows (1 + cos(pi t / (cosine * steps))) / 2 at step t: 1 ends at zero, 2 at half; None for none.
-        warmup: first steps, over which lr rises in a line from a hundredth.
-        spare_vectors: no weight decay on biases and norm layers, parameters of less than two dimensions.
-        criterion: of the logits.
-        micro: images that go through the network together, gradients adding up to a step's; None for all.
+        cosine: multiply lr by (1 + cos(pi t / (cosine * steps))) / 2 at step t: 1 ends at zero, 2 at half; None for no
+            cosine schedule.
+        warmup: number of initial steps in which lr rises linearly from a hundredth.
+        spare_vectors: no weight decay on parameters with fewer than two dimensions (biases and norm layers).
+        criterion: the loss of logits and targets.
+        micro: micro-batch size, with gradients accumulated over a step; None for the whole batch.
         strategy: DSA strategy, one operation per batch; "none" for none.
         sam: (rho, alpha) for flat experts, see `dd.training.gsam`; None for plain SGD.
-        factors: of the loss in the first passes; it is 1 after them.
-        penalty: weight of `gradient_penalty` on the unaugmented images, beside the loss; 0 for none.
-        momentum_after: momentum once lr has fallen; None for the same.
+        factors: factors of the loss in the first passes; afterwards it is 1.
+        penalty: weight of `gradient_penalty` on the unaugmented images, added to the loss; 0 for none.
+        momentum_after: momentum after the first decay; None keeps it.
     """
 
     steps: int
@@ -88,35 +89,35 @@ class Fit:
         return lr * (1 + math.cos(math.pi * done / self.cosine)) / 2
 
     def factor(self, done: int) -> float:
-        """Of the loss in the pass after `done` passes."""
+        """Factor of the loss in the pass after `done` passes."""
         return self.factors[done] if done < len(self.factors) else 1.0
 
 
 Path = tuple[int, *tuple[str | int, ...]]
-"""A root seed and names: the path under which all random draws of one network stand."""
+"""(root seed, name, ...): identifies the random streams of one network."""
 
 
 class Keep(Protocol):
-    """Where the state of one network is kept between passes, so that a killed process goes on where it was."""
+    """Saves the state of one network between passes, so that a killed process can resume."""
 
     def load(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, int]:
-        """Restore what is kept, in place: (passes, steps) done by then, (0, 0) where nothing is."""
+        """Restore the saved state in place; returns (passes, steps) done, or (0, 0) if nothing is saved."""
         ...
 
     def save(self, network: nn.Module, optimiser: torch.optim.Optimizer, done: int, step: int) -> None:
-        """Keep the state after `done` passes and `step` steps."""
+        """Save the state after `done` passes and `step` steps."""
         ...
 
 
 class Trainer:
-    """Trains networks of one architecture, one after another, in one module, so that compiled code is made once.
+    """Trains networks of one architecture, one after another, in a single module, so that it is compiled only once.
 
-    A network's result is a function of its path alone: weights, batch order and augmentation are drawn from generators
-    named after it, whichever other networks are asked for.
+    A network depends on its path alone: weights, batch order and augmentation are drawn from generators seeded by the
+    path, whichever other networks are requested.
 
     Args:
         build: generator -> a module with fresh weights drawn from it.
-        compile: use `torch.compile` where the work is large enough to pay for it.
+        compile: use `torch.compile` if there is enough work to justify it.
         precision: "fp32", or "bf16" for autocast.
     """
 
@@ -138,15 +139,15 @@ class Trainer:
         """Train one network per path.
 
         Args:
-            paths: which networks.
+            paths: identify the networks.
             batches: the data, one shuffled pass at a time.
             fit: how to train.
-            after_pass: called after every whole pass of every network.
-            keeps: one per path, where its state is kept after every whole pass and taken up again; the bits are those
-                of a training that was never interrupted.
+            after_pass: called after every full pass of every network.
+            keeps: one per path, to save the state after every full pass and to resume; a resumed training is
+                bit-identical to an uninterrupted one.
 
         Yields:
-            The trained network of each path; valid until the next is asked for.
+            The trained network of each path; valid until the next one is requested.
         """
         network = self._loss.network
         for path, keep in zip(paths, keeps or [None] * len(paths), strict=True):
@@ -187,7 +188,7 @@ class Trainer:
 
 
 def make_optimiser(parameters: Iterable[Tensor], fit: Fit, step: int) -> Optimizer:
-    """The optimiser of `fit` from step `step` on, without a memory."""
+    """A fresh optimiser for `fit`, starting at step `step`."""
     groups = _groups(list(parameters), fit)
     alone: Any = {"foreach": False, "fused": False}
     if fit.optimiser != "sgd":
@@ -199,7 +200,7 @@ def make_optimiser(parameters: Iterable[Tensor], fit: Fit, step: int) -> Optimiz
 
 
 def at_step(optimiser: Optimizer, parameters: Iterable[Tensor], fit: Fit, step: int) -> Optimizer:
-    """The optimiser with the learning rate of step `step`; a new one where the fit says that its memory is lost."""
+    """The optimiser with the learning rate of step `step`; recreated at a decay that resets its state."""
     if step in fit.decay_at and not fit.keep_state:
         return make_optimiser(parameters, fit, step)
     for group in optimiser.param_groups:
@@ -213,12 +214,12 @@ def passes(split: Split, size: int) -> Batches:
 
 
 def in_company(batches: Batches) -> Batches:
-    """The same but batches of a single image, which has no batch statistics: what is left over of a pass."""
+    """Skip batches of a single image, the remainder of a pass, because one image has no batch statistics."""
     return lambda rng, number: (batch for batch in batches(rng, number) if len(batch[1]) > 1)
 
 
 def viewed(batches: Batches, policy: ViewPolicy, data: RealData) -> Batches:
-    """Views of the batches' images; labels are mixed as their images are, and become probabilities for that."""
+    """Views of the batches' images; if images are mixed, labels become probabilities and are mixed too."""
     black = data.black if policy.pad else None
 
     def passes(rng: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -233,9 +234,9 @@ def viewed(batches: Batches, policy: ViewPolicy, data: RealData) -> Batches:
 
 
 def pieces(images: int, micro: int | None) -> list[int]:
-    """Sizes of the micro-batches that a batch falls into, the same for students and for teachers with batch statistics.
+    """Micro-batch sizes of a batch, the same for students and for teachers with batch statistics.
 
-    A single image left over joins the piece before it, as batch statistics of one image say nothing.
+    A single remaining image joins the previous piece, because one image has no batch statistics.
     """
     if micro is None or images <= micro:
         return [images]
@@ -260,7 +261,7 @@ def _backward(loss_of: Loss, images: Tensor, targets: Tensor, factor: float, mic
 
 
 def _penalise(network: nn.Module, images: Tensor, weight: float) -> None:
-    """Add the gradient of the weighted penalty to `.grad`; uncompiled, for it is differentiated twice."""
+    """Add the gradient of the weighted penalty to `.grad`; not compiled, because it is differentiated twice."""
     images = images.detach().requires_grad_()
     (slope,) = torch.autograd.grad(network(images).sum(), images, create_graph=True)
     (weight * gradient_penalty(slope)).backward(inputs=list(network.parameters()))
@@ -268,7 +269,7 @@ def _penalise(network: nn.Module, images: Tensor, weight: float) -> None:
 
 @torch.no_grad()
 def predict(network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Logits (n, k) and labels (n,) over one pass, in evaluation mode; the mode is restored."""
+    """Logits (n, k) and labels (n,) over one pass, in eval mode; restores the mode."""
     was_training = network.training
     network.eval()
     logits, labels = zip(*((network(images), targets) for images, targets in batches), strict=True)
@@ -277,23 +278,23 @@ def predict(network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tup
 
 
 def accuracy(network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
-    """Top-1 accuracy in percent over one pass, in evaluation mode."""
+    """Top-1 accuracy in percent over one pass, in eval mode."""
     logits, labels = predict(network, batches)
     return right(logits.argmax(1), labels)
 
 
 def right(predicted: Tensor, labels: Tensor) -> float:
-    """Accuracy in percent of predictions (n,) of labels (n,)."""
+    """Accuracy in percent of predictions (n,) for labels (n,)."""
     return 100.0 * (predicted == labels).double().mean().item()
 
 
 def recall(predicted: Tensor, labels: Tensor, classes: int) -> tuple[list[float | None], float]:
-    """Accuracy in percent on the images of each class, None where it has none, and the mean of the others.
+    """Per-class recall in percent, None for a class without images, and the mean over the other classes.
 
     Args:
         predicted: (n,) int64.
         labels: (n,) int64.
-        classes: how many there are.
+        classes: number of classes.
     """
     counts = torch.bincount(labels, minlength=classes).tolist()
     hits = torch.bincount(labels[predicted == labels], minlength=classes).tolist()

@@ -1,4 +1,4 @@
-"""The state of one network between two passes, on disk: what lets a killed training resume where it was."""
+"""Checkpoint of one network's training between passes, so that a killed training resumes."""
 
 import json
 import logging
@@ -18,12 +18,12 @@ _NETWORK, _OPTIMISER = "network.", "optimiser."
 
 @dataclass(frozen=True)
 class PassFile:
-    """A `dd.training.loop.Keep` in one file: weights, buffers, optimiser, passes and steps done.
+    """A `dd.training.loop.Keep` in one file: weights, buffers, optimiser state, passes and steps done.
 
     Attributes:
-        path: the file, replaced after every pass, see `dd.io.state`.
-        key: identity of the training; a file with another key is not taken up.
-        what: named in the log, for example "teacher convnet".
+        path: the file, replaced after every pass; see `dd.io.state`.
+        key: identity of the training; a file with another key is ignored.
+        what: name for the log, for example "teacher convnet".
     """
 
     path: Path
@@ -34,7 +34,7 @@ class PassFile:
         """See `Keep`.
 
         Raises:
-            RunError: the disk is full; the state of the pass before stays.
+            RunError: the disk is full; the state of the previous pass is kept.
         """
         tensors = {f"{_NETWORK}{name}": value for name, value in network.state_dict().items()}
         state, plain = split_state(optimiser, _OPTIMISER)
@@ -53,5 +53,5 @@ class PassFile:
         return int(meta["done"]), int(meta["step"])
 
     def remove(self) -> None:
-        """Delete it, once the network is stored elsewhere."""
+        """Delete the file, once the network is stored elsewhere."""
         remove_state(self.path)

@@ -1,4 +1,4 @@
-"""Pools of experts as a user sees them: what is stored, whether it is sound, what a request would cost."""
+"""Inspect pools of experts: what is stored, whether it is intact, and what a request would cost."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ _WARM_UP, _TIMED = 2, 10  # steps
 
 @dataclass(frozen=True)
 class Shard:
-    """One stored expert: its number, its spec, size in bytes, seconds it took, the facts stored with it."""
+    """One stored expert: number, spec, size in bytes, training time in seconds, and stored metadata."""
 
     member: int
     spec: dict[str, Any]
@@ -30,12 +30,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class ExpertPool:
-    """Stored experts that differ in their number alone.
+    """Stored experts that share everything but their number.
 
     Attributes:
-        key: hash of what they share; its beginning names the pool on the command line.
-        spec: what they share.
-        shards: the experts, by number.
+        key: hash of the shared spec; a prefix of it names the pool on the command line.
+        spec: the shared spec.
+        shards: the experts, ordered by number.
     """
 
     key: str
@@ -44,19 +44,19 @@ class ExpertPool:
 
     @property
     def bytes(self) -> int:
-        """On disk."""
+        """Size on disk."""
         return sum(shard.bytes for shard in self.shards)
 
 
 @dataclass(frozen=True)
 class Price:
-    """What a request for experts would cost.
+    """The cost of a request for experts.
 
     Attributes:
-        count: experts asked for.
-        missing: of these, how many are not there yet.
-        seconds: about what training them takes here; None where none is missing, or where they come from files.
-        bytes: what they take on disk.
+        count: number of requested experts.
+        missing: how many of them do not exist yet.
+        seconds: estimated time to train the missing ones; None if none is missing, or if they come from files.
+        bytes: disk space of the missing ones.
     """
 
     count: int
@@ -66,7 +66,7 @@ class Price:
 
     @staticmethod
     def total(prices: "Iterable[Price]") -> "Price":
-        """What several requests would cost together."""
+        """The total cost of several requests."""
         each = list(prices)
         seconds = [price.seconds for price in each if price.seconds is not None]
         sums = (sum(price.count for price in each), sum(price.missing for price in each))
@@ -74,7 +74,7 @@ class Price:
 
 
 def pools(store: Store) -> list[ExpertPool]:
-    """Every pool of which something is stored."""
+    """All pools with at least one stored expert."""
     shared: dict[str, tuple[dict[str, Any], list[Shard]]] = {}
     for manifest in store.manifests(KIND):
         spec = dict(manifest["spec"])
@@ -88,19 +88,19 @@ def pools(store: Store) -> list[ExpertPool]:
 
 
 def damages(store: Store, pool: ExpertPool) -> Iterator[tuple[Shard, str | None]]:
-    """Every expert of a pool with what is wrong with its files, None where nothing is; reads all of them."""
+    """Verify all files of a pool; yields every expert with its fault, or None."""
     for shard in pool.shards:
         yield shard, store.damage(KIND, shard.spec)
 
 
 def remove(store: Store, pool: ExpertPool) -> int:
-    """Delete a pool's experts and its manifest; returns bytes freed."""
+    """Delete a pool's experts and its manifest; returns the bytes freed."""
     store.remove(POOLS, pool.spec)
     return sum(store.remove(KIND, shard.spec) for shard in pool.shards)
 
 
 def price(task: Task, settings: ExpertSettings) -> Price:
-    """What `trajectories` would cost, from a few steps of training, uncompiled, and from the shapes."""
+    """Estimate the cost of `trajectories` from a few uncompiled training steps and from the shapes."""
     missing = sum(not task.store.has(KIND, expert_spec(task, settings, m)) for m in range(settings.count))
     snapshot = task.functional().size * getattr(torch, settings.store).itemsize
     size = missing * (settings.epochs + 1) * snapshot

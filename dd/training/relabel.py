@@ -1,4 +1,4 @@
-"""How the views of a distilled set are labelled by teachers: one label from all of them."""
+"""Label the views of a distilled set with one or more teachers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,14 +20,14 @@ from dd.training.teachers import SqueezeSettings, Teacher, spelled, teacher_keys
 
 @dataclass(frozen=True, eq=False)
 class TeacherLabeller:
-    """Teachers that label views as one.
+    """A `Labeller` that combines the logits of its teachers.
 
     Attributes:
         teachers: at least one.
-        settings: how.
-        weights: (teachers,) of "logit_weighted"; None otherwise.
-        origin: JSON-able: what `of_origin` makes it again from.
-        keys: JSON-able, per teacher: what determines its logits.
+        settings: how views are labelled.
+        weights: (teachers,), for "logit_weighted"; None otherwise.
+        origin: JSON-serialisable description from which `of_origin` rebuilds it.
+        keys: per teacher, JSON-serialisable, what determines its logits.
     """
 
     teachers: tuple[Teacher, ...]
@@ -45,7 +45,7 @@ class TeacherLabeller:
         settings: LabelSettings,
         weights: Sequence[float] | None = None,
     ) -> "TeacherLabeller":
-        """A labeller of teachers that were made from their names with `squeeze`."""
+        """Build a labeller from teachers that were made from their names with `squeeze`."""
         names = [spelled(task, teacher.name) for teacher in members]
         votes = None if weights is None else tuple(weights)
         origin = {"teachers": names, "squeeze": asdict(squeeze), "labels": asdict(settings), "weights": votes}
@@ -53,10 +53,10 @@ class TeacherLabeller:
 
     @classmethod
     def of_origin(cls, task: Task, origin: Mapping[str, Any]) -> "TeacherLabeller":
-        """The labeller that `origin` describes; teachers that are not in the store are trained again.
+        """Rebuild the labeller that `origin` describes; teachers missing from the store are retrained.
 
         Raises:
-            UsageError: a teacher cannot be had, or does not know the images.
+            UsageError: a teacher is not available, or cannot classify the images.
         """
         squeeze, settings = _squeeze_of(origin), labels_of(origin)
         members = teachers(task, origin["teachers"], squeeze, partial(require_fit, task=task))
@@ -64,10 +64,10 @@ class TeacherLabeller:
 
     @classmethod
     def facts_of(cls, task: Task, origin: Mapping[str, Any]) -> dict[str, Any]:
-        """The `facts` of the labeller that `origin` describes, as JSON gives them back; no teacher is made for it.
+        """The `facts` of the labeller that `origin` describes, after a JSON round trip; makes no teacher.
 
         Raises:
-            UsageError: a teacher's file is not there.
+            UsageError: a teacher's file is missing.
         """
         squeeze, settings = _squeeze_of(origin), labels_of(origin)
         keys = teacher_keys(task, origin["teachers"], squeeze)
@@ -80,17 +80,17 @@ class TeacherLabeller:
 
     @property
     def accuracies(self) -> list[float | None]:
-        """Per teacher in percent on held-out images."""
+        """Accuracy of each teacher on held-out images, in percent."""
         return [teacher.holdout for teacher in self.teachers]
 
     def logits(self, views: Tensor, own: Tensor, micro: int | None, seed: int = 0) -> Tensor:
-        """(b, classes) for a batch of views (b, c, h, w); where labels are calibrated, their logarithms.
+        """Logits (b, classes) of a batch of views; if labels are calibrated, the log-probabilities.
 
         Args:
-            views: the views.
-            own: (b,) the classes of their images.
-            micro: images of a micro-batch, which count where teachers use batch statistics.
-            seed: of dropout, which drops in the mode "train" alone; every teacher has its own.
+            views: (b, c, h, w).
+            own: (b,) classes of their images.
+            micro: images per micro-batch; matters if teachers use batch statistics.
+            seed: of dropout, which is on in mode "train" only; every teacher has its own.
         """
         settings, mode = self.settings, self.settings.teacher_mode
         pieces = micro if mode == "batch" else None
@@ -104,7 +104,7 @@ class TeacherLabeller:
 
 
 def labels_of(origin: Mapping[str, Any]) -> LabelSettings:
-    """How a labeller's `origin` says that it labels."""
+    """The label settings in a labeller's `origin`."""
     return TypeAdapter(LabelSettings).validate_python(origin["labels"])
 
 

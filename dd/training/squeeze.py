@@ -1,4 +1,4 @@
-"""Networks trained on the real images to teach ("squeeze", Yin et al., SRe2L, NeurIPS 2023), one artefact each."""
+"""Train teachers on the real images: SRe2L's squeeze stage (Yin et al., NeurIPS 2023), one artefact per teacher."""
 
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,8 +19,8 @@ from dd.training.passes import PassFile
 from dd.views import Batches, ViewPolicy
 
 KIND = "teachers"
-VERSION = 1  # of the training procedure: part of every key, raised when its results change
-LEAST = 0.08  # share of the area that a crop keeps (Szegedy et al. 2015, and torchvision's recipe)
+VERSION = 1  # of the training procedure; part of every key, raised when results change
+LEAST = 0.08  # smallest share of the area that a crop keeps (Szegedy et al. 2015, and torchvision's recipe)
 _CROPS = ViewPolicy(crop=LEAST, flip=True)
 _PAD = ViewPolicy(pad=4, flip=True)  # He et al. 2016, section 4.2
 
@@ -29,8 +29,8 @@ _PAD = ViewPolicy(pad=4, flip=True)  # He et al. 2016, section 4.2
 class SqueezeSettings:
     """How teachers are trained on the real images.  Defaults: SRe2L's for CIFAR-100 (official code), but with DSA.
 
-    The authors of the family augment as torchvision's recipes do: `augment="pad"` for small images, `"crops"` for
-    ImageNet's.
+    The papers of the family augment like torchvision's recipes: `augment="pad"` for small images, `"crops"` for
+    ImageNet.
     """
 
     epochs: Annotated[int, Field(ge=1, le=10**6)] = 200
@@ -40,22 +40,22 @@ class SqueezeSettings:
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD."""
     weight_decay: Annotated[float, Field(ge=0, le=1000)] = 5e-4
-    """Weight decay of SGD and of Adam, as a penalty."""
+    """Weight decay of SGD or Adam (L2 penalty)."""
     batch: Annotated[int, Field(ge=2, le=10**6)] = 128
     """Real images per step."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up: constant, or half a cosine to zero."""
+    """Learning-rate schedule after the warm-up: constant, or cosine decay to zero."""
     warmup: Annotated[int, Field(ge=0, le=10**6)] = 0
-    """Epochs in which lr rises linearly, from a hundredth."""
+    """Number of epochs in which lr rises linearly from a hundredth."""
     augment: bool | Literal["pad", "crops"] = True
-    """True, DSA, one operation per batch, with the data set's strategy; false, none; "pad", four black pixels around
-    every image, a random crop of its size, half mirrored; "crops", random resized crops of at least 8 % of the area,
-    half mirrored, which are cut from the files where images were brought to size.
+    """Augmentation. true: DSA with the data set's strategy, one operation per batch. false: none. "pad": pad with four
+    black pixels, crop to the original size, flip half of the images. "crops": random resized crops of at least 8 % of
+    the area, flip half of them; if images were resized, the crops are cut from the original files.
     """
     optimiser: Literal["sgd", "adam"] = "sgd"
     """The optimiser of a teacher."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Root seed of the teachers, apart from the run's, so that runs with other seeds share them."""
+    """Seed of the teachers; independent of the run's seed, so that runs with different seeds share the teachers."""
 
     def __post_init__(self) -> None:
         if self.warmup >= self.epochs:
@@ -95,15 +95,15 @@ def squeeze_fit(settings: SqueezeSettings, images: int, strategy: str) -> Fit:
 
 
 def squeezed(task: Task, network: NetworkSpec, settings: SqueezeSettings, what: str) -> Artefact:
-    """The weights and buffers of one teacher, trained where they are not in the store.
+    """The weights and buffers of one teacher, trained if they are not in the store.
 
-    Its state is kept after every pass: a killed training resumes with the next one, and ends in the same bits.
+    The state is saved after every pass: a killed training resumes with the next pass, with bit-identical results.
 
     Args:
         task: the run.
-        network: the architecture, resolved.
+        network: the resolved architecture.
         settings: how it is trained.
-        what: named in the log.
+        what: name for the log.
 
     Raises:
         RunError: it diverged.
@@ -112,7 +112,7 @@ def squeezed(task: Task, network: NetworkSpec, settings: SqueezeSettings, what: 
     keep = PassFile(task.store.unfinished(KIND, spec), digest(spec), what)
     make = partial(_squeeze, task, network, settings, keep)
     kept = task.store.tensors(KIND, spec, make, what, describe=_held_out)
-    keep.remove()  # only now is the network elsewhere
+    keep.remove()  # only after the network is in the store
     return kept
 
 
@@ -124,7 +124,7 @@ def _held_out(made: Artefact) -> str:
 def _squeeze(
     task: Task, network: NetworkSpec, settings: SqueezeSettings, keep: PassFile
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Train one teacher, from its last finished pass if there is one: (weights and buffers, facts) for the store."""
+    """Train one teacher, resuming after its last finished pass; returns (weights and buffers, facts) for the store."""
     data = task.data
     fit = squeeze_fit(settings, len(data.train), data.augment)
     trainer = Trainer(partial(build_teacher, task, network, task.classes), task.compile, task.precision)
@@ -150,7 +150,7 @@ def _strategy(settings: SqueezeSettings, strategy: str) -> str:
 
 
 def _shown(data: RealData, settings: SqueezeSettings) -> Batches:
-    """Passes over the training images as the augmentation shows them; DSA is applied later."""
+    """Passes over the training images, augmented by crops or padding; DSA is applied later."""
     originals = data.train.originals
     if settings.augment == "crops" and originals:
         return lambda rng, _: originals.batches(settings.batch, rng, data.size, LEAST)
@@ -161,7 +161,7 @@ def _shown(data: RealData, settings: SqueezeSettings) -> Batches:
 
 
 def build_teacher(task: Task, network: NetworkSpec, classes: int, rng: torch.Generator) -> nn.Module:
-    """A network for the run's images with fresh weights and any number of outputs, on the device."""
+    """A network for the run's images, with fresh weights and `classes` outputs, on the device."""
     data = task.data
     return build_network(
         network, channels=data.channels, size=data.size, classes=classes, generator=rng, device=task.device
@@ -169,5 +169,5 @@ def build_teacher(task: Task, network: NetworkSpec, classes: int, rng: torch.Gen
 
 
 def holdout_accuracy(task: Task, network: nn.Module) -> float | None:
-    """Accuracy on the held-out images in percent, None without a hold-out."""
+    """Accuracy on the held-out images in percent; None without held-out images."""
     return accuracy(network, task.data.holdout.batches(512)) if len(task.data.holdout) else None

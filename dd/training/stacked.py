@@ -1,8 +1,8 @@
-"""Several networks trained at once, their parameters stacked: what `Trainer` does one after another.
+"""Train several networks at once with stacked parameters; `Trainer` trains them one after another.
 
-Every network sees the images, draws and updates that `Trainer` gives it; only the order of additions differs, so the
-numbers agree up to rounding.  It pays on a GPU, where one small network leaves most of the chip idle; on a CPU it was
-measured 2 to 4 times slower.
+Every network sees the same images, augmentations and updates as in `Trainer`.  Only the order of summation differs, so
+results agree up to rounding.  Stacking pays off on a GPU, which one small network leaves mostly idle; on a CPU it was
+measured to be 2 to 4 times slower.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from dd.views import Batches
 from dd.views.dsa import augment
 
 AfterStackedPass = Callable[[int, Tensor], None]
-"""Called with (passes done, parameters (networks, P)) after every whole pass, and with 0 before the first."""
+"""Called with (passes done, parameters (networks, P)) after every full pass, and with 0 before the first."""
 
 
 class StackedTrainer:
@@ -44,7 +44,7 @@ class StackedTrainer:
         """Train one network per path; arguments as for `Trainer.train`.
 
         Returns:
-            (networks, P) parameters, in the order of the paths.
+            Parameters (networks, P), in the order of the paths.
         """
         fresh = [self._network.flatten(self._build(generator(*path, "weights"))) for path in paths]
         thetas = torch.stack(fresh).requires_grad_()
@@ -75,7 +75,7 @@ class StackedTrainer:
     def _gradient(
         self, theta: Tensor, images: Tensor, seen: Tensor, targets: Tensor, factor: float, fit: Fit
     ) -> Tensor:
-        """The update direction of one network (P,) for its batch before and after augmentation."""
+        """The update direction (P,) of one network, for its batch before (`images`) and after (`seen`) augmentation."""
 
         def loss(theta: Tensor) -> Tensor:
             value = factor * F.cross_entropy(self._logits(theta, seen), targets)

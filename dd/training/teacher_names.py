@@ -1,4 +1,4 @@
-"""Teachers by name: a network to train here, a checkpoint's path, or weights that timm or torchvision publish."""
+"""Parse the names of teachers: a network to train, the path of a checkpoint, or published weights."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,14 +18,14 @@ SUFFIXES = (".safetensors", ".pt", ".pth")
 
 @dataclass(frozen=True)
 class Untrained:
-    """An architecture of which nothing is trained yet."""
+    """A network to be trained here."""
 
     spec: NetworkSpec
 
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """A checkpoint's path, and the architecture it belongs to."""
+    """A checkpoint's path and its architecture."""
 
     path: Path
     spec: NetworkSpec
@@ -33,7 +33,7 @@ class SavedWeights:
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """`timm:NAME.TAG` or `torchvision:NAME.WEIGHTS`."""
+    """Pretrained weights, `timm:NAME.TAG` or `torchvision:NAME.WEIGHTS`."""
 
     name: str
 
@@ -42,16 +42,16 @@ TeacherSource: TypeAlias = Untrained | SavedWeights | PublishedWeights
 
 
 def teacher_source(name: str, student: NetworkSpec) -> TeacherSource:
-    """What a teacher's name stands for.
+    """Parse a teacher's name.
 
     Args:
         name: "student"; `ARCH[:field=value…]`, for example "convnet:width=48:norm=batch"; `timm:NAME` or
-            `torchvision:NAME`, trained here, or with a tag of weights after a dot, pretrained; or
-            `PATH[@ARCH[:field=value…]]` of a file that ends in .safetensors, .pt or .pth.
-        student: the network that "student" stands for, and the architecture of a checkpoint that names none.
+            `torchvision:NAME`, trained here, or pretrained with a tag of weights after a dot; or
+            `PATH[@ARCH[:field=value…]]`, a file that ends in .safetensors, .pt or .pth.
+        student: the network that "student" refers to, and the default architecture of a checkpoint.
 
     Raises:
-        UsageError: it stands for nothing.
+        UsageError: the name is invalid, or the file does not exist.
     """
     path, at, arch = name.rpartition("@")
     if at and path.endswith(SUFFIXES):
@@ -68,13 +68,13 @@ def teacher_source(name: str, student: NetworkSpec) -> TeacherSource:
 
 
 def is_file(name: str) -> bool:
-    """Whether a teacher's name is the path of a checkpoint, which `source` looks for."""
+    """Whether a teacher's name is the path of a checkpoint."""
     path, at, _ = name.rpartition("@")
     return name.endswith(SUFFIXES) or (bool(at) and path.endswith(SUFFIXES))
 
 
 def _network(text: str, student: NetworkSpec) -> NetworkSpec:
-    """`ARCH[:field=value…]`; the norm is "batch" unless it is given, as teachers are read by their statistics."""
+    """Parse `ARCH[:field=value…]`; the norm defaults to "batch", because recovery reads BatchNorm statistics."""
     if text == STUDENT:
         return student
     if is_zoo_name(text):
@@ -92,7 +92,7 @@ def _network(text: str, student: NetworkSpec) -> NetworkSpec:
             raise unknown(f"setting in teachers={text}:", key, known)
         values[key] = value
     try:
-        # not strict: "48" is a width
+        # non-strict validation, so that "48" is a valid width
         return TypeAdapter(NetworkSpec).validate_python({"arch": arch, "norm": "batch"} | values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

@@ -1,6 +1,7 @@
-"""Teachers: networks that know the real images and give a distilled set its statistics or labels.
+"""Teachers: networks trained on the real images, which give a distilled set its statistics or labels.
 
-They are trained here ("squeeze", Yin et al., SRe2L, NeurIPS 2023), one artefact each, or come from where a user says.
+They are trained here (SRe2L's squeeze stage, Yin et al., NeurIPS 2023), one artefact each, or loaded from a checkpoint
+or from published weights.
 """
 
 import contextlib
@@ -39,16 +40,16 @@ __all__ = ["SqueezeSettings", "Teacher", "Teachers", "spelled", "teacher_keys", 
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A trained network, ready to be asked.
+    """A trained network, ready for inference.
 
     Attributes:
-        name: as it was asked for.
-        network: on the run's device, in evaluation mode, frozen; takes images (n, c, h, w) in the run's model space and
-            gives (n, classes) logits in the data's class order.
-        classes: names of its outputs in order; None where its source gives none.
-        holdout: accuracy on the held-out real images in percent, None without a hold-out.
-        declared: accuracy that its source declares, in percent; of one trained here, what it had when it was stored.
-        sha256: of the weights and buffers in use.
+        name: the name that was requested.
+        network: on the run's device, in eval mode, frozen; maps images (n, c, h, w) in the run's model space to logits
+            (n, classes) in the data's class order.
+        classes: names of its outputs in order; None if its source does not state them.
+        holdout: accuracy on the held-out real images in percent; None without held-out images.
+        declared: accuracy stated by its source in percent; for a teacher trained here, the value at storage time.
+        sha256: of its weights and buffers.
     """
 
     name: str
@@ -61,13 +62,13 @@ class Teacher:
 
 @dataclass(frozen=True, eq=False)
 class Teachers(Need[tuple[Teacher, ...]]):
-    """Teachers, as a method needs them: one artefact for each that is trained here.
+    """The need for teachers, with one artefact for each that is trained here.
 
     Attributes:
         task: the run.
-        names: see `dd.networks.named.source`.
-        squeeze: how those are trained that are trained here.
-        check: raises where one will not do; asked of each before the next is trained.
+        names: see `dd.training.teacher_names.teacher_source`.
+        squeeze: how teachers are trained here.
+        check: raises if a teacher is unfit; called for each teacher before the next is trained.
         first: called before anything is loaded or trained.
     """
 
@@ -87,16 +88,16 @@ class Teachers(Need[tuple[Teacher, ...]]):
         ]
 
     def fetch(self, got: Got) -> tuple[Teacher, ...]:
-        """The teachers in the order of their names, trained where they are to be trained here and do not exist yet.
+        """Load or train the teachers; returns them in the order of their names.
 
         Raises:
-            UsageError: a name stands for nothing, or for something that cannot classify these images.
-            RunError: a teacher diverged, or published weights cannot be had.
+            UsageError: a name is invalid, or its network cannot classify these images.
+            RunError: a teacher diverged, or published weights are not available.
         """
         self.first()
         sources = _sources(self.task, self.names)
         ready: dict[int, Teacher] = {}
-        # those from elsewhere first: what is wrong with one is said before another is trained for hours
+        # load first, train later: report a bad checkpoint before hours of training
         for at in sorted(range(len(sources)), key=lambda at: isinstance(sources[at][1], Untrained)):
             ready[at] = _teacher(self.task, *sources[at], self.squeeze)
             self.check(ready[at])
@@ -110,12 +111,12 @@ class Teachers(Need[tuple[Teacher, ...]]):
 def teachers(
     task: Task, names: Sequence[str], settings: SqueezeSettings, check: Callable[[Teacher], None] = lambda _: None
 ) -> tuple[Teacher, ...]:
-    """The teachers of the given names, apart from a run; see `Teachers.fetch`."""
+    """The teachers of the given names, outside a run; see `Teachers.fetch`."""
     return Teachers(task, names, settings, check).fetch(Got())
 
 
 def teacher_keys(task: Task, names: Sequence[str], settings: SqueezeSettings) -> list[dict[str, Any]]:
-    """Per teacher the JSON-able facts that determine its logits: a part of the key of everything made with it."""
+    """Per teacher, JSON-serialisable facts that determine its logits; part of the key of everything made with it."""
     keys: list[dict[str, Any]] = []
     for _, origin in _sources(task, names):
         match origin:
@@ -129,10 +130,10 @@ def teacher_keys(task: Task, names: Sequence[str], settings: SqueezeSettings) ->
 
 
 def file_digests(names: Sequence[str], student: NetworkSpec) -> dict[str, str]:
-    """SHA-256 of the checkpoints among some teachers, by `teachers[PLACE]`.
+    """SHA-256 of the checkpoints among some teachers, by `teachers[INDEX]`.
 
     Raises:
-        UsageError: a file is not there.
+        UsageError: a file is missing.
     """
     origins = [teacher_source(name, student) for name in names]
     return {
@@ -143,7 +144,7 @@ def file_digests(names: Sequence[str], student: NetworkSpec) -> dict[str, str]:
 
 
 def untrained(task: Task, names: Sequence[str]) -> dict[str, nn.Module]:
-    """By name the networks that would be trained here, with no weights of any meaning."""
+    """The networks that would be trained here, by name, with arbitrary weights."""
     rng = partial(generator, 0, "skeleton")
     return {
         name: build_teacher(task, origin.spec, task.classes, rng())
@@ -153,7 +154,7 @@ def untrained(task: Task, names: Sequence[str]) -> dict[str, nn.Module]:
 
 
 def spelled(task: Task, name: str) -> str:
-    """A teacher's name that means the same whatever the run's student is, and wherever it is run."""
+    """A teacher's name made independent of the run's student and of the working directory."""
     if name == STUDENT:
         return _in_words(task.student)
     origin = teacher_source(name, task.student)
@@ -169,7 +170,7 @@ def _in_words(network: NetworkSpec) -> str:
 
 
 def _sources(task: Task, names: Sequence[str]) -> list[tuple[str, TeacherSource]]:
-    """Every name with what it stands for, architectures resolved for the images."""
+    """Every name with its parsed source; architectures are resolved for the images."""
     if not names:
         raise UsageError(NO_TEACHER)
     found: list[tuple[str, TeacherSource]] = []
@@ -196,7 +197,7 @@ def _teacher(task: Task, name: str, origin: TeacherSource, settings: SqueezeSett
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """What is wrong with a network, as the words of a teacher: networks speak of `student.arch`, which is another."""
+    """Reword a network's errors, which mention `student.arch`, for a teacher."""
     try:
         yield
     except UsageError as error:
@@ -227,7 +228,7 @@ def _saved(task: Task, name: str, origin: SavedWeights) -> Teacher:
         chosen = pick(theirs, count, task.data.classes)
         network = build_teacher(task, origin.spec, count, rng())
         classes = task.data.classes
-    else:  # the order of a file's classes is its word, and a matter of the check
+    else:  # trust the file's class order; the fitness check verifies it
         chosen, classes = None, file.classes
     load_weights(network, file.state, str(origin.path))
     return _adapted(task, name, network, file.normalise, None, chosen, classes, file.accuracy)
@@ -252,7 +253,7 @@ def _adapted(
     classes: tuple[str, ...] | None,
     declared: float | None,
 ) -> Teacher:
-    """A teacher from elsewhere, tried on one image and on the held-out ones."""
+    """Wrap a loaded network as a teacher; runs it on one image and on the held-out images."""
     sha256 = sha256_tensors(network.state_dict())
     if normalise is not None or outputs is not None:
         network = Adapted(network, task.data.preprocess.invert, normalise, size, outputs)

@@ -1,4 +1,4 @@
-"""What is done to decoded images: augmentation (DSA), crops, and the views of training on soft labels."""
+"""Augmentation of decoded images: DSA, crops, and the views of training on soft labels."""
 
 from dd.views.crops import STRETCH, BoxDraw, draw_boxes, draw_patch, draw_shares, resized_crop, shuffled_tiles
 from dd.views.view import Batches, View, ViewPolicy, draw_view

@@ -1,7 +1,7 @@
-"""Crops, shifts and tiles: where they lie is drawn first, and cutting them out adds no randomness.
+"""Crops, shifts and tiles: positions are drawn first, and applying them is deterministic.
 
-Crops are resized bilinearly, as `torch.nn.functional.interpolate` does with align_corners=False.  Without a size of its
-own, a crop is never larger than the image, so antialiasing has nothing to do.
+Crops are resized bilinearly, like `torch.nn.functional.interpolate` with align_corners=False.  By default a crop is
+resized to the size of its image, which is never smaller, so antialiasing has no effect.
 """
 
 import math
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-STRETCH = 4 / 3  # largest ratio of a crop's sides (Szegedy et al. 2015, section 6)
-_TRIES = 10  # at a crop that fits, as in torchvision
+STRETCH = 4 / 3  # largest aspect ratio of a crop (Szegedy et al. 2015, section 6)
+_TRIES = 10  # attempts to draw a crop that fits, as in torchvision
 
 
 @dataclass(frozen=True, eq=False)
 class BoxDraw:
-    """Random resized crops as far as they can be drawn before the sizes of their images are known.
+    """Random resized crops, drawn before the sizes of the images are known.
 
     Attributes:
-        shares: (n, tries) float64, of an image's area.
-        ratios: (n, tries) float64, of width to height.
-        places: (n, 2) float64 in [0, 1), down and to the right.
-        stretch: largest ratio of the sides.
+        shares: float64 (n, tries), share of the image's area.
+        ratios: float64 (n, tries), width / height.
+        places: float64 (n, 2) in [0, 1), relative position (vertical, horizontal).
+        stretch: largest aspect ratio.
     """
 
     shares: Tensor
@@ -32,16 +32,16 @@ class BoxDraw:
 
     @property
     def count(self) -> int:
-        """How many."""
+        """Number of crops."""
         return len(self.shares)
 
     def of(self, start: int, stop: int) -> "BoxDraw":
-        """Those from `start` to before `stop`."""
+        """The crops from `start` up to, but not including, `stop`."""
         rows = slice(start, stop)
         return BoxDraw(self.shares[rows], self.ratios[rows], self.places[rows], self.stretch)
 
     def boxes(self, size: tuple[int, int]) -> Tensor:
-        """(n, 4) int64 boxes (top, left, height, width) in an image of `size` (height, width) pixels."""
+        """Boxes (top, left, height, width), int64 (n, 4), in an image of `size` (height, width) pixels."""
         height, width = size
         wide = (self.shares * height * width * self.ratios).sqrt().round().long()
         high = (self.shares * height * width / self.ratios).sqrt().round().long()
@@ -56,7 +56,7 @@ class BoxDraw:
 
 
 def draw_shares(n: int, area: tuple[float, float], generator: Generator, stretch: float = STRETCH) -> BoxDraw:
-    """Random resized crops, as torchvision draws them, of images whose size is not known yet; see `draw_boxes`."""
+    """Draw random resized crops, like torchvision, for images of unknown size; see `draw_boxes`."""
     shares = area[0] + (area[1] - area[0]) * torch.rand(n, _TRIES, generator=generator, dtype=torch.float64)
     ratios = (math.log(stretch) * (2 * torch.rand(n, _TRIES, generator=generator, dtype=torch.float64) - 1)).exp()
     return BoxDraw(shares, ratios, torch.rand(n, 2, generator=generator, dtype=torch.float64), stretch)
@@ -65,23 +65,23 @@ def draw_shares(n: int, area: tuple[float, float], generator: Generator, stretch
 def draw_boxes(
     n: int, size: tuple[int, int], area: tuple[float, float], generator: Generator, stretch: float = STRETCH
 ) -> Tensor:
-    """(n, 4) int64 boxes (top, left, height, width) of random resized crops, as torchvision draws them.
+    """Draw random resized crops, like torchvision: boxes (top, left, height, width), int64 (n, 4).
 
-    The area is uniform in `area`, a share of the image's; the ratio of the sides log-uniform in [1/stretch, stretch];
-    the first of ten boxes that fit is taken, or else the largest centred one.
+    The area is uniform in `area`, as a share of the image's; the aspect ratio is log-uniform in [1/stretch, stretch].
+    The first of ten boxes that fits is used; if none fits, the largest centred one.
 
     Args:
-        n: how many.
+        n: number of boxes.
         size: (height, width) of the image in pixels.
-        area: least and largest share.
+        area: smallest and largest share of the area.
         generator: a CPU generator.
-        stretch: largest ratio of the sides.
+        stretch: largest aspect ratio.
     """
     return draw_shares(n, area, generator, stretch).boxes(size)
 
 
 def draw_patch(share: float, size: tuple[int, int], generator: Generator) -> tuple[int, int, int, int]:
-    """CutMix's box (top, left, height, width): sides sqrt(share) of the image's, centre uniform, clipped."""
+    """Draw CutMix's box (top, left, height, width): sides sqrt(share) of the image's, uniform centre, clipped."""
     centres = torch.rand(2, generator=generator).tolist()
     box: list[tuple[int, int]] = []
     for side, place in zip(size, centres, strict=True):
@@ -92,13 +92,16 @@ def draw_patch(share: float, size: tuple[int, int], generator: Generator) -> tup
 
 
 def resized_crop(images: Tensor, boxes: Tensor, side: int | None = None) -> Tensor:
-    """(n, c, h, w) crops of as many images, each brought to the images' size; differentiable any number of times.
+    """Crop images and resize each crop, by default to the images' size; differentiable any number of times.
 
     Args:
-        images: (n, c, h, w), floating.
-        boxes: (n, 4) int64 top, left, height, width; or (1, 4), one box for all.
-        side: height and width of the result in pixels, where it is to be another; then crops that are made smaller are
-            antialiased, as `interpolate` with antialias=True does it.
+        images: (n, c, h, w), floating point.
+        boxes: int64 (n, 4), as (top, left, height, width), or (1, 4), one box for all.
+        side: height and width of the result in pixels; then downsampling is antialiased, like `interpolate` with
+            antialias=True.  None for the images' size.
+
+    Returns:
+        (n, c, h, w), or (n, c, side, side).
     """
     boxes = boxes.to(images.device)
     if side is not None:
@@ -113,7 +116,7 @@ def resized_crop(images: Tensor, boxes: Tensor, side: int | None = None) -> Tens
 
 
 def shifted(images: Tensor, shifts: Tensor, fill: Tensor) -> Tensor:
-    """Images moved by whole pixels, (n, 2) int64 down and to the right; what comes in is `fill`, (c,)."""
+    """Translate images by whole pixels, int64 (n, 2), (down, right); vacated pixels become `fill`, (c,)."""
     n, _, height, width = images.shape
     shifts, fill = shifts.to(images.device), fill.to(images).view(1, -1, 1, 1)
     rows = torch.arange(height, device=images.device) - shifts[:, :1]
@@ -125,11 +128,11 @@ def shifted(images: Tensor, shifts: Tensor, fill: Tensor) -> Tensor:
 
 
 def shuffled_tiles(images: Tensor, orders: Tensor) -> Tensor:
-    """Images with their columns and then their rows of tiles in another order.
+    """Permute the columns, then the rows, of tiles in each image.
 
     Args:
-        images: (n, c, h, w); where a side does not divide, the first tiles are a pixel larger, and keep their size.
-        orders: (n, 2, t) int64, see `View.tiles`.
+        images: (n, c, h, w); if a side is not divisible, the first tiles are one pixel larger, and keep their size.
+        orders: int64 (n, 2, t), see `View.tiles`.
     """
     index = []
     for axis, side in ((1, images.shape[2]), (0, images.shape[3])):
@@ -141,8 +144,8 @@ def shuffled_tiles(images: Tensor, orders: Tensor) -> Tensor:
 
 
 def _weights(start: Tensor, length: Tensor, side: int, kind: torch.dtype) -> Tensor:
-    """(n, side, side): row y holds the weights of the source pixels that make pixel y of a resized interval."""
-    # in float64: the weights of interpolate in float64 to the last digit, and of the images' type after that
+    """Resampling matrices (n, side, side): row y holds the weights of the source pixels for output pixel y."""
+    # compute positions in float64, like `interpolate` on float64 images, and cast the weights to the images' dtype
     place = (torch.arange(side, device=start.device) + 0.5) * (length[:, None].double() / side) - 0.5
     place = place.clamp_min(0).minimum(length[:, None] - 1.0)
     low = place.floor()
@@ -154,7 +157,7 @@ def _weights(start: Tensor, length: Tensor, side: int, kind: torch.dtype) -> Ten
 
 
 def _triangles(start: Tensor, length: Tensor, side: int, target: int, kind: torch.dtype) -> Tensor:
-    """(n, target, side): as `_weights`, of a triangle that is as wide as what a pixel of the result covers."""
+    """Antialiased resampling matrices (n, target, side): triangle filter, as wide as an output pixel's footprint."""
     scale = length[:, None, None].double() / target
     place = (torch.arange(target, device=start.device)[:, None] + 0.5) * scale - 0.5
     source = torch.arange(side, device=start.device) - start[:, None, None]

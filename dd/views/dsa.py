@@ -1,9 +1,9 @@
-"""Differentiable augmentation (DSA) of batches, as trajectory matching uses it: one operation per batch, drawn apart.
+"""Differentiable siamese augmentation (DSA): one operation per batch, drawn first and applied later.
 
-Zhao & Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021.  An augmentation is a `Draw`
-(which operation, and small tensors of parameters for every image) and a pure function of that draw and the images.  A
-step that is recomputed replays its draw to the same bits, and every operation is linear or affine in the images, with
-constants that need no gradient, so it can be differentiated any number of times.
+Zhao & Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021.  An augmentation consists of a
+`Draw` (an operation, and small tensors of parameters per image) and a pure function of the draw and the images.  So a
+recomputed step replays its draw bit-identically.  Every operation is affine in the images, with constant coefficients,
+so it can be differentiated any number of times.
 """
 
 import math
@@ -20,10 +20,10 @@ from dd.errors import UsageError, unknown
 
 CROP = 1 / 8  # largest translation, as a share of the side
 CUTOUT = 1 / 2  # side of the erased square, as a share of the side
-SCALE = 1.2  # largest zoom, in and out
-ROTATE = math.radians(15)  # largest angle, both ways
+SCALE = 1.2  # largest zoom, in or out
+ROTATE = math.radians(15)  # largest angle, in either direction
 
-_MARGIN = 3  # pixels of zeros around an image: one before; two behind, as a place on the first has a neighbour
+_MARGIN = 3  # zero padding per axis: one pixel before and two after, so that every position has a next neighbour
 
 Shape = tuple[int, int, int]
 Params = dict[str, Tensor]
@@ -32,7 +32,7 @@ _Text = TypeVar("_Text", str, str | None)
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """One augmentation of one batch, fully decided: `apply` adds no randomness to it.
+    """One augmentation of one batch, fully determined: `apply` adds no randomness.
 
     Attributes:
         op: name of the operation, or "none".
@@ -45,16 +45,16 @@ class Draw:
 
 @lru_cache(maxsize=64)
 def operations(strategy: str) -> tuple[str, ...]:
-    """The operations that a strategy names, in its order.
+    """Parse a strategy into its operations, in order.
 
     Args:
         strategy: names joined by "_", for example "color_crop_cutout_flip_scale_rotate"; "none" or "" is off.
 
     Returns:
-        The names; empty when augmentation is off.
+        The names; empty if augmentation is off.
 
     Raises:
-        UsageError: a name is unknown, or stands there twice.
+        UsageError: a name is unknown or repeated.
     """
     if strategy in ("", "none"):
         return ()
@@ -68,7 +68,7 @@ def operations(strategy: str) -> tuple[str, ...]:
 
 
 def known_strategy(strategy: _Text) -> _Text:
-    """The strategy itself, None for a data set's own; ValueError where `operations` refuses it, as settings want it."""
+    """Validate a strategy (None: the data set's own) for pydantic: a ValueError if `operations` refuses it."""
     try:
         operations(strategy or "none")
     except UsageError as error:
@@ -77,16 +77,16 @@ def known_strategy(strategy: _Text) -> _Text:
 
 
 def draw(strategy: str, n: int, shape: Shape, generator: Generator) -> Draw:
-    """Choose one operation of the strategy uniformly, and its parameters independently for every image.
+    """Draw one operation of the strategy uniformly, and its parameters independently for every image.
 
     Args:
         strategy: see `operations`.
         n: number of images in the batch.
         shape: (channels, height, width) of an image; the ranges of crop and cutout depend on it.
-        generator: a CPU generator; nothing is drawn from it when the strategy is off.
+        generator: a CPU generator; not used if the strategy is off.
 
     Returns:
-        The draw; its operation is "none" when the strategy is off.
+        The draw; its operation is "none" if the strategy is off.
     """
     names = operations(strategy)
     if not names:
@@ -99,11 +99,11 @@ def apply(draw: Draw, images: Tensor) -> Tensor:
     """Augment a batch: a pure function of the draw and the images, differentiable in the images.
 
     Args:
-        draw: made for as many images, of the same shape.
-        images: (n, c, h, w), any floating type, any device, in model space.
+        draw: made for the same number of images, of the same shape.
+        images: (n, c, h, w), any floating dtype, any device, in model space.
 
     Returns:
-        (n, c, h, w), of the same type and on the same device; the images themselves when the operation is "none".
+        (n, c, h, w), same dtype and device; the input itself if the operation is "none".
 
     Raises:
         ValueError: the draw is for another number of images.
@@ -118,15 +118,15 @@ def apply(draw: Draw, images: Tensor) -> Tensor:
 
 
 def siamese(draw: Draw, n: int) -> Draw:
-    """The same augmentation for all of `n` images: the parameters of the draw's first image, repeated."""
+    """Siamese version of a draw: the parameters of its first image, repeated for `n` images."""
     return Draw(draw.op, {name: value[:1].expand(n, *value.shape[1:]) for name, value in draw.params.items()})
 
 
 def draw_sequence(strategy: str, n: int, shape: Shape, generator: Generator) -> list[Draw]:
-    """The draws of IDC's augmentation (Kim et al., ICML 2022), to be applied one after another.
+    """Draw IDC's augmentation (Kim et al., ICML 2022), a sequence of operations to apply in order.
 
-    Unlike DSA's one operation, flip, color and cutout are always applied where the strategy names them, in this order,
-    with one of its crop, scale and rotate, chosen uniformly, before the cutout.
+    DSA applies one operation of the strategy.  IDC applies flip and color, then one of crop, scale and rotate chosen
+    uniformly, then cutout; operations that the strategy does not name are skipped.
 
     Args:
         strategy: see `operations`.
@@ -142,11 +142,11 @@ def draw_sequence(strategy: str, n: int, shape: Shape, generator: Generator) -> 
 
 
 def augment(strategy: str, images: Tensor, generator: Generator) -> Tensor:
-    """Draw and apply in one call, for a loop that never looks back.
+    """Draw and apply in one call, if the draw is not needed again.
 
     Args:
         strategy: see `operations`.
-        images: (n, c, h, w), floating.
+        images: (n, c, h, w), floating point.
         generator: a CPU generator.
     """
     n, c, h, w = images.shape
@@ -166,7 +166,7 @@ def _color(images: Tensor, p: Params) -> Tensor:
         p[name].to(images.dtype).view(-1, 1, 1, 1) for name in ("brightness", "saturation", "contrast")
     )
     images = images + brightness
-    if images.shape[1] > 1:  # a grey image has no saturation to change
+    if images.shape[1] > 1:  # grey images have no saturation
         grey = images.mean(1, keepdim=True)
         images = (images - grey) * saturation + grey
     mean = images.mean((1, 2, 3), keepdim=True)
@@ -184,7 +184,7 @@ def _draw_crop(n: int, shape: Shape, generator: Generator) -> Params:
 def _crop(images: Tensor, p: Params) -> Tensor:
     h, w = images.shape[2:]
     rows, columns = (_along(side, p["shift"][:, axis, None]) for axis, side in enumerate((h, w)))
-    # places beyond the image fall on its margin of zeros
+    # positions outside the image fall on its zero margin
     rows, columns = rows.clamp(-1, h) + 1, columns.clamp(-1, w) + 1
     index = rows[:, :, None] * (w + _MARGIN) + columns[:, None, :]
     return _gather(_margin(images), index.flatten(1)).view_as(images)
@@ -194,7 +194,7 @@ def _crop(images: Tensor, p: Params) -> Tensor:
 
 
 def _draw_cutout(n: int, shape: Shape, generator: Generator) -> Params:
-    # a square of even side has its centre between pixels, hence one place more
+    # the centre of an even square is between pixels, so there is one more position
     last = [side - int(side * CUTOUT + 0.5) % 2 for side in shape[1:]]
     return {"centre": torch.stack([_integers(0, high, n, generator) for high in last], 1)}
 
@@ -242,9 +242,9 @@ def _rotate(images: Tensor, p: Params) -> Tensor:
 
 
 def _affine(images: Tensor, matrix: Tensor) -> Tensor:
-    """What `affine_grid` and `grid_sample` with align_corners=True give, for matrices (n, 2, 2) in (x, y) order.
+    """Affine transform by matrices (n, 2, 2) in (x, y) order: `affine_grid` and `grid_sample` with align_corners=True.
 
-    Gathers and constant weights instead of `grid_sample`, whose backward cannot be differentiated again.
+    It uses gathers and constant weights, because the backward pass of `grid_sample` is not differentiable.
     """
     h, w = images.shape[2:]
     m = matrix[:, :, :, None, None]
@@ -254,16 +254,16 @@ def _affine(images: Tensor, matrix: Tensor) -> Tensor:
     index = torch.add(column, row, alpha=w + _MARGIN).flatten(1)
     right, below = (weight.flatten(1)[:, None].to(images.dtype) for weight in (right, below))
     flat = _margin(images)
-    # neighbours share one index into views that begin a pixel, or a row, later
+    # the four neighbours share one index, into views that start one pixel or one row later
     corner, beside, under, across = (_gather(flat[:, :, k:], index) for k in (0, 1, w + _MARGIN, w + _MARGIN + 1))
     upper, lower = torch.lerp(corner, beside, right), torch.lerp(under, across, right)
     return torch.lerp(upper, lower, below).view_as(images)
 
 
 def _taps(a: Tensor, b: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Of positions a + b in [-1, 1]: the pixel before each, counted with the margin, and the weight of the next one."""
+    """Bilinear taps of positions a + b in [-1, 1]: the preceding pixel, margin included, and the next one's weight."""
     half = (side - 1) / 2
-    # pixels are scaled while a and b are still rows and columns; only their sum is as large as the images
+    # scale a and b while they are still rows and columns; only their sum has the size of the images
     place = (half * a + (half + 1) + half * b).clamp_(0, side + 1)
     return place.long(), place.frac()
 
@@ -284,7 +284,7 @@ def _axis(side: int, like: Tensor) -> Tensor:
 
 
 def _geometry_type(images: Tensor) -> torch.dtype:
-    return torch.promote_types(images.dtype, torch.float32)  # half precision cannot tell pixels apart
+    return torch.promote_types(images.dtype, torch.float32)  # half precision cannot resolve pixel positions
 
 
 def _margin(images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Views of images as training on soft labels uses them: cropped, mirrored, augmented, mixed, and drawn apart.
+"""Augmented views for training on soft labels: cropped, flipped, augmented and mixed.
 
-A `View` decides everything about one batch of views, and applying it adds no randomness, so that a teacher labels
-exactly what a student is shown later.
+A `View` fully determines one batch of views, and applying it adds no randomness, so a teacher labels exactly what a
+student sees later.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from dd.views.dsa import Draw, Shape, apply, draw_sequence, known_strategy, oper
 
 Mix = Literal["none", "cutmix", "mixup"]
 Batches = Callable[[Generator, int], Iterator[tuple[Tensor, Tensor]]]
-"""One shuffled pass, from a generator and its number: `(images (b, c, h, w), targets that the criterion takes)`."""
+"""(generator, number of the pass) -> one shuffled pass of (images (b, c, h, w), targets for the criterion)."""
 
 
 def _strategy(value: str) -> str:
@@ -31,30 +31,30 @@ class ViewPolicy:
     """How views are drawn; the defaults leave images as they are."""
 
     crop: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Least share of an image's area that a random resized crop keeps; None for no crop."""
+    """Smallest share of an image's area that a random resized crop keeps; None for no crop."""
     stretch: Annotated[float, Field(ge=1, le=100)] = STRETCH
-    """Largest ratio of the sides of a crop; 1 for squares."""
+    """Largest aspect ratio of a crop; 1 for squares."""
     pad: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Black pixels around an image before a random crop of its own size: a shift by at most so many."""
+    """Padding in black pixels before a random crop of the original size: a shift by at most this many pixels."""
     flip: bool = False
-    """Mirror half of the images."""
+    """Flip half of the images horizontally."""
     tiles: Annotated[int, Field(ge=1, le=64)] = 1
     """Tiles per side whose columns and rows are shuffled before the crop (RDED, Sun et al., CVPR 2024)."""
     strategy: Annotated[str, AfterValidator(_strategy)] = "none"
-    """IDC's augmentation per image, see `dd.views.dsa.draw_sequence`; "data" for the data set's DSA operations, without
-    cutout where CutMix cuts already.
+    """IDC's augmentation per image, see `dd.views.dsa.draw_sequence`; "data" uses the data set's DSA operations,
+    without cutout if CutMix is on.
     """
     mix: Mix = "none"
-    """How a batch is mixed, with one weight: "cutmix" (Yun et al., ICCV 2019), "mixup" (Zhang et al., ICLR 2018) or
-    "none".
+    """How the images of a batch are mixed, with one weight per batch: "cutmix" (Yun et al., ICCV 2019), "mixup" (Zhang
+    et al., ICLR 2018) or "none".
     """
     mix_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Probability that a batch is mixed."""
     mix_alpha: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """Parameter of the distribution Beta(mix_alpha, mix_alpha) of the weight."""
+    """The mixing weight is drawn from Beta(mix_alpha, mix_alpha)."""
 
     def operations(self, data_strategy: str) -> str:
-        """The strategy with "data" replaced by what the data set's DSA strategy means here."""
+        """The strategy, with "data" replaced by the operations of the data set's DSA strategy."""
         if self.strategy != "data":
             return self.strategy
         names = [name for name in operations(data_strategy) if not (name == "cutout" and self.mix == "cutmix")]
@@ -63,18 +63,18 @@ class ViewPolicy:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One batch of views, fully decided; small CPU tensors, None where nothing is done.
+    """One batch of views, fully determined, as small CPU tensors; None means that an operation is off.
 
     Attributes:
-        tiles: (n, 2, t) int64, for every image the order of its columns and of its rows of tiles.
-        boxes: (n, 4) int64 top, left, height, width of the crops in pixels.
-        shifts: (n, 2) int64, down and to the right; what comes in is `black`.
-        black: (c,) float32, in model space.
-        flips: (n,) bool.
-        draws: operations in order.
-        partner: (n,) int64, the place in the batch of the image that is mixed in.
-        weight: the share of an image's own label: of pixels with CutMix, of brightness with MixUp.
-        patch: CutMix's box, top, left, height, width; None for MixUp.
+        tiles: int64 (n, 2, t), order of the columns and of the rows of tiles, per image.
+        boxes: int64 (n, 4), crops as (top, left, height, width) in pixels.
+        shifts: int64 (n, 2), (down, right) in pixels; vacated pixels become `black`.
+        black: float32 (c,), in model space.
+        flips: bool (n,), horizontal flips.
+        draws: DSA operations, in order.
+        partner: int64 (n,), position in the batch of the image that is mixed in.
+        weight: weight of an image's own label: its share of the pixels (CutMix), or its mixing weight (MixUp).
+        patch: CutMix's box, (top, left, height, width); None for MixUp.
     """
 
     tiles: Tensor | None = None
@@ -88,7 +88,7 @@ class View:
     black: Tensor | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(n, c, h, w) views of as many images; new memory wherever anything is done."""
+        """Apply the view to images (n, c, h, w); returns new memory unless all operations are off."""
         if self.tiles is not None:
             images = shuffled_tiles(images, self.tiles)
         if self.boxes is not None:
@@ -111,7 +111,7 @@ class View:
         return mixed
 
     def mixed(self, targets: Tensor) -> Tensor:
-        """(n, k) class probabilities of the views, from those of the images."""
+        """Class probabilities (n, k) of the views, mixed from those of the images."""
         if self.partner is None:
             return targets
         return self.weight * targets + (1 - self.weight) * targets[self.partner.to(targets.device)]
@@ -125,18 +125,18 @@ def draw_view(
     data_strategy: str = "none",
     black: Sequence[float] | None = None,
 ) -> View:
-    """Decide a batch of `n` views.
+    """Draw a batch of `n` views.
 
     Args:
-        policy: how.
+        policy: how views are drawn.
         n: images in the batch.
         shape: (channels, height, width) of an image.
         generator: a CPU generator.
-        data_strategy: what the policy's strategy "data" stands for.
-        black: per channel in model space; needed where the policy pads.
+        data_strategy: the DSA strategy that the policy's "data" resolves to.
+        black: per channel in model space; required if the policy pads.
 
     Raises:
-        UsageError: the policy pads, and what is black is not known, as in whitened data.
+        UsageError: the policy pads but `black` is None, as for whitened data.
     """
     tiles = boxes = shifts = flips = None
     if policy.tiles > 1:
