@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dd.evaluation.report import Report
     from dd.networks import NetworkSpec
     from dd.pipeline import Outcome, evaluate, load, run
+    from dd.pipeline.exports import export
     from dd.recipes import list_recipes
     from dd.sets import DistilledSet
 
@@ -22,6 +23,7 @@ __all__ = [
     "Protocol",
     "Report",
     "evaluate",
+    "export",
     "list_methods",
     "list_protocols",
     "list_recipes",
@@ -37,6 +39,7 @@ _HOMES = {
     "Protocol": "dd.evaluation.protocols",
     "Report": "dd.evaluation.report",
     "evaluate": "dd.pipeline",
+    "export": "dd.pipeline.exports",
     # not `methods` and `recipes`: importing the packages of these names would put them in the functions' place
     "list_methods": "dd.engine.registry",
     "list_protocols": "dd.evaluation.protocols",

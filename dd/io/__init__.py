@@ -1,6 +1,6 @@
 """The one place that touches disk and network: atomic writes, hashes, locks, downloads."""
 
-from dd.io.atomic import atomic_path, write_json, write_text
+from dd.io.atomic import atomic_folder, atomic_path, write_json, write_text
 from dd.io.hashing import SEAL, Json, digest, holds, sealed, sha256_file, sha256_tensors
 from dd.io.home import home, writable
 from dd.io.lock import locked
@@ -12,6 +12,7 @@ __all__ = [
     "SEAL",
     "Json",
     "State",
+    "atomic_folder",
     "atomic_path",
     "digest",
     "existing",

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 f"{words} while writing {path}; nothing was half-written: make room, then run the same command"
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+
+    A folder that is there already is replaced, and stays as it is until then.
+
+    Raises:
+        RunError: there is no room for it; nothing of the new folder is left behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    new, old = temporary / "new", temporary / "old"
+    try:
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
+    except BaseException as error:
+        if words := no_room(error):
+            raise RunError(f"{words} while writing {path}; nothing is left of it: make room, then repeat") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

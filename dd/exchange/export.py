@@ -1,0 +1,264 @@
+"""A distilled set in forms that other programs read: folders of PNG files, parquet, `.pt`, `.npz`; or its own file.
+
+folder       CLASS/00000.png, a folder for each class whose names sort in label order, as torchvision's ImageFolder and
+             every other reader of class folders label them; `dd-export.json` says the rest
+parquet      columns "image" and "label" as Hugging Face `datasets` writes them, soft labels in a column of their own
+pt           what dataset condensation's loaders read: {"data": [[images, labels]], "accs_all_exps": {}}, normalised
+npz          images (n, h, w, c) from 0 to 1, labels, names of the classes, soft labels
+safetensors  the set itself, with its labels of views beside it
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import dd
+from dd.data import Preprocess
+from dd.data.preprocess import from_state
+from dd.data.sources.decoding import pool
+from dd.errors import UsageError
+from dd.exchange.contents import Contents
+from dd.io import atomic_folder, atomic_path, writable, write_json
+from dd.sets import DistilledSet, save
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Form = Literal["safetensors", "folder", "parquet", "pt", "npz"]
+SUFFIXES: Mapping[Form, str] = {
+    "safetensors": ".safetensors",
+    "folder": "",
+    "parquet": ".parquet",
+    "pt": ".pt",
+    "npz": ".npz",
+}
+MARK = "dd-export.json"
+"""The file in an exported folder that says what it is; no reader of class folders minds it."""
+_SOFT = "soft_label"
+_ROWS = 128  # of a row group
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{name}{n}" for name in ("com", "lpt") for n in range(1, 10))}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the file or the folder.
+        form: its form.
+        images: how many.
+        bytes: what it takes on disk.
+        lost: what of the set is not in it, one line each.
+    """
+
+    path: Path
+    form: Form
+    images: int
+    bytes: int
+    lost: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "path": str(self.path), "lost": list(self.lost)}
+
+
+def export_set(
+    contents: Contents, path: Path, form: Form, *, normalised: Preprocess | None = None, force: bool = False
+) -> Exported:
+    """Write a set in another form; the file or folder appears whole or not at all.
+
+    Args:
+        contents: the set, with its data where it needs them.
+        path: where; nothing may be there.
+        form: see this module; a set's own file is written by `export_own`.
+        normalised: of "pt", how the data set's pixels are normalised, where the set's own space is another.
+        force: replace a file, or a folder that an export wrote.
+
+    Raises:
+        UsageError: the form cannot hold the set, something is there, or it cannot be written there.
+        RunError: the disk is full.
+    """
+    if form not in SUFFIXES or form == "safetensors":
+        raise ValueError(f"{form!r} is no form for other programs")
+    require_free(path, form, force=force)
+    if form == "folder":
+        lost = contents.losses(eight_bits=True, soft="")
+        _write_folder(contents, path, lost)
+    elif form == "parquet":
+        lost = contents.losses(eight_bits=True, soft=f"the column {_SOFT}")
+        with atomic_path(path) as temporary:
+            _write_parquet(contents, temporary)
+    elif form == "pt":
+        lost = contents.losses(eight_bits=False, soft="")
+        _write_pt(contents, path, _normalising(contents, normalised))
+    else:
+        lost = contents.losses(eight_bits=False, soft=f"the array {_SOFT}")
+        _write_npz(contents, path)
+    size = sum(file.stat().st_size for file in (path.rglob("*") if form == "folder" else [path]) if file.is_file())
+    return Exported(path, form, contents.n, size, tuple(lost))
+
+
+def export_own(distilled: DistilledSet, path: Path, *, force: bool = False) -> Exported:
+    """Write a set's own file, with its labels of views beside it; nothing is lost, and errors are as of `export_set`."""
+    require_free(path, "safetensors", force=force)
+    save(distilled, path)
+    return Exported(path, "safetensors", distilled.n, path.stat().st_size)
+
+
+def require_free(path: Path, form: Form, *, force: bool) -> None:
+    """See that an export may go to a path; see `export_set`.
+
+    Raises:
+        UsageError: something is there that may not be replaced, or nothing can be written there.
+    """
+    writable(path.parent, "choose another place with out=PATH")
+    if not path.exists() and not path.is_symlink():
+        return
+    if form == "folder" and not (path / MARK).is_file():
+        raise UsageError(f"{path} exists and is no exported folder; choose another name with out=PATH")
+    if form != "folder" and not path.is_file():
+        raise UsageError(f"{path} is not a file; choose another name with out=PATH")
+    if not force:
+        raise UsageError(f"{path} exists; force=true replaces it, out=PATH writes elsewhere")
+
+
+def class_folders_of(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """A folder's name for each class, such that sorting the names gives the order of the labels.
+
+    Plain names where they sort so already and every file system takes them; else with the label in front.
+    """
+    if sorted(classes) == list(classes) and all(map(_is_plain, classes)) and _differ(classes):
+        return classes
+    digits = len(str(len(classes) - 1))
+    return tuple(f"{label:0{digits}}_{_plain(name)}".rstrip("_") for label, name in enumerate(classes))
+
+
+def _is_plain(name: str) -> bool:
+    stem = name.split(".")[0].lower()
+    return bool(re.fullmatch(r"\w[\w .-]{0,98}(?<![ .])", name, re.ASCII)) and stem not in _DEVICES
+
+
+def _differ(names: tuple[str, ...]) -> bool:
+    """Whether they do where capital letters make no difference, and sort there as here."""
+    lower = [name.lower() for name in names]
+    return len(set(lower)) == len(lower) and sorted(lower) == lower
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-. ")[:80]
+
+
+def _write_folder(contents: Contents, path: Path, lost: list[str]) -> None:
+    names = class_folders_of(contents.distilled.classes)
+    labels, digits = contents.labels.tolist(), max(5, len(str(contents.n - 1)))
+    with atomic_folder(path) as folder:
+        for name in names:
+            (folder / name).mkdir()
+        places = count()
+        for piece in contents.bytes():
+            files = [folder / names[labels[place]] / f"{place:0{digits}}.png" for _, place in zip(piece, places)]
+            list(pool().map(lambda file, pixels: file.write_bytes(_png(pixels)), files, piece))
+        write_json(folder / MARK, {**_facts(contents), "folders": names, "lost": lost})
+
+
+def _write_parquet(contents: Contents, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema, start = _schema(contents), 0
+    with pq.ParquetWriter(path, schema) as writer:
+        for piece in contents.bytes():
+            rows = slice(start, start + len(piece))
+            cells = [
+                {"bytes": data, "path": f"{place:05d}.png"} for place, data in enumerate(pool().map(_png, piece), start)
+            ]
+            columns: dict[str, Any] = {"image": cells, "label": contents.labels[rows].numpy()}
+            if contents.soft is not None:
+                columns[_SOFT] = list(contents.soft[rows].numpy())
+            arrays = [pa.array(values, schema.field(name).type) for name, values in columns.items()]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=_ROWS)
+            start += len(piece)
+
+
+def _schema(contents: Contents) -> "pa.Schema":
+    """As `datasets` writes it, whose metadata names the types of the columns."""
+    import pyarrow as pa
+
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns: list[tuple[str, pa.DataType]] = [("image", image), ("label", pa.int64())]
+    features: dict[str, Any] = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(contents.distilled.classes), "_type": "ClassLabel"},
+    }
+    if contents.soft is not None:
+        columns.append((_SOFT, pa.list_(pa.float32())))
+        features[_SOFT] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
+    metadata = {"huggingface": {"info": {"features": features}}, "dd": _facts(contents)}
+    return pa.schema(columns, {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()})
+
+
+def _write_pt(contents: Contents, path: Path, normalise: Preprocess) -> None:
+    distilled = contents.distilled
+    if contents.factor == 1 and distilled.images.is_floating_point() and distilled.space == normalise.spec():
+        images = distilled.images  # to the bit
+    else:
+        images = torch.cat([_encoded(piece, normalise) for piece in contents.pixels()])
+    whole = {"data": [[images.contiguous(), contents.labels.clone()]], "accs_all_exps": {}}
+    with atomic_path(path) as temporary:
+        torch.save(whole, temporary)
+
+
+def _encoded(pixels: Tensor, normalise: Preprocess) -> Tensor:
+    pixels = pixels.to(normalise.device)
+    return (normalise(pixels) if pixels.dtype == torch.uint8 else normalise.encode(pixels)).cpu()
+
+
+def _normalising(contents: Contents, normalised: Preprocess | None) -> Preprocess:
+    space = contents.distilled.space
+    if normalised is not None:
+        return normalised
+    if space.get("kind") != "standard":
+        raise UsageError("pt holds normalised pixels: it needs the mean and deviation of the data set")
+    return from_state(space)
+
+
+def _write_npz(contents: Contents, path: Path) -> None:
+    pieces = [piece.permute(0, 2, 3, 1).numpy() for piece in contents.pixels()]
+    arrays = {"images": np.concatenate(pieces), "labels": contents.labels.numpy()}
+    if contents.soft is not None:
+        arrays[_SOFT] = contents.soft.numpy()
+    arrays["classes"] = np.array(contents.distilled.classes)
+    arrays["facts"] = np.array(json.dumps(_facts(contents), ensure_ascii=False))
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _facts(contents: Contents) -> dict[str, Any]:
+    """What images and labels alone do not tell, in plain JSON values."""
+    distilled = contents.distilled
+    kept = replace(distilled, views=None, label_kind="hard" if distilled.views else distilled.label_kind)
+    names = ("source", "label_kind", "space", "lr", "protocol", "student", "augment")
+    facts = {name: value for name, value in kept.facts().items() if name in names}
+    factor = distilled.decode_factor // contents.factor
+    return {"made_by": f"dd {dd.__version__}", "classes": list(distilled.classes), "decode_factor": factor, **facts}
+
+
+def _png(pixels: Tensor) -> bytes:
+    """A PNG file of uint8 (c, h, w)."""
+    from PIL import Image
+
+    rows = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
+    out = BytesIO()
+    Image.fromarray(rows.contiguous().numpy()).save(out, "PNG")
+    return out.getvalue()
+
+

@@ -1,0 +1,81 @@
+"""A distilled set for other programs: what `dd export` does."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from dd.data import DataSettings, Preprocess, RealData, is_local, open_data
+from dd.errors import UsageError, unknown
+from dd.exchange.contents import Contents, Tiles, needs_data
+from dd.exchange.export import SUFFIXES, Exported, Form, export_own, export_set, require_free
+from dd.io import user_path
+from dd.pipeline.evaluation import load
+from dd.pipeline.foreign import is_foreign
+from dd.pipeline.meant import meant_for
+from dd.pipeline.outcome import Outcome
+from dd.sets import DistilledSet
+
+
+def export(
+    made: DistilledSet | Outcome | str | Path,
+    form: Form,
+    out: str | Path | None = None,
+    *,
+    tiles: Tiles = "decoded",
+    dataset: str = "",
+    force: bool = False,
+) -> Exported:
+    """Write a set in a form that other programs read, and say what of it that form cannot hold.
+
+    `dd.export("set.safetensors", "folder")`, `dd.export(outcome, "parquet", "set.parquet")`; see `dd.exchange.export`.
+
+    Args:
+        made: a set, its file, the folder of its run, or what `dd.run` returned.
+        form: "safetensors", "folder", "parquet", "pt" or "npz".
+        out: the file or folder to write; None for one in the current folder, named after the set.
+        tiles: whether mosaics of tiles are "decoded", into the images that students see, or "kept" as they are.
+        dataset: where the data set of a set that was made elsewhere is on this machine.
+        force: replace what an export wrote there before.
+
+    Raises:
+        UsageError: the form cannot hold the set, or something is there already.
+        RunError: the disk is full.
+    """
+    if form not in SUFFIXES:
+        raise unknown("form", str(form), SUFFIXES)
+    distilled = made if isinstance(made, DistilledSet) else load(made)
+    path = user_path(_named(distilled) + SUFFIXES[form] if out is None else out, "out")
+    require_free(path, form, force=force)  # before anything takes time
+    if form == "safetensors":
+        return export_own(distilled, path, force=force)
+    data = _data(distilled, dataset, own=isinstance(made, Outcome)) if needs_data(distilled) else None
+    normalised = _constants(data, distilled) if form == "pt" and data is not None else None
+    return export_set(Contents(distilled, data, tiles), path, form, normalised=normalised, force=force)
+
+
+def _named(distilled: DistilledSet) -> str:
+    made, ipc = distilled.provenance, distilled.ipc
+    parts = [Path(distilled.source).name, str(made.get("method", "")), "" if ipc is None else f"ipc{ipc}"]
+    return "-".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in parts if part) or "set"
+
+
+def _data(distilled: DistilledSet, dataset: str, *, own: bool) -> RealData:
+    """The data set of a set, opened as the set says."""
+    if not dataset and not own and is_local(distilled.source) and is_foreign(distilled):
+        raise UsageError(
+            "this set was not made here and asks for images at a path; to allow that, add "
+            f"dataset={distilled.source}"
+        )
+    return open_data(dataset or distilled.source, _settings(distilled), "cpu")
+
+
+def _constants(data: RealData, distilled: DistilledSet) -> Preprocess:
+    """How the pixels of the data set are normalised, whatever the set's own space is."""
+    if data.preprocess.kind == "standard":
+        return data.preprocess
+    plain = replace(_settings(distilled), preprocess="standard")
+    return open_data(data.name, plain, "cpu").preprocess
+
+
+def _settings(distilled: DistilledSet) -> DataSettings:
+    return meant_for(distilled).data
