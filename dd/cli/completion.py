@@ -44,6 +44,13 @@ _INSTALLED = (
     "dd completion fish > ~/.config/fish/completions/dd.fish",
 )
 _TRUTH = ("true", "false")
+_EXPORT = {
+    "form": ("folder", "parquet", "pt", "npz", "safetensors"),
+    "out": ("",),
+    "tiles": ("decoded", "kept"),
+    "force": ("true",),
+    "dataset": ("",),
+}
 _KEYED = ("run", "show", "eval", "experts make")  # verbs that take settings
 
 
@@ -92,8 +99,10 @@ def _candidates(before: list[str], last: str) -> Iterable[str]:
         return known["methods"]
     if verb == "data check":
         return known["datasets"]
-    if verb == "eval" and len(before) == 1:
+    if verb in ("eval", "export") and len(before) == 1:
         return _sets(last)
+    if verb == "export":
+        return [f"{key}={value}" for key, values in _EXPORT.items() for value in values]
     if verb in _KEYED:
         return _settings(known, before, last)
     return {"experts": ("make", "verify", "prune"), "data": ("check",), "completion": tuple(_SCRIPTS)}.get(verb, ())

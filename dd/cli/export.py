@@ -1,12 +1,18 @@
 """`dd export`: a distilled set for other programs."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from dd.cli.common import LENIENT, emit, examples, json_option, log_to_stderr, remark, settings
 from dd.errors import UsageError, unknown
 from dd.sizes import readable_size
 
-_KEYS = ("form", "out", "tiles", "dataset", "force")
+if TYPE_CHECKING:
+    from dd.exchange.contents import Tiles
+    from dd.exchange.export import Form
 
 
 @click.command(
@@ -33,16 +39,11 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> None:
 
     if "=" in file:
         raise UsageError(f"name the set first: dd export FILE {file}")
-    values = parse_overrides(settings)
-    for key in values:
-        if key not in _KEYS:
-            raise unknown("key", key, _KEYS)
-    if "form" not in values:
-        raise UsageError("say the form: form=folder, parquet, pt, npz or safetensors")
+    wish = _wish(parse_overrides(settings))
     log_to_stderr()
     from dd.pipeline.exports import export
 
-    done = export(file, **_checked(values))
+    done = export(file, wish.form, wish.out, tiles=wish.tiles, dataset=wish.dataset, force=wish.force)
     for line in done.lost:
         remark(f"lost: {line}")
     if as_json:
@@ -51,11 +52,28 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"{done.path}: {done.images:,} images, {readable_size(done.bytes)}")
 
 
-def _checked(values: dict[str, object]) -> dict[str, object]:
-    """The settings with their types."""
-    for key, value in values.items():
-        if key == "force" and not isinstance(value, bool):
-            raise UsageError(f"force={value}: say true or false")
-        if key == "tiles" and value not in ("decoded", "kept"):
-            raise unknown("tiles", str(value), ("decoded", "kept"))
-    return {key: value if key == "force" else str(value) for key, value in values.items()}
+@dataclass(frozen=True)
+class _Wish:
+    """The keys of the verb."""
+
+    form: "Form"
+    out: str | None = None
+    tiles: "Tiles" = "decoded"
+    dataset: str = ""
+    force: bool = False
+
+
+def _wish(values: Mapping[str, Any]) -> _Wish:
+    """The settings, each of its type."""
+    keys = [one.name for one in fields(_Wish)]
+    for key in values:
+        if key not in keys:
+            raise unknown("key", key, keys)
+    if "form" not in values:
+        raise UsageError("say the form: form=folder, parquet, pt, npz or safetensors")
+    if not isinstance(values.get("force", False), bool):
+        raise UsageError(f"force={values['force']}: say true or false")
+    if values.get("tiles", "kept") not in ("decoded", "kept"):
+        raise unknown("tiles", str(values["tiles"]), ("decoded", "kept"))
+    given: dict[str, Any] = {key: value if key == "force" else str(value) for key, value in values.items()}
+    return _Wish(**given)

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import dd
 from dd.data import Preprocess
 from dd.data.preprocess import from_state
 from dd.data.sources.decoding import pool
@@ -80,7 +78,8 @@ def export_set(
         contents: the set, with its data where it needs them.
         path: where; nothing may be there.
         form: see this module; a set's own file is written by `export_own`.
-        normalised: of "pt", how the data set's pixels are normalised, where the set's own space is another.
+        normalised: of "pt", how the data set's pixels are normalised, where `is_normalised` says that the set's own
+            space is another.
         force: replace a file, or a folder that an export wrote.
 
     Raises:
@@ -99,7 +98,7 @@ def export_set(
             _write_parquet(contents, temporary)
     elif form == "pt":
         lost = contents.losses(eight_bits=False, soft="")
-        _write_pt(contents, path, _normalising(contents, normalised))
+        _write_pt(contents, path, normalised)
     else:
         lost = contents.losses(eight_bits=False, soft=f"the array {_SOFT}")
         _write_npz(contents, path)
@@ -108,7 +107,7 @@ def export_set(
 
 
 def export_own(distilled: DistilledSet, path: Path, *, force: bool = False) -> Exported:
-    """Write a set's own file, with its labels of views beside it; nothing is lost, and errors are as of `export_set`."""
+    """Write a set's own file, with its labels of views beside it; nothing is lost.  Errors as of `export_set`."""
     require_free(path, "safetensors", force=force)
     save(distilled, path)
     return Exported(path, "safetensors", distilled.n, path.stat().st_size)
@@ -129,6 +128,12 @@ def require_free(path: Path, form: Form, *, force: bool) -> None:
         raise UsageError(f"{path} is not a file; choose another name with out=PATH")
     if not force:
         raise UsageError(f"{path} exists; force=true replaces it, out=PATH writes elsewhere")
+
+
+def is_normalised(distilled: DistilledSet) -> bool:
+    """Whether the set's own space is that of pixels by mean and deviation, which `.pt` files have."""
+    space = distilled.space
+    return space.get("kind") == "standard" and not (set(space["mean"]) == {0.0} and set(space["std"]) == {1.0})
 
 
 def class_folders_of(classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -163,10 +168,12 @@ def _write_folder(contents: Contents, path: Path, lost: list[str]) -> None:
     with atomic_folder(path) as folder:
         for name in names:
             (folder / name).mkdir()
-        places = count()
+        start = 0
         for piece in contents.bytes():
-            files = [folder / names[labels[place]] / f"{place:0{digits}}.png" for _, place in zip(piece, places)]
+            places = range(start, start + len(piece))
+            files = [folder / names[labels[place]] / f"{place:0{digits}}.png" for place in places]
             list(pool().map(lambda file, pixels: file.write_bytes(_png(pixels)), files, piece))
+            start += len(piece)
         write_json(folder / MARK, {**_facts(contents), "folders": names, "lost": lost})
 
 
@@ -206,11 +213,12 @@ def _schema(contents: Contents) -> "pa.Schema":
     return pa.schema(columns, {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()})
 
 
-def _write_pt(contents: Contents, path: Path, normalise: Preprocess) -> None:
+def _write_pt(contents: Contents, path: Path, normalised: Preprocess | None) -> None:
     distilled = contents.distilled
-    if contents.factor == 1 and distilled.images.is_floating_point() and distilled.space == normalise.spec():
+    if normalised is None and contents.factor == 1 and distilled.images.is_floating_point():
         images = distilled.images  # to the bit
     else:
+        normalise = from_state(distilled.space) if normalised is None else normalised
         images = torch.cat([_encoded(piece, normalise) for piece in contents.pixels()])
     whole = {"data": [[images.contiguous(), contents.labels.clone()]], "accs_all_exps": {}}
     with atomic_path(path) as temporary:
@@ -220,15 +228,6 @@ def _write_pt(contents: Contents, path: Path, normalise: Preprocess) -> None:
 def _encoded(pixels: Tensor, normalise: Preprocess) -> Tensor:
     pixels = pixels.to(normalise.device)
     return (normalise(pixels) if pixels.dtype == torch.uint8 else normalise.encode(pixels)).cpu()
-
-
-def _normalising(contents: Contents, normalised: Preprocess | None) -> Preprocess:
-    space = contents.distilled.space
-    if normalised is not None:
-        return normalised
-    if space.get("kind") != "standard":
-        raise UsageError("pt holds normalised pixels: it needs the mean and deviation of the data set")
-    return from_state(space)
 
 
 def _write_npz(contents: Contents, path: Path) -> None:
@@ -249,7 +248,7 @@ def _facts(contents: Contents) -> dict[str, Any]:
     names = ("source", "label_kind", "space", "lr", "protocol", "student", "augment")
     facts = {name: value for name, value in kept.facts().items() if name in names}
     factor = distilled.decode_factor // contents.factor
-    return {"made_by": f"dd {dd.__version__}", "classes": list(distilled.classes), "decode_factor": factor, **facts}
+    return {"made_by": "dd export", "classes": list(distilled.classes), "decode_factor": factor, **facts}
 
 
 def _png(pixels: Tensor) -> bytes:
@@ -260,5 +259,3 @@ def _png(pixels: Tensor) -> bytes:
     out = BytesIO()
     Image.fromarray(rows.contiguous().numpy()).save(out, "PNG")
     return out.getvalue()
-
-

@@ -7,7 +7,7 @@ from pathlib import Path
 from dd.data import DataSettings, Preprocess, RealData, is_local, open_data
 from dd.errors import UsageError, unknown
 from dd.exchange.contents import Contents, Tiles, needs_data
-from dd.exchange.export import SUFFIXES, Exported, Form, export_own, export_set, require_free
+from dd.exchange.export import SUFFIXES, Exported, Form, export_own, export_set, is_normalised, require_free
 from dd.io import user_path
 from dd.pipeline.evaluation import load
 from dd.pipeline.foreign import is_foreign
@@ -48,8 +48,10 @@ def export(
     require_free(path, form, force=force)  # before anything takes time
     if form == "safetensors":
         return export_own(distilled, path, force=force)
-    data = _data(distilled, dataset, own=isinstance(made, Outcome)) if needs_data(distilled) else None
-    normalised = _constants(data, distilled) if form == "pt" and data is not None else None
+    other = form == "pt" and not is_normalised(distilled)
+    needed = other or needs_data(distilled)
+    data = _data(distilled, dataset, own=isinstance(made, Outcome)) if needed else None
+    normalised = _constants(data, distilled) if other and data is not None else None
     return export_set(Contents(distilled, data, tiles), path, form, normalised=normalised, force=force)
 
 
@@ -63,16 +65,13 @@ def _data(distilled: DistilledSet, dataset: str, *, own: bool) -> RealData:
     """The data set of a set, opened as the set says."""
     if not dataset and not own and is_local(distilled.source) and is_foreign(distilled):
         raise UsageError(
-            "this set was not made here and asks for images at a path; to allow that, add "
-            f"dataset={distilled.source}"
+            f"this set was not made here and asks for images at a path; to allow that, add dataset={distilled.source}"
         )
     return open_data(dataset or distilled.source, _settings(distilled), "cpu")
 
 
 def _constants(data: RealData, distilled: DistilledSet) -> Preprocess:
     """How the pixels of the data set are normalised, whatever the set's own space is."""
-    if data.preprocess.kind == "standard":
-        return data.preprocess
     plain = replace(_settings(distilled), preprocess="standard")
     return open_data(data.name, plain, "cpu").preprocess
 

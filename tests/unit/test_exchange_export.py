@@ -1,7 +1,9 @@
 """Sets in other programs' forms, read back by those programs, and what each form says that it loses."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -323,7 +325,7 @@ def test_the_verb(tmp_path, capsys):
         (["export", "set.safetensors", "form=npz", "tiles=cut"], "known: decoded, kept"),
         (["export", "set.safetensors", "form=npz", "force=7"], "true or false"),
         (["export", "form=npz"], "name the set first"),
-        (["export", "gone.safetensors", "form=npz"], "no such file"),
+        (["export", "gone.safetensors", "form=npz"], "No such file"),
     ):
         assert run_command_line(words) == 2
         err = capsys.readouterr().err
@@ -337,3 +339,12 @@ def test_a_path_in_somebody_elses_set_is_not_read(tmp_path):
     distilled.save(tmp_path / "set.safetensors")
     with pytest.raises(UsageError, match="dataset=folder:/etc"):
         dd.export(tmp_path / "set.safetensors", "folder")
+
+
+def test_the_commands_of_the_page(tmp_path, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "pages" / "howto" / "export.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    a_set().save(tmp_path / "set.safetensors")
+    for line in block.splitlines():
+        assert run_command_line(line.split()[1:]) == 0
+    assert {"toy-ipc2", "train.parquet", "res_DM.pt"} <= {path.name for path in tmp_path.iterdir()}
