@@ -1,4 +1,4 @@
-"""Dataset distillation for vision: `dd.run("datm", ipc=10)` makes a set, `dd.evaluate(set)` scores one."""
+"""Dataset distillation for vision: `dd.run("datm", ipc=10)` distils a set, `dd.evaluate(set)` scores one."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

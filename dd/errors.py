@@ -1,4 +1,4 @@
-"""The three ways a run ends that are not success, and the words that help out of them."""
+"""The exceptions that end a run, and helpers for error messages."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -6,18 +6,18 @@ from difflib import get_close_matches
 
 
 class UsageError(Exception):
-    """Wrong use: one clear line that names the value and the way out.  Exit code 2."""
+    """Wrong usage, reported in one line that names the value and the fix.  Exit code 2."""
 
 
 class RunError(Exception):
-    """The run failed through no fault of the command line (a NaN, a damaged file).  Exit code 1."""
+    """A failure that the command line did not cause, such as a NaN or a damaged file.  Exit code 1."""
 
 
 class Interrupted(BaseException):
-    """The run was stopped by a signal after its state had been saved.
+    """A signal stopped the run after its state was saved.
 
-    Like `KeyboardInterrupt` no `Exception`: it comes up wherever the program stands, and torch's compiler, for one,
-    takes exceptions for a reason to go on without compiling.
+    Derives from `BaseException`, like `KeyboardInterrupt`: it can be raised anywhere, and some callers swallow an
+    `Exception`.  torch's compiler, for one, falls back to running uncompiled.
 
     Attributes:
         exit_code: 130 after Ctrl-C, 75 ("saved, start me again") after SIGTERM.
@@ -29,26 +29,26 @@ class Interrupted(BaseException):
 
 
 def in_one_line(error: object) -> str:
-    """The first line of what an error says, or its kind where it says nothing, as an `EOFError` does."""
+    """Return the first line of an error's message, or its class name if the message is empty (e.g. `EOFError`)."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """A text that a terminal shows and does nothing else with.
+    """Return `text` with everything escaped that a terminal would interpret instead of showing.
 
-    Control characters, those that turn the direction of writing, and what is no character at all come out as Python
-    writes them: an escape sequence in a file's name could set the window's title, or clear the screen.
+    Control characters, bidirectional marks and invalid code points are written as Python escapes.  Otherwise an escape
+    sequence in a file name could set the window title or clear the screen.
     """
     return "".join(c if c in keep or not _is_control(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def _is_control(c: str) -> bool:
-    # Cc: C0, DEL and C1; Cf: marks of direction among others; Cs: bytes of a name that are no UTF-8; Zl, Zp: line ends
+    # Cc: C0, DEL, C1; Cf: bidirectional marks and others; Cs: non-UTF-8 bytes in a file name; Zl, Zp: line separators
     return not (" " <= c <= "~") and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'convnet'?"` for the close matches of `name` among `known`, else the whole list."""
+    """Return `"; did you mean 'convnet'?"` for close matches of `name` in `known`, else a list of all of `known`."""
     known = sorted(known)
     close = close_matches(name, known, cutoff=0.5)
     if close:
@@ -57,11 +57,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def close_matches(name: str, known: Iterable[str], n: int = 3, cutoff: float = 0.6) -> list[str]:
-    """The close matches of a name, the closest first; capital letters make no difference."""
+    """Return the close matches of `name`, closest first, ignoring case."""
     spelled = {one.lower(): one for one in known}
     return [spelled[one] for one in get_close_matches(name.lower(), sorted(spelled), n=n, cutoff=cutoff)]
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """A ready-made error for a name that is not in a list."""
+    """Return the error for a name that is not in `known`, with suggestions."""
     return UsageError(f"unknown {kind} {name!r}{nearest(name, known)}")

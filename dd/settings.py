@@ -1,20 +1,20 @@
-"""Settings seen as flat dotted keys, and which of them count in which identity, as their fields say.
+"""Settings as flat dotted keys, and the rules for which of them count towards which identity.
 
-Settings are frozen dataclasses, nested at will.  An identity is what a hash is taken of:
+Settings are frozen dataclasses, nested to any depth.  An identity is the subset of settings that a hash covers:
 
     run      the hash of a run
     images   how the images of a set are made
-    member   how images are recovered from one teacher alone
+    member   how images are recovered from a single teacher
     expert   the key of one expert
-    label    how a label of given views is made
-    number   the fingerprint that numbers share which may be compared
+    label    how a given view is labelled
+    number   the fingerprint shared by numbers that may be compared
 
-A field counts in all of them, unless its annotation says otherwise:
+A field counts towards every identity unless its annotation says otherwise:
 
     workers: Annotated[int | None, Outside("run", "no result depends on it")] = None
     rho: Annotated[float, OnlyWith("kind", ("ftd",))] = 0.01
 
-A field that a class redeclares, for another default, keeps the marks of its bases.
+A field that a subclass redeclares, to change its default, keeps the marks of its base classes.
 """
 
 import dataclasses
@@ -29,14 +29,13 @@ _WITHIN: dict[Identity, tuple[Identity, ...]] = {"images": ("run",), "member": (
 
 @dataclass(frozen=True)
 class Outside:
-    """A field, or a whole group, that does not count in one identity, nor in what is a part of it.
+    """Marks a field, or a whole group, that does not count towards an identity or anything nested in that identity.
 
-    What does not count for the images does not count for those of a member; what does not count for the run counts
-    nowhere.
+    `member` is nested in `images`, and every identity is nested in `run`.
 
     Attributes:
-        identity: which.
-        why: for the reader.
+        identity: the identity that excludes the field.
+        why: the reason, for readers.
     """
 
     identity: Identity
@@ -45,11 +44,11 @@ class Outside:
 
 @dataclass(frozen=True)
 class OnlyWith:
-    """A field that counts only beside certain values of another field of its class, which counts itself.
+    """Marks a field that counts only if another field of its class counts and has one of the given values.
 
     Attributes:
         field: name of the other field.
-        values: those values; none for any that is true.
+        values: those values; empty means any truthy value.
     """
 
     field: str
@@ -57,24 +56,24 @@ class OnlyWith:
 
 
 class Entry(NamedTuple):
-    """One setting: its annotation, marks included, and its value."""
+    """One setting: its annotation, including marks, and its value."""
 
     annotation: Any
     value: Any
 
 
 def key_of(name: str) -> str:
-    """The key of a field: `from` for `from_`, as Python's own words get an underscore to be names."""
+    """Return the key of a field: `from` for `from_`, because a field cannot be named after a Python keyword."""
     return name.removesuffix("_")
 
 
 def entries(settings: Any, prefix: str = "", of: Identity | None = None) -> dict[str, Entry]:
-    """The settings of a settings dataclass by dotted key, in the order of its fields; nested ones included.
+    """Return the settings of a dataclass by dotted key, in field order, including nested ones.
 
     Args:
-        settings: the dataclass.
-        prefix: of all keys, with its dot.
-        of: those that count in this identity alone; None for all.
+        settings: the dataclass instance.
+        prefix: prepended to every key, including its dot.
+        of: return only the settings that count towards this identity; None for all.
     """
     hints = get_type_hints(type(settings), include_extras=True)
     found: dict[str, Entry] = {}
@@ -90,12 +89,12 @@ def entries(settings: Any, prefix: str = "", of: Identity | None = None) -> dict
 
 
 def identity(settings: Any, of: Identity, prefix: str = "") -> dict[str, Any]:
-    """The values that count in an identity, by dotted key; see `entries`."""
+    """Return the values that count towards an identity, by dotted key; see `entries`."""
     return {key: entry.value for key, entry in entries(settings, prefix, of).items()}
 
 
 def build(settings: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """A copy of a settings dataclass with the values of the given dotted keys in place; keys elsewhere are ignored."""
+    """Return a copy of a settings dataclass with the given dotted keys replaced; keys of other groups are ignored."""
     changes: dict[str, Any] = {}
     for name in _names(settings):
         value, key = getattr(settings, name), f"{prefix}{key_of(name)}"
@@ -112,7 +111,7 @@ def _names(settings: Any) -> Iterator[str]:
 
 @cache
 def _marks(cls: type) -> dict[str, list[Any]]:
-    """What annotations say beside types, by name of field."""
+    """Return the annotation metadata of every field, including that of base classes, by field name."""
     found: dict[str, list[Any]] = {}
     for base in filter(dataclasses.is_dataclass, cls.__mro__):
         for name, hint in get_type_hints(base, include_extras=True).items():

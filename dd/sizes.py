@@ -1,8 +1,8 @@
-"""Bytes and seconds in words."""
+"""Byte counts and durations, formatted for people."""
 
 
 def readable_size(number: float | None) -> str:
-    """Bytes for people: `"5.6 MB"`; nothing for None."""
+    """Format a number of bytes: `"5.6 MB"`; an empty string for None."""
     if number is None:
         return ""
     for unit in ("B", "kB", "MB", "GB"):
@@ -13,7 +13,7 @@ def readable_size(number: float | None) -> str:
 
 
 def readable_time(seconds: float) -> str:
-    """Seconds for people: `"40 s"`, `"3 min"`, `"2.5 h"`."""
+    """Format a number of seconds: `"40 s"`, `"3 min"`, `"2.5 h"`."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"

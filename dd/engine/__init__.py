@@ -1,1 +1,1 @@
-"""The plug-in contract, the registry, the differentiable inner loop, and the outer loop that drives them."""
+"""The method plug-in interface, the method registry, the differentiable inner loop and the outer loop."""

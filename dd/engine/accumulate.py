@@ -1,4 +1,4 @@
-"""A sum of losses in the memory of one of them."""
+"""Gradient accumulation: the sum of several losses in the memory of one."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,16 +13,16 @@ Terms = Mapping[str, Tensor]
 def accumulated(
     losses: Sequence[Callable[[], Terms]], variable: Tensor, names: Sequence[str], *, shared: bool = True
 ) -> Terms:
-    """The sum of several losses in the memory of one: each is differentiated before the next is begun.
+    """Sum several losses in the memory of one: each is differentiated before the next is computed.
 
     Args:
-        losses: functions that return named terms; none where this process has nothing to add.
-        variable: what they are differentiated by, the only thing a gradient is kept for.
-        names: of the terms.
-        shared: with several processes the sum runs over the losses of all of them.
+        losses: functions that return named terms; empty if this process has nothing to add.
+        variable: the tensor to differentiate with respect to; no other tensor gets a gradient.
+        names: names of the terms.
+        shared: with several processes, sum over the losses of all of them.
 
     Returns:
-        Terms whose sum has the value and, by `variable`, the gradient of the sum.
+        Terms whose sum has the value of the total loss and its gradient with respect to `variable`.
     """
     across = shared and parallel.is_parallel()
     if len(losses) == 1 and not across:
@@ -36,6 +36,6 @@ def accumulated(
     if across:
         parallel.summed(gradient)
         values = dict(zip(names, parallel.summed(torch.stack(list(values.values()))), strict=True))
-    carrier = (variable * gradient).sum()  # linear: its gradient is `gradient`
+    carrier = (variable * gradient).sum()  # linear in `variable`, so its gradient is `gradient`
     first = names[0]
     return values | {first: values[first] + carrier - carrier.detach()}

@@ -1,6 +1,6 @@
-"""The state of an outer loop on disk: variables, optimisers, iteration.
+"""Checkpoints of the outer loop: variables, optimiser states and the iteration.
 
-Randomness needs no place in it: every draw is a function of the seed and of the iteration's number.
+Random state is not saved: every draw is a function of the seed and the iteration.
 """
 
 import json
@@ -22,11 +22,11 @@ _LOG = "log"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the state is saved.
+    """Where the state of a synthesis is saved.
 
     Attributes:
         path: the file, see `dd.io.state`.
-        key: identity of the synthesis; a file with another key is not resumed from.
+        key: identity of the synthesis; a file with another key is ignored.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class Checkpoint:
     def save(
         self, it: int, syn: Synthetic, optimisers: Sequence[Optimizer], facts: Mapping[str, Any], log: str = ""
     ) -> None:
-        """Save the state before iteration `it`, and the log up to there; `facts` are JSON-able."""
+        """Save the state before iteration `it` and the log up to it; `facts` must be JSON-serialisable."""
         tensors = {f"syn.{name}": value for name, value in syn.state_dict().items()}
         if log:
             tensors[_LOG] = torch.frombuffer(bytearray(log.encode()), dtype=torch.uint8)
@@ -54,17 +54,17 @@ class Checkpoint:
         save_state(self.path, tensors, meta)
 
     def iteration(self) -> int:
-        """The iteration that a resumed run continues with; 0 where there is nothing to resume."""
+        """Return the iteration that a resumed run starts with; 0 if there is nothing to resume."""
         state = self._state(quiet=True)
         return int(state.meta["it"]) if state else 0
 
     def log(self) -> str:
-        """The log that was saved with it; "" where there is nothing to resume."""
+        """Return the log saved with the state; "" if there is nothing to resume."""
         state = self._state(quiet=True)
         return state.tensors[_LOG].numpy().tobytes().decode() if state and _LOG in state.tensors else ""
 
     def load(self, syn: Synthetic, optimisers: Sequence[Optimizer]) -> tuple[int, dict[str, Any]] | None:
-        """Restore the state in place: (iteration to resume at, facts), or None where there is nothing to resume."""
+        """Restore the state in place; return (iteration to resume at, facts), or None if there is nothing to resume."""
         state = self._state()
         if state is None:
             return None
@@ -79,7 +79,7 @@ class Checkpoint:
 
 
 def split_state(optimiser: Optimizer, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of an optimiser as (tensors, their names after `prefix`, and JSON-able values)."""
+    """Split the state of an optimiser into tensors, named with `prefix`, and JSON-serialisable values."""
     whole = optimiser.state_dict()
     tensors: dict[str, Tensor] = {}
     rest: dict[str, dict[str, Any]] = {}
@@ -93,7 +93,7 @@ def split_state(optimiser: Optimizer, prefix: str) -> tuple[dict[str, Tensor], d
 
 
 def join_state(optimiser: Optimizer, prefix: str, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimiser the state that `split_state` took."""
+    """Restore into an optimiser the state that `split_state` returned."""
     state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in plain["state"].items()}
     for name, value in tensors.items():
         if name.startswith(prefix):

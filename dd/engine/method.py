@@ -1,4 +1,4 @@
-"""What a distillation method is: `Method`, its view of the world `Task`, its variables `Synthetic`."""
+"""The interface of a distillation method: `Method`, its input `Task`, and its outer variables `Synthetic`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,19 +19,19 @@ from dd.runs.cost import total_memory
 from dd.runs.store import Store
 from dd.sets import DistilledSet
 
-P = TypeVar("P", default=Any)  # what a method prepares
-LR_FLOOR = 100  # the floor of a learned lr is its first value divided by this; the published methods have none
+P = TypeVar("P", default=Any)  # the type that `Method.prepare` returns
+LR_FLOOR = 100  # a learned lr never falls below its initial value divided by this; the published methods have no floor
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One of the independent parts that a synthetic set is made in.
+    """One independently synthesised part of a synthetic set.
 
     Attributes:
-        number: which, from 0.
-        of: how many there are.
-        slots: (m,) int64, ascending, the places of its images among those of the whole set.
-        ranks: (m,) int64, the place of each of them among the images of its class in the whole set.
+        number: index of the part, from 0.
+        of: number of parts.
+        slots: (m,) int64, ascending: the indices of its images in the whole set.
+        ranks: (m,) int64: the index of each image within its class in the whole set.
     """
 
     number: int
@@ -42,18 +42,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Task:
-    """What to distil.  Read-only; everything random is drawn from a generator named after its purpose.
+    """What to distil: data, targets, student and device.  Read-only; every random draw uses a named generator.
 
     Attributes:
         data: the real images.
-        targets: (n,) int64, the class of every synthetic image asked for, class-major.
-        student: the architecture to distil for, resolved.
-        seed: the run's root seed.
+        targets: (n,) int64, the class of every synthetic image, sorted by class.
+        student: the resolved architecture to distil for.
+        seed: the root seed of the run.
         device: where tensors live.
         store: artefacts shared between runs.
         compile: whether training loops may use `torch.compile`.
         precision: "fp32", or "bf16" for autocast in training loops; inner loops always run in fp32.
-        part: the part of the set that `targets` are of, where it is made in several; None for all of it.
+        part: the part of the set that `targets` belongs to, if the set is made in parts; None for the whole set.
     """
 
     data: RealData
@@ -68,19 +68,19 @@ class Task:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """The number of classes."""
         return len(self.data.classes)
 
     @property
     def ranks(self) -> Tensor:
-        """(n,) int64 on the CPU, the place of every target among those of its class, in the whole set."""
+        """(n,) int64 on the CPU: the index of every target within its class, in the whole set."""
         return ranks_of(self.targets) if self.part is None else self.part.ranks
 
     def in_parts(self, slots: "Sequence[Tensor]") -> "list[Task]":
-        """One task for each part of the set; this very task where there is only one part.
+        """Return one task per part of the set; `[self]` if there is only one part.
 
         Args:
-            slots: of each part, see `Method.parts`.
+            slots: the image indices of each part, see `Method.parts`.
         """
         if len(slots) == 1:
             return [self]
@@ -89,36 +89,36 @@ class Task:
         return [replace(self, targets=self.targets[p.slots.to(self.device)], part=p) for p in parts]
 
     def generator(self, *path: str | int) -> torch.Generator:
-        """A CPU generator for one named purpose of this run, or of this part of it."""
+        """Return a CPU generator for one named purpose of this run or, if the task is a part, of this part."""
         return generator(self.seed, *path) if self.part is None else self.common("part", self.part.number, *path)
 
     def common(self, *path: str | int) -> torch.Generator:
-        """A CPU generator for one named purpose that all parts of a run share."""
+        """Return a CPU generator for one named purpose, shared by all parts of a run."""
         return generator(self.seed, *path)
 
     def build(self, rng: torch.Generator) -> nn.Module:
-        """A student with fresh weights drawn from `rng`."""
+        """Build a student with fresh weights drawn from `rng`."""
         data = self.data
         shape = {"channels": data.channels, "size": data.size, "classes": self.classes}
         return build_network(self.student, **shape, generator=rng, device=self.device)
 
     def network(self, *path: str | int) -> nn.Module:
-        """A fresh student whose weights are a function of the run's seed and of `path`."""
+        """Build a fresh student whose weights are a function of the run's seed and `path`."""
         return self.build(self.generator("network", *path))
 
     def functional(self) -> Functional:
-        """The student as a pure function of one flat parameter vector; its own weights do not matter."""
+        """Return the student as a pure function of one flat parameter vector; its own weights are not used."""
         return Functional(self.network("skeleton"))
 
     def total_memory(self) -> int:
-        """Bytes of memory that the device has in all, in use or not."""
+        """Return the total memory of the device in bytes, whether in use or free."""
         return total_memory(self.device)
 
     def real_indices(self, *path: str | int) -> Tensor:
-        """(n,) indices of random, distinct real training images, one for every target; no two parts share one.
+        """Return (n,) indices of distinct random training images, one per target; parts never share an image.
 
         Raises:
-            UsageError: a class has fewer images than are asked for.
+            UsageError: a class has fewer images than requested.
         """
         rng, targets, ranks = self.common(*path), self.targets.cpu(), self.ranks
         chosen = torch.empty(len(targets), dtype=torch.long)
@@ -132,7 +132,7 @@ class Task:
         return chosen
 
     def first_images(self, start_from: Literal["real", "noise"] = "real") -> Tensor:
-        """(n, c, h, w) images to begin with, in model space: random real ones of each class, or noise N(0, 1)."""
+        """Return (n, c, h, w) initial images in model space: random real ones of each class, or noise from N(0, 1)."""
         if start_from == "noise":
             shape = (len(self.targets), self.data.channels, self.data.size, self.data.size)
             return torch.randn(shape, generator=self.generator("start")).to(self.device)
@@ -140,7 +140,7 @@ class Task:
 
 
 def ranks_of(targets: Tensor) -> Tensor:
-    """(n,) int64 on the CPU: how many of (n,) targets stand before each that are of the same class."""
+    """Return (n,) int64 on the CPU: for each of the (n,) targets, how many earlier ones have the same class."""
     targets = targets.cpu()
     order = targets.argsort(stable=True)
     counts = torch.bincount(targets)
@@ -149,19 +149,19 @@ def ranks_of(targets: Tensor) -> Tensor:
 
 
 class Synthetic(nn.Module):
-    """The outer variables.  What is a `Parameter` here is what an optimiser may move.
+    """The outer variables.  Every `Parameter` of this module can be optimised.
 
-    A method may add variables of its own by assigning further parameters or buffers; checkpoints carry all of them.
+    A method may add variables by assigning further parameters or buffers; checkpoints include all of them.
 
     Args:
         images: (n, c, h, w) float, in the model space of the data.
-        targets: (n,) int64 class of every image.
-        labels: (n, k) logits where labels are learned or soft, else None.
-        lr: initial student learning rate where the method learns one, else None.
+        targets: (n,) int64, the class of every image.
+        labels: (n, k) logits if labels are learned or soft, else None.
+        lr: initial student learning rate if the method learns it, else None.
     """
 
     targets: Tensor
-    lr_floor: float = 0.0  # a learned lr is not let below it: no student can be trained with a negative one
+    lr_floor: float = 0.0  # lower bound of a learned lr: a negative one cannot train a student
 
     def __init__(self, images: Tensor, targets: Tensor, labels: Tensor | None = None, lr: float | None = None) -> None:
         super().__init__()
@@ -175,9 +175,9 @@ class Synthetic(nn.Module):
 
     @torch.no_grad()
     def take(self, images: Tensor, labels: Tensor | None = None, lr: float | None = None) -> None:
-        """Begin from given values (`init=SET`): images, and logits and lr where there are such variables here.
+        """Overwrite the variables with those of an existing set (`init=SET`); logits and lr only if they exist here.
 
-        A method whose variables follow from others overrides this to bring them along.
+        Override this if some variables are derived from others, to update them too.
         """
         self.images.copy_(images)
         if self.labels is not None and labels is not None:
@@ -189,10 +189,10 @@ class Synthetic(nn.Module):
 
 @dataclass(frozen=True)
 class Skip:
-    """Returned by `Method.loss` for an iteration that the method itself leaves out; nothing is updated.
+    """Returned by `Method.loss` to skip an iteration: nothing is updated.
 
     Attributes:
-        value: the objective that led to it, for the log; may be NaN.
+        value: the objective that caused the skip, for the log; may be NaN.
         reason: a few words for the log.
     """
 
@@ -201,18 +201,24 @@ class Skip:
 
 
 Objective: TypeAlias = Tensor | Mapping[str, Tensor] | Skip
-"""What `Method.loss` returns: a scalar, named scalars that are summed, or a `Skip`."""
+"""The return type of `Method.loss`: a scalar, named scalars to be summed, or a `Skip`."""
 
 
 class Method(Generic[P]):
-    """A published method.  A frozen dataclass: its fields are its hyper-parameters, and nothing else.
+    """Base class of distillation methods.  A subclass is a frozen dataclass whose fields are its hyper-parameters.
 
-    The engine calls `settle`, fetches `needs`, calls `prepare` and `parts`; for every part `start`, `optimisers`, then
-    `loss`, `rate` and `project` once an iteration, then `finish`.  P is what `prepare` returns and the others are
-    given.  A method with no outer loop (selection, crops) has `iterations = 0`.  `__post_init__` may only raise
-    `ValueError`, for fields that contradict one another.  `version` is raised when the same fields give other images
-    than before, so that none from before are taken for them.  `even` says that it needs as many images of one class as
-    of every other; a run that asks for anything else is refused.
+    The engine calls `settle`, fetches `needs`, then calls `prepare` and `parts`.  For every part it calls `start` and
+    `optimisers`; `loss`, `rate` and `project` once per iteration; and finally `finish`.  `prepare` returns a P, which
+    the later calls receive.  A method without an outer loop (selection, crops) sets `iterations = 0`.  `__post_init__`
+    may only raise `ValueError`, for fields that contradict each other.
+
+    Attributes:
+        name: the registered name, set by `register`.
+        paper: the publication.
+        version: increase it when the same fields produce different images than before, so that old results are not
+            reused.
+        even: the method needs the same number of images for every class; other requests are refused.
+        iterations: number of outer iterations.
     """
 
     name: ClassVar[str] = ""
@@ -223,81 +229,81 @@ class Method(Generic[P]):
 
     @classmethod
     def by_ipc(cls, ipc: int) -> Mapping[str, Any]:
-        """Settings that follow from the images per class, by dotted key: what holds where nobody says otherwise.
+        """Return default settings that depend on the images per class, by dotted key.
 
-        They stand in the resolved recipe; a recipe file, a cell and the command line are all stronger.
+        They appear in the resolved recipe; recipe files, cells and the command line override them.
         """
         return {}
 
     def digests(self, student: NetworkSpec) -> Mapping[str, str]:
-        """SHA-256 of the files that settings name, by dotted key; they count for the run's identity, not their paths.
+        """Return the SHA-256 of every file named by a setting, by dotted key; the run's identity uses these, not paths.
 
         Args:
-            student: the network to distil for, as asked for.
+            student: the requested network to distil for.
 
         Raises:
-            UsageError: a file is not there.
+            UsageError: a file does not exist.
         """
         return {}
 
     def settle(self, task: Task) -> Self:
-        """This method with everything decided that depends on shapes or on the size of the machine ("auto").
+        """Return this method with every "auto" that depends on shapes or on the machine's memory resolved.
 
-        Called once a run, before anything else, and everything below is called on what it returns; the decisions stand
-        in the resolved recipe and are kept on resume.  What cannot work on these data is refused here.
+        Called once per run, before all other methods, which are called on its result.  The decisions are written to the
+        resolved recipe and kept on resume.  Override it to reject data that the method cannot handle.
 
         Raises:
-            UsageError: see above.
+            UsageError: the method cannot work on these data.
         """
         return self
 
     def needs(self, task: Task) -> Sequence[Need[Any]]:
-        """What the engine is to fetch before `prepare`, in this order: experts, teachers, statistics."""
+        """Return what the engine fetches before `prepare`, in this order: experts, teachers, statistics."""
         return ()
 
     def prepare(self, task: Task, got: Got) -> P:
-        """What the methods below are given, made of what was fetched: `got[need]` for each of `needs`."""
-        return cast(P, None)  # a method without needs is a Method[None]
+        """Build the object that the later calls receive; `got[need]` is the fetched result of each of `needs`."""
+        return cast(P, None)  # a method that does not override this is a Method[None]
 
     def start(self, task: Task, prepared: P) -> Synthetic:
-        """The variables at iteration 0."""
+        """Return the variables at iteration 0."""
         raise NotImplementedError
 
     def parts(self, task: Task) -> Sequence[Tensor]:
-        """The independent parts of the set, each as the places of its images in `task.targets`, ascending (m,) int64.
+        """Return the independent parts of the set: for each, the ascending (m,) int64 indices in `task.targets`.
 
-        Every place is in exactly one part.  With several, each part has a task of its own, with its targets alone and
-        with generators of its own, and goes from `start` to `finish` without the others: whoever makes them, in
-        whatever order, the set is the same.
+        Every index is in exactly one part.  Each part has its own task, with its own targets and generators, and runs
+        from `start` to `finish` separately.  The resulting set does not depend on which process makes a part, or in
+        which order.
         """
         return [torch.arange(len(task.targets))]
 
     def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
-        """One optimiser per group of variables; all are stepped once an iteration."""
+        """Return one optimiser per group of variables; all of them step once per iteration."""
         return ()
 
     def rate(self, it: int) -> float:
-        """Factor of all learning rates in iteration `it`, for a schedule."""
+        """Return the factor applied to all learning rates in iteration `it`, for schedules."""
         return 1.0
 
     def loss(self, syn: Synthetic, task: Task, prepared: P, it: int) -> Objective:
-        """The objective of iteration `it`, to be minimised."""
+        """Return the objective of iteration `it`, to be minimised."""
         raise NotImplementedError
 
     @property
     def labelling(self) -> LabelSettings | None:
-        """How augmented views of the finished set are labelled; None where its images have labels of their own."""
+        """How augmented views of the finished set are labelled; None if the images have labels of their own."""
         return None
 
     def labeller(self, task: Task, prepared: P) -> Labeller | None:
-        """Who labels augmented views of the finished set, as `labelling` says; None for nobody."""
+        """Return the labeller of augmented views that `labelling` describes; None if there is none."""
         return None
 
     def project(self, syn: Synthetic, task: Task) -> None:
-        """Called after every update, for example to clamp pixels."""
+        """Project the variables after each update, for example clamp pixels.  Does nothing by default."""
 
     def finish(self, syn: Synthetic, task: Task, prepared: P) -> DistilledSet:
-        """The set that evaluation consumes; also called on the variables at iteration 0, for `start`."""
+        """Return the finished set for evaluation; also called on the variables at iteration 0, for the `start` set."""
         images = syn.images.detach().clone()
         hard = syn.labels is None
         return DistilledSet(
@@ -314,10 +320,10 @@ class Method(Generic[P]):
 
 
 def prepare(method: Method[P], task: Task) -> P:
-    """What `Method.prepare` makes of everything that the method needs, fetched here.
+    """Fetch everything that the method needs and return the result of `Method.prepare`.
 
     Args:
-        method: settled.
+        method: the settled method.
         task: what to distil.
     """
     return method.prepare(task, Got(method.needs(task)))

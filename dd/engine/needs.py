@@ -1,4 +1,4 @@
-"""What a method needs before it begins: declared once, listed by a plan, fetched by a run, handed to `prepare`."""
+"""Prerequisites of a method: declared once, listed by a plan, fetched by a run, passed to `Method.prepare`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -12,40 +12,40 @@ T = TypeVar("T")
 
 
 class Need(ABC, Generic[T]):
-    """Something that a method needs, and the artefacts in which the store keeps it.
+    """A prerequisite of a method, stored as one or more artefacts.
 
-    A plan lists the artefacts, a run fetches them, and both ask the same object: they cannot disagree.
+    A plan lists the artefacts and a run fetches them through the same object, so the two always agree.
 
     Attributes:
-        name: of the need, one of its kind in a method: "experts", "teachers".
+        name: unique within a method: "experts", "teachers".
     """
 
     name: str
 
     @abstractmethod
     def artefacts(self) -> Sequence[Wanted]:
-        """What the store is asked for, without making any of it."""
+        """Return the artefacts to request from the store, without creating any."""
 
     @abstractmethod
     def fetch(self, got: "Got") -> T:
-        """Find what is in the store, make what is not.
+        """Return the result, reusing what the store has and creating the rest.
 
         Args:
-            got: the needs that the method lists before this one.
+            got: results of the needs that the method lists before this one.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class Made(Need[Artefact]):
-    """A single artefact, and the function that makes it.
+    """A prerequisite that is a single artefact, with the function that creates it.
 
     Attributes:
-        name: of the need, and the artefact's kind.
-        store: where it is kept.
-        spec: JSON-able; everything that determines it.
-        make: given the needs that the method lists before this one, computes (tensors by name, JSON-able facts); called
-            if the store does not have it.
-        words: named in plans and in the log, for example "statistics of cifar10".
+        name: name of the need, and kind of the artefact.
+        store: where the artefact is kept.
+        spec: JSON-serialisable values that determine the artefact completely.
+        make: computes (tensors by name, JSON-serialisable facts) from the results of the earlier needs; called only if
+            the store does not have the artefact.
+        words: description in plans and in the log, for example "statistics of cifar10".
     """
 
     name: str
@@ -55,19 +55,19 @@ class Made(Need[Artefact]):
     words: str
 
     def artefacts(self) -> Sequence[Wanted]:
-        """The one."""
+        """Return the single artefact."""
         return [Wanted(self.name, self.spec, self.words)]
 
     def fetch(self, got: "Got") -> Artefact:
-        """See `Store.tensors`."""
+        """Return the artefact, creating it if needed; see `Store.tensors`."""
         return self.store.tensors(self.name, self.spec, partial(self.make, got), self.words)
 
 
 class Got:
-    """What was fetched: `got[need]` is what the need of that name gave."""
+    """Results of fetched needs: `got[need]` is the result of the need with that name."""
 
     def __init__(self, needs: "Iterable[Need[Any]]" = ()) -> None:
-        """Fetch needs one after another."""
+        """Fetch the needs in order."""
         self._found: dict[str, Any] = {}
         for need in needs:
             self._found[need.name] = need.fetch(self)

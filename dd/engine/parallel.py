@@ -1,8 +1,8 @@
-"""Several processes on one synthesis: which classes are whose, and sums over all of them.
+"""Several processes on one synthesis: shares of the work, and sums over all processes.
 
-Started by `torchrun --nproc-per-node=N -m dd run ...`.  Every process holds all variables and takes the same steps;
-they share out the classes and add up what they found.  A set of several parts is shared out part by part instead, and
-each process makes its own `alone`.  Alone, nothing here does anything.
+Started by `torchrun --nproc-per-node=N -m dd run ...`.  Every process holds all variables and takes the same steps; the
+processes divide the classes among themselves and sum the gradients.  If a set has several parts, the processes divide
+the parts instead and make each one in an `alone` block.  In a single process these functions do nothing.
 """
 
 import contextlib
@@ -20,31 +20,31 @@ _ALONE = ContextVar("alone", default=False)
 
 
 def is_parallel() -> bool:
-    """Whether there are several processes that work together."""
+    """Return whether several processes work together."""
     return not _ALONE.get() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes, evaluates and speaks; also before it has joined the others."""
+    """Return whether this process writes, evaluates and logs; also valid before the group is initialised."""
     if _ALONE.get():
         return True
     return int(os.environ.get("RANK", "0")) == 0 if not is_parallel() else dist.get_rank() == 0
 
 
 def share(items: Sequence[T]) -> list[T]:
-    """Those of `items` that are this process's: every so-many-th, so that any number of processes covers each once."""
+    """Return this process's share of `items`, strided by rank; every item is in the share of exactly one process."""
     return list(items[dist.get_rank() :: dist.get_world_size()]) if is_parallel() else list(items)
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
+    """Sum a tensor over all processes, in place."""
     if is_parallel():
         dist.all_reduce(tensor)
     return tensor
 
 
 def agreed(value: T) -> T:
-    """The first process's value, in all of them."""
+    """Return the first process's value in every process."""
     if not is_parallel():
         return value
     box: list[Any] = [value]
@@ -53,13 +53,13 @@ def agreed(value: T) -> T:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag is up in any process."""
+    """Return whether the flag is set in any process."""
     return bool(summed(torch.tensor(float(flag), device=_device()))) if is_parallel() else flag
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Let this process work by itself while the block runs: it shares nothing and waits for nobody."""
+    """Detach this process from the group during the block: it shares no work and waits for no other process."""
     before = _ALONE.set(True)
     try:
         yield
@@ -69,13 +69,13 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def processes(device: str) -> Iterator[str]:
-    """Join the group that torchrun started, if it did, while the block runs.
+    """Join the group that torchrun started, if any, for the duration of the block.
 
     Args:
-        device: of the run.
+        device: device of the run.
 
     Yields:
-        The device of this process: with several on CUDA, one GPU each.
+        The device of this process: with several processes on CUDA, one GPU each.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ or dist.is_initialized():
         yield device

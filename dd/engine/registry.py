@@ -1,8 +1,8 @@
-"""Methods by name: registered by decorator, found by file name, by entry point, or by path.
+"""Registry of methods: registered by a decorator, found by file name, by entry point or by path.
 
-A method of ours is `methods/<family>/<name>.py`; one of an installed package is an entry point in the group
-`dd.methods`;
-one in the making is `path/to/file.py` or `path/to/file.py:name`.  Nothing is imported before it is asked for.
+A built-in method is `methods/<family>/<name>.py`.  A method of an installed package is an entry point in the group
+`dd.methods`.  A method under development is `path/to/file.py` or `path/to/file.py:name`.  Each is imported when first
+used.
 """
 
 import fnmatch
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 GROUP = "dd.methods"
 M = TypeVar("M", bound="type[Method]")
 _registered: dict[str, "type[Method]"] = {}
-_LOADED_FROM = "_dd_loaded_from"  # in the module of a method's file: its path and bytes
+_LOADED_FROM = "_dd_loaded_from"  # attribute of a method file's module: the path and the bytes it was loaded from
 
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """Where a method comes from; `error` says why it cannot be used, if so."""
+    """Name, origin and summary of a method; `error` says why it cannot be used, else None."""
 
     name: str
     family: str
@@ -43,10 +43,10 @@ class MethodEntry:
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Class decorator that makes a `Method` known under `name`.
+    """Class decorator that registers a `Method` under `name`.
 
     Raises:
-        UsageError: the name is taken by another class.
+        UsageError: another class has this name.
     """
 
     def decorate(cls: M) -> M:
@@ -61,19 +61,19 @@ def register(name: str) -> Callable[[M], M]:
 
 
 def names() -> list[str]:
-    """All names that `get` knows, sorted; imports no method."""
+    """Return all names that `get` accepts, sorted, without importing any method."""
     return sorted({*_builtin(), *_plugins(), *_registered})
 
 
 def get(name: str) -> "type[Method]":
-    """The class registered under `name`, importing its file first where needed.
+    """Return the class registered under `name`, importing its file if needed.
 
     Args:
-        name: a registered name, or `path/to/file.py`, or `path/to/file.py:name`.
+        name: a registered name, `path/to/file.py` or `path/to/file.py:name`.
 
     Raises:
-        UsageError: no such method, or a file that registers none or several.
-        RunError: a plug-in that fails to import.
+        UsageError: the method does not exist, or the file registers none or several.
+        RunError: a plug-in fails to import.
     """
     if is_code(name):
         return _from_file(name)
@@ -89,12 +89,12 @@ def get(name: str) -> "type[Method]":
 
 
 def is_code(name: str) -> bool:
-    """Whether a method's name is the path of a file to import."""
+    """Return whether a method's name is the path of a file to import."""
     return name.endswith(".py") or ".py:" in name
 
 
 def is_loaded(name: str) -> bool:
-    """Whether the file of `name`, as it is now, was imported in this process already."""
+    """Return whether the current content of the file in `name` is already imported in this process."""
     path = _path(name)
     loaded = sys.modules.get("dd_method_" + path.stem)
     return loaded is not None and os.path.isfile(path) and vars(loaded).get(_LOADED_FROM) == (path, path.read_bytes())
@@ -106,23 +106,23 @@ def _path(name: str) -> Path:
 
 
 def reference(cls: "type[Method]") -> str:
-    """What `get` takes for a registered class: its name, or of a class in the making its file, `path/to/file.py:name`.
+    """Return the string that `get` accepts for a registered class: its name, or `path/to/file.py:name` if unpackaged.
 
-    A class of a notebook, which has no file, goes by its name, which this process alone knows.
+    A class defined in a notebook has no file; its name is valid in this process only.
 
     Raises:
-        UsageError: it was never registered.
+        UsageError: the class was never registered.
     """
-    if "name" not in vars(cls):  # a subclass has its parent's, but is another method
+    if "name" not in vars(cls):  # a subclass inherits the name of its parent, but is another method
         raise UsageError(f"{cls.__name__} is not registered: decorate it with dd.engine.registry.register(NAME)")
     file = _file(cls)
     return cls.name if file is None else f"{file}:{cls.name}"
 
 
 def in_the_making(cls: "type[Method]") -> str:
-    """Hash of the file of a class in the making, whose text is part of a recipe; "" for established ones.
+    """Return the hash of the file of a method under development, part of its recipe; "" for a packaged method.
 
-    Of a class of a notebook, which has no file, it is of the class's own functions, and not of those that they call.
+    For a class defined in a notebook, the hash covers the class's own functions, but not the functions they call.
     """
     if _established(cls):
         return ""
@@ -133,10 +133,10 @@ def in_the_making(cls: "type[Method]") -> str:
 
 
 def list_methods(pattern: str = "*") -> list[MethodEntry]:
-    """The methods that can be run, plug-ins included, importing each; a broken one with its error.
+    """Import and list all methods, including plug-ins; a broken method is listed with its error.
 
     Args:
-        pattern: of names, with `*` and `?`, as "sre2l*".
+        pattern: filter on the name, with `*` and `?`, for example "sre2l*".
     """
     found = []
     for name in fnmatch.filter(names(), pattern):
@@ -155,7 +155,7 @@ def list_methods(pattern: str = "*") -> list[MethodEntry]:
 
 
 def files() -> list[Path] | None:
-    """The files of the methods that are known and not ours, and where their recipes may be; None where one has none."""
+    """Return the files of registered methods that are not built in, and of their recipes; None if one has no file."""
     found: list[Path] = []
     for name, cls in _registered.items():
         if not cls.__module__.startswith("dd.methods."):
@@ -178,26 +178,26 @@ def _builtin() -> dict[str, str]:
 
 
 def _established(cls: "type[Method]") -> bool:
-    """Whether a class is one of ours or of an installed package: it is found by name, and has a version."""
+    """Return whether a class is built in or from an installed package, and so has a stable name and version."""
     point = _plugins().get(cls.name)
     return cls.__module__.startswith("dd.methods.") or (point is not None and point.load() is cls)
 
 
 def _file(cls: "type[Method]") -> Path | None:
-    """The file of a class in the making; None for one that is established, or that has no file."""
+    """Return the file of a method under development; None for a packaged method or one without a file."""
     return None if _established(cls) else _source_file(cls)
 
 
 def _source_file(cls: "type[Method]") -> Path | None:
     try:
         path = Path(inspect.getfile(cls)).resolve()
-    except (OSError, TypeError):  # of a notebook
+    except (OSError, TypeError):  # defined in a notebook
         return None
     return path if path.is_file() and path.suffix == ".py" else None
 
 
 def _instructions(code: CodeType) -> list[Any]:
-    """What a function does, without where it stands."""
+    """Return what a function does, without line numbers or file names."""
     constants = [_instructions(c) if isinstance(c, CodeType) else _constant(c) for c in code.co_consts]
     return [code.co_code.hex(), list(code.co_names), list(code.co_varnames), constants]
 
@@ -227,7 +227,7 @@ def _from_file(text: str) -> "type[Method]":
         raise UsageError(f"no method file {str(path)!r}; give the path of a Python file that registers one")
     module_name, content = "dd_method_" + path.stem, path.read_bytes()
     loaded = sys.modules.get(module_name)
-    # a session may go on while the file is edited, or run another one of its name
+    # a long session may edit the file or load another file of the same name
     if loaded is None or vars(loaded).get(_LOADED_FROM) != (path, content):
         for name in [name for name, cls in _registered.items() if cls.__module__ == module_name]:
             del _registered[name]
@@ -237,7 +237,7 @@ def _from_file(text: str) -> "type[Method]":
         setattr(loaded, _LOADED_FROM, (path, content))
         sys.modules[module_name] = loaded
         try:
-            # not the loader's work: its cache takes a file of the same second and length for the old one
+            # bypass the import cache, which mistakes a file of the same second and length for the old one
             exec(compile(content, path, "exec"), vars(loaded))
         except Exception as error:
             del sys.modules[module_name]

@@ -1,4 +1,4 @@
-"""The outer loop."""
+"""The outer loop: optimise the synthetic variables, with checkpoints, probes and signals."""
 
 import logging
 import math
@@ -24,23 +24,23 @@ log = logging.getLogger(__name__)
 
 P = TypeVar("P")
 
-CHECKPOINT_EVERY = 10  # iterations, at least
-SAVING = 0.05  # share of the time that checkpoints may take: 100 images of 224 pixels are 180 MB with Adam's state
-FREE_SAVING = 1.0  # seconds of saving that are not counted, so that small sets are saved every time
-WINDOW = 100  # last iterations in which skips are counted; all of them in a shorter run
-MAX_SKIPPED = 0.95  # share of the window that may be skipped: with less than one update in twenty nothing is learned
+CHECKPOINT_EVERY = 10  # minimum number of iterations between checkpoints
+SAVING = 0.05  # maximum share of time spent saving: 100 images of 224 pixels are 180 MB with Adam's state
+FREE_SAVING = 1.0  # seconds of saving that do not count, so that small sets are saved every time
+WINDOW = 100  # number of recent iterations in which skips are counted; shorter runs count all
+MAX_SKIPPED = 0.95  # maximum share of skipped iterations; with less than 1 update in 20 nothing is learned
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What looks on while a synthesis runs; none of it changes the result.
+    """Observers of a running synthesis; none of them changes the result.
 
     Attributes:
         log: called every iteration with (it, scalars).
-        probe: called with the variables at `probe_at` iterations; returns held-out accuracy in percent.
-        probe_at: iterations before which it is called.
-        stop: signals.
-        history: gives the log so far, which is saved with the state.
+        probe: called with the variables before the iterations in `probe_at`; returns held-out accuracy in percent.
+        probe_at: the iterations before which `probe` is called.
+        stop: pending signals.
+        history: returns the log so far, which is saved with the state.
     """
 
     log: Callable[[int, Mapping[str, Any]], None] = lambda it, scalars: None
@@ -50,12 +50,12 @@ class Watch:
     history: Callable[[], str] = lambda: ""
 
     def probed(self, syn: Synthetic, it: int) -> dict[str, Any]:
-        """The probe's scalar, where one is due."""
+        """Return the probe's scalar, if a probe is due."""
         return {"probe": self.probe(syn)} if self.probe and it in self.probe_at else {}
 
 
 class _Budget:
-    """The time that checkpoints have taken, and may take."""
+    """Tracks the time spent saving checkpoints against its limit."""
 
     def __init__(self) -> None:
         self._began, self._saving = time.perf_counter(), 0.0
@@ -72,22 +72,20 @@ class _Budget:
 
 
 class _Skips:
-    """Which of the last iterations were skipped, and when that is too many."""
+    """Tracks which recent iterations were skipped, and fails if there are too many."""
 
-    def __init__(self, window: int, skipped: Sequence[int] | int, first: int) -> None:
-        if isinstance(skipped, int):  # a state of before there was a window: so many in a row
-            skipped = range(first - skipped, first)
+    def __init__(self, window: int, skipped: Sequence[int]) -> None:
         self._window, self._skipped = window, list(skipped)
 
     def recent(self, it: int) -> list[int]:
-        """Those before iteration `it` that still count there, which a resumed run has to know."""
+        """Return the skips before iteration `it` that still count, for a resumed run."""
         return [at for at in self._skipped if it - self._window < at < it]
 
     def see(self, it: int, outcome: Objective) -> None:
-        """Take note of iteration `it`.
+        """Record iteration `it`.
 
         Raises:
-            RunError: all but a few iterations of a whole window were skipped.
+            RunError: nearly all iterations of a whole window were skipped.
         """
         self._skipped = self.recent(it) + [it] * isinstance(outcome, Skip)
         full, many = it + 1 >= self._window, len(self._skipped) >= MAX_SKIPPED * self._window
@@ -99,13 +97,13 @@ class _Skips:
 
 
 class _Floor:
-    """Keeps a learned lr where students can be trained with it, and says so the first time."""
+    """Keeps a learned lr at or above its floor, and warns the first time it falls below."""
 
     def __init__(self) -> None:
         self._said = False
 
     def hold(self, syn: Synthetic, it: int) -> dict[str, float]:
-        """The learned lr for the log, where there is one; at its floor where iteration `it` took it below."""
+        """Return the learned lr for the log, if there is one, raising it to the floor if iteration `it` went below."""
         if syn.lr is None:
             return {}
         value = float(syn.lr.detach())
@@ -131,23 +129,23 @@ def synthesise(
     checkpoint: Checkpoint | None = None,
     watch: Watch = Watch(),
 ) -> Synthetic:
-    """Run a method's outer loop from `syn`, or from where an interrupted run left it.
+    """Run a method's outer loop from `syn`, or from the checkpoint of an interrupted run.
 
     Args:
         method: the method.
         task: what to distil.
-        prepared: what `method.prepare` returned.
+        prepared: the result of `method.prepare`.
         syn: the variables at iteration 0; changed in place.
-        checkpoint: where to save; None: nowhere.
+        checkpoint: where to save; None to save nothing.
         watch: log, probe and signals.
 
     Returns:
         `syn`, after the last iteration.
 
     Raises:
-        RunError: a term, a gradient or a finished variable is not finite, or too many of the last iterations were
-            skipped; the last good state is saved.
-        Interrupted: a signal came; the state is saved.
+        RunError: a term, a gradient or a final variable is not finite, or too many recent iterations were skipped; the
+            last good state is saved.
+        Interrupted: a signal arrived; the state is saved.
     """
     keep_large_buffers()
     optimisers = list(method.optimisers(syn))
@@ -156,7 +154,7 @@ def synthesise(
     first, facts = loaded or (0, {"skips": []})
     if loaded:
         log.info("synthesis resumes at iteration %d of %d", first, method.iterations)
-    skips, floor = _Skips(min(WINDOW, method.iterations), facts["skips"], first), _Floor()
+    skips, floor = _Skips(min(WINDOW, method.iterations), facts["skips"]), _Floor()
     budget = _Budget()
 
     def save(it: int) -> None:
@@ -191,9 +189,9 @@ def synthesise(
 
 
 def distil(method: Method[P], task: Task, prepared: P) -> DistilledSet:
-    """A set from its first iteration to its last, made by this process alone; nothing is saved or logged on the way.
+    """Distil a whole set in this process, without saving or logging anything.
 
-    For a method that needs a small set of another, or of its own, to find something out.
+    For a method that needs a small distilled set, of its own or of another method, as an intermediate result.
 
     Raises:
         RunError: see `synthesise`.
@@ -208,15 +206,15 @@ def _rates(optimisers: Sequence[Optimizer]) -> list[list[float]]:
 
 
 def _set_rates(optimisers: Sequence[Optimizer], rates: list[list[float]], factor: float) -> None:
-    """Every learning rate as the method gave it, times `factor`."""
+    """Set every learning rate to the method's own value times `factor`."""
     for optimiser, own in zip(optimisers, rates, strict=True):
         for group, lr in zip(optimiser.param_groups, own, strict=True):
             group["lr"] = lr * factor
 
 
 def _heed(stop: Stop, save: Callable[[int], None], it: int) -> None:
-    """Save and raise where a signal came."""
-    if parallel.any_of(bool(stop.requested)):  # they stop at the same iteration, or would wait for one another
+    """Save the state and raise if a signal has arrived."""
+    if parallel.any_of(bool(stop.requested)):  # all stop at the same iteration, else some would wait forever
         save(it)
         raise stop.error()
 
@@ -226,7 +224,7 @@ def _is_finite(syn: Synthetic) -> bool:
 
 
 def _update(outcome: Objective, syn: Synthetic, optimisers: Sequence[Optimizer], it: int) -> dict[str, Any]:
-    """Go backwards and step, unless the outcome is a skip or not finite; returns scalars for the log."""
+    """Back-propagate and step, unless the outcome is a `Skip`; return scalars for the log, raise if not finite."""
     if isinstance(outcome, Skip):
         return {"loss": outcome.value, "skipped": 1}
     terms = {"loss": outcome} if isinstance(outcome, Tensor) else dict(outcome)

@@ -1,11 +1,11 @@
-"""A differentiable inner loop: SGD steps on a flat parameter vector, and the ways to go backwards through them.
+"""The differentiable inner loop: SGD steps on a flat parameter vector, with several backward passes to choose from.
 
     velocity_{t+1} = momentum * velocity_t + grad_t,    theta_{t+1} = theta_t - lr * velocity_{t+1}
 
-`FullGraph` and `Stepwise` return the same iterates and the same gradients; they differ in memory and time.
-`FrozenAdjoint` returns the same iterates and TESLA's gradients, which are others.  The loss is a pure function of
-`(theta, step, *variables)`: whatever it draws (batch, augmentation) must depend on `step` alone, because all but
-`FullGraph` call it a second time on the way back.
+`FullGraph` and `Stepwise` return the same iterates and the same gradients, with different memory use and speed.
+`FrozenAdjoint` returns the same iterates but the approximate gradients of TESLA.  The loss must be a pure function of
+`(theta, step, *variables)`: random draws (batch, augmentation) may depend on `step` only, because every class except
+`FullGraph` evaluates the loss again in the backward pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 
 InnerLoss = Callable[..., Tensor]
-"""`(theta (P,), step, *variables) -> scalar`, the student's loss at one inner step."""
+"""`(theta (P,), step, *variables) -> scalar`: the student's loss at one inner step."""
 
 
 class Backprop(Protocol):
-    """Run `steps` inner steps so that gradients reach `theta`, `lr` and `variables`.
+    """Interface: run `steps` inner steps so that gradients reach `theta`, `lr` and `variables`.
 
     Args:
         loss: the inner loss.
         theta: (P,) initial parameters.
         lr: scalar step size.
-        variables: the tensors that `loss` is a function of, besides theta.
+        variables: the other tensors that `loss` depends on.
         steps: number of inner steps.
         momentum: heavy-ball momentum of the student.
-        at: steps whose iterates are wanted, ascending, in 1..steps; default: the last alone.
+        at: steps whose iterates to return, ascending, in 1..steps; default: only the last.
 
     Returns:
         The iterates theta_t for t in `at`, each (P,).
@@ -46,13 +46,13 @@ class Backprop(Protocol):
         momentum: float = 0.0,
         at: Sequence[int] = (),
     ) -> list[Tensor]:
-        """See the class."""
+        """Run the steps; see the class."""
         ...
 
 
 @dataclass(frozen=True)
 class FullGraph:
-    """Autograd keeps every step: the reference.  Memory grows with steps x batch."""
+    """Plain autograd through every step: the reference.  Memory grows with steps x batch."""
 
     def __call__(
         self,
@@ -100,7 +100,7 @@ class _OneStepInMemory:
 
 @dataclass(frozen=True)
 class Stepwise(_OneStepInMemory):
-    """Exact reverse recursion with one step's graph in memory: each step is computed again on the way back.
+    """Exact reverse-mode recursion that holds the graph of one step: each step is recomputed in the backward pass.
 
     With lambda the adjoint of theta and nu that of the velocity, going backwards from t = steps - 1:
 
@@ -109,7 +109,7 @@ class Stepwise(_OneStepInMemory):
         (h, p) = d<nu, grad_t> / d(theta_t, variables)
         d variables += p;   lambda <- lambda + h (+ the gradient of an intermediate loss);   nu <- momentum * nu
 
-    which is what full back-propagation computes, in another order.  Memory: steps x P floats and one double-backward.
+    This is full back-propagation in a different order.  Memory: steps x P floats and one double backward.
     """
 
     _exact = True
@@ -117,12 +117,12 @@ class Stepwise(_OneStepInMemory):
 
 @dataclass(frozen=True)
 class FrozenAdjoint(_OneStepInMemory):
-    """TESLA's way back (Cui et al., ICML 2023, arXiv:2211.10586): **not** the gradient of what was computed.
+    """The backward pass of TESLA (Cui et al., ICML 2023, arXiv:2211.10586), which is **not** the exact gradient.
 
-    The recursion of `Stepwise` without its curvature term h: the adjoint stays what it is at the end, as if each step's
-    gradient depended on its own images alone and not on where earlier steps led.  Exact for one step, and for a loss
-    that is linear in theta; otherwise a factor (I - lr H) is missing for every later step.  What `theta` gets is that
-    adjoint.
+    This is the recursion of `Stepwise` without its curvature term h: the adjoint keeps its final value, as if the
+    gradient of each step depended only on that step's images and not on the earlier steps.  It is exact for one step
+    and for a loss that is linear in theta; otherwise a factor (I - lr H) is missing for every later step.  The gradient
+    of `theta` is this adjoint.
     """
 
     _exact = False
@@ -189,9 +189,9 @@ def _recursion_back(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
 def _products(
     loop: _Loop, step: int, theta: Tensor, variables: Sequence[Tensor], needs: Sequence[bool], direction: Tensor
 ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
-    """The step's gradient; the derivatives of <direction, gradient> by theta, and by each variable that needs one.
+    """Return the gradient of one step, and the derivatives of <direction, gradient> w.r.t. theta and each variable.
 
-    That by theta is None where it is zero, or where the adjoint is frozen.
+    A derivative is None if it is zero or not needed; the one w.r.t. theta is also None if the adjoint is frozen.
     """
     theta = theta.detach().requires_grad_()
     leaves = [v.detach().requires_grad_(need) for v, need in zip(variables, needs, strict=True)]

@@ -1,4 +1,4 @@
-"""The one place that touches disk and network: atomic writes, hashes, locks, downloads."""
+"""All disk and network access: atomic writes, hashes, locks, downloads."""
 
 from dd.io.atomic import atomic_folder, atomic_path, write_json, write_text
 from dd.io.hashing import SEAL, Json, digest, holds, sealed, sha256_file, sha256_tensors

@@ -1,4 +1,4 @@
-"""Writes that happen whole or not at all."""
+"""Atomic writes: a file is replaced completely or left untouched."""
 
 import contextlib
 import errno
@@ -17,10 +17,10 @@ _NO_ROOM = {errno.ENOSPC: "no space left", errno.EDQUOT: "disk quota exceeded", 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yield a temporary path beside `path`; it replaces `path` if the block succeeds and is deleted if it fails.
 
     Raises:
-        RunError: there is no room for it; nothing of the new file is left behind.
+        RunError: the disk is full; nothing of the new file remains.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,14 +81,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON-able value atomically, indented, with a final newline."""
+    """Write a JSON-serialisable value atomically, indented, with a trailing newline."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def no_room(error: BaseException) -> str:
-    """What the error says, when it is that there is no room for what was to be written; else nothing."""
+    """Return a description of the error if it means that the disk is full, else an empty string."""
     number = getattr(error, "errno", None)
-    if type(error).__name__ == "SafetensorError":  # I/O errors too, with the number in the text
+    if type(error).__name__ == "SafetensorError":  # its I/O errors carry the number only in their text
         found = re.search(r"(?:os error |code: )(\d+)", str(error))
         number = int(found[1]) if found else None
     return _NO_ROOM.get(number or 0, "")

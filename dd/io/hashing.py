@@ -1,4 +1,4 @@
-"""Content hashes: of files, of tensors, of plain values."""
+"""Content hashes of files, tensors and plain values."""
 
 import hashlib
 import json
@@ -11,37 +11,37 @@ if TYPE_CHECKING:
 
 SEAL = "seal"
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
-"""What JSON can hold."""
+"""Any value that JSON can represent."""
 
 
 def digest(value: Json, length: int = 16) -> str:
-    """Hash of a value; equal values have equal hashes, whatever their key order."""
+    """Return the hash of a value; equal values have equal hashes, regardless of key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def sealed(facts: Mapping[str, object]) -> dict[str, Json]:
-    """JSON-able facts with a hash over all of them as "seal", by which `holds` knows them again."""
-    read: dict[str, Json] = json.loads(json.dumps(facts))  # as it will be read
+    """Return JSON-serialisable facts plus "seal", a hash over all of them that `holds` verifies."""
+    read: dict[str, Json] = json.loads(json.dumps(facts))  # hash what a reader will see
     return {**read, SEAL: digest(read, length=64)}
 
 
 def holds(value: object) -> bool:
-    """Whether `value` is what `sealed` gave, to the last digit."""
+    """Return whether `value` is exactly what `sealed` returned."""
     if not isinstance(value, dict) or SEAL not in value:
         return False
     return value[SEAL] == digest({name: fact for name, fact in value.items() if name != SEAL}, length=64)
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in blocks."""
+    """Return the SHA-256 of a file, read in blocks."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_tensors(tensors: "Mapping[str, Tensor]") -> str:
-    """SHA-256 over names, shapes, types and bytes of named tensors, in the order of their names."""
-    import torch  # not above: what is listed without a tensor does not wait for it
+    """Return the SHA-256 over the names, shapes, dtypes and bytes of named tensors, sorted by name."""
+    import torch  # lazy: commands that only list things do not import torch
 
     total = hashlib.sha256()
     for name in sorted(tensors):

@@ -1,4 +1,4 @@
-"""Where things are kept, and whether we may write there."""
+"""The folder for shared data, and a check that a folder is writable."""
 
 import os
 import tempfile
@@ -9,7 +9,7 @@ from dd.io.paths import user_path
 
 
 def home() -> Path:
-    """The folder of everything that runs share: `$DD_HOME`, else the user's cache folder; not necessarily there yet."""
+    """Return the folder that runs share: `$DD_HOME`, else the user's cache folder.  It may not exist yet."""
     named = os.environ.get("DD_HOME")
     if named:
         return user_path(named, "DD_HOME")
@@ -19,14 +19,14 @@ def home() -> Path:
 
 
 def writable(folder: Path, way_out: str) -> Path:
-    """Make `folder` if need be, and see that files can be made in it.
+    """Create `folder` if needed and check that files can be created in it.
 
     Args:
         folder: the folder to write to.
-        way_out: what the user can do otherwise, for example "choose another place with out=FOLDER".
+        way_out: what the user can do instead, for example "choose another place with out=FOLDER".
 
     Raises:
-        UsageError: it cannot be made or written to.
+        UsageError: the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

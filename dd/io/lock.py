@@ -1,4 +1,4 @@
-"""Locks between processes, so that two runs never build the same thing twice."""
+"""Locks between processes, so that two runs never build the same artefact at once."""
 
 import contextlib
 import logging
@@ -12,11 +12,11 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`; say once that we wait when another process holds it.
+    """Hold the lock file `path`, logging one warning if another process holds it.
 
     Args:
-        path: the lock file; it is made, and stays.
-        what: named in the message, for example "expert 3 of cifar10".
+        path: the lock file, created if missing and never deleted.
+        what: the thing being built, for the message: "expert 3 of cifar10".
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)

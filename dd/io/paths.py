@@ -1,4 +1,4 @@
-"""The one road of every path that a user names, on the command line, in Python or in the environment."""
+"""Checks for every path that a user names on the command line, in Python or in the environment."""
 
 import contextlib
 import os
@@ -9,37 +9,37 @@ from dd.errors import UsageError
 
 
 def user_path(text: str | Path, what: str = "", *, absolute: bool = True) -> Path:
-    """A path as a user wrote it: `~` expanded, made absolute; links and `..` are left as they are.
+    """Return a user's path with `~` expanded, made absolute; links and `..` are kept.
 
     Args:
         text: relative or absolute; it need not exist.
-        what: the setting or variable that names it, for the message; "dataset=folder:" ends in its own sign.
-        absolute: whether a relative one becomes absolute; False where it is only shown and written to.
+        what: the setting or variable that names it, for the message; "dataset=folder:" brings its own separator.
+        absolute: whether to make a relative path absolute; False if it is only displayed and written to.
 
     Raises:
-        UsageError: it stands for no path.
+        UsageError: `text` cannot be a path.
     """
     try:
         path = Path(text).expanduser()
-        # what is missing, or too long, is told by those who want it to be there
+        # only malformed paths fail here; callers report a missing or overlong one
         with contextlib.suppress(OSError):
             os.stat(path)
-        str(path).encode()  # recipes and reports are text, and name it
-    except (RuntimeError, ValueError) as error:  # no such user's home; a NUL; bytes that are not UTF-8
+        str(path).encode()  # recipes and reports store it as text
+    except (RuntimeError, ValueError) as error:  # unknown user's home; NUL; bytes that are not UTF-8
         named = f"{what}{'' if what.endswith(':') else '='}{text}" if what else str(text)
         raise UsageError(f"{named!r} is not a path: {error}") from error
     return path.absolute() if absolute else path
 
 
 def existing(path: Path, named: str) -> Path:
-    """A path that a regular file or a folder is at.
+    """Return `path` if it is a regular file or a folder.
 
     Args:
-        path: as `user_path` gives it.
+        path: as returned by `user_path`.
         named: what the user wrote, for the message.
 
     Raises:
-        UsageError: nothing is there, or a pipe, a socket or a device, of which reading may never end.
+        UsageError: nothing exists there, or it is a pipe, a socket or a device, which may never finish reading.
     """
     try:
         mode = os.stat(path).st_mode

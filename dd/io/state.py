@@ -1,7 +1,7 @@
-"""What something that takes long resumes from after a crash: a safetensors file that knows whether it is whole.
+"""Resumable state of long computations, in a safetensors file that carries its own checksum.
 
-A hash over tensors and metadata stands in the metadata.  The state before the last one is kept as a second file, so
-that a damaged one costs no more than what was done in between.
+The metadata holds a hash over tensors and metadata.  The previous state is kept in a second file, so a damaged state
+costs only the work done since the one before it.
 """
 
 import contextlib
@@ -31,16 +31,16 @@ class State(NamedTuple):
 
 
 class _DamagedState(Exception):
-    """What is wrong with a file."""
+    """A state file is damaged; the message says how."""
 
 
 def previous(path: Path) -> Path:
-    """The file that holds the state before the one in `path`."""
+    """Return the path of the backup: the state saved before the one in `path`."""
     return path.with_suffix(".previous")
 
 
 def remove_state(path: Path) -> int:
-    """Delete a state, and the one before it; returns bytes freed."""
+    """Delete a state and its backup; return the number of bytes freed."""
     files = [file for file in (path, previous(path)) if file.is_file()]
     freed = sum(file.stat().st_size for file in files)
     for file in files:
@@ -49,7 +49,7 @@ def remove_state(path: Path) -> int:
 
 
 def save_state(path: Path, tensors: "Mapping[str, Tensor]", meta: Mapping[str, str]) -> None:
-    """Write a state, atomically; the one that was there becomes the one before it.
+    """Write a state atomically; the existing state becomes the backup.
 
     Raises:
         RunError: the disk is full; the old state stays.
@@ -60,12 +60,12 @@ def save_state(path: Path, tensors: "Mapping[str, Tensor]", meta: Mapping[str, s
 
 
 def load_state(path: Path, wanted: Mapping[str, str], *, quiet: bool = False) -> State | None:
-    """The last state that holds; None where there is none, or one of something else.
+    """Return the newest intact state, or None if there is none or it belongs to something else.
 
     Args:
-        path: the file.
-        wanted: metadata that it must have; a whole file with others is of something else.
-        quiet: say nothing about damage, which the log otherwise gets one line about.
+        path: the state file.
+        wanted: metadata that the state must have; an intact file with other values belongs to something else.
+        quiet: do not log a warning about damage.
     """
     state, damage = None, ""
     try:
@@ -85,10 +85,10 @@ def load_state(path: Path, wanted: Mapping[str, str], *, quiet: bool = False) ->
 
 
 def _keep(path: Path) -> None:
-    """Make what is in `path` the state before, at no cost; `path` itself stays until it is replaced."""
+    """Hard-link the state in `path` as the backup, without copying; `path` stays until it is replaced."""
     if path.is_file():
         previous(path).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # a disk without links keeps one state
+        with contextlib.suppress(OSError):  # file systems without hard links keep one state only
             os.link(path, previous(path))
 
 
@@ -97,16 +97,16 @@ def _read(path: Path) -> State:
 
     if not path.exists():
         raise FileNotFoundError(path)
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # opening a pipe would block
         raise _DamagedState("it is not a file")
     try:
         with safe_open(path, "pt") as file:
             meta = dict(file.metadata() or {})
         tensors = load_tensors(path)
-    except Exception as error:  # damage comes out as whatever it happens to break
+    except Exception as error:  # a damaged file can raise almost anything
         raise _DamagedState(f"{type(error).__name__}: {error}") from error
     if (said := meta.pop(_HASH, None)) is None:
-        raise _DamagedState("it has no hash, as those of an earlier dd")
+        raise _DamagedState("it has no hash")
     if said != _hash(tensors, meta):
         raise _DamagedState("its hash is wrong")
     return State(tensors, meta)

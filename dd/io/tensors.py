@@ -1,4 +1,4 @@
-"""Named tensors in one safetensors file, written whole and always with the same bytes for the same content."""
+"""Named tensors in one safetensors file, written atomically and with reproducible bytes."""
 
 import json
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[
     """Write tensors (any device, any layout) and text metadata to a safetensors file, atomically.
 
     Raises:
-        RunError: the disk is full; nothing of the new file is left behind.
+        RunError: the disk is full; nothing of the new file remains.
     """
     with atomic_path(Path(path)) as temporary:
         write_tensors(temporary, tensors, metadata or {})
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
-    """As `save_tensors`, right into `path`."""
+    """Like `save_tensors`, but write directly to `path`, not atomically."""
     from safetensors.torch import save_file
 
     save_file(_own(tensors), path, dict(metadata))
@@ -30,11 +30,11 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
 
 
 def load_tensors(path: Path) -> "dict[str, Tensor]":
-    """The tensors of a safetensors file, memory-mapped on the CPU: pages are read when they are touched.
+    """Return the tensors of a safetensors file, memory-mapped on the CPU; pages are read on first access.
 
     Raises:
         FileNotFoundError, OSError: the file cannot be opened.
-        safetensors.SafetensorError: it is not a safetensors file, or it is cut off.
+        safetensors.SafetensorError: it is not a safetensors file, or it is truncated.
     """
     from safetensors.torch import load_file
 
@@ -44,7 +44,7 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
 def _own(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     import torch
 
-    # safetensors refuses tensors that share memory with one another, so those are copied
+    # safetensors rejects tensors that share memory, so copy those
     owned, seen = {}, set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -57,7 +57,7 @@ def _own(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 
 def _sort_metadata(path: Path) -> None:
-    # safetensors writes metadata in the random order of a hash table; sorted, equal content means equal bytes
+    # safetensors writes metadata in random order; sort it so that equal content means equal bytes
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -1,4 +1,4 @@
-"""Values that somebody else's file states, as the dataclass that uses them: nothing more, nothing less, in range."""
+"""Strict validation of untrusted JSON values against dataclasses: known keys, exact types, valid ranges."""
 
 import dataclasses
 import json
@@ -11,23 +11,23 @@ from dd.errors import UsageError, nearest
 
 T = TypeVar("T")
 
-_WHOLE = 2**63  # no whole number of ours is as large
-_SHOWN = 60  # characters of a value, or of a key
+_WHOLE = 2**63  # no integer setting reaches this
+_SHOWN = 60  # maximum length of a value or a key in a message
 _PROBLEMS = 5
 
 
 def typed(kind: type[T], values: object, named: str) -> T:
-    """A dataclass from the JSON values that a file has for it.
+    """Build a dataclass from JSON values read from a file.
 
-    Fields that are missing have their defaults.  A number is taken for no text, and a text for no number.
+    Missing fields take their defaults.  Numbers and strings are not converted into each other.
 
     Args:
         kind: the dataclass; its fields may be dataclasses.
-        values: what was read.
-        named: what the file calls it, "protocol"; "" for the whole of it.
+        values: the parsed JSON.
+        named: its name in the file, for example "protocol"; "" for the top level.
 
     Raises:
-        UsageError: an unknown key, with the near ones; a value of another type or out of its range; one line.
+        UsageError: an unknown key (close matches are suggested), a value of the wrong type or out of range; one line.
     """
     from pydantic import ValidationError
 
@@ -43,7 +43,7 @@ def typed(kind: type[T], values: object, named: str) -> T:
 
 
 def unusual(value: object, named: str) -> Iterator[str]:
-    """What no value of ours is, wherever it stands: numbers that are not finite, or need more than 64 bits."""
+    """Yield one problem per number, at any depth, that is not finite or does not fit in 64 bits."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from unusual(inner, _below(named, key))
@@ -57,23 +57,23 @@ def unusual(value: object, named: str) -> Iterator[str]:
 
 
 def one_line(problems: list[str]) -> str:
-    """The first few problems, and how many more there are."""
+    """Join the first few problems into one line and count the rest."""
     found = list(dict.fromkeys(problems))
     more = f"; and {len(found) - _PROBLEMS} more" if len(found) > _PROBLEMS else ""
     return "; ".join(" ".join(one.split()) for one in found[:_PROBLEMS]) + more
 
 
 def unknown_keys(values: Mapping[str, object], known: list[str], named: str) -> Iterator[str]:
-    """One problem for each key that is not known."""
+    """Yield one problem for each unknown key."""
     for key in values:
         if key not in known:
             yield f"unknown key {_below(named, key)!r}{nearest(_short(str(key)), known)}"
 
 
 def _strange(kind: type[Any], values: object, named: str) -> Iterator[str]:
-    """Keys, on every level, that no field has."""
+    """Yield one problem for each key, at any depth, that is not a field."""
     if not isinstance(values, Mapping):
-        return  # the types say so
+        return  # the type check reports it
     hints = get_type_hints(kind)
     yield from unknown_keys(values, list(hints), named)
     for name, hint in hints.items():
@@ -90,13 +90,13 @@ def _adapter(kind: type[Any]) -> Any:
 
 
 def _words(error: Any, values: object, named: str) -> str:
-    """One problem that pydantic found, named by its keys alone."""
+    """Format one pydantic error, named by its keys only."""
     place, found, missing = named, values, error["type"] == "missing"
     for part in error["loc"]:
         if missing and isinstance(found, Mapping) and part not in found:
             place = _below(place, part)
         if not isinstance(found, Mapping) or part not in found:
-            break  # what follows names a type
+            break  # the remaining parts name types, not keys
         place, found = _below(place, part), found[part]
     text = error["msg"].removeprefix("Value error, ")
     is_seen = "" if missing or found is values else f" (it is {_shown(found)})"

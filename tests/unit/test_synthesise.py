@@ -386,18 +386,6 @@ def test_skips_are_counted_across_an_interruption(rig, k):
     assert [it for name, it in method.calls if name == "loss"] == list(range(k + 1, 102))
 
 
-def test_a_count_of_before_is_that_many_in_a_row(rig):
-    method = Toy(iterations=400, skip=frozenset(range(7, 300)))
-    with pytest.raises(Interrupted):
-        rig.run(method, stop_after=30)
-    syn, optimisers = rig.syn, method.optimisers(rig.syn)
-    it, facts = rig.checkpoint.load(syn, optimisers)
-    assert len(facts["skips"]) == 24
-    rig.checkpoint.save(it, syn, optimisers, {"skips": 24})
-    with pytest.raises(RunError, match=r"95 of .*iteration 101"):
-        rig.run(method)
-
-
 # --- a learned lr below zero -----------------------------------------------------------------------------------------
 
 
