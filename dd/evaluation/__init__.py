@@ -1,4 +1,4 @@
-"""Honest numbers: fresh students on a set, beside random real images, the starting point, and all the data."""
+"""Evaluation: fresh students on a set, on random real images, on the starting point and on all real data."""
 
 from dd.evaluation.protocols import PROTOCOLS, Protocol
 from dd.evaluation.report import Report, Score

@@ -1,4 +1,4 @@
-"""What students are trained on: a set, and what it must be compared with."""
+"""Training arms: what students are trained on, the set itself and the references it is compared with."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,22 +20,21 @@ from dd.training.loop import in_company, passes
 from dd.views import Batches
 
 Images = Tensor | Callable[[Tensor], Tensor]
-"""All images (n, c, h, w), or what gives those at int64 positions (b,) on the CPU where all are too many."""
-AT_ONCE = 2 << 30  # bytes of images up to which they are one tensor; follows from shapes alone
+"""All images (n, c, h, w); or, if they do not fit in memory, a function of int64 indices (b,) on the CPU."""
+AT_ONCE = 2 << 30  # bytes of images up to which one tensor holds them; depends on shapes only
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Something students are trained on: `load(j)` gives images (n, c, h, w) and targets for student j.
+    """One training arm: `load(j)` returns images (n, c, h, w) and targets for student j.
 
     Attributes:
-        name: in logs.
-        key: j -> what determines the images and labels of student j.
+        name: name in logs.
+        key: j -> everything that determines the images and labels of student j.
         load: j -> (images, targets), targets (n,) int64 or (n, k) probabilities.
         n: number of images.
-        batches: replaces `load` where the images are too many for one tensor.
-        temperature: of its labels, where they came with the views that `batches` gives; None where views are still to
-            be drawn.
+        batches: replaces `load` if the images do not fit in one tensor.
+        temperature: temperature of the labels, if `batches` yields labelled views; None if views are still to be drawn.
     """
 
     name: str
@@ -47,11 +46,11 @@ class Arm:
 
 
 def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
-    """The images of a set, as pixels in the model space of the data's `preprocess`; tiles are decoded."""
+    """Return the arm of a set's images, as pixels in the model space of `preprocess`, with tiles decoded."""
     distilled.check()
     if distilled.label_kind == "views":
         raise UsageError("this set has labels of views: students need its label store as well as its images")
-    # what it is meant for does not count: a student's key says how it is trained in fact
+    # exclude the intended use: a student's key already says how it is actually trained
     digest = replace(distilled, protocol=None, student=None).digest()
 
     factor = distilled.decode_factor
@@ -67,10 +66,10 @@ def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
 
 
 def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task, protocol: Protocol) -> Arm:
-    """The images of a set under the views of its label store, which every student is shown alike.
+    """Return the arm of a set's images under the views of its label store, the same views for every student.
 
     Raises:
-        UsageError: the store's labels are for other batches, for fewer passes, or at another temperature.
+        UsageError: the stored labels are for other batches, for fewer passes, or at another temperature.
     """
     passes_, spec = protocol.passes(distilled.n), store.spec
     if passes_ > spec.epochs:
@@ -96,7 +95,7 @@ def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task
 
 
 def control_arm(task: Task) -> Arm:
-    """Random real images with hard labels, as many per class as the set has, a new draw for every student."""
+    """Return the arm of random real images with hard labels, as many per class as in the set, redrawn per student."""
     counts = torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()
 
     def load(j: int) -> tuple[Images, Tensor]:
@@ -110,7 +109,7 @@ def control_arm(task: Task) -> Arm:
 
 
 def decoded_arm(task: Task, factor: int) -> Arm:
-    """Mosaics of random real images, as many as the set has images, decoded as they are; drawn again per student."""
+    """Return the arm of decoded mosaics of random real images, as many as the set has images, redrawn per student."""
     counts = torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()
 
     def load(j: int) -> tuple[Tensor, Tensor]:
@@ -126,7 +125,7 @@ def decoded_arm(task: Task, factor: int) -> Arm:
 
 
 def full_arm(data: RealData, batch: int) -> Arm:
-    """All real training images; a rest of a single one, which has no batch statistics, is left out of a pass."""
+    """Return the arm of all real training images; a final batch of one image, without batch statistics, is dropped."""
     whole = passes(data.train, batch)
 
     def load(_: int) -> tuple[Tensor, Tensor]:
@@ -138,7 +137,7 @@ def full_arm(data: RealData, batch: int) -> Arm:
 def shuffled(
     images: Images, targets: Tensor, batch: int, rng: torch.Generator, _: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over images."""
+    """Yield the batches of one shuffled pass over the images."""
     for index in torch.randperm(len(targets), generator=rng).split(batch):
         there = index.to(targets.device)
         yield images[there] if isinstance(images, Tensor) else images(index), targets[there]

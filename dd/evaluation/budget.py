@@ -1,4 +1,4 @@
-"""What the students of a set would cost, before they are trained."""
+"""Memory and time that evaluating a set needs, estimated before any student is trained."""
 
 import math
 
@@ -12,12 +12,12 @@ from dd.networks import magnitude
 from dd.sets import DistilledSet
 from dd.sizes import readable_size, readable_time
 
-# bytes of a student's parameter (weights twice, gradient, two moments), and of a layer's value (itself, its gradient)
+# bytes per parameter of a student (weights twice, gradient, two moments) and per activation (value and gradient)
 _PARAMETER, _VALUE = 20, 8
 
 
 def require_memory(distilled: DistilledSet, task: Task, protocol: Protocol) -> None:
-    """Raise `UsageError` where the device has not the memory that a student of a set needs; none of it is taken."""
+    """Raise `UsageError` if a student of the set needs more memory than the device has; allocates nothing."""
     data, free = task.data, task.total_memory()
     shape = {"channels": data.channels, "size": data.size, "classes": task.classes}
     parameters, values = magnitude(task.student, **shape)
@@ -36,9 +36,9 @@ def require_memory(distilled: DistilledSet, task: Task, protocol: Protocol) -> N
 
 
 def require_time(distilled: DistilledSet, evaluator: Evaluator, store: LabelStore | None, hours: float) -> None:
-    """Raise `UsageError` where students of a set, and of what it is compared with, take longer than so many hours.
+    """Raise `UsageError` if training the students of a set and its references would take more than `hours`.
 
-    The time of a few steps is taken for that of all: finished students, which are kept, are counted.
+    The estimate extrapolates from a few steps and includes students that are already finished.
     """
     protocol, arm = evaluator.protocol, own_arm(distilled, evaluator, store)
     lr = evaluator.lr_of(distilled)
@@ -54,7 +54,7 @@ def require_time(distilled: DistilledSet, evaluator: Evaluator, store: LabelStor
 
 
 def _passes(distilled: DistilledSet, evaluator: Evaluator, n: int, *, controls: bool) -> int:
-    """Images that all students see, each counted as often as it is seen; of a look without a step a third."""
+    """Return how many images all students process in total; an evaluation pass counts a third of a training pass."""
     protocol, data = evaluator.protocol, evaluator.task.data
     scored = (len(data.test) + len(data.holdout)) // 3
 

@@ -1,7 +1,7 @@
-"""Train fresh students on a set and on what it must be compared with.
+"""Train fresh students on a set and on its references.
 
-Every student is an artefact of its own: an interrupted evaluation resumes with the next one, and the controls of one
-data set are shared by all methods.
+Every student is an artefact of its own: an interrupted evaluation resumes with the next student, and all methods share
+the reference students of a data set.
 """
 
 import contextlib
@@ -37,22 +37,22 @@ from dd.views import Batches, ViewPolicy
 
 KIND = "students"
 NOT_AT_HAND = "the teachers that labelled the set are missing here"
-_WATCHED, _LONG = 4, 2.0  # steps whose time is taken, and seconds that they take at most
-VERSION = 1  # of the training of students: part of every key, raised when results change
+_WATCHED, _LONG = 4, 2.0  # number of steps to time, and the maximum seconds to spend on them
+VERSION = 1  # of student training: part of every key, increased when results change
 
 
 class _SeenEnough(Exception):
-    """Of the steps whose time is taken."""
+    """Raised to stop training once enough steps are timed."""
 
 
 class Evaluator:
-    """Trains students of one architecture under one protocol and remembers every one of them.
+    """Trains students of one architecture under one protocol, and stores each of them.
 
     Args:
-        task: gives data, student, seed, device and store.
+        task: provides data, student, seed, device and store.
         protocol: how students are trained.
-        force: train students again even where the store has them.
-        labeller: teachers that label the views of every arm; None for the arms' own labels.
+        force: train students again even if the store has them.
+        labeller: teachers that label the views of every arm; None to use the arms' own labels.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class Evaluator:
         self._trainer: Trainer | None = None
 
     def score(self, arm: Arm, lr: float, students: int, note: str = "") -> Score:
-        """Train `students` students on an arm."""
+        """Train `students` students on an arm and return their score."""
         rows = [self._student(arm, lr, j) for j in range(students)]
         holdout = tuple(row["holdout"] for row in rows if row["holdout"] is not None)
         return Score(tuple(row["test"] for row in rows), holdout, lr, note, **_by_class(rows))
 
     def better_lr(self, arm: Arm, candidates: Sequence[float], students: int) -> Score:
-        """Train at the candidate lr that does best on the held-out images, judged by the first few students."""
+        """Train at the candidate lr with the best held-out accuracy, judged by a few pilot students."""
         if len(candidates) == 1:
             return self.score(arm, candidates[0], students, "the protocol's lr")
         if not len(self.task.data.holdout):
@@ -81,7 +81,7 @@ class Evaluator:
         return self.score(arm, best, students, f"better of {tried} on held-out images")
 
     def probe(self, distilled: DistilledSet) -> float:
-        """Held-out accuracy in percent of one briefly trained student: a curve, never a selection on test images."""
+        """Return the held-out accuracy in percent of one briefly trained student; for a curve, never for selection."""
         steps = min(self.protocol.probe_steps, self.protocol.total_steps(distilled.n))
         brief = Evaluator(self.task, replace(self.protocol, steps=steps, epochs=None), labeller=self.labeller)
         brief._trainer = self._shared_trainer()
@@ -89,10 +89,10 @@ class Evaluator:
         return brief._student(arm, self.lr_of(distilled), 0)["holdout"]
 
     def lr_of(self, distilled: DistilledSet) -> float:
-        """The set's own learned lr, or the protocol's.
+        """Return the set's learned lr, or the protocol's lr if the set has none.
 
         Raises:
-            UsageError: the learned lr is not positive, so no student can be trained with it.
+            UsageError: the learned lr is not positive, so it cannot train a student.
         """
         if distilled.lr is None:
             return self.protocol.lr
@@ -104,7 +104,7 @@ class Evaluator:
         return distilled.lr
 
     def pace(self, arm: Arm, lr: float) -> float:
-        """Seconds that a step of a student on an arm takes, of its first few steps; nothing is kept of these."""
+        """Return the seconds per training step on an arm, timed over the first few steps and then discarded."""
         batches, temperature = self._batches(arm, 0)
         ended: list[float] = [time.perf_counter()]
 
@@ -121,7 +121,7 @@ class Evaluator:
         with contextlib.suppress(_SeenEnough):
             next(self._shared_trainer().train([(self.task.seed, "pace")], watched, fit))
         each = [after - before for before, after in itertools.pairwise(ended)]
-        return min(each[1:] or each, default=0.0)  # the first compiles, or fetches what it needs
+        return min(each[1:] or each, default=0.0)  # the first step includes compilation and data loading
 
     def _student(self, arm: Arm, lr: float, j: int) -> dict[str, Any]:
         task = self.task
@@ -158,7 +158,7 @@ class Evaluator:
         return row | {"holdout": holdout, "seconds": time.perf_counter() - began}
 
     def _batches(self, arm: Arm, j: int) -> tuple[Batches, float]:
-        """The batches of student j, and the temperature of their labels."""
+        """Return the batches of student j, and the temperature of their labels."""
         protocol, data, labeller = self.protocol, self.task.data, self.labeller
         batches = arm.batches or partial(shuffled, *arm.load(j), protocol.batch)
         if arm.temperature is not None:
@@ -191,9 +191,9 @@ def evaluate(
         distilled: the set.
         start: the set at iteration 0, or None.
         evaluator: task and protocol.
-        controls: False leaves everything but the set's own accuracy out.
-        store: the labels of the set's views, where it has such.
-        without: why the evaluator has no teachers to label what such a set is compared with.
+        controls: False to score only the set itself.
+        store: the stored labels of the set's views, if any.
+        without: if the references of such a set cannot be labelled, the reason, for the report.
     """
     task, protocol = evaluator.task, evaluator.protocol
     missing: dict[str, str] = {}
@@ -203,7 +203,7 @@ def evaluate(
     candidates = [protocol.lr] if distilled.lr is None else [protocol.lr, lr]
     control = begin = full = decoded = None
     if controls and store is not None and evaluator.labeller is None:
-        # without its teachers what it is compared with would have other labels than the set
+        # without the teachers, the references would have different labels than the set
         missing |= dict.fromkeys(("control", "start", "full"), without)
     elif controls:
         control = evaluator.better_lr(control_arm(task), candidates, protocol.students)
@@ -242,7 +242,7 @@ def evaluate(
 
 
 def own_arm(distilled: DistilledSet, evaluator: Evaluator, store: LabelStore | None) -> Arm:
-    """The set itself, with the labels of its views where it has such."""
+    """Return the arm of the set itself, with the stored labels of its views, if any."""
     task, name = evaluator.task, "the distilled set"
     if store is None:
         return set_arm(name, distilled, task.data.preprocess)
@@ -250,16 +250,16 @@ def own_arm(distilled: DistilledSet, evaluator: Evaluator, store: LabelStore | N
 
 
 def _by_class(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Balanced accuracies and those of single classes; none where a student is from before they were kept."""
+    """Return balanced and per-class accuracies; empty if an older stored student lacks them."""
     if not all("classes" in row for row in rows):
         return {}
-    each = zip(*(row["classes"] for row in rows), strict=True)  # a class without test images has none in any row
+    each = zip(*(row["classes"] for row in rows), strict=True)  # a class without test images is None in every row
     means = tuple(None if None in shares else statistics.fmean(shares) for shares in each)
     return {"balanced": tuple(row["balanced"] for row in rows), "classes": means}
 
 
 def _labels(evaluator: Evaluator, store: LabelStore | None) -> dict[str, Any] | None:
-    """What a report says of teachers' labels."""
+    """Return the report's description of the teachers' labels."""
     labeller, epochs = evaluator.labeller, None if store is None else store.spec.epochs
     if labeller is None:
         known = {"names": None, "accuracies": None, "stored_epochs": epochs}
@@ -273,7 +273,7 @@ def _labels(evaluator: Evaluator, store: LabelStore | None) -> dict[str, Any] | 
 
 
 def _making(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What of how labels are made decides a number, whoever the teachers are and whether labels are stored or not."""
+    """Return the label settings that affect a number, regardless of the teachers' identity and of label storage."""
     if labels is None:
         return None
     how = ["form", "teacher_mode"]
@@ -284,7 +284,7 @@ def _making(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def full_passes(protocol: Protocol, n: int) -> int:
-    """Images that the students of all n real images see; 0 where there are to be none."""
+    """Return how many images all students on the n real images process; 0 if this arm is disabled."""
     passes = _passes_of_full(protocol, n)
     allowed = protocol.full or (protocol.full is None and passes <= protocol.full_budget)
     return passes if allowed else 0

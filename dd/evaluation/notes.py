@@ -1,23 +1,23 @@
-"""What a reader should know before believing a report's numbers."""
+"""Warnings about a report's numbers."""
 
 import torch
 
 from dd.data import RealData
 from dd.evaluation.report import Score, pooled_std
 
-BEHIND = 2.0  # points, and pooled deviations, that a set is behind its own start before it is noted
-ALONE = 5.0  # points, where single students have no deviation
-OUTSIDE = 0.01  # share of pixel values that no picture can show, from which on it is noted
-SHARE_SHOWN = 5e-4  # from which on it stands below the picture
-_NAMED = 5  # classes at most that are named
+BEHIND = 2.0  # warn if a set is behind its own start by this many points and this many pooled standard deviations
+ALONE = 5.0  # the same in points, if there is only one student and so no deviation
+OUTSIDE = 0.01  # warn from this share of pixel values outside the displayable range
+SHARE_SHOWN = 5e-4  # mention the share below the picture from this value on
+_NAMED = 5  # maximum number of classes to name
 
 
 def notes_on(accuracy: Score, start: Score | None, outside: float | None, data: RealData) -> tuple[str, ...]:
-    """One line for everything that is odd; none where nothing is.
+    """Return one line per oddity in the results.
 
     Args:
-        accuracy: of the set.
-        start: of the set at iteration 0.
+        accuracy: score of the set.
+        start: score of the set at iteration 0.
         outside: see `DistilledSet.outside`.
         data: the real images.
     """
@@ -28,7 +28,7 @@ def notes_on(accuracy: Score, start: Score | None, outside: float | None, data: 
 
 
 def share_outside(outside: float) -> str:
-    """A share of values out of range, in words."""
+    """Describe the share of pixel values outside the displayable range."""
     return f"{100 * outside:.1f} % of the set's pixel values are darker than black or brighter than white"
 
 
@@ -42,7 +42,7 @@ def _untested(data: RealData) -> str:
 
 
 def _worse(accuracy: Score, start: Score | None, classes: int) -> str:
-    """That the iterations made a set worse, and whether anything is left of it."""
+    """Return a warning if the iterations made the set clearly worse than its start."""
     if start is None:
         return ""
     behind, spread = start.mean - accuracy.mean, pooled_std(accuracy, start)

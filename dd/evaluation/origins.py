@@ -1,4 +1,4 @@
-"""Whose evaluation each protocol is, in a few words."""
+"""The origin of each protocol, in a few words."""
 
 ORIGINS = {
     "quick": "ours, for 2 cores; the default",

@@ -1,4 +1,4 @@
-"""What evaluation says."""
+"""Evaluation results: `Score` and `Report`."""
 
 import math
 import statistics
@@ -16,12 +16,11 @@ class Score:
 
     Attributes:
         values: test accuracy of every student.
-        holdout: their accuracy on the held-out real images, empty without a hold-out.
+        holdout: held-out accuracy of every student, empty without a hold-out.
         lr: the learning rate they were trained with.
         note: how that rate was chosen.
-        balanced: mean over classes of every student's accuracy on their test images; empty where it is not known, as in
-            reports from before it was written.
-        classes: accuracy on the test images of each class, a mean over students; None for a class without any.
+        balanced: class-balanced test accuracy of every student; empty if unknown, as in older reports.
+        classes: test accuracy of each class, averaged over students; None for a class without test images.
     """
 
     values: tuple[float, ...]
@@ -33,56 +32,57 @@ class Score:
 
     @property
     def n(self) -> int:
-        """Number of students."""
+        """The number of students."""
         return len(self.values)
 
     @property
     def mean(self) -> float:
-        """Mean accuracy in percent."""
+        """The mean accuracy in percent."""
         return statistics.fmean(self.values)
 
     @property
     def std(self) -> float | None:
-        """Standard deviation with n - 1 in the denominator; None for a single student."""
+        """The standard deviation with n - 1 in the denominator; None for a single student."""
         return statistics.stdev(self.values) if self.n > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, with `mean`, `std`, `n` and `values` first."""
+        """Return a JSON-serialisable dict, with `mean`, `std`, `n` and `values` first."""
         head = {"mean": self.mean, "std": self.std, "n": self.n, "values": list(self.values)}
         tail = {"balanced": list(self.balanced), "classes": list(self.classes)}
         return head | {"holdout": list(self.holdout), "lr": self.lr, "note": self.note} | tail
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Score":
-        """Inverse of `to_dict`."""
+        """Rebuild a score from the result of `to_dict`."""
         later = {name: tuple(value.get(name, ())) for name in ("balanced", "classes")}
         return cls(tuple(value["values"]), tuple(value["holdout"]), value["lr"], value["note"], **later)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Accuracy of a set, and everything it must be read with.
+    """The accuracy of a set, with the references and facts needed to interpret it.
 
     Attributes:
         accuracy: fresh students on the set.
-        control: fresh students on as many random real images, a new draw for each, at the better of the learned and the
+        control: fresh students on as many random real images, redrawn per student, at the better of the learned and the
             default lr, chosen on held-out images.
-        start: fresh students on the set at iteration 0, with the labels it had there; same choice of lr.
+        start: fresh students on the set at iteration 0, with its labels of that time; lr chosen as for `control`.
         full: fresh students on all real training images, or None.
-        decoded: fresh students on decoded mosaics of random real images, as many stored pixels; for sets of tiles only.
-        labels: who labelled the views that all of these were trained on, and how; None for labels of the images' own.
-        missing: for each of the above that is None, why.
-        protocol: the protocol's fields; `fingerprint` its hash together with network, augmentation and how
-            labels are made.
-        student: the network's fields.
-        dataset: name, path, notes of the data.
-        bytes: images, labels and total of the set.
-        cost: per stage, seconds and peak memory in bytes.
-        expected: the band that the recipe's cell gives, if any.
+        decoded: fresh students on decoded mosaics of random real images with as many stored pixels; for tiled sets
+            only.
+        labels: who labelled the views that all students were trained on, and how; None if images have their own labels.
+        missing: for each of the above that is None, the reason.
+        protocol: the fields of the protocol; `fingerprint` is its hash together with network, augmentation and the
+            making of labels.
+        student: the fields of the network.
+        dataset: name, path and notes of the data.
+        bytes: size of the images, the labels and the whole set.
+        cost: seconds and peak memory in bytes, per stage.
+        expected: the accuracy band of the recipe's cell, if any.
         verdict: "inside", "outside" or "unverified", with the reason in `verdict_note`.
-        classes: their names in label order.
-        outside: share in [0, 1] of the set's pixel values that no picture can show, see `DistilledSet.outside`.
-        notes: what a reader should know before believing the numbers, one line each.
+        classes: class names in label order.
+        outside: share in [0, 1] of pixel values outside the displayable range, see `DistilledSet.outside`.
+        notes: warnings for the reader, one line each.
     """
 
     accuracy: Score
@@ -118,33 +118,33 @@ class Report:
         return f"<Report {heading(self)}: {score_in_words(self.accuracy)} %{gap}>"
 
     def _repr_html_(self) -> str:
-        """Its table, for a notebook."""
+        """Return the report's table, for a notebook."""
         from dd.evaluation.table import html
 
         return html(self)
 
     @property
     def gap(self) -> float | None:
-        """Points by which the set is ahead of the control."""
+        """Points by which the set beats the control."""
         return None if self.control is None else self.accuracy.mean - self.control.mean
 
     @property
     def gain(self) -> float | None:
-        """Points by which the set is ahead of its own starting point."""
+        """Points by which the set beats its own starting point."""
         return None if self.start is None else self.accuracy.mean - self.start.mean
 
     @property
     def decoded_gap(self) -> float | None:
-        """Points by which the set is ahead of the decoded control."""
+        """Points by which the set beats the decoded control."""
         return None if self.decoded is None else self.accuracy.mean - self.decoded.mean
 
     @property
     def pooled_std(self) -> float | None:
-        """sqrt((s1^2 + s2^2) / 2) of the set's students and the control's draws."""
+        """sqrt((s1^2 + s2^2) / 2) over the set's students and the control's draws."""
         return None if self.control is None else pooled_std(self.accuracy, self.control)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return a JSON-serialisable dict."""
         value = {"format": FORMAT} | asdict(self)
         for name in SCORES:
             score = getattr(self, name)
@@ -154,7 +154,7 @@ class Report:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Report":
-        """Inverse of `to_dict`."""
+        """Rebuild a report from the result of `to_dict`."""
         known = {k: v for k, v in value.items() if k in cls.__dataclass_fields__}
         for name in SCORES:
             known[name] = None if value.get(name) is None else Score.from_dict(value[name])
@@ -163,7 +163,7 @@ class Report:
 
 
 def pooled_std(one: Score, other: Score) -> float | None:
-    """sqrt((s1^2 + s2^2) / 2) of two scores; None where one is of a single student."""
+    """Return sqrt((s1^2 + s2^2) / 2) of two scores; None if one has a single student."""
     if one.std is None or other.std is None:
         return None
     return math.sqrt((one.std**2 + other.std**2) / 2)

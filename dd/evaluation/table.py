@@ -1,4 +1,4 @@
-"""A report's numbers as the rows of a table, for a terminal and for a notebook."""
+"""A report as a table, for terminals and notebooks."""
 
 import statistics
 from html import escape
@@ -13,22 +13,22 @@ ARMS = {
     "full": "all real images",
 }
 
-_SEEN = 0.01  # points by which accuracies must differ to be shown as two
+_SEEN = 0.01  # difference in points below which two accuracies count as equal
 
 
 def headings(report: Report) -> list[str]:
-    """Of the columns of `rows`."""
+    """Return the column headings of `rows`."""
     balanced = ["balanced %"] if _uneven(report.accuracy) else []
     return ["trained on", "test accuracy %", *balanced, "students", "lr", "the set is ahead by"]
 
 
 def rows(report: Report) -> list[list[str]]:
-    """Accuracy, control, start and full, one below another; why one is missing stands in its last column."""
+    """Return one row per arm; if an arm is missing, the last column says why."""
     uneven = _uneven(report.accuracy)
     found: list[list[str]] = []
     for arm, words in ARMS.items():
         score: Score | None = getattr(report, arm)
-        if score is None and arm == "decoded":  # which only sets of tiles have
+        if score is None and arm == "decoded":  # only tiled sets have this arm
             continue
         if score is None:
             found.append([words, "-", *([""] if uneven else []), "", "", report.missing.get(arm, "")])
@@ -39,24 +39,24 @@ def rows(report: Report) -> list[list[str]]:
 
 
 def score_in_words(score: Score) -> str:
-    """`71.70 ± 1.20`."""
+    """Format a score: `71.70 ± 1.20`."""
     return f"{score.mean:.2f}" if score.std is None else f"{score.mean:.2f} ± {score.std:.2f}"
 
 
 def heading(report: Report) -> str:
-    """What the report is of."""
+    """Return the title of a report."""
     return report.name or str(report.provenance.get("name", "")) or str(report.dataset.get("name", ""))
 
 
 def html(report: Report) -> str:
-    """Heading and table."""
+    """Return title and table as HTML."""
     head = "".join(f"<th>{escape(words)}</th>" for words in headings(report))
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(report))
     return f"<b>{escape(heading(report))}</b><table><tr>{head}</tr>{body}</table>"
 
 
 def _uneven(score: Score) -> bool:
-    """Whether test classes differ in size so that the mean over classes is another number."""
+    """Return whether balanced and plain accuracy differ visibly, because test classes differ in size."""
     pairs = zip(score.balanced, score.values, strict=False)
     return any(abs(balanced - value) >= _SEEN for balanced, value in pairs)
 

@@ -1,7 +1,7 @@
-"""A run from recipe to report: prepare, synthesise, evaluate; what is cached, what is resumed.
+"""The pipeline from recipe to report: prepare, synthesise, evaluate, with caching and resuming.
 
-dd.run("datm", ipc=10)                  what `dd run method=datm ipc=10` does
-dd.evaluate("set.safetensors")          what `dd eval set.safetensors` does
+dd.run("datm", ipc=10)                  the same as `dd run method=datm ipc=10`
+dd.evaluate("set.safetensors")          the same as `dd eval set.safetensors`
 """
 
 from dd.pipeline.evaluation import evaluate, evaluate_distilled, load

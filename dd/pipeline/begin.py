@@ -1,4 +1,4 @@
-"""The variables that a synthesis begins from."""
+"""Initial variables of a synthesis."""
 
 from dataclasses import replace
 from typing import TypeVar
@@ -13,16 +13,16 @@ P = TypeVar("P")
 
 
 def begin(run: Run, method: Method[P], prepared: P, task: Task) -> Synthetic:
-    """The variables of `task` at iteration 0: the method's, or those of `init=SET`.
+    """Return the variables of `task` at iteration 0: the method's own, or those of `init=SET`.
 
     Args:
         run: the run.
-        method: its method.
-        prepared: what `Method.prepare` returned.
-        task: the run's, or that of a part.
+        method: the run's method.
+        prepared: the result of `Method.prepare`.
+        task: the run's task, or the task of a part.
 
     Raises:
-        UsageError: the set to begin from does not fit.
+        UsageError: the initial set does not fit the run.
     """
     syn = method.start(task, prepared)
     if run.recipe.init is not None:
@@ -35,7 +35,7 @@ def begin(run: Run, method: Method[P], prepared: P, task: Task) -> Synthetic:
 
 
 def _take(given: DistilledSet, syn: Synthetic, task: Task, whole: int) -> None:
-    """Start from an existing set: its images, and its labels and lr where the method has such variables."""
+    """Copy an existing set into `syn`: its images, and its labels and lr if `syn` has such variables."""
     given.require_match(task.data)
     if given.image_kind != "pixels" or given.images.shape != syn.images.shape:
         raise UsageError(
@@ -44,7 +44,7 @@ def _take(given: DistilledSet, syn: Synthetic, task: Task, whole: int) -> None:
         )
     soft = given.label_kind not in ("hard", "views")
     agree = (given.own_classes() == syn.targets.cpu()).double().mean()
-    # a learned label may prefer another class than the one its image began as
+    # a learned label may favour a class other than the one its image was initialised from
     if agree < (0.5 if soft else 1):
         raise UsageError(
             "init: the set's labels are not sorted by class in this data's order; save it again sorted by class"

@@ -1,4 +1,4 @@
-"""Scoring a set that exists."""
+"""Evaluation of existing sets: `dd.load` and `dd.evaluate`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -31,12 +31,12 @@ from dd.training.relabel import TeacherLabeller
 
 
 def load(made: str | Path | Outcome) -> DistilledSet:
-    """A distilled set: of a file, of the folder of a run, or of what `dd.run` returned.
+    """Load a distilled set from a file, from a run folder, or from the result of `dd.run`.
 
-    It knows its file (`path`), beside which the labels of its views are where it has such.
+    The set remembers its file as `path`; the labels of its views, if any, are stored beside it.
 
     Raises:
-        UsageError: there is no set, what is there is damaged or of a newer version, or says what nothing can use.
+        UsageError: the set does not exist, is damaged, has a newer format version, or contains invalid values.
     """
     distilled = load_set(made.folder.set if isinstance(made, Outcome) else made)
     meant_for(distilled)
@@ -52,24 +52,24 @@ def evaluate(
     eval: str | Protocol | Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Report:
-    """Score a set as `dd eval` does: fresh students on it, and on what it must be compared with.
+    """Evaluate a set as `dd eval` does: train fresh students on it and on the references it must be compared with.
 
     `dd.evaluate(outcome)`, `dd.evaluate("set.safetensors", student="resnet18")`,
-    `dd.evaluate(small, eval={"students": 20})`.  The set says what data, network and protocol it is meant for; what is
-    given here wins, in words or objects as for `dd.run`.
+    `dd.evaluate(small, eval={"students": 20})`.  Data, network and protocol default to those recorded in the set; the
+    arguments override them and take the same forms as in `dd.run`.
 
     Args:
-        made: a set, its file, the folder of its run, or what `dd.run` returned.
-        device: "cpu", "cuda", "cuda:N", "mps"; None for the best there is.
+        made: a set, its file, the folder of its run, or the result of `dd.run`.
+        device: "cpu", "cuda", "cuda:N", "mps"; None for the best one available.
         data: how real images are split and preprocessed.
-        student: the network: its name in its own size and with the set's norm, a `NetworkSpec`, or a mapping.
-        eval: how students are trained: a protocol's name (`dd.list_protocols()`), a `Protocol`, or a mapping.
-        settings: `dataset`, `seed`, `precision`, `deterministic`, `compile`, `force`; for a set that was made
-            elsewhere `teachers`, where the files of its teachers are, and `hours`, how long its students may train;
-            dotted keys as `**{"eval.students": 3}`.
+        student: the network: a name (default size, the set's norm layers), a `NetworkSpec`, or a mapping.
+        eval: how students are trained: the name of a protocol (`dd.list_protocols()`), a `Protocol`, or a mapping.
+        settings: `dataset`, `seed`, `precision`, `deterministic`, `compile`, `force`; for a set made elsewhere also
+            `teachers`, the files of its teachers, and `hours`, the time limit for training its students; dotted keys as
+            `**{"eval.students": 3}`.
 
     Raises:
-        UsageError: settings that do not fit, or a set without the labels it was made with; one line says why.
+        UsageError: the settings do not fit, or the labels of the set are missing; one line says why.
     """
     keys = {"device": device, "data": data, "student": student, "eval": eval}
     overrides = {key: value for key, value in keys.items() if value is not None} | settings
@@ -79,7 +79,7 @@ def evaluate(
 
 
 def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any], *, own: bool = False) -> Report:
-    """Score a set under its own protocol, or under what `overrides` says; `own` ones may ask for everything."""
+    """Evaluate a set under its own protocol with `overrides`; `own` skips the limits for sets made elsewhere."""
     with hashed_once():
         return _evaluated(distilled, overrides, foreign=not own and is_foreign(distilled))
 
@@ -118,7 +118,7 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
 
 
 def _teachers_named(origin: LabelOrigin | None, teachers: tuple[str, ...]) -> LabelOrigin | None:
-    """The origin of labels with the names that the user gives its teachers."""
+    """Return the origin of the labels with its teachers replaced by those that the user names."""
     if not teachers:
         return origin
     if origin is None:
@@ -136,17 +136,17 @@ def _teachers_named(origin: LabelOrigin | None, teachers: tuple[str, ...]) -> La
 def _labeller(
     origin: LabelOrigin | None, task: Task, settings: Evaluation, store: LabelStore | None, foreign: bool
 ) -> tuple[TeacherLabeller | None, str]:
-    """The teachers that label what a set is compared with; or, of a set with stored labels, why there are none.
+    """Return the teachers that label the references; or, if stored labels have no teachers here, the reason.
 
     Args:
-        origin: how they were made.
-        task: the evaluation.
-        settings: of it.
-        store: the labels of the set's views, where it has such.
+        origin: how the set's labels were made.
+        task: the evaluation task.
+        settings: the evaluation settings.
+        store: the stored labels of the set's views, if any.
         foreign: whether the set was made elsewhere.
 
     Raises:
-        UsageError: the set's own students ask them, and they cannot be had, or the protocol has no use for them.
+        UsageError: the set's own students need the teachers but they are unavailable, or the protocol cannot use them.
     """
     if origin is None:
         return None, NOT_AT_HAND
@@ -155,11 +155,11 @@ def _labeller(
         if foreign:
             require_teachers(origin, task, settings)
         if store is None:
-            label_spec(origin.labels, settings.eval, task)  # may refuse, so it comes before teachers are made
+            label_spec(origin.labels, settings.eval, task)  # check this before loading teachers
             return TeacherLabeller.of_origin(task, facts), ""
         if TeacherLabeller.facts_of(task, facts) == store.spec.facts:
             return TeacherLabeller.of_origin(task, facts), ""
-    except (UsageError, RunError) as error:  # a checkpoint or published weights that are not on this machine
+    except (UsageError, RunError) as error:  # a checkpoint or published weights missing on this machine
         if store is not None:
             return None, f"{NOT_AT_HAND} ({error})"
         raise type(error)(f"students of this set need labels from its teachers: {error}") from error

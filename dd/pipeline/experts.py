@@ -1,4 +1,4 @@
-"""The experts of a recipe, apart from a run."""
+"""Training the experts of a recipe without a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ class Request:
 
     Attributes:
         recipe: the recipe.
-        pools: at least one.
+        pools: one or more sets of experts.
     """
 
     recipe: Recipe
     pools: Sequence[Experts]
 
     def price(self) -> Price:
-        """What they would cost here; trains a few steps to find out."""
+        """Estimate the cost on this machine by training for a few steps."""
         return Price.total(price(pool.task, pool.settings) for pool in self.pools)
 
     def make(self, command: str) -> list[float | None]:
-        """Train what is missing: their accuracies on held-out images in percent.
+        """Train the missing experts; return the held-out accuracies of all, in percent.
 
         Raises:
-            Interrupted: a signal came; finished experts are kept.
+            Interrupted: a signal arrived; finished experts are kept.
             RunError: an expert diverged.
         """
         stop = Stop(f"finished experts are kept; the same command resumes: {command}")
@@ -41,10 +41,10 @@ class Request:
 
 
 def request_experts(recipe: Recipe) -> Request:
-    """Open the data of a recipe and settle what experts it asks for.
+    """Open the data of a recipe and determine which experts it needs.
 
     Raises:
-        UsageError: its method has no experts, or the data is not there.
+        UsageError: the method uses no experts, or the data is missing.
     """
     task = make_task(recipe)
     pools = [need for need in recipe.method.settle(task).needs(task) if isinstance(need, Experts)]

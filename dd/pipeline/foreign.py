@@ -1,7 +1,7 @@
-"""What a set that was not made here may ask of this machine: no path that the user did not name.
+"""Limits for sets made elsewhere: they may not make this machine read paths or do work that the user did not allow.
 
-A set is one's own where a run below this `$DD_HOME` wrote exactly these bytes.  Anyone else's is data: the paths that
-it names are read once the user names them.
+A set counts as made here if a run under this `$DD_HOME` wrote exactly these bytes.  Any other set is untrusted: paths
+that it names are read only if the user names them too.
 """
 
 import contextlib
@@ -20,17 +20,17 @@ from dd.training.teacher_names import is_file
 from dd.training.teachers import Teachers
 
 _KIND = "own"
-_LARGE = 1024  # pixels; a set of indices has no images that say how large they are
+_LARGE = 1024  # pixels; a set of indices contains no images to compare the size with
 
 
 def remember(file: Path) -> None:
-    """Note that the set in `file` was made here."""
-    with contextlib.suppress(UsageError):  # without the note it is asked for one word more
+    """Record that the set in `file` was made here."""
+    with contextlib.suppress(UsageError):  # without the record, evaluation only asks for more confirmation
         Store().note(_KIND, {"set": seal(file)}, {})
 
 
 def is_foreign(distilled: DistilledSet) -> bool:
-    """Whether a set came in a file that no run of this user wrote."""
+    """Return whether a set was loaded from a file that no run of this user wrote."""
     if distilled.path is None:
         return False
     said = seal(distilled.path)
@@ -38,7 +38,7 @@ def is_foreign(distilled: DistilledSet) -> bool:
 
 
 def require_modest(distilled: DistilledSet, settings: Evaluation) -> None:
-    """Raise `UsageError` where a set asks for images at a path, or of a size, that the user did not name."""
+    """Raise `UsageError` if a set asks for images at a path or of a size that the user did not name."""
     if "dataset" not in settings.named and is_local(distilled.source):
         raise _not_said("images at a path", f"dataset={distilled.source}")
     size = settings.data.size or 0
@@ -49,7 +49,7 @@ def require_modest(distilled: DistilledSet, settings: Evaluation) -> None:
 
 
 def require_teachers(origin: LabelOrigin, task: Task, settings: Evaluation) -> None:
-    """Raise `UsageError` where a set asks for teachers at a path, or to be trained, that the user did not name."""
+    """Raise `UsageError` if a set needs teachers from a path, or trained here, that the user did not name."""
     named = ",".join(origin.teachers)
     if not settings.allowed.teachers and any(map(is_file, origin.teachers)):
         raise _not_said("teachers at a path", f"teachers={named}")

@@ -1,4 +1,4 @@
-"""`dd.run`: what `dd run` does, with settings as words or as objects."""
+"""`dd.run`: the Python equivalent of `dd run`, with settings as strings or objects."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dd.networks import NetworkSpec
 
 
-def run(  # noqa: PLR0913  the keys of `dd run`, by name for those who complete them
+def run(  # noqa: PLR0913  the keys of `dd run`, by name for completion in editors
     method: "str | Path | Method",
     *,
     dataset: str | None = None,
@@ -40,35 +40,37 @@ def run(  # noqa: PLR0913  the keys of `dd run`, by name for those who complete 
     `dd.run("datm", ipc=10)`, `dd.run("mine.py", dataset="cifar10", eval={"protocol": "mtt", "students": 3})`,
     `dd.run(DM(iterations=200), ipc=1, student="resnet18")`.
 
-    Settings are written as words (a name, a mapping, `lr_img=3.0`) or as objects, and both go over the recipe's table.
-    Words state what they name: the rest is as the table says.  *An object states every field it has*, those at their
-    class's defaults too: `DM(iterations=200)` also states that class's learning rate.  The table then still speaks for
-    the groups that were not given: of a method object for data, student and evaluation.  Words win over objects:
-    `dd.run(DM(), ipc=1, lr_img=3.0)`.
+    Settings are plain values (a name, a mapping, `lr_img=3.0`) or objects; both override the table of the recipe file.
+    Plain values set only what they name, and the table supplies the rest.  *An object sets every field it has*,
+    including
+    those left at the defaults of its class: `DM(iterations=200)` also sets that class's learning rate.  The table still
+    supplies the groups that are not given: with a method object, those are data, student and evaluation.  Plain values
+    override objects: `dd.run(DM(), ipc=1, lr_img=3.0)`.
 
     Args:
-        method: a name (`dd.list_methods()`), the path of a method's file, or an object of a registered class.
+        method: a name (`dd.list_methods()`), the path of a method's file, or an instance of a registered class.
         dataset: name of the real data; None for the embedded fashion-mini.
-        ipc: images per class, for all or one number per class in label order; 10 where `fraction` is not given either.
+        ipc: images per class: one number for all classes, or one per class in label order; 10 if neither this nor
+            `fraction` is given.
         fraction: share of the training images, in (0, 1].
         seed: root seed, 0 or more.
-        device: "cpu", "cuda", "cuda:N", "mps"; None for the best there is.
+        device: "cpu", "cuda", "cuda:N", "mps"; None for the best one available.
         preset: a preset of the recipe file.
-        like: the recipe's cell whose settings are taken for another data set or size, as "cifar10.ipc50".
-        init: the set to begin from, its file or the folder of its run.
+        like: the recipe cell whose settings to use for another data set or size, for example "cifar10.ipc50".
+        init: the set to start from: its file, or the folder of its run.
         data: how real images are split and preprocessed.
-        student: the network: its name in its own size, a `NetworkSpec`, or a mapping.
-        eval: how students are trained: a protocol's name (`dd.list_protocols()`), a `Protocol`, or a mapping.
-        out: the folder below which runs are kept; None for `$DD_RUNS` or ./runs.
-        force: do again what is finished.
+        student: the network: a name (default size), a `NetworkSpec`, or a mapping.
+        eval: how students are trained: the name of a protocol (`dd.list_protocols()`), a `Protocol`, or a mapping.
+        out: the folder that holds all runs; None for `$DD_RUNS` or ./runs.
+        force: repeat what is already finished.
         track: "wandb" or "none".
         settings: every other key of `dd run`: the method's own, by name or in groups (`experts={"count": 20}`,
             `experts=ExpertSettings(count=20)`), `precision`, `deterministic`, `compile`, `recipe`; dotted keys as
             `**{"eval.students": 3}`.
 
     Raises:
-        UsageError: settings that do not fit; every problem in one message.
-        RunError: the run failed; what was good is kept.
+        UsageError: the settings do not fit; one message lists every problem.
+        RunError: the run failed; finished work is kept.
     """
     keys = {"dataset": dataset, "ipc": ipc, "fraction": fraction, "seed": seed, "device": device, "preset": preset}
     keys |= {"like": like, "init": init, "data": data, "student": student, "eval": eval}
@@ -78,5 +80,5 @@ def run(  # noqa: PLR0913  the keys of `dd run`, by name for those who complete 
     recipe = resolve({"method": method, **settings})
     outcome = run_recipe(recipe, out=options.out, force=options.force, track=options.track, command=command)
     if outcome is None:
-        raise SystemExit(0)  # a further process under torchrun, whose part is done
+        raise SystemExit(0)  # a secondary torchrun process whose work is done
     return outcome

@@ -1,4 +1,4 @@
-"""The label stage: teachers label the views that students of a protocol will be shown."""
+"""The label stage: teachers label every view that a protocol will show its students."""
 
 import logging
 import shutil
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def label_spec(settings: LabelSettings, protocol: Protocol, task: Task) -> LabelSpec:
-    """What determines labels for a protocol, but whose labels and of which images.
+    """Return everything that determines the labels for a protocol, except the teachers and the images.
 
     Raises:
-        UsageError: the protocol changes images after they were labelled, or its batches cannot be labelled.
+        UsageError: the protocol changes images after labelling, or its batches cannot be labelled.
     """
     if protocol.augment:
         raise UsageError(
@@ -60,11 +60,11 @@ def label_spec(settings: LabelSettings, protocol: Protocol, task: Task) -> Label
 def label(
     distilled: DistilledSet, labeller: Labeller, protocol: Protocol, task: Task, folder: RunFolder
 ) -> tuple[DistilledSet, LabelStore]:
-    """The set with labels of all views of a protocol, and these; finished epochs are kept.
+    """Label all views of a protocol; return the set with these labels, and the label store.
 
     Raises:
-        UsageError: they do not fit on the disk.
-        RunError: the disk is full, or a teacher gives no finite logits; finished epochs stay.
+        UsageError: the labels do not fit on the disk.
+        RunError: the disk is full, or a teacher returns non-finite logits; finished epochs are kept.
     """
     load, own = partial(distilled.pixels, task.data.preprocess), distilled.own_classes().cpu()
     spec = label_spec(labeller.settings, protocol, task)
@@ -90,11 +90,11 @@ def label(
 
 
 def require_room(folder: Path, needed: int) -> str:
-    """See that labels fit on the disk; returns a line for the log.
+    """Check that labels fit on the disk; return a line for the log.
 
     Args:
-        folder: where they are to be; it need not be there yet.
-        needed: bytes of all of them, those that are there included.
+        folder: the target folder; it need not exist yet.
+        needed: total size of the labels in bytes, including those already there.
 
     Raises:
         UsageError: they do not fit.
@@ -112,20 +112,20 @@ def require_room(folder: Path, needed: int) -> str:
 
 
 def _seed(view: View, images: Tensor) -> int:
-    """Of what dropout drops while teachers look at a batch: it follows from the batch, so resuming changes none."""
+    """Return the dropout seed for teachers on one batch, derived from the batch so that resuming does not change it."""
     drawn = {"images": images} if view.boxes is None else {"images": images, "boxes": view.boxes}
     return int(sha256_tensors(drawn)[:15], 16)
 
 
 def stored_labels(distilled: DistilledSet, protocol: Protocol) -> LabelStore | None:
-    """The labels of a set's views, for students of a protocol; None for a set with labels of its own.
+    """Return the stored labels of a set's views for a protocol; None for a set with its own labels.
 
     Args:
         distilled: the set.
         protocol: how students are trained.
 
     Raises:
-        UsageError: they are not to be had (see `DistilledSet.label_store`), or are for other batches.
+        UsageError: the labels are unavailable (see `DistilledSet.label_store`), or belong to other batches.
     """
     if distilled.label_kind != "views":
         return None

@@ -1,4 +1,4 @@
-"""What a run leaves, for Python and for notebooks."""
+"""The result of a run, for Python and notebooks."""
 
 import json
 from base64 import b64encode
@@ -13,12 +13,12 @@ from dd.sets import DistilledSet, load
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves.
+    """The result of a run.
 
     Attributes:
-        report: accuracy and all it must be read with.
-        folder: where set, log and pictures are.
-        fresh: False when the run had been finished before and was only reported.
+        report: the accuracy, and everything needed to interpret it.
+        folder: the folder with the set, the log and the pictures.
+        fresh: False if the run had finished earlier and was only loaded.
     """
 
     report: Report
@@ -34,7 +34,7 @@ class Outcome:
         return f"<Outcome in {self.folder.path}: {self.report!r}>"
 
     def _repr_html_(self) -> str:
-        """Its table and its images, for a notebook."""
+        """Return the report's table and the images, for a notebook."""
         table, file = html(self.report), self.folder.images_png
         if not file.is_file():
             return table
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def finished(folder: RunFolder) -> Outcome:
-    """The outcome of a run that ended before.
+    """Return the outcome of a run that finished earlier.
 
     Raises:
         RunError: its report cannot be read.

@@ -1,4 +1,4 @@
-"""A set and the set at iteration 0, as one artefact."""
+"""A set and its state at iteration 0, stored as one artefact."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,20 +10,20 @@ from dd.sets import DistilledSet
 
 
 class Pair(NamedTuple):
-    """A set, and the set at iteration 0, which it began as."""
+    """A finished set, and the same set at iteration 0."""
 
     set: DistilledSet
     start: DistilledSet
 
     def payload(self, facts: Mapping[str, Any]) -> Payload:
-        """Both as tensors and facts of an artefact, beside further facts."""
+        """Return both sets as the tensors and facts of an artefact, merged with further facts."""
         tensors = {"set.images": self.set.images, "set.labels": self.set.labels}
         tensors |= {"start.images": self.start.images, "start.labels": self.start.labels}
         return tensors, {"set": self.set.facts(), "start": self.start.facts(), **facts}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> "Pair":
-        """What `payload` gave, back again."""
+        """Rebuild a pair from the result of `payload`."""
 
         def one(name: str) -> DistilledSet:
             facts = {**info[name], "classes": tuple(info[name]["classes"])}

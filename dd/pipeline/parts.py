@@ -1,4 +1,4 @@
-"""A set that is made in independent parts: each an artefact of its own, shared out over processes."""
+"""Synthesis in independent parts: each part is an artefact of its own, and processes share the parts."""
 
 import logging
 import shutil
@@ -28,20 +28,20 @@ from dd.runs.store import Artefact, Payload, Store
 log = logging.getLogger(__name__)
 
 KIND = "parts"
-ROWS = 100_000  # of a log, at most about; every so-many-th iteration is written where there are more
-_POLL = 0.5  # seconds between two looks whether another process has made its parts
+ROWS = 100_000  # approximate maximum number of log rows; with more iterations, every n-th is logged
+_POLL = 0.5  # seconds between checks for parts made by other processes
 
 P = TypeVar("P")
 Show = Callable[[int, Mapping[str, Any]], None]
 
 
 def part_spec(run: Run, number: int, of: int) -> dict[str, Any]:
-    """Everything that determines one of so many parts of a run's set: the key of its artefact."""
+    """Return everything that determines one of `of` parts of a run's set: the key of its artefact."""
     return {"set": set_key(run.recipe, run.task), "part": number, "of": of}
 
 
 def forget(run: Run, of: int) -> None:
-    """Delete the artefacts of so many parts."""
+    """Delete the artefacts of all `of` parts."""
     for number in range(of):
         if run.task.store.has(KIND, spec := part_spec(run, number, of)):
             run.task.store.remove(KIND, spec)
@@ -53,9 +53,9 @@ class SetParts(Generic[P]):
 
     Attributes:
         run: the run.
-        method: its method.
-        tasks: of the parts, in order.
-        prepared: what `Method.prepare` returned.
+        method: the run's method.
+        tasks: the tasks of the parts, in order.
+        prepared: the result of `Method.prepare`.
     """
 
     run: Run
@@ -65,15 +65,15 @@ class SetParts(Generic[P]):
 
     @property
     def store(self) -> Store:
-        """Where parts are kept."""
+        """The store that holds the parts."""
         return self.run.task.store
 
     def spec(self, number: int) -> dict[str, Any]:
-        """See `part_spec`."""
+        """Return the key of one part, see `part_spec`."""
         return part_spec(self.run, number, len(self.tasks))
 
     def make(self, show: Show | None = None) -> None:
-        """Make those of this process's parts that are not there.
+        """Make the missing parts among this process's share.
 
         Args:
             show: called with (iteration counted over all parts, scalars).
@@ -86,10 +86,10 @@ class SetParts(Generic[P]):
             for number in missing:
                 words = f"part {number + 1} of {len(self.tasks)} of {self.run.recipe.name}"
                 self.store.tensors(KIND, self.spec(number), partial(self._make, number, show), words)
-                shutil.rmtree(self._folder(number).path, ignore_errors=True)  # not there if another process made it
+                shutil.rmtree(self._folder(number).path, ignore_errors=True)  # missing if another process made the part
 
     def tracked(self) -> None:
-        """`make`, with bar and log: what the first process does."""
+        """Make the parts with a progress bar and a log; called in the first process only."""
         run, first, total = self.run, self._next(), len(self.tasks) * self.method.iterations
         tracker = Track(run.folder, resume_at=first, track=run.track, config=run.recipe.flat(), name=run.recipe.name)
         with tracker, bar("synthesise", total, first) as progress:
@@ -101,7 +101,7 @@ class SetParts(Generic[P]):
             self.make(show)
 
     def wait(self) -> list[Artefact]:
-        """All parts, once whichever process has made them."""
+        """Wait until all processes have made their parts, and return all parts."""
         store, numbers = self.store, range(len(self.tasks))
         while not all(store.has(KIND, self.spec(number)) for number in numbers):
             time.sleep(_POLL)
@@ -112,7 +112,7 @@ class SetParts(Generic[P]):
         return whole
 
     def collected(self, found: Sequence[Artefact]) -> tuple[Pair, dict[str, Any]]:
-        """The set and the start, put together from all parts; and facts: `cost`, `log`."""
+        """Assemble the whole set and start from all parts; also return the facts `cost` and `log`."""
         names = list(found[0].tensors or ())
         pair = Pair.of({name: self._joined(found, name) for name in names}, found[0].info)
         costs = [artefact.info["cost"] for artefact in found]
@@ -152,7 +152,7 @@ class SetParts(Generic[P]):
         return [n for n in numbers if self.store.peek(KIND, self.spec(n)) is None]
 
     def _next(self) -> int:
-        """The iteration, counted over all parts, that this process goes on with."""
+        """Return the iteration, counted over all parts, at which this process continues."""
         store, iterations = self.store, self.method.iterations
         for number in parallel.share(range(len(self.tasks))):
             if not store.has(KIND, self.spec(number)):
@@ -160,7 +160,7 @@ class SetParts(Generic[P]):
         return len(self.tasks) * iterations
 
     def _joined(self, found: Sequence[Artefact], name: str) -> Tensor:
-        """(n, ...) of the whole set."""
+        """Return one tensor of the whole set, (n, ...), assembled from the parts."""
         pieces = [artefact.tensors[name] for artefact in found if artefact.tensors is not None]
         whole = torch.empty(len(self.run.task.targets), *pieces[0].shape[1:], dtype=pieces[0].dtype)
         for task, piece in zip(self.tasks, pieces, strict=True):

@@ -1,4 +1,4 @@
-"""What a run would do, and where it is kept."""
+"""What a run would do, and which folder it uses."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ SETS = "sets"
 
 
 def locate(recipe: Recipe, out: str | None = None) -> RunFolder:
-    """The folder of a run."""
+    """Return the folder of a run."""
     return RunFolder.locate(
         runs_root(out),
         method=recipe.method.name,
@@ -30,10 +30,11 @@ def locate(recipe: Recipe, out: str | None = None) -> RunFolder:
 
 
 def plan(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
-    """What a run would do, without doing it: stages, and which artefacts exist.
+    """Describe the stages of a run, and which artefacts already exist, without running it.
 
-    Nothing is made, decoded or downloaded.  Of images that were never decoded, headers and labels are read: nothing
-    that is made of them exists, either.  Where there is nothing to read, what follows from it is left out.
+    Nothing is created, decoded or downloaded.  If the images were never decoded, only headers and labels are read, and
+    no artefact derived from the images can exist yet.  If there are no files to read, entries that depend on them are
+    omitted.
     """
     folder = locate(recipe, out)
     with nothing_made() as wanted:
@@ -65,7 +66,7 @@ def plan(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
 def _prepare(
     task: Task | None, wanted: Sequence[str], needs: Sequence[tuple[str, Mapping[str, Any], str]]
 ) -> dict[str, Any]:
-    """The first stage: what opening the data takes, and what the method needs, which is unknown without a task."""
+    """Return the first stage: opening the data, and the method's needs, which are unknown without a task."""
     artefacts: list[dict[str, Any]] = [{"what": what, "exists": False, "path": None} for what in wanted]
     for kind, spec, what in needs:
         assert task is not None
@@ -76,10 +77,10 @@ def _prepare(
 
 
 def planned_labels(recipe: Recipe, task: Task) -> dict[str, Any] | None:
-    """The label stage of a run that has one: epochs, and bytes on disk where they are stored.
+    """Describe the label stage: epochs, and bytes on disk if labels are stored; None if the run has no such stage.
 
     Raises:
-        UsageError: the protocol has no use for labels of views.
+        UsageError: the protocol cannot use labels of views.
     """
     labels = recipe.method.labelling
     if labels is None:
@@ -91,11 +92,11 @@ def planned_labels(recipe: Recipe, task: Task) -> dict[str, Any] | None:
 
 
 def settled(recipe: Recipe, task: Task, kept: Mapping[str, Any]) -> Recipe:
-    """The recipe with nothing left to decide; what an earlier start of the same run decided and `kept` stands."""
+    """Return the recipe with every "auto" resolved; `kept` decisions of an earlier start take precedence."""
     return recipe.settled(recipe.method.settle(task), kept)
 
 
 def set_key(recipe: Recipe, task: Task) -> dict[str, Any]:
-    """Everything that determines the distilled set: the key of its artefact."""
+    """Return everything that determines the distilled set: the key of its artefact."""
     key = recipe.images_identity() | {"data": task.data.fingerprint, "compile": task.compile}
     return json.loads(json.dumps(key))

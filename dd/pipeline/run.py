@@ -1,10 +1,10 @@
-"""A run: its stages in a row, what each leaves, and how a run resumes after an interruption.
+"""A run: its stages, what each produces, and how a run resumes after an interruption.
 
 prepare      what the method needs: experts, teachers, patches        artefacts in the store
 synthesise   the set, and the set at iteration 0                      a checkpoint, then an artefact in the store
-label        labels of the views that students will be shown          an artefact for each epoch, beside the set
-show         both sets and their pictures                             files in the folder of the run
-evaluate     students on the set and on what it is compared with      an artefact for each student
+label        labels of the views that students will be shown          one artefact per epoch, beside the set
+show         both sets and their pictures                             files in the run folder
+evaluate     students on the set and on the references                one artefact per student
 """
 
 import contextlib
@@ -49,9 +49,9 @@ Left = Literal["nothing", "report", "set"]
 def run_recipe(
     recipe: Recipe, *, out: str | None = None, force: bool = False, track: str | None = None, command: str = ""
 ) -> Outcome | None:
-    """Walk the line from real images to a report, skipping what is done and resuming where it was interrupted.
+    """Execute all stages from real images to the report, skipping finished work and resuming interrupted work.
 
-    Under torchrun the processes share the synthesis; the first one does everything else, the others return None.
+    Under torchrun the processes share the synthesis.  The first process does everything else; the others return None.
     """
     folder = locate(recipe, out)
     if not force and folder.is_finished():
@@ -61,7 +61,7 @@ def run_recipe(
     with stop.watching(), parallel.processes(recipe.device) as device:
         recipe = replace(recipe, device=device)
         with enough_memory("reading the images", lighter(recipe, "data")):
-            task = make_task(recipe)  # may refuse, so it comes before anything is written or cleared
+            task = make_task(recipe)  # may raise, so check before writing or clearing anything
         recipe = settled(recipe, task, {} if force else folder.settings())
         run = Run(recipe, task, folder, stop, command, force, track)
         with _held(run) as held, numerics(recipe):
@@ -69,10 +69,10 @@ def run_recipe(
 
 
 def _stages(run: Run, held: "_Held", method: Method[P]) -> Outcome | None:
-    """One stage after another."""
+    """Execute the stages in order."""
     if held.left == "nothing":
         return finished(run.folder) if parallel.is_first() else None
-    _require_room_for_labels(run)  # may refuse, so it comes before hours of work
+    _require_room_for_labels(run)  # may raise, so check before hours of work
     prepared = prepare(run, method)
     if not parallel.is_first():
         synthesis.accompany(run, method, prepared)
@@ -88,32 +88,32 @@ def _stages(run: Run, held: "_Held", method: Method[P]) -> Outcome | None:
 
 
 def prepare(run: Run, method: Method[P]) -> P:
-    """What the method needs, each found in the store or made, and what the method makes of it."""
+    """Fetch or create what the method needs, and return the result of `Method.prepare`."""
     with run.stage("prepare", "preparing"):
         prepared = prepared_by(method, run.task)
     found = [run.task.store.peek(kind, spec) for need in method.needs(run.task) for kind, spec, _ in need.artefacts()]
-    # what artefacts cost when they were made, whichever run made them
+    # creation cost of the artefacts, even if another run created them
     run.costs["prepare"]["artefact_seconds"] = sum(made.seconds for made in found if made is not None)
     log.info("prepared in %.0f s", run.costs["prepare"]["seconds"])
     return prepared
 
 
 def synthesise(run: Run, held: "_Held", method: Method[P], prepared: P) -> Pair:
-    """The set and the set at iteration 0, under the key `set_key`."""
+    """Return the set and the set at iteration 0, stored under the key `set_key`."""
     assert held.set is not None
     made = held.set.found
     if made is None:
         with enough_memory("synthesising", lighter(run.recipe, "synthesise")):
             made = held.set.put(*synthesis.synthesised(run, method, prepared))
     held.release()
-    synthesis.forget_parts(run)  # they are in the set now
+    synthesis.forget_parts(run)  # the set now contains them
     write_text(run.folder.log_csv, made.info["log"])
     run.costs["synthesise"] = made.info["cost"]
     return _pair(run, made)
 
 
 def label(run: Run, pair: Pair, labeller: Labeller | None) -> tuple[Pair, LabelStore | None]:
-    """The set with its stored labels, or both sets with the name of whom their students ask."""
+    """Return the sets with their labels: stored labels and their store, or the teachers that label during training."""
     if labeller is None:
         return pair, None
     if labeller.settings.mode != "store":
@@ -124,7 +124,7 @@ def label(run: Run, pair: Pair, labeller: Labeller | None) -> tuple[Pair, LabelS
 
 
 def show(run: Run, pair: Pair) -> None:
-    """The set, the set at iteration 0, and pictures of them, in the folder of the run."""
+    """Write the set, the set at iteration 0 and pictures of both to the run folder."""
     save(pair.set, run.folder.set)
     save(pair.start, run.folder.start)
     for file in (run.folder.set, run.folder.start):
@@ -133,7 +133,7 @@ def show(run: Run, pair: Pair) -> None:
 
 
 def evaluate(run: Run, pair: Pair, labeller: Labeller | None, store: LabelStore | None) -> Report:
-    """Accuracies of the set and of what it is compared with, and how they stand to what the recipe expects."""
+    """Evaluate the set and the references, and compare the accuracy with the recipe's expectation."""
     recipe, task = run.recipe, run.task
     with run.stage("evaluate", "training students"):
         evaluator = Evaluator(task, recipe.eval, force=run.force, labeller=labeller)
@@ -150,12 +150,12 @@ def _require_room_for_labels(run: Run) -> None:
 
 @dataclass(frozen=True)
 class _Held:
-    """What is left to do of a run, and what this process holds of it.
+    """The remaining work of a run, and the lock on the set's artefact.
 
     Attributes:
-        left: "nothing"; "report", where the set is in the store; or the "set" and its report.
-        set: the set's place in the store; None in further processes.
-        release: gives that place up, once the set is there.
+        left: "nothing"; "report" if the set is already in the store; or "set" for both set and report.
+        set: the pending artefact of the set; None in secondary processes.
+        release: releases the artefact's lock, once the set is stored.
     """
 
     left: Left
@@ -165,9 +165,9 @@ class _Held:
 
 @contextlib.contextmanager
 def _held(run: Run) -> Iterator[_Held]:
-    """Hold a run against other starts of it while the block runs.
+    """Lock a run against concurrent starts for the duration of the block.
 
-    Under torchrun the first process looks what is left to do and tells the others: nothing but the set is theirs.
+    Under torchrun the first process determines the remaining work and tells the others, which only help with the set.
     """
     task, making = run.task, None
     left: Left = "nothing"
@@ -188,7 +188,7 @@ def _held(run: Run) -> Iterator[_Held]:
 
 
 def _is_whole(run: Run) -> bool:
-    """Whether a run was finished here; what it has lost since comes back from the store where that has it."""
+    """Return whether the run is finished, after restoring lost or damaged files from the store if possible."""
     damage = run.folder.damage()
     if not damage:
         return damage is not None
@@ -198,7 +198,7 @@ def _is_whole(run: Run) -> bool:
 
 
 def _restored(run: Run, folder: RunFolder, damage: Iterable[str]) -> bool:
-    """Write lost files again from the stored set; whether that was all there was to do."""
+    """Rewrite lost files from the stored set; return whether this completed the run."""
     kept = run.task.store.peek(SETS, set_key(run.recipe, run.task))
     if kept is None or kept.tensors is None:
         return False
@@ -216,16 +216,16 @@ def _restored(run: Run, folder: RunFolder, damage: Iterable[str]) -> bool:
 
 
 def _pair(run: Run, made: Artefact) -> Pair:
-    """The sets of an artefact, for this run's protocol: the images may be of a run that had another."""
+    """Return the sets of an artefact with this run's protocol; the artefact may come from a run with another one."""
     assert made.tensors is not None, "sets are made of tensors"
     return Pair(*(replace(one, protocol=asdict(run.recipe.eval)) for one in Pair.of(made.tensors, made.info)))
 
 
 def _taught(distilled: DistilledSet, labeller: Labeller) -> DistilledSet:
-    """A set that says whom its students ask for labels."""
+    """Return the set with the teachers recorded that label it during training."""
     return replace(distilled, provenance={**distilled.provenance, "labeller": dict(labeller.origin)})
 
 
 def _way_on(command: str, force: bool) -> str:
-    # with force the same command would start over
+    # with force=true the same command would start over
     return "the same command without force=true resumes" if force else f"the same command resumes: {command}"

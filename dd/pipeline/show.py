@@ -1,4 +1,4 @@
-"""What a finished run shows: pictures, and whether its number is the one that was expected."""
+"""Pictures of a finished run, and the verdict on its accuracy."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from dd.sets import DistilledSet
 
 
 def draw_pictures(distilled: DistilledSet, recipe: Recipe, task: Task, folder: RunFolder) -> None:
-    """Synthetic images beside real ones, and the log as curves."""
+    """Draw synthetic images beside real ones, and plot the log as curves."""
     preprocess = task.data.preprocess
     if distilled.image_kind in ("pixels", "tiles"):
         targets = task.targets.cpu()
@@ -23,7 +23,7 @@ def draw_pictures(distilled: DistilledSet, recipe: Recipe, task: Task, folder: R
         real = task.data.train.raw(index).float() / 255
         synthetic = preprocess.invert(distilled.pixels(preprocess, shown)).clamp(0, 1)
         rows = [
-            ("synthetic", synthetic, targets[shown]),  # what an image began as: a learned label may have moved on
+            ("synthetic", synthetic, targets[shown]),  # initial classes: a learned label may have moved on
             ("real", real, task.data.train.labels[index.to(task.device)]),
         ]
         outside = distilled.outside(preprocess)
@@ -34,7 +34,7 @@ def draw_pictures(distilled: DistilledSet, recipe: Recipe, task: Task, folder: R
 
 
 def probes_note(recipe: Recipe, task: Task, folder: RunFolder) -> str:
-    """That there are too few probes for a curve, and why; nothing where there are enough."""
+    """Return a note if there are too few probes for a curve, with the reason; else an empty string."""
     count = len(curve(read_log(folder.log_csv)[1], "probe"))
     if not recipe.method.iterations or count >= 2:
         return ""
@@ -49,7 +49,7 @@ def probes_note(recipe: Recipe, task: Task, folder: RunFolder) -> str:
 
 
 def judged(report: Report, recipe: Recipe, command: str, remark: str = "") -> Report:
-    """The report with its name, circumstances, and how it stands to what the recipe expects; a remark is noted."""
+    """Return the report with name, context and a verdict against the recipe's expectation; `remark` becomes a note."""
     expect = recipe.expect
     verdict, note = "unverified", "no recorded number for these settings"
     if expect and "accuracy" in expect:

@@ -1,4 +1,4 @@
-"""How a set is made: by one outer loop, or part by part; by one process, or by several under torchrun."""
+"""The synthesis stage: one outer loop or independent parts, in one process or several under torchrun."""
 
 import shutil
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ P = TypeVar("P")
 
 
 def synthesised(run: Run, method: Method[P], prepared: P) -> Payload:
-    """The set and the set at iteration 0, as the first process makes them; facts: `cost`, `log`."""
+    """Make the set and the set at iteration 0, in the first process; the facts are `cost` and `log`."""
     if parts := _parts(run, method, prepared):
         if run.force:
             forget_parts(run)
@@ -34,7 +34,7 @@ def synthesised(run: Run, method: Method[P], prepared: P) -> Payload:
 
 
 def accompany(run: Run, method: Method[P], prepared: P) -> None:
-    """A further process's share of the synthesis: the same steps, or parts of its own."""
+    """Do a secondary process's share of the synthesis: the same steps, or its own parts."""
     if parts := _parts(run, method, prepared):
         parts.make()
         return
@@ -43,7 +43,7 @@ def accompany(run: Run, method: Method[P], prepared: P) -> None:
 
 
 def forget_parts(run: Run) -> None:
-    """Delete the artefacts of parts, where the set was made in several."""
+    """Delete the artefacts of the parts, if the set was made in parts."""
     if (count := len(run.recipe.method.parts(run.task))) > 1:
         forget(run, count)
 
@@ -84,26 +84,26 @@ def _whole(run: Run, method: Method[P], prepared: P) -> Payload:
 def _in_parts(run: Run, parts: SetParts[P]) -> Payload:
     parts.tracked()
     pair, facts = parts.collected(parts.wait())
-    write_text(run.folder.log_csv, facts["log"])  # with the rows that other processes wrote
+    write_text(run.folder.log_csv, facts["log"])  # includes the rows of other processes
     shutil.rmtree(run.folder.parts, ignore_errors=True)
     end, start = _described(run, pair.set, parts.method.iterations), _described(run, pair.start, 0)
     return Pair(end, start).payload(facts)
 
 
 def _parts(run: Run, method: Method[P], prepared: P) -> SetParts[P] | None:
-    """The independent parts of the set, where the method makes it in several."""
+    """Return the independent parts of the set; None if the method makes it as a whole."""
     tasks = run.task.in_parts(method.parts(run.task))
     return None if len(tasks) == 1 else SetParts(run, method, tasks, prepared)
 
 
 def _variables(run: Run, method: Method[P], prepared: P) -> tuple[Synthetic, Checkpoint]:
-    """The variables at iteration 0, and where their state is kept."""
+    """Return the variables at iteration 0, and the checkpoint for their state."""
     checkpoint = Checkpoint(run.folder.checkpoint, digest(set_key(run.recipe, run.task)))
     return begin(run, method, prepared, run.task), checkpoint
 
 
 def _described(run: Run, distilled: DistilledSet, iterations: int) -> DistilledSet:
-    """A set that says what it is for, and how it was made."""
+    """Return the set with its origin and intended use recorded."""
     recipe = run.recipe
     provenance = {
         "method": recipe.method.name,
@@ -113,7 +113,7 @@ def _described(run: Run, distilled: DistilledSet, iterations: int) -> DistilledS
         "precision": recipe.precision,
         "compile": recipe.compile,
         "iterations": iterations,
-        "data": asdict(replace(recipe.data, workers=None)),  # the same set, whoever decoded
+        "data": asdict(replace(recipe.data, workers=None)),  # does not affect the set
         "version": version("dd-workbench"),
         "command": run.command,
     }
@@ -123,5 +123,5 @@ def _described(run: Run, distilled: DistilledSet, iterations: int) -> DistilledS
 
 
 def _spread(iterations: int, probes: int) -> frozenset[int]:
-    """`probes` iterations at equal distances, the last one included."""
+    """Return `probes` evenly spaced iterations, including the last one."""
     return frozenset(round(iterations * (i + 1) / probes) for i in range(probes))

@@ -1,4 +1,4 @@
-"""From settings to a `Task`, and the circumstances of a run."""
+"""Building a `Task` from settings, and the context of a run."""
 
 import contextlib
 import platform
@@ -23,11 +23,11 @@ from dd.training.compiled import can_compile
 
 
 def make_task(recipe: Recipe) -> Task:
-    """Open the data and lay out what is asked for.
+    """Open the data and lay out the targets.
 
     Raises:
-        UsageError: the data is not there, more images are asked for than a class has, not as many numbers are given as
-            there are classes, or they differ and the method cannot do with that.
+        UsageError: the data is missing, a class has too few images, the number of ipc values differs from the number of
+            classes, or they differ and the method requires equal ones.
     """
     data = open_data(recipe.dataset, recipe.data, torch.device(recipe.device))
     counts = torch.bincount(data.train.labels.cpu(), minlength=len(data.classes))
@@ -47,7 +47,7 @@ def make_task(recipe: Recipe) -> Task:
 
 
 def _wanted(recipe: Recipe, counts: Tensor) -> Tensor:
-    """(k,) images asked for of each class, of which there are (k,) `counts`."""
+    """Return the (k,) numbers of images requested per class; `counts` (k,) are the numbers available."""
     if recipe.fraction is not None:
         return (counts * recipe.fraction).round().long().clamp_min(1)
     if isinstance(recipe.ipc, tuple):
@@ -62,7 +62,7 @@ def _wanted(recipe: Recipe, counts: Tensor) -> Tensor:
 
 
 def task_for(data: RealData, targets: Tensor, settings: Recipe | Evaluation) -> Task:
-    """A task on `data` with the given (n,) targets."""
+    """Return a task on `data` with the given (n,) targets."""
     device = torch.device(settings.device)
     return Task(
         data=data,
@@ -78,17 +78,17 @@ def task_for(data: RealData, targets: Tensor, settings: Recipe | Evaluation) -> 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run that is under way.
+    """A run in progress.
 
     Attributes:
-        recipe: settled.
+        recipe: the settled recipe.
         task: what to distil.
-        folder: where it leaves its files.
-        stop: signals.
-        command: what it was started by.
-        force: do again what is finished.
-        track: "wandb", "none", or None, see `Track`.
-        costs: of the stages that are done, by name: "seconds", "peak_memory", and what else a stage notes.
+        folder: the folder for its files.
+        stop: pending signals.
+        command: the command that started it.
+        force: repeat what is already finished.
+        track: "wandb", "none" or None, see `Track`.
+        costs: "seconds", "peak_memory" and further values of each finished stage, by stage name.
     """
 
     recipe: Recipe
@@ -102,11 +102,11 @@ class Run:
 
     @contextlib.contextmanager
     def stage(self, name: str, words: str) -> Iterator[None]:
-        """Measure a stage, and say which setting needs less where there is not enough memory for it.
+        """Measure a stage; if it runs out of memory, name a setting that needs less.
 
         Args:
-            name: of the stage.
-            words: what it does: "training students".
+            name: name of the stage.
+            words: what it does, for the message: "training students".
         """
         with measured(self.task.device) as cost, enough_memory(words, lighter(self.recipe, name)):
             yield
@@ -114,10 +114,10 @@ class Run:
 
 
 def lighter(recipe: Recipe, stage: str) -> str:
-    """A setting under which a stage of a run needs less memory.
+    """Suggest a setting that reduces the memory needed by a stage.
 
     Args:
-        recipe: the run's.
+        recipe: the run's recipe.
         stage: "data", "prepare", "synthesise", "label" or "evaluate".
     """
     flat = recipe.flat()
@@ -141,7 +141,7 @@ def lighter(recipe: Recipe, stage: str) -> str:
 
 @contextlib.contextmanager
 def numerics(settings: Recipe | Evaluation) -> Iterator[None]:
-    """Deterministic kernels while the block runs, if they are asked for."""
+    """Use deterministic kernels inside the block, if requested."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(settings.deterministic or before)
     try:
@@ -151,7 +151,7 @@ def numerics(settings: Recipe | Evaluation) -> Iterator[None]:
 
 
 def context(device: str) -> dict[str, Any]:
-    """Device and versions, as a `Report` states them."""
+    """Return device and versions, in the form a `Report` expects."""
     names = ("torch", "torchvision", "kornia", "timm", "numpy", "dd-workbench")
     chip = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
