@@ -1,4 +1,4 @@
-"""Settings: field defaults < recipe file < command line, resolved into one printable, hashable `Recipe`."""
+"""Recipes: field defaults < recipe file < command line, resolved into one printable, hashable `Recipe`."""
 
 from dd.recipes.evaluation import Evaluation, resolve_evaluation
 from dd.recipes.given import parse_overrides

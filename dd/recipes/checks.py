@@ -1,4 +1,4 @@
-"""Checks of settings against the world: names of data sets and protocols, files, devices, networks."""
+"""Checks of settings that need more than their type: names of data sets and protocols, files, devices, networks."""
 
 import dataclasses
 import os
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
     from dd.evaluation.protocols import Protocol
     from dd.networks import NetworkSpec
 
-_LARGEST = 1 << 20  # bytes of a file that people write
+_LARGEST = 1 << 20  # maximum size in bytes of a hand-written file
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(?::\d+)?")
 
 
 def check_dataset(name: str) -> None:
-    """Raise `UsageError` unless `name` is a data set's, or names a user's own by a path that exists."""
+    """Raise `UsageError` unless `name` is a known data set or an existing path to the user's own data."""
     from dd.data.sources import require_known
 
     require_known(name)
 
 
 def size(bare: Mapping[str, Any]) -> None:
-    """Raise `UsageError` where both `ipc` and `fraction` are given."""
+    """Raise `UsageError` if both `ipc` and `fraction` are given."""
     if bare["ipc"] is not None and bare["fraction"] is not None:
         ipc = size_name(bare["ipc"], None).removeprefix("ipc")
         raise UsageError(f"ipc={ipc} and fraction={bare['fraction']} exclude one another; give one")
 
 
 def no_clash(method: type, fields: Iterable[str], reserved: Iterable[str]) -> None:
-    """Raise `UsageError` where a method's field has the name of a key of every run."""
+    """Raise `UsageError` if a field of the method has the name of a key that every run has."""
     if clash := sorted(set(fields) & {*reserved, "data", "student", "eval"}):
         raise UsageError(f"{method.__name__} has fields named like keys of every run: {', '.join(clash)}; rename them")
 
 
 def instance(cls: "type[Method]", name: str) -> "Method":
-    """The method with its defaults, or `UsageError` where a field has none."""
+    """Return the method with its defaults, or raise `UsageError` if a field has none."""
     try:
         return cls()
     except TypeError as error:
@@ -50,7 +50,7 @@ def instance(cls: "type[Method]", name: str) -> "Method":
 
 
 def protocol(name: Any) -> "Protocol":
-    """The evaluation protocol of that name, or `UsageError`."""
+    """Return the evaluation protocol with that name, or raise `UsageError`."""
     from dd.evaluation.protocols import PROTOCOLS
 
     if name not in PROTOCOLS:
@@ -59,21 +59,21 @@ def protocol(name: Any) -> "Protocol":
 
 
 def student(spec: "NetworkSpec") -> None:
-    """Raise `UsageError` for an architecture that does not exist, as far as that shows without the images' size."""
+    """Raise `UsageError` for an impossible architecture, as far as this is known without the image size."""
     from dd.networks import resolve_network
 
-    # a size that no depth within range is too much for: the real one is checked when the images are there
+    # large enough for every valid depth; the actual size is checked once the images are open
     large = 256 if spec.depth is None else 2**16
     resolve_network(dataclasses.replace(spec), large)
 
 
 def device(asked: str) -> str:
-    """The device a run uses: itself, or for "auto" a CUDA device where there is one, else the CPU.
+    """Return the device a run uses: `asked`, or for "auto" a CUDA device if available, else the CPU.
 
-    Apple's "mps" is taken only when it is asked for by name.
+    Apple's "mps" is used only if requested by name.
 
     Raises:
-        UsageError: not a device, or not one of this machine.
+        UsageError: the device does not exist, or not on this machine.
     """
     if not _DEVICE.fullmatch(asked):
         raise UsageError(f"device={asked!r} is not a device; use auto, cpu, cuda, cuda:N or mps")
@@ -93,7 +93,7 @@ def device(asked: str) -> str:
 
 
 def begins(init: str) -> None:
-    """Raise `UsageError` unless `init` names a file, or the folder of a run with a set in it."""
+    """Raise `UsageError` unless `init` is a file, or a run folder that contains a set."""
     from dd.sets.formats import set_file
 
     path = set_file(init, "init")
@@ -103,7 +103,7 @@ def begins(init: str) -> None:
 
 
 def small_text(key: str, path: Path) -> str:
-    """The text of a file that people write, or `UsageError` where it is no file of its sort."""
+    """Return the text of a hand-written file, or raise `UsageError` if it is too large or not UTF-8."""
     existing(path, f"{key}={path}")
     if path.stat().st_size > _LARGEST:
         raise UsageError(f"{key}={path}: {readable_size(path.stat().st_size)} are too much for a {key}")
@@ -114,5 +114,5 @@ def small_text(key: str, path: Path) -> str:
 
 
 def readable(key: str, path: str) -> Path:
-    """The path of an existing file or folder, `~` expanded, or `UsageError`."""
+    """Return the path of an existing file or folder with `~` expanded, or raise `UsageError`."""
     return existing(user_path(path, key), f"{key}={path}")

@@ -1,4 +1,4 @@
-"""Settings of `dd eval`: those a set is meant to be evaluated with, and what the command line says otherwise."""
+"""Settings of `dd eval`: those recorded in the set, overridden by the command line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a user allows a set that was made elsewhere."""
+    """What the user allows a set made elsewhere to do on this machine."""
 
     teachers: tuple[str, ...] = ()
+    """Files of the set's teachers, or their names, in the set's order; they replace those that the set names."""
     hours: Annotated[float, Field(gt=0)] = 10.0
+    """Time limit in hours for training its students, and permission to train missing teachers if given."""
 
 
 _ALLOWED = leaves(Allowed())
@@ -30,11 +32,11 @@ _ALLOWED = leaves(Allowed())
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How an existing set is evaluated; see `Recipe` for the fields.
+    """How an existing set is evaluated; see `Recipe` for the other fields.
 
     Attributes:
-        allowed: what the set may ask for, beyond what any may.
-        named: the keys that the user gave, whatever the set says.
+        allowed: what a set made elsewhere may do on this machine.
+        named: the keys that the user gave explicitly.
     """
 
     dataset: str
@@ -60,16 +62,17 @@ def resolve_evaluation(
     protocol: "Protocol",
     made: Mapping[str, Any],
 ) -> Evaluation:
-    """Put the command line of `dd eval` over what the set itself says.
+    """Override the settings recorded in a set with those from the command line of `dd eval`.
 
     Args:
-        overrides: dotted or nested keys, values also as objects; `eval.protocol=NAME` starts from that protocol instead
-            of the set's, and `student.arch=NAME` from that architecture's own sizes, with the set's norm.
-        dataset: the data set the set was distilled from.
+        overrides: dotted or nested keys, with plain values or objects; `eval.protocol=NAME` starts from that protocol
+            instead of the set's, and `student.arch=NAME` from that architecture's default size, with the set's norm.
+        dataset: the data set that the set was distilled from.
         data: how its real images were split and preprocessed.
-        student: the network it is meant for.
-        protocol: the protocol it is meant for.
-        made: how it was made; seed, precision and compile are taken from there, so that the same students are asked.
+        student: the network the set is meant for.
+        protocol: the protocol the set is meant for.
+        made: how the set was made; seed, precision and compile default to these values, so that stored students are
+            found again.
 
     Raises:
         UsageError: one line for every problem.

@@ -1,7 +1,7 @@
-"""What a user gives: words of a command line, `lr_img=1e-05 --ipc 10 students=[1,2]`, or objects of Python.
+"""User input: words of a command line, `lr_img=1e-05 --ipc 10 students=[1,2]`, or Python objects.
 
-Both become settings by key.  Words state what they name, an object states every field it has: `DM(iterations=200)` also
-states the 256 real images of its `batch_real`, over a recipe table that says 64; words beside it win over both.
+Both become settings by key.  Words set only what they name.  An object sets every field it has: `DM(iterations=200)`
+also sets `batch_real` to its default of 256, even if the recipe table says 64.  Words next to an object override both.
 """
 
 import json
@@ -25,18 +25,18 @@ log = logging.getLogger(__name__)
 
 _PAIR = re.compile(r"(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL)
 _FLAG = re.compile(r"--[A-Za-z_][\w.-]*")
-_HIDDEN = "_wandb"  # a preempted or resumed sweep run may be handed this key; it is not meant for the program
-_NAMED = {"student": "student.arch", "eval": "eval.protocol"}  # a text in place of the group is its name
+_HIDDEN = "_wandb"  # W&B may pass this key to a preempted or resumed sweep run; it is not for this program
+_NAMED = {"student": "student.arch", "eval": "eval.protocol"}  # a plain string for the group is its name
 
 
 def parse_overrides(args: Sequence[str]) -> dict[str, Any]:
-    """Read `key=value` words into a flat mapping of dotted keys to values; a later word wins over an earlier one.
+    """Parse `key=value` words into a flat mapping of dotted keys to values; later words override earlier ones.
 
-    Accepted besides `key=value`: `--key=value`, `--key value`, `--flag` (true), `+key=value`, `++key=value`, and one
-    JSON object `{"key": value, ...}`, as the various argument macros of a W&B sweep write them.
+    Also accepts the forms that the argument macros of a W&B sweep produce: `--key=value`, `--key value`, `--flag`
+    (true), `+key=value`, `++key=value`, and one JSON object `{"key": value, ...}`.
 
     Raises:
-        UsageError: one line for every word that is none of these.
+        UsageError: one line for every word in none of these forms.
     """
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -66,7 +66,7 @@ def _pairs(words: list[str], problems: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _is_value(word: str) -> bool:
-    """Whether the word after `--key` is its value, and not the next setting."""
+    """Return whether the word after `--key` is its value rather than the next setting."""
     return not (word.startswith("--") or _PAIR.fullmatch(word.lstrip("+")))
 
 
@@ -80,7 +80,7 @@ def _json_object(word: str, problems: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """Paths and devices as texts, in lists and mappings too; everything else as it is."""
+    """Convert paths and devices to strings, also inside lists and mappings; leave other values unchanged."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
@@ -91,10 +91,10 @@ def plain(value: Any) -> Any:
 
 
 def method_in_words(overrides: Mapping[str, Any]) -> tuple["Method | None", dict[str, Any]]:
-    """The `method` that is given as an object, and the settings with its reference in its place.
+    """Split off a `method` given as an object; the settings get a reference to it instead.
 
     Raises:
-        UsageError: it is neither a text nor a method, or a class that was never registered.
+        UsageError: the method is neither a string nor a method object, or its class was never registered.
     """
     given, words = overrides.get("method"), plain(overrides)
     if given is None or isinstance(words["method"], str):
@@ -110,7 +110,7 @@ def method_in_words(overrides: Mapping[str, Any]) -> tuple["Method | None", dict
 
 
 def shown(value: Any) -> str:
-    """A setting as it may be written in Python; of an object, the fields that are not at their class's defaults."""
+    """Format a setting as Python source; for an object, only the fields that differ from its class's defaults."""
     if not is_dataclass(value) or isinstance(value, type):
         return repr(value)
     told = [f"{f.name}={shown(getattr(value, f.name))}" for f in fields(value) if getattr(value, f.name) != _default(f)]
@@ -118,15 +118,15 @@ def shown(value: Any) -> str:
 
 
 def in_words(layer: Layer, parts: "Parts", problems: Problems, *, partial: bool = False) -> list[Layer]:
-    """A layer by dotted keys, what its objects say below its words; the weaker first where it becomes two.
+    """Convert a layer to dotted keys; if it contains objects, their fields become a weaker layer of their own.
 
-    A whole student or protocol stands in a layer of its own: words that name another one start from that.
+    A complete student or protocol gets a separate layer: words that name another one start from that one instead.
 
     Args:
-        layer: settings by dotted or nested keys, objects among them.
-        parts: what is settled; says which groups there are, and of which class.
-        problems: where everything wrong is noted.
-        partial: the method is not known, so that unknown groups may be its own.
+        layer: settings by dotted or nested keys, possibly with objects.
+        parts: the parts of the run, which define the groups and their classes.
+        problems: collects errors.
+        partial: the method is unknown, so unknown groups may belong to it.
     """
     kinds = _kinds(parts)
     whole: dict[str, Any] = {}
@@ -155,7 +155,7 @@ def in_words(layer: Layer, parts: "Parts", problems: Problems, *, partial: bool 
 
 
 def _stated(key: str, value: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
-    """The fields of an object by dotted key."""
+    """Return the fields of an object by dotted key."""
     if key not in kinds:
         raise UsageError(unknown_key(key, {}, [f"{group}." for group in kinds]))
     if not isinstance(value, kinds[key]):
@@ -173,7 +173,7 @@ def _expected(key: str, kinds: Mapping[str, type]) -> str:
 
 
 def _kinds(parts: "Parts") -> dict[str, type]:
-    """The class of every group of settings, by its dotted key."""
+    """Return the class of every group of settings, by dotted key."""
     found: dict[str, type] = {}
 
     def look(instance: Any, prefix: str) -> None:

@@ -1,4 +1,4 @@
-"""Layers of settings merged into values, later over earlier, with every problem gathered before anything is said."""
+"""Layers of settings, merged with later layers overriding earlier ones; all problems are reported together."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +25,7 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class InCells:
-    """A bare key that the tables of a recipe file may set."""
+    """Marks a bare key that the tables of a recipe file may set."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RunKeys:
     dataset: str = "fashion-mini"
     """Name of a known data set, or the path of your own."""
     ipc: Count | Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    """Images per class, for all or one number per class in label order."""
+    """Images per class: one number for all classes, or one per class in label order."""
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the training images, instead of `ipc`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -45,31 +45,31 @@ class RunKeys:
     device: Annotated[str, Outside("run", "its type counts")] = "auto"
     """"auto", "cpu", "cuda", "cuda:N" or "mps"."""
     precision: Annotated[Literal["fp32", "bf16"], InCells()] = "fp32"
-    """Of network forward passes."""
+    """Precision of network forward passes."""
     deterministic: Annotated[bool, InCells()] = False
     """Use deterministic kernels only."""
     compile: Annotated[Literal["auto"] | bool, InCells()] = "auto"
-    """Compile training loops; "auto": where it pays."""
+    """Compile training loops; "auto" compiles only if it pays off."""
     preset: Annotated[str | None, Outside("run", "the settings that it stands for count")] = None
-    """A named variant of a recipe."""
+    """Name of a recipe variant."""
     like: Annotated[str | None, Outside("run", "the settings that are taken count")] = None
-    """The cell of another data set or size whose settings are taken."""
+    """Recipe cell of another data set or size whose settings to use."""
     init: Annotated[str | None, Outside("run", "the digest of the file counts")] = None
-    """A set, or the folder of a run, to start from."""
+    """Set to start from: its file, or the folder of its run."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is asked for besides its settings."""
+    """Options of a run that are not part of its settings."""
 
     recipe: str | None = None
-    """A recipe file, or the folder of a run, whose settings are taken."""
+    """Recipe file or run folder to read settings from."""
     out: str | None = None
-    """The folder of the run."""
+    """Folder that holds all runs."""
     force: bool = False
-    """Redo what is there."""
+    """Repeat finished work."""
     track: Literal["wandb", "none"] | None = None
-    """Who is told of the run's progress."""
+    """Where to report the run's progress."""
 
 
 _KEYS, OPTIONS = leaves(RunKeys()), leaves(RunOptions())
@@ -79,7 +79,7 @@ IN_CELLS = {key: leaf for key, leaf in _KEYS.items() if InCells() in getattr(lea
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings from one place; `where` is how the user is told about it."""
+    """Settings from one source; `where` names the source in messages."""
 
     where: str
     settings: Mapping[str, Any]
@@ -87,25 +87,25 @@ class Layer:
 
 @dataclass
 class Problems:
-    """Everything that is wrong, gathered before anything is said."""
+    """Collects problems, so that all of them are reported at once."""
 
     lines: list[str] = field(default_factory=list)
 
     @contextlib.contextmanager
     def caught(self, where: str = COMMAND_LINE) -> Iterator[None]:
-        """Turn an error of the block into lines; `where` is named unless it is the command line."""
+        """Record errors raised in the block, prefixed with `where` unless it is the command line."""
         try:
             yield
         except (UsageError, ValueError) as error:
             self.add(str(error), where)
 
     def add(self, text: str, where: str = COMMAND_LINE) -> None:
-        """Note a problem, one entry a line."""
+        """Record a problem; each line becomes one entry."""
         prefix = "" if where == COMMAND_LINE else f"{where}: "
         self.lines += [f"{prefix}{line}" for line in text.splitlines()]
 
     def raise_any(self) -> None:
-        """Raise one `UsageError` with a line for every problem, if there is any."""
+        """Raise one `UsageError` with a line per problem, if there are any."""
         if self.lines:
             raise UsageError("\n".join(dict.fromkeys(self.lines)))
 
@@ -113,10 +113,10 @@ class Problems:
 def merge(
     known: Mapping[str, Leaf], layers: Iterable[Layer], problems: Problems
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Check every setting of every layer against its leaf, and let later layers win.
+    """Validate every setting of every layer against its leaf; later layers override earlier ones.
 
     Returns:
-        values and origins by dotted key, for the keys that some layer sets.
+        Values and origins by dotted key, for the keys that some layer sets.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -131,7 +131,7 @@ def merge(
 
 
 def unknown_key(key: str, value: Any, known: Iterable[str]) -> str:
-    """One line for a key that does not exist, with the nearest that do."""
+    """Return one line for an unknown key, with the closest known keys."""
     known = list(known)
     if isinstance(value, Mapping):
         return (
@@ -146,9 +146,9 @@ def unknown_key(key: str, value: Any, known: Iterable[str]) -> str:
 
 
 def named_protocol(layers: list[Layer]) -> tuple[Any, str, list[Layer]]:
-    """Which protocol the layers name last, where, and the layers without the evaluation settings that it replaces.
+    """Return the last protocol named by a layer, where it was named, and the layers without the settings it replaces.
 
-    Naming a protocol starts evaluation afresh: settings of weaker layers belonged to another one.
+    Naming a protocol resets the evaluation settings: those of weaker layers belonged to a different protocol.
     """
     for i in range(len(layers) - 1, -1, -1):
         if (name := layers[i].settings.get("eval.protocol")) is not None:
@@ -158,10 +158,10 @@ def named_protocol(layers: list[Layer]) -> tuple[Any, str, list[Layer]]:
 
 
 def named_architecture(student: "NetworkSpec", layers: list[Layer]) -> tuple["NetworkSpec", list[Layer]]:
-    """A student and the layers without the sizes that were meant for another architecture than a later layer names.
+    """Apply an architecture named by a later layer: drop the sizes that weaker layers gave for a different one.
 
-    `student.arch=resnet18` over a ConvNet of depth 3 and width 32 is the standard ResNet-18, unless that layer or a
-    stronger one gives a width.  A size that is given for an architecture without it stays, to be refused.
+    `student.arch=resnet18` over a ConvNet of depth 3 and width 32 yields the standard ResNet-18, unless that layer or a
+    stronger one sets a width.  A size that the architecture does not support is kept, so that it is rejected later.
     """
     from dd.networks.spec import foreign_sizes
 
@@ -179,7 +179,7 @@ def named_architecture(student: "NetworkSpec", layers: list[Layer]) -> tuple["Ne
 
 
 def one_length(layer: Layer) -> Layer:
-    """A layer that counts a student's training in steps lays down the protocol's epochs, and the other way round."""
+    """Make steps and epochs exclusive: a layer that sets one of them clears the other."""
     for given, other in (("eval.steps", "eval.epochs"), ("eval.epochs", "eval.steps")):
         if layer.settings.get(given) is not None and other not in layer.settings:
             return Layer(layer.where, {**layer.settings, other: None})
@@ -199,7 +199,7 @@ def _did_you_mean(key: str, known: Iterable[str], first: Iterable[str] = ()) -> 
 
 @dataclass(frozen=True)
 class Parts:
-    """Method (None where it could not be found), data, student and evaluation settings."""
+    """Method (None if it could not be found), data, student and evaluation settings."""
 
     method: "Method | None"
     data: "DataSettings"
@@ -208,7 +208,7 @@ class Parts:
 
     @classmethod
     def of(cls, method: "Method | None", dataset: str) -> "Parts":
-        """A method with data, student and evaluation settings where nothing is said about them."""
+        """Return a method with default data, student and evaluation settings."""
         from dd.data import DataSettings
         from dd.evaluation.protocols import default_protocol
         from dd.networks import NetworkSpec
@@ -216,7 +216,7 @@ class Parts:
         return cls(method, DataSettings(), NetworkSpec(), default_protocol(dataset))
 
     def known(self) -> dict[str, Leaf]:
-        """Every key of these parts."""
+        """Return every key of these parts."""
         found: dict[str, Leaf] = {}
         for name, prefix in _PREFIXES.items():
             if (part := getattr(self, name)) is not None:
@@ -224,15 +224,15 @@ class Parts:
         return found
 
     def own(self) -> set[str]:
-        """The fields of the method."""
+        """Return the names of the method's fields."""
         return set() if self.method is None else {key.partition(".")[0] for key in leaves(self.method)}
 
     def flat(self) -> dict[str, Any]:
-        """Values by dotted key."""
+        """Return values by dotted key."""
         return {key: leaf.default for key, leaf in self.known().items()}
 
     def counted(self) -> dict[str, Any]:
-        """The values that decide a set and a student's accuracy on it, by dotted key."""
+        """Return the values that determine the set and a student's accuracy on it, by dotted key."""
         found: dict[str, Any] = {}
         for name, prefix in _PREFIXES.items():
             if (part := getattr(self, name)) is not None:
@@ -240,13 +240,13 @@ class Parts:
         return found
 
     def settle(self, layers: list[Layer], known: Mapping[str, Leaf], problems: Problems) -> "Settled":
-        """Merge the layers, the weakest first, over these parts.
+        """Merge layers, weakest first, over these parts.
 
         Args:
-            layers: settings by dotted key; where one names another protocol, that one replaces `eval`, and where one
-                names another architecture, the sizes of the weaker ones go.
-            known: the keys that may be set; those beyond these parts' own end up in `values` only.
-            problems: where everything wrong is noted.
+            layers: settings by dotted key; a layer that names a protocol replaces `eval`, and one that names an
+                architecture discards the sizes set by weaker layers.
+            known: the valid keys; keys outside these parts appear in `values` only.
+            problems: collects errors.
         """
         name, where, layers = named_protocol(layers)
         student, layers = named_architecture(self.student, layers)
@@ -259,7 +259,7 @@ class Parts:
         defaults = {key: f"protocol {base.protocol}" for key in leaves(base, "eval.")} | {"eval.protocol": origin}
         parts: dict[str, Any] = {"method": self.method, "data": self.data, "student": student, "eval": base}
         for part, prefix in _PREFIXES.items():
-            with problems.caught():  # a dataclass may refuse fields that contradict one another
+            with problems.caught():  # a dataclass may reject contradictory fields
                 if parts[part] is not None:
                     parts[part] = build(parts[part], values, prefix)
         return Settled(Parts(**parts), values, defaults | origins)
@@ -267,7 +267,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Settled:
-    """Parts with their settings in place, all values that were given by key, and where each came from."""
+    """Parts with all settings applied, the given values by key, and the origin of each."""
 
     parts: Parts
     values: Mapping[str, Any]
@@ -275,10 +275,10 @@ class Settled:
 
 
 def run_options(overrides: Mapping[str, Any]) -> RunOptions:
-    """The options of a run.
+    """Return the options of a run.
 
     Raises:
-        UsageError: one line for each value that is not allowed; `resolve` reports the same.
+        UsageError: one line for each invalid value; `resolve` reports the same ones.
     """
     problems = Problems()
     given = {key: overrides[key] for key in OPTIONS if key in overrides}
@@ -288,13 +288,13 @@ def run_options(overrides: Mapping[str, Any]) -> RunOptions:
 
 
 def data_settings(overrides: Mapping[str, Any]) -> "DataSettings":
-    """The keys `data.…` alone, over their defaults.
+    """Return data settings: the keys `data.…` of `overrides` over the defaults.
 
     Args:
-        overrides: dotted or nested keys, as `parse_overrides` gives them.
+        overrides: dotted or nested keys, as returned by `parse_overrides`.
 
     Raises:
-        UsageError: one line for every unknown key or value that is not allowed.
+        UsageError: one line for every unknown key or invalid value.
     """
     from dd.data import DataSettings
 

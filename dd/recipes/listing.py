@@ -1,4 +1,4 @@
-"""What there is, for people and for tests: methods with their settings, recipes with what they reach."""
+"""Listings for people and tests: methods with their settings, and recipes with their expected accuracy."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ class Setting:
     """One setting of a method.
 
     Attributes:
-        key: dotted.
-        default: where nothing is said about it.
-        type: what it may be, in words.
-        about: what it is; empty where its field has no docstring.
+        key: dotted key.
+        default: its default value.
+        type: the allowed values, in words.
+        about: its description; empty if the field has no docstring.
     """
 
     key: str
@@ -34,13 +34,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class About:
-    """A method.
+    """A method, described.
 
     Attributes:
-        name: as it is run.
-        paper: address of its paper; empty where there is none.
+        name: name to run it by.
+        paper: URL of its paper; empty if there is none.
         text: the docstring of its class.
-        settings: its own, those of its groups included.
+        settings: its settings, including those in groups.
     """
 
     name: str
@@ -51,13 +51,13 @@ class About:
 
 @dataclass(frozen=True)
 class Listed:
-    """A cell with what its own table does not say.
+    """A recipe cell with its resolved settings.
 
     Attributes:
-        cell: the cell, or a cell's preset with an expectation of its own.
-        presets: names that `preset=` takes here.
-        parts: its settings, resolved.
-        numbers: each of its expectations, after the protocol it is of.
+        cell: the cell, or a preset of a cell with its own expectation.
+        presets: values that `preset=` accepts here.
+        parts: the resolved settings.
+        numbers: each expectation, paired with the protocol it holds under.
     """
 
     cell: Cell
@@ -67,17 +67,17 @@ class Listed:
 
     @property
     def side(self) -> int | None:
-        """Height and width of its images in pixels; None where they differ in size and the cell says none."""
+        """Height and width of the images in pixels; None if sizes vary and the cell sets none."""
         images = tables.kind(self.cell.dataset, {"data.size": self.parts.data.size})
         return images.side if images else None
 
 
 def about(name: str) -> About:
-    """What a method is and what can be set.
+    """Describe a method and its settings.
 
     Raises:
-        UsageError: no such method, or one with a field that has no default.
-        RunError: a plug-in that fails to import.
+        UsageError: the method does not exist, or a field has no default.
+        RunError: a plug-in fails to import.
     """
     from dd.engine import registry
 
@@ -92,14 +92,14 @@ def about(name: str) -> About:
 
 
 def recipe_file(method: str) -> RecipeFile:
-    """The recipe file of a method, read; an empty one when it has none.
+    """Read the recipe file of a method; return an empty one if it has none.
 
     Args:
         method: a registered name, or the path of a method's file.
 
     Raises:
-        UsageError: no such method, or a file with misplaced tables.
-        RunError: a plug-in that fails to import.
+        UsageError: the method does not exist, or the file has misplaced tables.
+        RunError: a plug-in fails to import.
     """
     from dd.engine import registry
 
@@ -109,26 +109,26 @@ def recipe_file(method: str) -> RecipeFile:
 
 
 def list_recipes(method: str | Path) -> list[Cell]:
-    """The cells of a method's recipe file: settings that are known for a data set and size, and what they should reach.
+    """Return the cells of a method's recipe file: known settings per data set and size, with expected accuracy.
 
     Args:
         method: a name, or the path of a method's file.
 
     Raises:
-        UsageError: no such method, or a file with misplaced tables.
+        UsageError: the method does not exist, or the file has misplaced tables.
     """
     return list(recipe_file(str(method)).cells.values())
 
 
 def listed(method: str) -> list[Listed]:
-    """Every cell that says what it reaches, presets included where they do; see `recipe_file` for what it raises.
+    """Return every cell with an expected accuracy, including presets that have one; see `recipe_file` for errors.
 
     Raises:
-        UsageError: one line for every setting of a table that cannot be.
+        UsageError: one line for every invalid setting of a table.
     """
     file, problems, rows = recipe_file(method), Problems(), []
     for cell in file.cells.values():
-        alone = (cell.dataset, cell.size, None) not in file.cells  # a preset of a cell that there is not
+        alone = (cell.dataset, cell.size, None) not in file.cells  # a preset of a cell that does not exist
         if cell.preset is None or alone or cell.expect:
             rows.append(_listed(method, file, cell, problems))
     problems.raise_any()
@@ -138,14 +138,14 @@ def listed(method: str) -> list[Listed]:
 def numbers(
     parts: Parts, layers: Sequence[Layer], cell: Cell, known: Mapping[str, Leaf], problems: Problems
 ) -> "tuple[tuple[Protocol, Expected], ...]":
-    """Each expectation of a cell, after the protocol it is of: the cell's own, unless it says which or what differs.
+    """Pair each expectation of a cell with its protocol: the cell's own, unless the expectation names or changes it.
 
     Args:
-        parts: defaults.
-        layers: the recipe tables that apply, the cell's the last.
+        parts: default settings.
+        layers: the recipe tables that apply, ending with the cell's.
         cell: the cell.
-        known: the keys that may be set.
-        problems: where a protocol or a setting that there is not is noted.
+        known: the valid keys.
+        problems: collects unknown protocols and settings.
     """
     found = []
     for entry in cell.expect:
@@ -158,13 +158,13 @@ def numbers(
 
 
 def band(expected: Expected) -> str:
-    """`"50 to 57"`, in percent; empty where no number was readable."""
+    """Format an accuracy band in percent: `"50 to 57"`; empty if no accuracy is recorded."""
     low, high = expected.get("accuracy") or (None, None)
     return "" if low is None else f"{low:g} to {high:g}"
 
 
 def in_a_line(expected: Expected, protocol: "Protocol") -> str:
-    """`"50 to 57 % under cvdd, not verified (paper: 53.6)"`."""
+    """Format an expectation: `"50 to 57 % under cvdd, not verified (paper: 53.6)"`."""
     reached = f"{found} %" if (found := band(expected)) else "no number"
     verified = "verified" if expected["verified"] else "not verified"
     return f"{reached} under {protocol.in_words()}, {verified} ({expected.get('source', 'no source')})"

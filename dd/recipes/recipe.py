@@ -1,4 +1,4 @@
-"""A run, fully resolved: what `resolve` yields, what is hashed, printed and written beside every result."""
+"""A fully resolved run: the result of `resolve`, which is hashed, printed and stored with every result."""
 
 import json
 import logging
@@ -22,38 +22,38 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SETTLED = "settled"  # the table of a run's recipe file that has the method's decisions
+SETTLED = "settled"  # name of the table with the method's decisions in a run's recipe file
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a run, with nothing left open that a user may choose.
+    """The resolved settings of a run.
 
     Attributes:
         method: the method; its fields are its settings.
         dataset: name of the real data set.
-        ipc: images per class, for all or one number per class in label order, or None where `fraction` is given.
+        ipc: images per class, one number for all classes or one per class in label order; None if `fraction` is given.
         fraction: share of the training images, in (0, 1].
         seed: root seed.
         device: "cpu", "cuda", "cuda:N" or "mps"; never "auto".
-        precision: of network forward passes.
-        deterministic: whether only deterministic kernels are used.
-        compile: whether training loops are compiled; "auto" where it pays.
-        preset: the preset that was asked for.
-        like: the cell of another data set or size whose table was taken.
+        precision: precision of network forward passes.
+        deterministic: whether to use deterministic kernels only.
+        compile: whether training loops are compiled; "auto" compiles only if it pays off.
+        preset: the requested preset.
+        like: the cell of another data set or size whose table is used.
         init: file or name of the set to start from.
         data: how real images are split and preprocessed.
         student: the network to distil for.
         eval: how students are trained and scored.
-        method_ref: what to write after `method=` to get this method: its name, or an absolute path.
-        digests: SHA-256 of the files that determine the result: of `method` where it is a file, of
-            `init`, of teachers, of the experts' files.
-        origin: where each dotted key got its value, in words.
+        method_ref: the value for `method=` that selects this method: its name, or an absolute path.
+        digests: SHA-256 of the files that affect the result: the file of `method`, if any, `init`, teachers, and expert
+            files.
+        origin: where the value of each dotted key came from, in words.
         cell: the recipe table that applies, or None.
-        numbers: what the cell says that is reached, each after the protocol it is of.
-        changed: keys whose values differ from what the recipe file says.
-        notices: lines the user should see before the run.
-        undecided: what was asked for where the method decided (`settled`), by dotted key.
+        numbers: the cell's expected accuracies, each paired with its protocol.
+        changed: keys whose values differ from those of the recipe file.
+        notices: lines to show the user before the run.
+        undecided: the requested values that the method resolved (see `settled`), by dotted key.
     """
 
     method: "Method"
@@ -85,51 +85,48 @@ class Recipe:
 
     @property
     def size(self) -> str:
-        """`ipc10`, `ipc5-10-20` or `fraction0.1`, see `tables.size_name`."""
+        """`ipc10`, `ipc5-10-20` or `fraction0.1`; see `tables.size_name`."""
         return size_name(self.ipc, self.fraction)
 
     @property
     def name(self) -> str:
-        """`method/dataset/ipc10`, as sets are named."""
+        """`method/dataset/ipc10`, the name of the run and its set."""
         return f"{self.method.name}/{self.dataset}/{self.size}"
 
     @property
     def expect(self) -> Expected | None:
-        """What this run is expected to reach: the cell's first number under a protocol that trains students as its own.
+        """The expected accuracy: the cell's first number whose protocol trains students exactly as this run does.
 
-        None where there is none, or where settings beside the evaluation's were changed.
+        None if there is no such number, or if settings other than the evaluation's were changed.
         """
         if any(not key.startswith("eval.") for key in self.changed):
             return None
         return next((e for protocol, e in self.numbers if protocol.training() == self.eval.training()), None)
 
     def settled(self, method: "Method", kept: Mapping[str, Any]) -> "Recipe":
-        """This recipe with what its method left open decided.
+        """Return this recipe with the method's decisions applied.
 
         Args:
-            method: the method after `Method.settle`.
-            kept: what an earlier start of the same run wrote, as its recipe file has it; its decisions stand, if they
-                are whole.
+            method: the method returned by `Method.settle`.
+            kept: the recipe file of an earlier start of the same run, parsed; its decisions take precedence if intact.
         """
         asked = leaves(self.method)
         decided = {key for key, leaf in leaves(method).items() if leaf.default != asked[key].default}
         earlier = self._earlier(kept, asked)
-        stand = {key: earlier[key] for key in decided & earlier.keys() if earlier[key] not in ("null", "auto")}
+        stand = {key: earlier[key] for key in decided & earlier.keys()}
         return replace(self, method=build(method, stand), undecided={key: asked[key].default for key in decided})
 
     def _earlier(self, kept: Mapping[str, Any], asked: Mapping[str, Leaf]) -> dict[str, Any]:
-        """The decisions in a recipe file, checked; none where they do not hold."""
+        """Return the method's decisions in a recipe file, validated; empty if there are none or they are damaged."""
         table = kept.get(SETTLED)
-        if not isinstance(table, Mapping):  # of an earlier dd, which wrote them in their places
-            table = {key: value for key, value in flatten(kept, groups(asked)).items() if key in asked}
-        else:
-            seal = table.get(SEAL)
-            table = flatten({key: value for key, value in table.items() if key != SEAL}, groups(asked))
-            if seal != self._seal(table):
-                log.warning("the recipe in the run's folder is damaged; what was settled there is settled again")
-                return {}
+        if not isinstance(table, Mapping):
+            return {}
+        decisions = flatten({key: value for key, value in table.items() if key != SEAL}, groups(asked))
+        if table.get(SEAL) != self._seal(decisions):
+            log.warning("the recipe in the run's folder is damaged; what was settled there is settled again")
+            return {}
         try:
-            return {key: asked[key].check(value) for key, value in table.items() if value not in ("null", "auto")}
+            return {key: asked[key].check(value) for key, value in decisions.items() if value not in ("null", "auto")}
         except (KeyError, ValueError) as error:
             log.warning("the recipe in the run's folder does not hold (%s); it is settled again", error)
             return {}
@@ -138,7 +135,7 @@ class Recipe:
         return digest([self.hash, _plain(decisions)])
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by dotted key, in reading order; values are JSON-able."""
+        """Return every setting by dotted key, in reading order, as JSON-serialisable values."""
         found = entries(self._keys) | entries(self.method) | entries(self.data, "data.")
         found |= entries(self.student, "student.") | entries(self.eval, "eval.")
         return {key: _plain(entry.value) for key, entry in found.items()}
@@ -149,19 +146,19 @@ class Recipe:
         return RunKeys(**{**bare, "method": self.method_ref})
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting, groups nested, as JSON."""
+        """Return every setting as JSON, with nested groups."""
         return _nest(self.flat())
 
     def identity(self) -> dict[str, Any]:
-        """What determines the result, by dotted key: settings, as their fields say, the method's version and digests.
+        """Return what determines the result, by dotted key: settings, the method's version, and file digests.
 
-        Of devices the type counts; where the method decided, that it was left to it.
+        Devices count by type.  Settings that the method resolved count as requested, for example "auto".
         """
         asked = build(self.method, self.undecided)
         return self._identity("run", asked) | _plain(identity(self.eval, "run", "eval."))
 
     def images_identity(self) -> dict[str, Any]:
-        """What determines the images: as `identity`, without labels and evaluation, and with the method's decisions."""
+        """Return what determines the images: `identity` with the method's decisions, without labels and evaluation."""
         return self._identity("images", self.method)
 
     def _identity(self, of: Identity, method: "Method") -> dict[str, Any]:
@@ -172,14 +169,14 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """Hash of `identity`; equal for runs that must give the same result."""
+        """Hash of `identity`; equal for runs with the same result."""
         return digest(self.identity())
 
     def to_toml(self, *, origins: bool = False) -> str:
-        """The recipe as TOML, which `dd run recipe=FILE` reads back to the same hash.
+        """Return the recipe as TOML; `dd run recipe=FILE` reads it back to the same hash.
 
         Args:
-            origins: add a comment to each line that says where the value came from.
+            origins: add a comment to each line with the origin of its value.
         """
         lines = [f"# {printable(self.name, keep='')}, recipe {self.hash}", *self._lines(origins)]
         return "\n".join(lines) + "\n"
@@ -234,7 +231,7 @@ def _plain(value: Any) -> Any:
 
 def _toml(value: Any) -> str:
     if value is None:
-        return '"null"'  # TOML has no word for it; the command line reads this one
+        return '"null"'  # TOML has no null; the command line accepts this string
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
@@ -244,6 +241,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
     if isinstance(value, str):
-        text = json.dumps(value, ensure_ascii=False)  # as TOML writes texts, but for what a terminal would act on
+        text = json.dumps(value, ensure_ascii=False)  # like TOML, except for terminal control characters
         return "".join(c if printable(c) == c else f"\\U{ord(c):08x}" for c in text)
     return str(value)

@@ -1,4 +1,4 @@
-"""From what a user asked for to a `Recipe`: every layer found, merged, checked; every problem named at once."""
+"""From the user's settings to a `Recipe`: collect the layers, merge and check them, report all problems at once."""
 
 import re
 import shlex
@@ -26,7 +26,7 @@ _WRITTEN = re.compile(r"# .*, recipe ([0-9a-f]{16})$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class _Table:
-    """What the recipe file has for a run: layers, the cell, and what the user should be told."""
+    """The recipe file's contribution to a run: layers, the cell, and notices for the user."""
 
     layers: tuple[Layer, ...] = ()
     cell: tables.Cell | None = None
@@ -37,8 +37,8 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
     """Merge field defaults, the recipe file, `recipe=FILE` and `overrides` (later wins) into one recipe.
 
     Args:
-        overrides: dotted or nested keys, as `parse_overrides` gives them or as written in Python, objects included: see
-            `dd.recipes.given` for what they state.
+        overrides: dotted or nested keys, as returned by `parse_overrides` or as written in Python, possibly with
+            objects; see `dd.recipes.given` for what objects set.
 
     Raises:
         UsageError: one line for every unknown key or name, wrong type, value out of range or contradiction.
@@ -82,7 +82,7 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _asked(overrides: Mapping[str, Any], instance: "Method | None") -> list[Layer]:
-    """`recipe=FILE`, a method that is given as an object, and the command line, the weaker first."""
+    """Return the user's layers, weakest first: `recipe=FILE`, a method object, and the command line."""
     layers = [Layer(COMMAND_LINE, overrides)]
     if instance is not None:
         layers.insert(0, Layer(COMMAND_LINE, {key: entry.value for key, entry in entries(instance).items()}))
@@ -92,10 +92,10 @@ def _asked(overrides: Mapping[str, Any], instance: "Method | None") -> list[Laye
 
 
 def _recipe_file(file: str, method: Any) -> dict[str, Any]:
-    """What a recipe file or the folder of a run says; `method` is what is named or given beside it.
+    """Return the settings in a recipe file or a run folder; `method` is the method that the user gave, if any.
 
     Raises:
-        UsageError: it is none, names code, or stands in a run's folder and gives another run than that.
+        UsageError: it is not a recipe, names a code file, or is a run's recipe that no longer gives that run's hash.
     """
     from dd.engine import registry
 
@@ -103,7 +103,7 @@ def _recipe_file(file: str, method: Any) -> dict[str, Any]:
     text = checks.small_text("recipe", path / "recipe.toml" if path.is_dir() else path)
     try:
         table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # not TOML; a number of thousands of digits; nested too deep
+    except (ValueError, RecursionError) as error:  # not TOML, an integer with too many digits, or nested too deeply
         raise UsageError(f"recipe={file}: not a recipe: {in_one_line(error)}") from error
     table.pop(SETTLED, None)
     named = table.get("method")
@@ -118,11 +118,11 @@ def _recipe_file(file: str, method: Any) -> dict[str, Any]:
 
 
 def _require_same_run(file: str, text: str, table: Mapping[str, Any]) -> None:
-    """Raise `UsageError` where the recipe in a run's folder does not give the hash that it was written with."""
+    """Raise `UsageError` if the recipe in a run folder does not yield the hash that it was written with."""
     said = _WRITTEN.match(text)
     try:
         found = resolve(table).hash
-    except UsageError:  # which the caller's own look at it says better
+    except UsageError:  # the caller reports the problem better
         return
     if said is None or said[1] != found:
         raise UsageError(
@@ -133,7 +133,7 @@ def _require_same_run(file: str, text: str, table: Mapping[str, Any]) -> None:
 
 
 def _bare(asked: list[Layer], problems: Problems) -> dict[str, Any]:
-    """The bare keys of a run, defaults filled in; checked against the world."""
+    """Return the bare keys of a run with defaults filled in, checked by `checks`."""
     only = [Layer(a.where, {k: v for k, v in a.settings.items() if k in BARE}) for a in asked]
     bare = {key: leaf.default for key, leaf in BARE.items()} | merge(BARE, only, problems)[0]
     with problems.caught():
@@ -164,7 +164,7 @@ def _method(
 
 
 def _flat(layer: Layer, known: Mapping[str, Leaf], *, partial: bool) -> Layer:
-    """A layer with groups flattened; without a method (`partial`) keys that may be the method's are left out."""
+    """Flatten a layer's groups; without a method (`partial`), drop keys that may belong to the method."""
     flat = flatten(layer.settings, groups(known))
     if partial:
         flat = {k: v for k, v in flat.items() if k in BARE or k.startswith(("data.", "student.", "eval."))}
@@ -174,7 +174,7 @@ def _flat(layer: Layer, known: Mapping[str, Leaf], *, partial: bool) -> Layer:
 def _table(
     cls: "type[Method]", bare: Mapping[str, Any], known: Mapping[str, Leaf], asked: list[Layer], problems: Problems
 ) -> _Table:
-    """Find the tables of the method's recipe file that apply."""
+    """Return the tables of the method's recipe file that apply."""
     own = {key.partition(".")[0] for key in known}
     file = tables.read(cls, cls.name, groups(known), own)
     here = bare["dataset"], tables.size_name(bare["ipc"], bare["fraction"])
@@ -195,12 +195,12 @@ def _table(
 
 
 def _by_ipc(cls: "type[Method] | None", bare: Mapping[str, Any], others: list[Layer]) -> list[Layer]:
-    """What a method's own rule says for the images per class, as the weakest layer; nothing where it has no rule.
+    """Return the method's own defaults for this number of images per class, as the weakest layer, if it has any.
 
-    Of uneven classes the rule sees the mean.
+    For uneven classes, the rule gets the mean.
 
     Raises:
-        UsageError: a fraction is asked for, and something that the rule would say is said nowhere.
+        UsageError: `fraction` is given, and no other layer sets a value that the rule would provide.
     """
     ipc = round(statistics.fmean(bare["ipc"])) if isinstance(bare["ipc"], tuple) else bare["ipc"]
     if cls is None or not (rule := cls.by_ipc(ipc or 1)):
@@ -244,7 +244,7 @@ def _notices(
 def _changed(
     published: Parts, settled: Parts, bare: Mapping[str, Any], published_bare: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """The keys that make this another run than the recipe file's."""
+    """Return the keys that make this run differ from the recipe file's."""
     before = published.flat()
     changed = [key for key, value in settled.counted().items() if before.get(key) != value]
     for key in ("init", "precision"):

@@ -1,4 +1,4 @@
-"""Single settings: how a value is read from a text, checked against its annotation, and what is said of it in words."""
+"""Single settings: parsing a value, validating it against its annotation, and describing it in words."""
 
 import ast
 import json
@@ -26,9 +26,9 @@ _OUT_OF_RANGE = "is out of range"
 
 
 def parse_value(text: str) -> Any:
-    """The value a text spells in TOML, else in Python, else in JSON; else the text itself.
+    """Parse a string as TOML, else as Python, else as JSON; if all fail, return the string itself.
 
-    Dates stay texts, and so does whatever merely contains a comment.
+    Dates stay strings, and so does text that merely contains a comment.
     """
     text = text.strip()
     if text in _WORDS:
@@ -49,17 +49,17 @@ def parse_value(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One setting: its dotted key, the annotation that says what it may be, and its default."""
+    """One setting: its dotted key, the annotation that restricts it, and its default."""
 
     key: str
     annotation: Any
     default: Any
 
     def check(self, value: Any) -> Any:
-        """The value as the annotation wants it.
+        """Return the value converted to the annotated type.
 
-        Whole numbers serve as floats and whole floats (`1e3`) as ints; texts are read as values where a text is not
-        wanted; nothing but a truth value is one.
+        Integers are accepted as floats, and integral floats (`1e3`) as ints.  Strings are parsed unless a string is
+        expected. Only true and false are accepted as booleans.
 
         Raises:
             ValueError: one line with the value and what was expected.
@@ -70,7 +70,7 @@ class Leaf:
             try:
                 checked = adapter.validate_python(candidate)
             except ValidationError as error:
-                # a text that reads as a number says more about what is wrong as that number
+                # if a string parses as a number, the error about the number is more helpful
                 first = error if first is None or _trouble(error) == _OUT_OF_RANGE or _own_words(error) else first
                 continue
             if isinstance(checked, float) and not math.isfinite(checked):
@@ -82,17 +82,17 @@ class Leaf:
 
 
 def leaves(settings: Any, prefix: str = "") -> dict[str, Leaf]:
-    """All settings of a settings dataclass by dotted key, in the order of its fields; nested ones included."""
+    """Return all settings of a dataclass by dotted key, in field order, including nested ones."""
     return {key: Leaf(key, *entry) for key, entry in entries(settings, prefix).items()}
 
 
 def groups(keys: Mapping[str, Any]) -> set[str]:
-    """Every dotted prefix under which keys stand: `{"experts", "data", ...}`."""
+    """Return every dotted prefix of the keys: `{"experts", "data", ...}`."""
     return {key[:i] for key in keys for i, letter in enumerate(key) if letter == "."}
 
 
 def flatten(table: Mapping[str, Any], known_groups: set[str], prefix: str = "") -> dict[str, Any]:
-    """Nested tables to dotted keys, going down only where a group of settings is known by that name."""
+    """Flatten nested tables to dotted keys, descending only into known groups of settings."""
     flat: dict[str, Any] = {}
     for name, value in table.items():
         key = f"{prefix}{name}"
@@ -104,7 +104,7 @@ def flatten(table: Mapping[str, Any], known_groups: set[str], prefix: str = "") 
 
 
 def describe(annotation: Any) -> str:
-    """What an annotation allows, in words: `"a whole number >= 1 or null"`."""
+    """Describe the values that an annotation allows: `"a whole number >= 1 or null"`."""
     origin = get_origin(annotation)
     if origin is Annotated:
         base, *metadata = get_args(annotation)
@@ -126,22 +126,21 @@ def _bounded(words: str, metadata: list[Any]) -> str:
     ]
     if not bounds:
         return words
-    # "a number or null, > 0": the bound stands for the number
+    # "a number or null, > 0": the bound applies to the number
     return f"{words}, {' and '.join(bounds)}" if " or " in words else f"{words} {' and '.join(bounds)}"
 
 
 def explained(settings: Any, prefix: str = "") -> dict[str, str]:
-    """What the docstrings below the fields of a settings dataclass, and of those in its fields, say, by dotted key.
+    """Return the docstrings below the fields of a settings dataclass, including nested ones, by dotted key.
 
-    A class speaks for the fields that it redeclares, its bases for the others; a field without a docstring is left
-    out.
+    The most derived class that declares a field provides its docstring.  Fields without a docstring are omitted.
     """
     found: dict[str, str] = {}
     for cls in reversed(type(settings).__mro__):
         if is_dataclass(cls):
             found |= {f"{prefix}{key_of(name)}": words for name, words in _docstrings(cls).items()}
     known = entries(settings, prefix)
-    found = {key: words for key, words in found.items() if key in known}  # groups are explained by their own settings
+    found = {key: words for key, words in found.items() if key in known}  # groups are described by their settings
     for field in fields(settings):
         if is_dataclass(value := getattr(settings, field.name)):
             found |= explained(value, f"{prefix}{key_of(field.name)}.")
@@ -149,7 +148,7 @@ def explained(settings: Any, prefix: str = "") -> dict[str, str]:
 
 
 class _Schema(GenerateJsonSchema):
-    """A JSON schema of which only the descriptions are read."""
+    """JSON schema generator of which only the descriptions are used."""
 
     def emit_warning(self, kind: JsonSchemaWarningKind, detail: str) -> None:
         pass
@@ -159,8 +158,8 @@ class _Schema(GenerateJsonSchema):
 
 
 def _docstrings(cls: type) -> dict[str, str]:
-    """Of the fields that a dataclass itself declares."""
-    inside: Any = types.GenericAlias(list, (cls,))  # a dataclass takes the configuration of what it stands in
+    """Return the docstrings of the fields that a dataclass itself declares."""
+    inside: Any = types.GenericAlias(list, (cls,))  # a dataclass inherits the configuration of its container
     adapter = TypeAdapter(inside, config=_HELP)
     schema = adapter.json_schema(by_alias=False, schema_generator=_Schema)
     own = schema["$defs"][schema["items"]["$ref"].rpartition("/")[2]].get("properties", {})
@@ -168,9 +167,9 @@ def _docstrings(cls: type) -> dict[str, str]:
 
 
 def _candidates(value: Any, annotation: Any) -> list[Any]:
-    """The readings of a value that are tried one after another."""
+    """Return the interpretations of a value, in the order to try them."""
     if isinstance(value, str) and value in ("null", "None") and _optional(annotation):
-        return [None]  # how a resolved recipe spells "nothing", which TOML cannot
+        return [None]  # written by resolved recipes, because TOML has no null
     tried = [value]
     if isinstance(value, str):
         tried.append(None if value.lower() == "none" else parse_value(value))
@@ -184,12 +183,12 @@ def _candidates(value: Any, annotation: Any) -> list[Any]:
     if isinstance(value, str) and _texts(annotation):
         tried += _unquoted(value)
     elif isinstance(value, str) and "," in value and isinstance(listed := parse_value(f"[{value}]"), list):
-        tried.append(tuple(listed))  # 5,10,20: brackets mean something to a shell
+        tried.append(tuple(listed))  # 5,10,20: brackets need quoting in a shell
     return tried
 
 
 def _unquoted(text: str) -> list[tuple[str, ...]]:
-    """A list of texts without quotation marks, `a,b` or `[a, b]`; one text is a list of one."""
+    """Parse a list of unquoted strings, `a,b` or `[a, b]`; a single string is a list of one."""
     inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if text.startswith("[") and set(inner) & set("[]'\""):
         return []
@@ -197,7 +196,7 @@ def _unquoted(text: str) -> list[tuple[str, ...]]:
 
 
 def _texts(annotation: Any) -> bool:
-    """Whether an annotation is a tuple of any number of texts."""
+    """Return whether an annotation is a tuple of any number of strings."""
     if get_origin(annotation) is Annotated:
         return _texts(get_args(annotation)[0])
     return get_origin(annotation) is tuple and get_args(annotation) == (str, ...)
@@ -219,7 +218,7 @@ def _trouble(error: ValidationError | None) -> str:
 
 
 def _own_words(error: ValidationError) -> str:
-    """What a validator on the field itself says; nothing where none refuses."""
+    """Return the message of the field's own validator, or an empty string if none rejected the value."""
     said = [e["msg"] for e in error.errors(include_url=False) if e["type"] == "value_error"]
     return said[0].removeprefix("Value error, ") if said else ""
 
@@ -237,7 +236,7 @@ def _toml(text: str) -> Any:
 
 
 def _plain(value: Any) -> bool:
-    """Whether a value is made of numbers, texts, truth values, nothing, lists and mappings only."""
+    """Return whether a value consists only of numbers, strings, booleans, None, lists and mappings."""
     if isinstance(value, list | tuple):
         return all(_plain(v) for v in value)
     if isinstance(value, dict):

@@ -1,13 +1,13 @@
-"""Recipe files: the published and our own settings of a method, one table per data set and size.
+"""Recipe files: published settings of a method and our own, one table per data set and size.
 
     [defaults]                      every cell
     [fashion-mini.ipc10]            only what differs; also [cifar10."fraction0.1"]
     [fashion-mini.ipc10.smoke]      the same cell under `preset=smoke`
     [presets.smoke]                 `preset=smoke` for any cell, applied before the cell's own
 
-Groups of settings stand as sub-tables or as dotted keys (`experts.count = 100`).  `expect` and `note` in a cell are not
-settings: `expect = { accuracy = [lo, hi], verified = true, source = "...", cost = "..." }`, under the cell's protocol.
-Where there are numbers under several protocols, a table for each; a run is judged by the one whose protocol it uses:
+Groups of settings are sub-tables or dotted keys (`experts.count = 100`).  `expect` and `note` in a cell are not
+settings: `expect = { accuracy = [lo, hi], verified = true, source = "...", cost = "..." }` holds under the cell's
+protocol.  For numbers under several protocols, write one table each; a run is judged by the one that matches its own:
 
     [[cifar100.ipc10.expect]]
     accuracy = [50.0, 57.0]
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 
 _SIZE = re.compile(r"(ipc|fraction)(\d+(?:\.\d+)?)")
 _NAME = re.compile(r"(?P<dataset>.+?)\.(?P<size>(?:ipc|fraction)\d+(?:\.\d+)?)(?:\.(?P<preset>[^.]+))?")
-_LONGEST = 32  # letters of the name of a size, which is a folder's: of a thousand classes it would be too long
+_LONGEST = 32  # maximum length of a size name, which is part of a path; a list of a thousand numbers would exceed it
 _NOT_SETTINGS = ("expect", "note")
-# Ratio of two sides up to which the settings of one resolution are a start for another: networks of this field have one
-# block for every halving, so they differ by one at most.
+# Ratio of side lengths up to which the settings for one resolution are a starting point for another: networks in this
+# field have one block per halving, so their depths differ by at most one.
 NEAR = 2.0
 
 _Percent = Annotated[float, Field(strict=True, ge=0, le=100)]
 Expected: TypeAlias = Mapping[str, Any]
-"""An `expect` of a cell: what `_Expectation` lets pass, with the keys that the file gives."""
+"""The `expect` table of a cell, validated by `_Expectation`, with only the keys given in the file."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class Cell:
     Attributes:
         dataset: the data set it is for.
         size: "ipc10" or "fraction0.1".
-        preset: the preset's name, or None for the cell itself.
-        settings: dotted key to value, only what the table itself says.
-        expect: accuracy band in percent, whether a run was seen to reach it, source of the values, cost; one mapping
-            for each protocol that there is a number under.  `protocol` and `eval` say which, where not the cell's.
+        preset: name of the preset, or None for the cell itself.
+        settings: dotted key to value, only those in the table itself.
+        expect: accuracy band in percent, whether a run has reached it, source of the values, cost; one mapping per
+            protocol.  `protocol` and `eval` name the protocol if it is not the cell's.
         note: a remark for the reader.
         file: the recipe file, in words.
     """
@@ -96,13 +96,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """`fashion-mini.ipc10`, or `fashion-mini.ipc10.smoke`."""
+        """`fashion-mini.ipc10` or `fashion-mini.ipc10.smoke`."""
         return ".".join(part for part in (self.dataset, self.size, self.preset) if part)
 
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe file, read: `cells` by (data set, size, preset)."""
+    """A parsed recipe file: `cells` by (data set, size, preset)."""
 
     file: str
     defaults: Mapping[str, Any]
@@ -110,11 +110,11 @@ class RecipeFile:
     cells: Mapping[tuple[str, str, str | None], Cell]
 
     def preset_names(self) -> set[str]:
-        """Every preset of the file, general ones and those of single cells."""
+        """Return the names of all presets in the file, general or specific to a cell."""
         return set(self.presets) | {preset for _, _, preset in self.cells if preset}
 
     def layers(self, dataset: str, size: str, preset: str | None) -> list[tuple[str, Mapping[str, Any]]]:
-        """The tables that apply, as (where, settings), the weakest first."""
+        """Return the tables that apply, as (where, settings), weakest first."""
         found = [(f"{self.file} [defaults]", self.defaults)]
         if cell := self.cells.get((dataset, size, None)):
             found.append((f"{self.file} [{cell.name}]", cell.settings))
@@ -126,10 +126,10 @@ class RecipeFile:
 
 
 def split_cell_name(name: str) -> tuple[str, str]:
-    """`"cifar10.ipc50"` to `("cifar10", "ipc50")`.
+    """Split `"cifar10.ipc50"` into `("cifar10", "ipc50")`.
 
     Raises:
-        UsageError: the name is not of that form.
+        UsageError: the name does not have this form.
     """
     match = _NAME.fullmatch(name)
     if match is None or match["preset"]:
@@ -138,7 +138,7 @@ def split_cell_name(name: str) -> tuple[str, str]:
 
 
 def size_name(ipc: int | tuple[int, ...] | None, fraction: float | None) -> str:
-    """`"ipc10"`, `"ipc5-10-20"` or `"fraction0.1"`; of a long list its ends and a hash, `"ipc1to50-3f2a9c01"`."""
+    """Return `"ipc10"`, `"ipc5-10-20"` or `"fraction0.1"`; a long list is abbreviated, `"ipc1to50-3f2a9c01"`."""
     if fraction is not None:
         return f"fraction{fraction!r}"
     if not isinstance(ipc, tuple):
@@ -148,21 +148,21 @@ def size_name(ipc: int | tuple[int, ...] | None, fraction: float | None) -> str:
 
 
 def size_distance(one: str, other: str) -> float:
-    """How far two sizes (`"ipc10"`) are apart, by the ratio of their numbers; an ipc and a fraction are very far."""
+    """Return the log ratio of two sizes (`"ipc10"`); an ipc and a fraction are always far apart."""
     (kind, a), (other_kind, b) = ((m[1], float(m[2])) for m in map(_SIZE.fullmatch, (one, other)) if m)
     far = 0.0 if kind == other_kind else 1e6
     return far + abs(math.log(max(a, 1e-9)) - math.log(max(b, 1e-9)))
 
 
 def read(method: type, name: str, known_groups: set[str], fields: set[str]) -> RecipeFile:
-    """The recipe file of a method; an empty one when it has none.
+    """Read the recipe file of a method; return an empty one if it has none.
 
     Args:
-        method: the registered class; a method of this package has its file in `experiments/recipes`, any other one
-            beside its own source, named after the source file or after the method.
+        method: the registered class; a built-in method has its file in `experiments/recipes`, any other beside its
+            source, named after the source file or the method.
         name: the method's name.
-        known_groups: prefixes under which settings stand (`experts`, `data`, ...).
-        fields: the method's own fields, so that a setting that is a table is not taken for a preset.
+        known_groups: prefixes of grouped settings (`experts`, `data`, ...).
+        fields: the method's own fields, to tell a setting that is a table from a preset.
 
     Raises:
         UsageError: the file is not TOML, or a table is misplaced.
@@ -178,7 +178,7 @@ def read(method: type, name: str, known_groups: set[str], fields: set[str]) -> R
 
 
 def find(method: type, name: str) -> tuple[str, str] | None:
-    """(label, text) of a method's recipe file, or None."""
+    """Return (label, text) of a method's recipe file, or None."""
     if method.__module__.startswith("dd.methods."):
         file = resources.files("dd.experiments") / "recipes" / f"{name}.toml"
         return (f"recipes/{name}.toml", file.read_text(encoding="utf-8")) if file.is_file() else None
@@ -216,7 +216,7 @@ def parse(file: str, content: Mapping[str, Any], known_groups: set[str], fields:
 
 
 def unknown_cell(file: RecipeFile, name: str) -> UsageError:
-    """The error for `like=` with a cell that is not there."""
+    """Return the error for `like=` with an unknown cell."""
     names = [cell.name for cell in file.cells.values() if cell.preset is None]
     return UsageError(
         f"like={name!r}: no such cell in {file.file or 'the recipes of this method'}{nearest(name, names)}"
@@ -224,7 +224,7 @@ def unknown_cell(file: RecipeFile, name: str) -> UsageError:
 
 
 def _split(table: Mapping[str, Any], settings: set[str]) -> list[tuple[str | None, dict[str, Any]]]:
-    """A cell's table without its presets, where there is more than them, then each preset's."""
+    """Split a cell's table into its own settings, unless it has presets only, and those of each preset."""
     presets = [k for k, v in table.items() if isinstance(v, Mapping) and k not in settings and k not in _NOT_SETTINGS]
     own = {k: v for k, v in table.items() if k not in presets}
     found: list[tuple[str | None, dict[str, Any]]] = [(None, own)] if own or not presets else []
@@ -252,11 +252,11 @@ def _cell(
 
 
 def kind(dataset: str, settings: Mapping[str, Any]) -> "Kind | None":
-    """What the images of a run are like under `settings`; None for a user's own, of which nothing is known beforehand.
+    """Return the properties of a run's images under `settings`; None for a user's own data, which are not known yet.
 
     Args:
         dataset: name of the data set.
-        settings: by dotted key; `data.size` is heeded.
+        settings: by dotted key; only `data.size` is used.
     """
     from dd.data import kind_of
 
@@ -265,17 +265,17 @@ def kind(dataset: str, settings: Mapping[str, Any]) -> "Kind | None":
 
 
 def nearest_cell(file: RecipeFile, dataset: str, size: str, images: "Kind | None") -> Cell | None:
-    """The cell closest to one that is missing, or None where none is near.
+    """Return the cell most similar to a missing one, or None if none is similar enough.
 
-    Cells of the same data set come first, then those of as many channels, then those of the most similar resolution,
-    number of classes and size.  A cell of images more than twice as large or small is not near; where images differ in
-    size and none is asked for, only cells that say one are.
+    Cells of the same data set come first, then those with the same number of channels, then those with the most similar
+    resolution, number of classes and size.  Cells whose images are more than twice as large or small are excluded.  If
+    the image size varies and none is requested, only cells that set a size are considered.
 
     Args:
         file: the recipes of the method.
-        dataset: what is asked for.
-        size: "ipc10" or "fraction0.1"; of uneven classes, their mean.
-        images: what its images are like; None where nothing is known.
+        dataset: the requested data set.
+        size: "ipc10" or "fraction0.1"; for uneven classes, their mean.
+        images: properties of its images; None if unknown.
     """
     if images is None:
         return None
@@ -293,7 +293,7 @@ def nearest_cell(file: RecipeFile, dataset: str, size: str, images: "Kind | None
 
 
 def require_alike(file: RecipeFile, like: Cell, dataset: str, images: "Kind | None") -> None:
-    """Raise `UsageError` where `like=` names a cell of images that have neither channels nor resolution in common."""
+    """Raise `UsageError` if the cell named by `like=` shares neither channels nor resolution with the run's images."""
     theirs = kind(like.dataset, settings_of(file, like))
     if images is None or theirs is None or theirs.channels == images.channels:
         return
@@ -305,7 +305,7 @@ def require_alike(file: RecipeFile, like: Cell, dataset: str, images: "Kind | No
 
 
 def settings_of(file: RecipeFile, cell: Cell) -> dict[str, Any]:
-    """What a cell's tables say together, by dotted key."""
+    """Return the merged settings of a cell's tables, by dotted key."""
     merged: dict[str, Any] = {}
     for _, settings in file.layers(cell.dataset, cell.size, cell.preset):
         merged |= settings
@@ -313,7 +313,7 @@ def settings_of(file: RecipeFile, cell: Cell) -> dict[str, Any]:
 
 
 def _apart(one: int | None, other: int | None) -> float:
-    """The logarithm of a ratio; 0 where one of the two is open."""
+    """Return the absolute log ratio of two sizes; 0 if one is unknown."""
     return abs(math.log(one / other)) if one and other else 0.0
 
 
