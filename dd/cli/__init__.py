@@ -1,1 +1,1 @@
-"""The command line: one file per verb, each parses, calls and prints, and decides nothing."""
+"""The command line: one module per verb, which only parses, calls the library and prints."""

@@ -1,4 +1,4 @@
-"""What the verbs share: how settings are taken, where results and remarks go."""
+"""Shared by all verbs: parsing settings, and printing results and remarks."""
 
 import json
 import logging
@@ -18,52 +18,52 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., object])
 _APART = 3  # blanks between two columns of a table
-_NARROW = 8  # columns of a terminal, below which one of a table says nothing
-_WIDE = 200  # columns of a table where no terminal sets a width
+_NARROW = 8  # narrower table columns are useless
+_WIDE = 200  # width of a table if the output is not a terminal
 
-# settings are not options, but `--key=value` and `--key value` are accepted for them too
+# `--key=value` and `--key value` are accepted as settings too, so click must pass unknown options through
 LENIENT: dict[str, bool | list[str]] = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 STRICT: dict[str, bool | list[str]] = {"help_option_names": ["-h", "--help"]}
 
 
 def examples(*commands: str) -> str:
-    """The end of a help text, its lines left as they are."""
+    """Return the examples that end a help text, without rewrapping."""
     return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
 
 
 def settings(function: F) -> F:
-    """`key=value` words, unread, as the argument `settings`."""
+    """Decorator: collect raw `key=value` words in the argument `settings`."""
     return click.argument("settings", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...")(function)
 
 
 def json_option(function: F) -> F:
-    """`--json` as the argument `as_json`."""
+    """Decorator: add `--json` as the argument `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(function)
 
 
 def emit(value: object) -> None:
-    """A JSON-able result for programs."""
+    """Print a JSON-serialisable result for programs."""
     click.echo(as_json_text(value, indent=2))
 
 
 def as_json_text(value: object, indent: int | None = None) -> str:
-    """JSON without a control character, as a text of JSON may write every one."""
+    """Return JSON with all control characters escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return "".join(c if c == "\n" or printable(c) == c else json.dumps(c)[1:-1] for c in text)
 
 
 def remark(text: str) -> None:
-    """A line for the user that is not part of the result."""
+    """Print a line on stderr that is not part of the result."""
     click.echo(printable(text), err=True)
 
 
 def console(wide: int = _WIDE) -> "Console":
-    """Results for people, `wide` columns where no terminal sets them, and plain there, or with `NO_COLOR`."""
+    """Return a console for results, `wide` columns and unstyled if not on a terminal; unstyled also with `NO_COLOR`."""
     from rich.console import Console
 
     class Printable(Console):
         def print(self, *objects: object, **how: Any) -> None:
-            """Texts without what a terminal would act on; tables are made so, see `plain_table`."""
+            """Print, escaping control characters in strings; for tables see `plain_table`."""
             super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **how)
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else wide
@@ -71,12 +71,12 @@ def console(wide: int = _WIDE) -> "Console":
 
 
 def plain_table(*headings: str, show_header: bool = True, keys: int = 1) -> "Table":
-    """A table without lines, three blanks between its columns; the first `keys` are never cut nor broken."""
+    """Return a table without borders and three blanks between columns; the first `keys` columns are never truncated."""
     from rich.table import Table
 
     class Printable(Table):
         def add_row(self, *cells: Any, **how: Any) -> None:
-            """Texts without what a terminal would act on."""
+            """Add a row, escaping control characters in strings."""
             super().add_row(*(printable(c, keep="") if isinstance(c, str) else c for c in cells), **how)
 
     table = Printable(*headings, box=None, pad_edge=False, padding=(0, _APART, 0, 0), show_header=show_header)
@@ -86,9 +86,10 @@ def plain_table(*headings: str, show_header: bool = True, keys: int = 1) -> "Tab
 
 
 def print_table(out: "Console", table: "Table") -> None:
-    """Print a table without the blanks that would fill its last column.
+    """Print a table without trailing blanks.
 
-    Where it is too wide, other columns are broken; the last ones go where there is no room even for that.
+    If the table is too wide, columns other than the keys are wrapped; if that is not enough, the last columns are
+    dropped.
     """
     _fit(out, table)
     with out.capture() as captured:
@@ -110,11 +111,11 @@ def _fit(out: "Console", table: "Table") -> None:
 
     while needed() > out.width and len(table.columns) > keys:
         table.columns.pop()
-    out.width = max(out.width, needed())  # the terminal breaks keys, if it must; they are all there
+    out.width = max(out.width, needed())  # a narrow terminal may wrap the keys, but shows all of them
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
-    """Show the library's own log, message by message, on stderr."""
+    """Print the library's log messages on stderr."""
     log = logging.getLogger("dd")
     if not any(isinstance(handler, _Stderr) for handler in log.handlers):
         log.addHandler(_Stderr())
@@ -122,7 +123,7 @@ def log_to_stderr(level: int = logging.INFO) -> None:
 
 
 class _Stderr(logging.Handler):
-    """Looks `sys.stderr` up at every message: a progress bar may have taken its place."""
+    """Looks up `sys.stderr` for every message, because a progress bar may have replaced it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stderr.write(printable(self.format(record)) + "\n")

@@ -1,6 +1,6 @@
-"""`dd completion`: what a shell offers after `dd`, and how it is told to.
+"""`dd completion`: shell completion for `dd`.
 
-The script that is printed asks `dd completion SHELL --line LINE` for the words that may stand at the end of a line.
+The printed script calls `dd completion SHELL --line LINE` to get the candidates for the last word of a line.
 """
 
 import shlex
@@ -15,7 +15,7 @@ from dd.errors import UsageError
 from dd.io import user_path
 
 _SCRIPTS = {
-    # what is replaced begins after the last of the characters at which bash breaks words
+    # bash replaces only the part after the last of its word-break characters
     "bash": """_dd() {
     local line="${COMP_LINE:0:COMP_POINT}" IFS=$'\\n'
     local word="${line##* }"
@@ -51,7 +51,7 @@ _EXPORT = {
     "force": ("true",),
     "dataset": ("",),
 }
-_KEYED = ("run", "show", "eval", "experts make")  # verbs that take settings
+_KEYED = ("run", "show", "eval", "experts make")  # verbs with settings
 
 
 @click.command(
@@ -72,7 +72,7 @@ def command(shell: str, line: str | None) -> None:
 
 
 def completed(line: str) -> list[str]:
-    """The words that may stand where the last one of a line is."""
+    """Return the candidates for the last word of a line."""
     words = _split(line)[1:]
     if not words:
         return []
@@ -83,7 +83,7 @@ def completed(line: str) -> list[str]:
 def _split(line: str) -> list[str]:
     try:
         words = shlex.split(line)
-    except ValueError:  # a quotation that is open
+    except ValueError:  # an open quotation mark
         words = line.split()
     return words if line[-1:].strip() else [*words, ""]
 
@@ -109,7 +109,7 @@ def _candidates(before: list[str], last: str) -> Iterable[str]:
 
 
 def _settings(known: dict[str, Any], before: list[str], last: str) -> Iterable[str]:
-    """Keys with their equals sign, or the values of the key that stands there."""
+    """Return keys followed by `=`, or the values of the key being typed."""
     given = dict(word.split("=", 1) for word in before if "=" in word)
     own = known["methods"].get(given.get("method", ""), {"keys": {}, "cells": [], "presets": []})
     keys = known["keys"] | own["keys"]
@@ -131,14 +131,14 @@ def _sets(begun: str) -> list[str]:
 
 
 def _runs(begun: str) -> list[str]:
-    """Folders of runs."""
+    """Return the folders of existing runs."""
     from dd.runs import runs_root
 
     return [str(path.parent) for path in runs_root().glob("*/*/*/*/recipe.toml")]
 
 
 def _files(begun: str, suffix: str) -> list[str]:
-    """Files that end so, and folders, beside what was begun."""
+    """Return folders, and files with this suffix, that match the path typed so far."""
     head = begun.rpartition("/")[0] + "/" if "/" in begun else ""
     try:
         there = sorted(user_path(head or ".").iterdir())
@@ -149,7 +149,7 @@ def _files(begun: str, suffix: str) -> list[str]:
 
 
 def _known() -> dict[str, Any]:
-    """All names that are offered: for the index."""
+    """Collect all names that completion offers, for the index."""
     from dd.data import DataSettings, list_sources
     from dd.engine import registry
     from dd.evaluation.protocols import PROTOCOLS, Protocol
@@ -179,7 +179,7 @@ def _known() -> dict[str, Any]:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """The values of an annotation that has few."""
+    """Return the values of an annotation that allows only a few."""
     if annotation is bool:
         return list(_TRUTH)
     if get_origin(annotation) is Literal:

@@ -1,4 +1,4 @@
-"""`dd data`: real images by name, where they are, and whether they are sound."""
+"""`dd data`: known data sets, where they are, and whether they are intact."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _SourceRow(TypedDict):
-    """A data set: its facts for programs, its line of the table for people."""
+    """A data set: facts for JSON output and cells for the table."""
 
     facts: "dict[str, Json]"
     cells: list[str]
@@ -44,9 +44,9 @@ class _Data(click.Group):
 @json_option
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
-    """List the datasets that go by a name, and where each was found.
+    """List the known datasets and where each one was found.
 
-    Your own images are dataset=folder:PATH (a folder for each class), dataset=parquet:PATH and dataset=npz:PATH.
+    Use your own images with dataset=folder:PATH (one folder per class), dataset=parquet:PATH or dataset=npz:PATH.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -95,11 +95,11 @@ def _where(source: "SourceInfo") -> str:
 @click.argument("settings", nargs=-1)
 @json_option
 def data_check(name: str, settings: tuple[str, ...], as_json: bool) -> None:
-    """Read every image of a dataset: classes and their counts, size, mean and std, broken files.
+    """Read every image of a dataset and report classes, counts, size, mean, std and broken files.
 
-    What a run would refuse is said last, in the same words, and the exit code is 2.
+    If a run would reject the dataset, the last line says why, and the exit code is 2.
 
-    SETTINGS are those of a run that begin with data. (data.size, data.depth16, data.classes).
+    SETTINGS are the data. keys of a run (data.size, data.depth16, data.classes).
     """
     from dd.data.check import check_data
     from dd.recipes import data_settings, parse_overrides

@@ -1,4 +1,4 @@
-"""`dd doctor`: what a run will find here, and what to put in a bug report."""
+"""`dd doctor`: what a run will find on this machine, and what to include in a bug report."""
 
 import os
 import platform
@@ -36,7 +36,7 @@ _LOW = 5e9  # bytes of free disk below which we warn: a pool of a hundred expert
 )
 @json_option
 def command(as_json: bool) -> None:
-    """Show versions, devices, folders and their free disk, data found, and what is missing."""
+    """Show versions, devices, folders with free disk space, datasets found, and what is missing."""
     found = examine()
     if as_json:
         emit(found)
@@ -57,7 +57,7 @@ def command(as_json: bool) -> None:
 
 
 class FolderFacts(TypedDict):
-    """A folder that may not be there yet; `free` bytes are those of its disk."""
+    """A folder, which may not exist; `free` is the free space of its disk in bytes."""
 
     path: str
     exists: bool
@@ -66,7 +66,7 @@ class FolderFacts(TypedDict):
 
 
 class Examination(TypedDict):
-    """Everything `dd doctor` says; None is what is not here."""
+    """The complete output of `dd doctor`; None marks what is missing."""
 
     versions: dict[str, str | None]
     devices: dict[str, str]
@@ -77,7 +77,7 @@ class Examination(TypedDict):
 
 
 def examine() -> Examination:
-    """Look at this machine."""
+    """Examine this machine."""
     from dd.data import list_sources
     from dd.io import home
     from dd.runs import runs_root

@@ -1,4 +1,4 @@
-"""`dd eval`: score a set that exists."""
+"""`dd eval`: evaluate existing sets."""
 
 import os
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 @settings
 @json_option
 def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
-    """Train fresh students on the set in FILE, under the protocol it is meant for, and report; of several one by one.
+    """Train fresh students on the set in FILE, under the set's own protocol, and report; several sets one by one.
 
-    FILE is a set (.safetensors) or the folder of a run.  The set says itself what data, network and protocol it needs;
-    keys say otherwise: eval.protocol=NAME (`dd recipes --protocols` lists them), eval.students=N, student.arch=NAME,
-    which comes in its published size, with the set's norm.  A set that was made elsewhere may need a word more:
-    dataset=PATH, teachers=PATH, hours=N.
+    FILE is a set (.safetensors) or the folder of a run.  Data, network and protocol are recorded in the set; keys
+    override
+    them: eval.protocol=NAME (`dd recipes --protocols` lists them), eval.students=N, student.arch=NAME, which has its
+    published size and the set's norm.  A set made elsewhere may also need dataset=PATH, teachers=PATH or hours=N.
     """
     from dd.recipes import parse_overrides
 
@@ -63,7 +63,7 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
 
 
 def _sorted(file: str, settings: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """The sets among the words, and the settings: `key=value`, `--key value`, `--key=value`, JSON."""
+    """Separate the files from the settings: `key=value`, `--key value`, `--key=value`, JSON."""
     files, words = [file], list[str]()
     for before, word in zip(("", *settings), settings, strict=False):
         is_value = before.startswith("--") and "=" not in before

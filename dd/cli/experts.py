@@ -1,4 +1,4 @@
-"""`dd experts`: pools of experts, made before a run or looked after."""
+"""`dd experts`: create and manage pools of experts."""
 
 import shlex
 from typing import TYPE_CHECKING, TypedDict
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class _PoolRow(TypedDict):
-    """A pool: texts for its line of the table, numbers for programs."""
+    """A pool: strings for the table, numbers for JSON output."""
 
     key: str
     data: str
@@ -68,9 +68,9 @@ class _Experts(click.Group):
 @json_option
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
-    """List the pools of experts that are stored.
+    """List the stored pools of experts.
 
-    A pool is what runs with the same data, network and experts.* settings share, whatever their method.
+    Runs with the same data, network and experts.* settings share a pool, whatever their method.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -108,7 +108,7 @@ def _pools() -> list[_PoolRow]:
 @click.option("--dry-run", is_flag=True, help="Estimate the cost from a few training steps; make nothing.")
 @json_option
 def make(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Train the experts of a run, with the settings of `dd run`; says first what they cost."""
+    """Train the experts of a run, with the settings of `dd run`; print the cost first."""
     from dd.pipeline.experts import request_experts
     from dd.recipes import parse_overrides, resolve
 
@@ -180,7 +180,7 @@ def prune(keys: tuple[str, ...], everything: bool, dry_run: bool, as_json: bool)
 
 
 def _chosen(keys: tuple[str, ...]) -> list["ExpertPool"]:
-    """The pools that the given beginnings of keys name, each exactly one; all of them where none is given."""
+    """Return the pool that each key prefix identifies uniquely; without prefixes, all pools."""
     from dd.runs import Store
     from dd.training.pools import pools
 

@@ -1,6 +1,6 @@
-"""Calls that are meant for the system's `dd`, which copies blocks and whose name an activated environment shadows.
+"""Calls intended for the system's block-copying `dd`, which an activated environment shadows.
 
-The two grammars do not overlap: ours begins with a verb, the other one's operands are `if=`, `of=`, `bs=` and so on.
+The two grammars do not overlap: ours starts with a verb, the system's with operands such as `if=`, `of=`, `bs=`.
 """
 
 import os
@@ -9,17 +9,17 @@ import sys
 from collections.abc import Sequence
 
 _OPERAND = re.compile(r"(if|of|bs|ibs|obs|cbs|count|skip|seek|iseek|oseek|conv|iflag|oflag|status)=")
-_OURS = b"dd.__main__"  # in the first lines of every console script of dd, in whichever environment
+_OURS = b"dd.__main__"  # found near the top of every console script of dd, in any environment
 
 
 def hand_off(argv: Sequence[str]) -> None:
-    """Become the next `dd` on the path if the call is one for it; return if it is one for us.
+    """Replace this process with the next `dd` on the path if the call is for it; otherwise return.
 
     Args:
-        argv: the whole of `sys.argv`.
+        argv: the complete `sys.argv`.
 
     Raises:
-        SystemExit: it is for the system's dd, and there is none (exit code 2).
+        SystemExit: the call is for the system's dd, but none exists (exit code 2).
     """
     if not is_block_copy(argv, sys.stdin):
         return
@@ -35,19 +35,19 @@ def hand_off(argv: Sequence[str]) -> None:
 
 
 def is_block_copy(argv: Sequence[str], stdin: object) -> bool:
-    """Whether a call is for the system's dd: its operands come first, or it is bare, named dd and fed by a pipe."""
+    """Return whether a call is for the system's dd: it starts with an operand, or is a bare `dd` fed by a pipe."""
     words = [word for word in argv[1:] if word != "--"]
     if words:
         return _OPERAND.match(words[0]) is not None
-    is_terminal = getattr(stdin, "isatty", lambda: True)  # no stdin at all: nothing to copy
+    is_terminal = getattr(stdin, "isatty", lambda: True)  # without stdin there is nothing to copy
     return os.path.basename(argv[0]) == "dd" and not is_terminal()
 
 
 def next_dd(own: str, path: str) -> str | None:
-    """The first `dd` on the path that is not this program, nor that of another environment with dd."""
+    """Return the first `dd` on the path that is neither this program nor that of another environment with dd."""
     ourselves = os.path.realpath(own)
     for folder in path.split(os.pathsep):
-        if not os.path.isabs(folder):  # whatever folder one happens to be in has no say in what is run
+        if not os.path.isabs(folder):  # the current folder must not determine what is executed
             continue
         candidate = os.path.join(folder, "dd")
         if not os.path.isfile(candidate) or not os.access(candidate, os.X_OK):

@@ -1,7 +1,7 @@
-"""What the listing verbs list, kept from one call to the next, so that none of them waits for torch.
+"""A cache of what the listing verbs print, so that they need not import torch.
 
-An answer is kept in `$DD_HOME/index` with the stamps of everything it was read from: our own files, the folders that
-packages are installed in, and what the verb names.  Where one of these has changed, it is made again.
+Answers are stored in `$DD_HOME/index` with the timestamps of everything they were read from: our own files, the folders
+of installed packages, and any files that the verb names.  If any of these has changed, the answer is computed again.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from dd.io import digest, holds, home, sealed, write_json
 
 T = TypeVar("T")
 _FORMAT = 1
-_ELSEWHERE = ("HOME", "HF_HOME", "HF_HUB_CACHE", "DD_DATA")  # variables that say where things are
+_ELSEWHERE = ("HOME", "HF_HOME", "HF_HUB_CACHE", "DD_DATA")  # variables that affect where things are found
 
 
 class _Kept(TypedDict, Generic[T]):
@@ -28,13 +28,13 @@ class _Kept(TypedDict, Generic[T]):
 
 
 def indexed(name: str, make: Callable[[], T], witnesses: Callable[[], Iterable[Path] | None] = lambda: ()) -> T:
-    """What `make` gives, from the index where nothing has changed since.
+    """Return the result of `make`, from the cache if nothing has changed since.
 
     Args:
-        name: of the verb.
-        make: gives an answer that JSON reads back as it was: lists, and no tuples.
-        witnesses: files and folders that it was read from, besides our own code and the lists of installed packages;
-            asked for after `make`.  None: the answer is not to be kept.
+        name: name of the verb.
+        make: computes an answer that survives a JSON round trip: lists, no tuples.
+        witnesses: called after `make`; returns the files and folders that the answer was read from, besides our code
+            and the installed packages.  None means: do not cache the answer.
     """
     file = home() / "index" / f"{name}-{_surroundings()}.json"
     kept: _Kept[T] | None = _read(file)
@@ -44,13 +44,13 @@ def indexed(name: str, make: Callable[[], T], witnesses: Callable[[], Iterable[P
     if (found := witnesses()) is None:
         return value
     stamps = {str(path.absolute()): _stamp(path) for path in found}
-    with contextlib.suppress(OSError, RunError):  # nowhere to write to, or no room: it is made again every time
+    with contextlib.suppress(OSError, RunError):  # no cache if its folder is read-only or the disk is full
         write_json(file, sealed({"stamps": stamps, "value": value}))
     return value
 
 
 def plug_ins() -> list[Path] | None:
-    """The files that methods of others, and their recipes, were read from; None where one fails, or has no file."""
+    """Return the files of external methods and their recipes; None if one is broken or has no file."""
     from dd.engine import registry
 
     if any(entry.error is not None for entry in registry.list_methods()):
@@ -67,7 +67,7 @@ def _read(file: Path) -> _Kept | None:
 
 
 def _surroundings() -> str:
-    """Hash of everything that an answer of any verb may depend on."""
+    """Return a hash of everything that any verb's answer may depend on."""
     variables = {name: os.environ.get(name) for name in _ELSEWHERE}
     packages = {path: _packages(path or os.curdir) for path in sys.path}
     code = {str(path): _stamp(path) for path in sorted(_code())}
@@ -75,7 +75,7 @@ def _surroundings() -> str:
 
 
 def _code() -> Iterator[Path]:
-    """Our own files: the library's, the methods', the recipes'."""
+    """Yield our own files: library, methods and recipes."""
     for name in ("dd", "dd.methods", "dd.experiments"):
         spec = find_spec(name)
         for place in (spec.submodule_search_locations or ()) if spec else ():
@@ -84,7 +84,7 @@ def _code() -> Iterator[Path]:
 
 
 def _packages(folder: str) -> list[tuple[str, list[int] | None]]:
-    """What is installed in a folder: a package comes, goes and changes with its `.dist-info`."""
+    """Return the packages installed in a folder: every install, upgrade or removal changes a `.dist-info`."""
     try:
         with os.scandir(folder) as entries:
             return sorted((e.name, _stamp(e.path)) for e in entries if e.name.endswith((".dist-info", ".egg-info")))

@@ -1,4 +1,4 @@
-"""The verbs of `dd`, and how a call ends: exit codes, one line instead of a traceback."""
+"""The verbs of `dd`, and how a call ends: exit codes, and one line instead of a traceback."""
 
 import errno
 import json
@@ -22,26 +22,26 @@ _HINTS = {
     "distill": ("run",),
     "train": ("run",),
 }
-_LONGEST = 1500  # characters of a line about what is wrong, which may quote what it was given
-# what is wrong with a path that somebody gave, rather than with dd
+_LONGEST = 1500  # maximum length of an error line, which may quote its input
+# errors caused by a path that the user gave, rather than by dd
 _OF_A_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EROFS)
 
 
 class Verbs(click.Group):
-    """Imports the file of a verb when it is asked for."""
+    """Command group that imports the module of a verb on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of use."""
+        """Return the verbs in the order of use."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The verb, or None."""
+        """Return the command of a verb, or None."""
         return import_module(f"dd.cli.{cmd_name}").command if cmd_name in VERBS else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Refuse an unknown verb with the near ones."""
+        """Reject an unknown verb, with suggestions."""
         word = args[0]
         if word in VERBS or word.startswith("-"):
             return super().resolve_command(ctx, args)
@@ -61,13 +61,13 @@ class Verbs(click.Group):
 @click.version_option(dd.__version__, prog_name="dd-workbench", message="%(prog)s %(version)s")
 @click.pass_context
 def group(ctx: click.Context) -> None:
-    """Distil datasets of images, and score the result honestly."""
+    """Distil image datasets, and evaluate the result against honest references."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 def run_command_line(args: Sequence[str]) -> int:
-    """Run one call and return its exit code; errors of use and of runs are lines on stderr, JSON with `--json`."""
+    """Run one call and return its exit code; usage and run errors are printed on stderr, as JSON with `--json`."""
     as_json = "--json" in args
     try:
         code = group.main(list(args), prog_name="dd", standalone_mode=False)
@@ -85,8 +85,8 @@ def run_command_line(args: Sequence[str]) -> int:
         return _end(str(stop), stop.exit_code, as_json)
     except (click.Abort, KeyboardInterrupt):
         return _end("interrupted", 130, as_json)
-    except BrokenPipeError:  # the reader has seen enough, as in `dd methods | head -1`
-        for stream in (sys.stdout, sys.stderr):  # what is left in the buffers goes nowhere, and not into a traceback
+    except BrokenPipeError:  # the reader closed the pipe, as in `dd methods | head -1`
+        for stream in (sys.stdout, sys.stderr):  # discard what is still buffered, to avoid a traceback at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 1
     except Exception as error:

@@ -1,4 +1,4 @@
-"""`dd methods`: what can be run, and what can be set."""
+"""`dd methods`: available methods and their settings."""
 
 import json
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from dd.cli.index import indexed, plug_ins
 if TYPE_CHECKING:
     from dd.recipes.listing import About
 
-_DEFAULTS = 40  # columns, at most
+_DEFAULTS = 40  # maximum width of the column of defaults
 _ELSEWHERE = """Every run also has settings of data, student and eval; with the values of a recipe: dd show method=NAME
 Evaluation protocols, eval.protocol=NAME: dd recipes --protocols
 Architectures, student.arch=NAME: {architectures}, timm:NAME, torchvision:NAME"""
@@ -27,7 +27,7 @@ Architectures, student.arch=NAME: {architectures}, timm:NAME, torchvision:NAME""
 @click.argument("name", required=False)
 @json_option
 def command(name: str | None, as_json: bool) -> None:
-    """List every method that can be run: ours, and those of installed packages; broken ones with their error.
+    """List all available methods, built in or from installed packages; broken ones with their error.
 
     With a NAME (or a method's file), show that method: its paper, what it does, and its settings with their defaults.
     """
@@ -73,5 +73,5 @@ def _show(method: "About") -> None:
 
 
 def _value(value: Any) -> str:
-    """As it may be typed."""
+    """Format a value as typed on the command line."""
     return value if isinstance(value, str) else json.dumps(value)

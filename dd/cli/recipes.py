@@ -1,4 +1,4 @@
-"""`dd recipes`: the settings that are known, and what they are expected to reach."""
+"""`dd recipes`: known settings, and the accuracy they should reach."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dd.evaluation.protocols import Protocol
     from dd.recipes import Listed
 
-_WIDE = 400  # columns where no terminal sets a width: a cell is a line
+_WIDE = 400  # columns if not on a terminal: one line per cell
 
 
 @click.command(
@@ -25,9 +25,9 @@ _WIDE = 400  # columns where no terminal sets a width: a cell is a line
 @click.option("--protocols", is_flag=True, help="List the evaluation protocols (eval.protocol=NAME) instead.")
 @json_option
 def command(methods: tuple[str, ...], protocols: bool, as_json: bool) -> None:
-    """List the settings that are known for each method, dataset and size, with the accuracy they should reach.
+    """List the known settings for each method, dataset and size, with the accuracy they should reach.
 
-    Other datasets and sizes run on a method's defaults, or on those of a cell named by like=CELL.
+    Other datasets and sizes use a method's defaults, or those of a cell named by like=CELL.
     """
     if protocols:
         _protocols(as_json)
@@ -40,7 +40,7 @@ def command(methods: tuple[str, ...], protocols: bool, as_json: bool) -> None:
     if methods:
         have = {row["method"] for row in rows}
         of_known = [row for method in methods for row in rows if row["method"] == method]
-        rows = of_known if set(methods) <= have else _of(methods)  # which says what is wrong with a name
+        rows = of_known if set(methods) <= have else _of(methods)  # reports what is wrong with a name
     if as_json:
         emit({"recipes": rows})
     else:
@@ -56,7 +56,7 @@ def _of(methods: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def _row(method: str, row: "Listed") -> dict[str, Any]:
-    """A cell, and each of its numbers with the protocol that it is of."""
+    """Return a cell with each of its numbers and the protocol of that number."""
     return {
         "method": method,
         "cell": row.cell.name,

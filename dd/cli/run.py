@@ -1,4 +1,4 @@
-"""`dd run`: from a recipe to a report."""
+"""`dd run`: distil and evaluate, from recipe to report."""
 
 import logging
 import shlex
@@ -20,13 +20,13 @@ from dd.cli.common import LENIENT, console, emit, examples, json_option, log_to_
 @click.option("--dry-run", is_flag=True, help="Show the plan and what already exists; run nothing.")
 @json_option
 def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Distil a dataset, train fresh students on it, and report.
+    """Distil a dataset, train fresh students on the result, and report.
 
     Keys of every run: method dataset ipc fraction seed device precision deterministic compile preset like init out
-    force track recipe; the method's own fields; and those of groups, such as student.arch=resnet18, eval.protocol=mtt,
+    force track recipe; the fields of the method; and grouped keys such as student.arch=resnet18, eval.protocol=mtt,
     experts.count=20, data.preprocess=zca.  `dd show method=NAME` lists them with their values.
 
-    The same command resumes an interrupted run; a finished one is reported again (force=true redoes it).
+    The same command resumes an interrupted run; a finished one is only reported again (force=true repeats it).
     """
     from dd.cli import show_recipe, show_report
     from dd.recipes import parse_overrides, resolve, run_options
@@ -35,7 +35,7 @@ def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     recipe, options = resolve(overrides), run_options(overrides)
     from dd.engine import parallel
 
-    first = parallel.is_first()  # of those that torchrun started, one speaks
+    first = parallel.is_first()  # only the first torchrun process prints
     for line in (*recipe.notices, *show_recipe.summary(recipe)) if first else ():
         remark(line)
     from dd.pipeline import plan, run_recipe

@@ -1,4 +1,4 @@
-"""`dd show`: the resolved recipe, and where each value came from."""
+"""`dd show`: the resolved recipe, and the origin of each value."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @settings
 @json_option
 def command(settings: tuple[str, ...], as_json: bool) -> None:
-    """Show every setting of a run and where it came from; nothing is run.
+    """Show every setting of a run and where it came from, without running it.
 
-    The output is a recipe: saved to a file, it is read by `dd run recipe=FILE`.
+    The output is a recipe: save it to a file, and `dd run recipe=FILE` reads it.
     """
     from dataclasses import asdict
 
@@ -52,7 +52,7 @@ def command(settings: tuple[str, ...], as_json: bool) -> None:
 
 
 def _expected(recipe: "Recipe") -> Iterator[str]:
-    """What the cell says that is reached, by the protocol that the run uses first."""
+    """Yield the cell's expected accuracies, starting with the one for the run's own protocol."""
     from dd.recipes.listing import in_a_line
 
     for protocol, entry in sorted(recipe.numbers, key=lambda number: number[1] is not recipe.expect):

@@ -1,4 +1,4 @@
-"""A recipe in a few lines, and the plan of a run."""
+"""Printing a recipe in a few lines, and the plan of a run."""
 
 import textwrap
 from dataclasses import fields
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from dd.recipes import Recipe
 
 _WIDTH = 118
-_BARE = {"method", "dataset", "ipc", "fraction"}  # in the heading already, but for a list of numbers
+_BARE = {"method", "dataset", "ipc", "fraction"}  # already in the heading, unless ipc is a list
 
 
 def summary(recipe: "Recipe") -> list[str]:
-    """Heading, then every setting as `key=value`, a paragraph for each group."""
-    own = {field.name for field in fields(recipe)}  # keys of every run; other bare ones are the method's
+    """Return the heading, then every setting as `key=value`, with one paragraph per group."""
+    own = {field.name for field in fields(recipe)}  # keys of every run; other bare keys belong to the method
     paragraphs: dict[str, list[str]] = {}
     for key, value in recipe.flat().items():
         group, _, name = key.rpartition(".")
@@ -35,7 +35,7 @@ def summary(recipe: "Recipe") -> list[str]:
 
 
 def show_plan(plan: dict[str, Any], out: "Console") -> None:
-    """What `dd run --dry-run` says."""
+    """Print the output of `dd run --dry-run`."""
     state = "finished: would be reported, not repeated" if plan["finished"] else "to run"
     out.print(f"{plan['name']}  recipe {plan['recipe']}  {state}")
     out.print(f"folder: {plan['folder']}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""A report as a person reads it: what was reached, against what, and under which conditions."""
+"""Printing a report: accuracies, references, and the conditions they hold under."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,17 +22,17 @@ _FILES = {
     "start": "start.safetensors",
     "labels": "labels",
 }
-_ALL = 10  # classes up to which all are shown
-_WORST = 5  # of more
+_ALL = 10  # show all classes up to this number
+_WORST = 5  # otherwise, show this many of the worst
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """The files of a run that exist, by what they are."""
+    """Return the existing files of a run, by description."""
     return {what: str(folder / name) for what, name in _FILES.items() if (folder / name).exists()}
 
 
 def show_report(report: "Report", out: "Console", files: Mapping[str, str]) -> None:
-    """Print accuracy, control, start and full, then what they must be read with, then the files."""
+    """Print the table of arms, then the facts needed to interpret it, then the files."""
     from dd.evaluation.table import heading, headings, rows
 
     out.print(f"\n{heading(report)}", style="bold")
@@ -69,7 +69,7 @@ def _lines(report: "Report") -> list[str]:
 
 
 def _classes(report: "Report") -> str:
-    """The set's accuracy class by class, the worst first, with the control's; of many classes the worst few."""
+    """Return accuracies per class, worst first, beside the control's; only the worst few if there are many classes."""
     control = report.control.classes if report.control and report.control.classes else ()
     known = [(share, c) for c, share in enumerate(report.accuracy.classes) if share is not None]
     shown = sorted(known)[: len(known) if len(known) <= _ALL else _WORST]
@@ -82,7 +82,7 @@ def _classes(report: "Report") -> str:
 
 
 def _labels(labels: Mapping[str, Any]) -> str:
-    """Who labelled the views of every row, and as what."""
+    """Return who labelled the views of every arm, and how."""
     names, accuracies = labels.get("names") or (), labels.get("accuracies") or ()
     known = [
         f"{name} ({held:.1f} % of held-out images)"

@@ -1,4 +1,4 @@
-"""What runs keep and show: artefacts, run folders, logs, progress, pictures."""
+"""Run outputs: artefacts, run folders, logs, progress bars, pictures."""
 
 from dd.runs.folder import RunFolder, runs_root
 from dd.runs.progress import bar

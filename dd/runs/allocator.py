@@ -1,14 +1,14 @@
-"""The C allocator's thresholds, which decide a factor of two in CPU training.
+"""Thresholds of the C allocator, which change the speed of CPU training by a factor of two.
 
-glibc returns every block above its mmap threshold to the kernel when it is freed, so each activation of a large batch
-is paged in again at every step.  With the threshold raised they are kept and reused.
+glibc returns every freed block above its mmap threshold to the kernel, so the activations of a large batch are paged in
+again at every step.  With a higher threshold they are kept and reused.
 """
 
 import ctypes
 import functools
 import sys
 
-# <malloc.h>
+# from <malloc.h>
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEEP_BELOW = 1 << 30
@@ -16,7 +16,7 @@ _KEEP_BELOW = 1 << 30
 
 @functools.cache
 def keep_large_buffers() -> bool:
-    """Raise glibc's thresholds for this process, once; False where the C library is another one."""
+    """Raise glibc's thresholds for this process; return False if the C library is not glibc."""
     if not sys.platform.startswith("linux"):
         return False
     try:

@@ -1,4 +1,4 @@
-"""What a stage costs, wall seconds and peak memory, and how much memory there is."""
+"""Cost of a stage, in wall seconds and peak memory, and the total memory of a device."""
 
 import contextlib
 import os
@@ -13,11 +13,11 @@ import torch
 
 @dataclass
 class Cost:
-    """Filled in when the block ends.
+    """The cost of a block, filled in when it ends.
 
     Attributes:
         seconds: wall time.
-        peak_memory: bytes; resident set of the process on a CPU, allocated memory on CUDA; None where it is not known.
+        peak_memory: bytes: resident set size of the process on a CPU, allocated memory on CUDA; None if unknown.
     """
 
     seconds: float = 0.0
@@ -26,7 +26,7 @@ class Cost:
 
 @contextlib.contextmanager
 def measured(device: torch.device) -> Iterator[Cost]:
-    """Measure a block."""
+    """Measure the cost of the block."""
     cost, began = Cost(), time.perf_counter()
     _reset_peak(device)
     try:
@@ -37,7 +37,7 @@ def measured(device: torch.device) -> Iterator[Cost]:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of memory that a device has in all, in use or not."""
+    """Return the total memory of a device in bytes, whether in use or free."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -47,7 +47,7 @@ def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    # Linux: 5 resets the peak resident set size, VmHWM
+    # Linux: writing 5 resets the peak resident set size, VmHWM
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

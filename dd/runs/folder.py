@@ -1,4 +1,4 @@
-"""The folder of one run, and where it is: <root>/<method>/<dataset>/<ipcN>/<hash8>-seed<S>."""
+"""The folder of one run: <root>/<method>/<dataset>/<ipcN>/<hash8>-seed<S>."""
 
 import contextlib
 import json
@@ -31,21 +31,21 @@ from dd.runs.store import Store
 
 log = logging.getLogger(__name__)
 
-_LONGEST = 200  # bytes of a folder's name
-_HELD = "holds"  # in the report: size and hash of every other file of a finished run
-_LOOKED_THROUGH = 1e9  # bytes of labels up to which all are read at every look; of more, who trains on them reads them
+_LONGEST = 200  # maximum length of a folder name in bytes
+_HELD = "holds"  # report key: size and hash of every other file of a finished run
+_LOOKED_THROUGH = 1e9  # bytes of labels up to which every check reads all of them; larger ones are verified by training
 _WAY_OUT = "choose another folder with out=FOLDER or DD_RUNS"
 
 
 def runs_root(out: Path | str | None = None) -> Path:
-    """Where run folders are: `out`, else `$DD_RUNS`, else ./runs."""
+    """Return the folder that holds all runs: `out`, else `$DD_RUNS`, else ./runs."""
     named, what = (out, "out") if out else (os.environ.get("DD_RUNS") or "runs", "DD_RUNS")
     return user_path(named, what, absolute=False)
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What one run keeps, by name.  Constructing it touches nothing on disk.
+    """The files of one run, by name.  Constructing it does not touch the disk.
 
     Attributes:
         path: the folder; it need not exist.
@@ -55,13 +55,13 @@ class RunFolder:
 
     @classmethod
     def locate(cls, root: Path, *, method: str, dataset: str, budget: str, recipe_hash: str, seed: int) -> "RunFolder":
-        """The folder of a run.
+        """Return the folder of a run.
 
         Args:
             root: see `runs_root`.
             method: name of the method.
             dataset: name of the data set; ':' and '/' become '-'.
-            budget: how many images, as in recipes: "ipc10", "fraction0.1".
+            budget: size of the set, as in recipes: "ipc10", "fraction0.1".
             recipe_hash: hash of the resolved recipe; its first 8 characters are used.
             seed: root seed of the run.
         """
@@ -89,12 +89,12 @@ class RunFolder:
 
     @property
     def log_csv(self) -> Path:
-        """What `Track` logs."""
+        """The log written by `Track`."""
         return self.path / "log.csv"
 
     @property
     def progress_png(self) -> Path:
-        """The log as a picture."""
+        """The log as curves."""
         return self.path / "progress.png"
 
     @property
@@ -104,30 +104,30 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """The state that an interrupted synthesis resumes from."""
+        """The state from which an interrupted synthesis resumes."""
         return self.path / "checkpoint.safetensors"
 
     @property
     def parts(self) -> Path:
-        """Folders of parts that are being made, where the set is made in several."""
+        """Folders of unfinished parts, if the set is made in parts."""
         return self.path / "parts"
 
     @property
     def labels(self) -> Path:
-        """The soft labels, where teachers label views of the set."""
+        """The soft labels, if teachers label views of the set."""
         return self.path / "labels"
 
     def write_recipe(self, text: str) -> None:
-        """Make the folder and write the resolved recipe into it.
+        """Create the folder and write the resolved recipe to it.
 
         Raises:
-            UsageError: the folder cannot be made or written to.
+            UsageError: the folder cannot be created or written to.
         """
         writable(self.path, _WAY_OUT)
         write_text(self.recipe_toml, text)
 
     def settings(self) -> dict[str, Any]:
-        """The recipe that was written here, as its file has it; nothing where there is none, or no recipe."""
+        """Return the parsed recipe file of the folder; empty if it is missing or damaged."""
         if not self.recipe_toml.is_file():
             return {}
         try:
@@ -137,14 +137,14 @@ class RunFolder:
             return {}
 
     def finish(self, report: Mapping[str, object]) -> None:
-        """Write the report, and with it the hashes of all that a finished run holds: its last file."""
-        # of labels the manifests, which hold the hash of what they describe
+        """Write the report, with the hashes of all other files; its presence marks the run as finished."""
+        # for labels only the manifests, which contain the hashes of the label files
         files = (*self._held(), *sorted(self.labels.glob("[!.]*.json")))
         held = {path.relative_to(self.path).as_posix(): _facts(path) for path in files}
         write_json(self.report, sealed({**report, _HELD: held}))
 
     def damage(self) -> dict[str, str] | None:
-        """What is wrong with a finished run, by file; empty where nothing is, None where none was finished."""
+        """Return what is wrong with a finished run, by file; empty if it is intact, None if it is not finished."""
         if not self.report.is_file():
             return None
         try:
@@ -159,11 +159,11 @@ class RunFolder:
         return {name: damage for name, damage in found.items() if damage} | self._lost_labels(manifests)
 
     def is_finished(self) -> bool:
-        """Whether a run ended here, and all that it must hold is there and whole."""
+        """Return whether the run is finished and all its files are present and intact."""
         return self.damage() == {}
 
     def clear(self) -> None:
-        """Delete what an earlier run left, so that nothing of it is taken for this one's; other files stay."""
+        """Delete the files of an earlier run; keep other files."""
         for file in self._files():
             file.unlink(missing_ok=True)
         remove_state(self.checkpoint)
@@ -172,21 +172,21 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder, so that no second process runs in it; waits, and says so, while another one does.
+        """Lock the folder against other processes; if it is locked, log a message and wait.
 
         Raises:
-            UsageError: the folder cannot be made or written to.
+            UsageError: the folder cannot be created or written to.
         """
         writable(self.path, _WAY_OUT)
         with locked(self.path / ".lock", f"the run in {self.path}"):
-            # what a killed process left half-written; we hold the lock, so nobody is writing now
+            # remove partial files of a killed process; we hold the lock, so nobody is writing now
             for file in (*self._files(), previous(self.checkpoint)):
                 for stale in self.path.glob(f".{file.name}.*"):
                     stale.unlink(missing_ok=True)
             yield
 
     def _lost_labels(self, manifests: Sequence[Path]) -> dict[str, str]:
-        """What is wrong with the labels that whole manifests describe, by file."""
+        """Return what is wrong with the labels that intact manifests describe, by file."""
         labels, facts = Store(self.path), [json.loads(path.read_text(encoding="utf-8")) for path in manifests]
         small = sum(each["bytes"] for each in facts) <= _LOOKED_THROUGH
         found = {}
@@ -221,8 +221,8 @@ def _damage(path: Path, facts: Mapping[str, object]) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name as a part of a path: nothing that a file system or a terminal acts on, and no longer than one may be."""
+    """Return a name that is a safe path component: no special characters, and not too long."""
     plain = printable(re.sub(r"[:/\\]", "-", name), keep="").replace("\\", "-").lstrip(".") or "-"
     if len(os.fsencode(plain)) <= _LONGEST:
         return plain
-    return f"{plain[: _LONGEST // 4]}…{digest(name)[:16]}"  # no file system takes it whole
+    return f"{plain[: _LONGEST // 4]}…{digest(name)[:16]}"  # too long for a file system

@@ -1,4 +1,4 @@
-"""Out of memory, in one line: how much was asked for, for what, and which setting needs less."""
+"""Out-of-memory errors in one line: how much was requested, for what, and which setting needs less."""
 
 import contextlib
 import re
@@ -13,14 +13,14 @@ _WORDS = re.compile(r"[Aa]llocate ([\d.]+ [KMGTP]i?B)")  # numpy, and torch on a
 
 @contextlib.contextmanager
 def enough_memory(what: str, setting: str) -> Iterator[None]:
-    """Turn "out of memory" in the block into one line.
+    """Turn an out-of-memory error in the block into a one-line `RunError`.
 
     Args:
-        what: was under way: "training experts".
-        setting: that needs less: "experts.batch=64".
+        what: the current activity: "training experts".
+        setting: a setting that needs less memory: "experts.batch=64".
 
     Raises:
-        RunError: there was not enough.
+        RunError: out of memory.
     """
     try:
         yield
@@ -31,11 +31,11 @@ def enough_memory(what: str, setting: str) -> Iterator[None]:
 
 
 def asked_for(error: BaseException) -> str | None:
-    """How much was asked for, in words; None where an error is about something else."""
+    """Describe how much memory was requested; None if the error is not about memory."""
     text = str(error)
     if found := _BYTES.search(text):
         return f"{readable_size(int(found[1]))} were requested"
-    ours = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, not imported here
+    ours = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch, not imported here
     if ours and (found := _WORDS.search(text)):
         return f"{found[1]} were requested"
     return "more was requested than is available" if ours else None

@@ -1,6 +1,6 @@
-"""Pictures of a run: synthetic beside real images, and the log as curves.
+"""Pictures of a run: synthetic images beside real ones, and the log as curves.
 
-Drawn through matplotlib's object interface, so nothing global is touched and no display is needed.
+They use matplotlib's object interface, which changes no global state and needs no display.
 """
 
 import math
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 Row = tuple[str, Tensor, Tensor]
 
 SHOWN = 10  # classes shown, and images shown per class
-_SIDE = 48  # pixels of a shown image, at least
+_SIDE = 48  # minimum side of a shown image in pixels
 _GAP = 2  # pixels between images
 _DPI = 100
 
 
 def stretched(images: Tensor) -> Tensor:
-    """Images for viewing, with all contrast there is: clipped to the mean ± 2.5 std of all, then min-max per image.
+    """Stretch the contrast for viewing: clip to mean ± 2.5 std of the whole batch, then min-max scale each image.
 
-    Source: the viewing code of the trajectory-matching papers (MTT and after).
+    Source: the visualisation code of the trajectory-matching papers (MTT and later).
 
     Args:
         images: float (n, c, h, w), de-normalised, not clipped.
 
     Returns:
-        float (n, c, h, w) in [0, 1]; an image of one value becomes 0.
+        float (n, c, h, w) in [0, 1]; a constant image becomes 0.
     """
     mean, std = images.mean(), images.std(correction=0)
     images = images.clamp(mean - 2.5 * std, mean + 2.5 * std)
@@ -44,16 +44,16 @@ def stretched(images: Tensor) -> Tensor:
 
 
 def contact_sheet(path: Path, rows: Sequence[Row], classes: Sequence[str], caption: str = "") -> None:
-    """Draw images side by side: one group of columns per class, in it one column per title.
+    """Draw images side by side: one group of columns per class, with one column per title.
 
-    At most the first ten classes, and ten images of each, in the order they come in.
+    Shows at most ten classes and ten images of each, in the given order.
 
     Args:
         path: the PNG file to write.
-        rows: (title, images, labels) of each kind of images, synthetic first; images float (n, c, h, w) in [0, 1]
-            (values outside are clipped), labels (n,) or (n, k), of which the largest counts.
-        classes: names in label order.
-        caption: a line to stand below; none where it is empty.
+        rows: (title, images, labels) for each kind of image, synthetic first; images float (n, c, h, w), clipped to
+            [0, 1]; labels (n,), or (n, k), of which the argmax counts.
+        classes: class names in label order.
+        caption: a line below the images; may be empty.
     """
     kinds = [(title, images.detach().cpu().float(), _hard(labels)) for title, images, labels in rows]
     shown = range(min(len(classes), SHOWN))
@@ -74,11 +74,11 @@ def contact_sheet(path: Path, rows: Sequence[Row], classes: Sequence[str], capti
 
 
 def progress_plot(path: Path, csv_path: Path) -> None:
-    """Draw a run's log.csv: objective with skipped iterations marked, learned lr, probe accuracy; what is there of it.
+    """Plot the columns of log.csv that exist: objective with skipped iterations marked, learned lr, probe accuracy.
 
     Args:
         path: the PNG file to write.
-        csv_path: a log with columns `it`, and any of `loss`, `skipped` (1 where the iteration was), `lr`, `probe`.
+        csv_path: a log with column `it` and any of `loss`, `skipped` (1 if the iteration was skipped), `lr`, `probe`.
     """
     rows = read_log(csv_path)[1]
     curves = [
@@ -108,7 +108,7 @@ def progress_plot(path: Path, csv_path: Path) -> None:
 
 
 def curve(rows: Sequence[dict[str, str]], name: str) -> list[tuple[int, float]]:
-    """The finite values of a column, with their iterations."""
+    """Return the finite values of a column, with their iterations."""
     points = []
     for row in rows:
         try:
@@ -122,7 +122,7 @@ def curve(rows: Sequence[dict[str, str]], name: str) -> list[tuple[int, float]]:
 
 def _mark_skipped(ax: "Axes", its: Sequence[int]) -> None:
     if its:
-        marks = ax.get_xaxis_transform()  # y in axes units: along the lower edge
+        marks = ax.get_xaxis_transform()  # y in axes coordinates: at the bottom edge
         ax.plot(its, [0.02] * len(its), "|", color="tab:red", transform=marks, label=f"{len(its)} skipped")
         ax.legend(loc="upper right", fontsize="small")
 
@@ -130,7 +130,7 @@ def _mark_skipped(ax: "Axes", its: Sequence[int]) -> None:
 def _save_sheet(
     path: Path, canvas: np.ndarray, titles: Sequence[str], names: Sequence[str], width: int, caption: str
 ) -> None:
-    head, foot = 44, 20 if caption else 0  # pixels above and below the images, for two lines of text and for one
+    head, foot = 44, 20 if caption else 0  # pixels above and below the images, for two lines and one line of text
     high, wide = canvas.shape[0] + head + foot, canvas.shape[1]
     figure = _figure(wide / _DPI, high / _DPI, layout=None)
     ax = figure.add_axes((0, foot / high, 1, canvas.shape[0] / high))
@@ -148,12 +148,12 @@ def _save_sheet(
 
 
 def _text(ax: "Axes", x: float, y: float, text: str, room: float, size: float) -> None:
-    # a letter is about 0.6 of its size wide; smaller letters first, then fewer
+    # a letter is about 0.6 of its size wide; shrink the letters first, then shorten the text
     fits = room / (0.6 * _DPI / 72)
     size = max(5.0, min(size, fits / max(len(text), 1)))
     most = max(int(fits / size), 2)
     text = text if len(text) <= most else text[: most - 1] + "…"
-    # the font that ships with matplotlib has no letters beyond these, and would warn
+    # matplotlib's bundled font lacks other letters and would warn
     text = "".join(c if c == "…" or (c.isprintable() and ord(c) < 0x500) else "?" for c in text)
     ax.text(x, y, text, fontsize=size, ha="center", va="bottom", parse_math=False, family="DejaVu Sans", clip_on=False)
 
@@ -178,7 +178,7 @@ def _hard(labels: Tensor) -> Tensor:
 
 
 def _rgb(image: Tensor) -> np.ndarray:
-    """(c, h, w) in [0, 1] -> (h, w, 3) in 0..255; other than three channels are shown as the grey of their mean."""
+    """Convert (c, h, w) in [0, 1] to (h, w, 3) in 0..255; unless c = 3, show the mean of the channels in grey."""
     if image.shape[0] != 3:
         image = image.mean(0, keepdim=True).expand(3, -1, -1)
     return image.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()

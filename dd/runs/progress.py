@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, else a plain line every ten seconds.  Nothing ever goes to stdout."""
+"""Progress on stderr: a bar on a terminal, else a plain line every ten seconds.  Never writes to stdout."""
 
 import contextlib
 import os
@@ -8,28 +8,28 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Literal, Protocol, SupportsFloat
 
-_REDRAW = 0.25  # seconds between two drawings of the bar
-_PLAIN = 10.0  # seconds between two plain lines
-_BARS = ((100, 24), (60, 10), (0, 0))  # columns of the terminal, at least, and those of the bar
+_REDRAW = 0.25  # seconds between redraws of the bar
+_PLAIN = 10.0  # seconds between plain lines
+_BARS = ((100, 24), (60, 10), (0, 0))  # minimum width of the terminal, and width of the bar, in columns
 _WINDOW = 60.0  # seconds over which the speed is averaged
 
 
 class Bar(Protocol):
-    """What `bar` gives."""
+    """The object that `bar` yields."""
 
     def update(self, it: int, **scalars: SupportsFloat) -> None:
-        """Say that `it` of the total are done; scalars are read only when they are shown, so tensors cost nothing."""
+        """Report that `it` of the total are done; scalars are only converted when shown, so tensors cost no sync."""
         ...
 
 
 @contextlib.contextmanager
 def bar(what: str, total: int, start: int = 0) -> Iterator[Bar]:
-    """Show progress while the block runs, and a last line when it ends.
+    """Show progress during the block, and a final line when it ends.
 
     Args:
-        what: what is going on, one word: "synthesise".
-        total: how many there are.
-        start: how many were done before, by an interrupted run.
+        what: the activity, in one word: "synthesise".
+        total: total number of iterations.
+        start: iterations already done by an interrupted run.
     """
     shown: _Plain | _Rich = _Rich(what, total, start) if _is_terminal() else _Plain(what, total, start)
     try:
@@ -39,7 +39,7 @@ def bar(what: str, total: int, start: int = 0) -> Iterator[Bar]:
 
 
 class _Pace:
-    """How fast it goes, over the last minute, and how long it will take."""
+    """Tracks the speed over the last minute and the remaining time."""
 
     def __init__(self, total: int, start: int) -> None:
         self.total, self.done, self.first = total, start, start
@@ -48,7 +48,7 @@ class _Pace:
 
     def step(self, it: int, now: float) -> None:
         self.done = it
-        # one mark a second is enough
+        # one mark per second is enough
         if now - self._marks[-1][0] >= 1.0:
             self._marks.append((now, it))
         while len(self._marks) > 1 and now - self._marks[1][0] > _WINDOW:
@@ -59,9 +59,9 @@ class _Pace:
         return (self.done - it) / max(now - then, 1e-9)
 
     def text(self, scalars: dict[str, SupportsFloat], now: float, room: int = 1000) -> str:
-        """Such as "loss 0.731  4.1 it/s  0:44 left"; once all is done, the time it took and the average speed.
+        """Return e.g. "loss 0.731  4.1 it/s  0:44 left"; at the end, the total time and the average speed.
 
-        In less room the time alone, or with what fits before it.
+        If this exceeds `room` columns, parts are dropped from the front.
         """
         parts = self._parts(scalars, now)
         while len(parts) > 1 and len("  ".join(parts)) > room:
@@ -81,7 +81,7 @@ class _Pace:
 
 
 class _Plain:
-    """Lines such as `synthesise 120/300  loss 0.731  4.1 it/s  0:44 left`."""
+    """Prints lines such as `synthesise 120/300  loss 0.731  4.1 it/s  0:44 left`."""
 
     def __init__(self, what: str, total: int, start: int) -> None:
         self._what = what
@@ -110,7 +110,7 @@ class _Plain:
 
 
 class _Rich:
-    """A live bar; drawn by `update`, so that no thread takes time from the computation."""
+    """A live bar, redrawn by `update` so that no thread competes with the computation."""
 
     def __init__(self, what: str, total: int, start: int) -> None:
         from rich.console import Console
@@ -129,7 +129,7 @@ class _Rich:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}", markup=False),
         )
-        # stdout is the results': rich must neither write to it nor take it over
+        # stdout is for results: rich must neither write to it nor redirect it
         self._progress = Progress(*columns, console=console, auto_refresh=False, redirect_stdout=False)
         self._task = self._progress.add_task(what, total=total, completed=start, note="")
         self._progress.start()
@@ -152,7 +152,7 @@ class _Rich:
 
 
 def colours() -> Literal["auto"] | None:
-    """What rich is told: neither colours nor bold letters where NO_COLOR is set (https://no-color.org)."""
+    """Return rich's colour setting: no styles if NO_COLOR is set (https://no-color.org)."""
     return None if os.environ.get("NO_COLOR") else "auto"
 
 

@@ -1,4 +1,4 @@
-"""Stopping well: SIGINT and SIGTERM either end a run at once or after the iteration that is under way."""
+"""Graceful stops: SIGINT and SIGTERM end a run at once, or after the current iteration."""
 
 import contextlib
 import signal
@@ -12,24 +12,25 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 
 class Stop:
-    """Watches for signals while a run is going.
+    """Handles signals during a run.
 
-    Outside of `deferred` a signal raises `Interrupted` where the program stands: stages there are made of artefacts
-    that are either whole or absent.  Inside, it only sets `requested`, so that the loop can save; a second one raises.
+    Outside `deferred`, a signal raises `Interrupted` immediately: artefacts are either complete or absent, so this
+    loses only unfinished work.  Inside, the first signal only sets `requested`, so that the loop can save; a second one
+    raises.
 
     Attributes:
-        requested: the signal that came, or None.
+        requested: the signal received, or None.
     """
 
     def __init__(self, way_on: str) -> None:
-        """Watch; `way_on` is said to the user, for example "the same command resumes"."""
+        """Create the handler; `way_on` is shown to the user, for example "the same command resumes"."""
         self.requested: int | None = None
         self._way_on = way_on
         self._deferred = False
 
     @contextlib.contextmanager
     def watching(self) -> Iterator["Stop"]:
-        """Install the handlers, and put the old ones back; does nothing outside the main thread."""
+        """Install the handlers for the block, then restore the old ones; does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -42,7 +43,7 @@ class Stop:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let the first signal wait."""
+        """Defer the first signal during the block."""
         self._deferred = True
         try:
             yield
@@ -50,7 +51,7 @@ class Stop:
             self._deferred = False
 
     def error(self) -> Interrupted:
-        """The error that ends the run."""
+        """Return the exception that ends the run."""
         assert self.requested is not None
         name = signal.Signals(self.requested).name
         return Interrupted(f"stopped by {name}; {self._way_on}", EXIT_CODES[signal.Signals(self.requested)])

@@ -1,14 +1,14 @@
-"""Artefacts, addressed by their content: experts, teachers, patches, statistics, sets, students, epochs of labels.
+"""The artefact store: experts, teachers, patches, statistics, sets, students and label epochs, keyed by content.
 
-An artefact's key is the hash of a spec that holds everything that determines it.  Runs share one store; the labels of a
-set's views are in another, beside the set.  Layout, below the root:
+The key of an artefact is the hash of a spec that contains everything that determines it.  Runs share one store; the
+labels of a set's views are in a second one, beside the set.  Layout below the root:
 
     <kind>/<key>.safetensors   the payload: tensors (absent for plain values)
-    <kind>/<key>.json          the manifest: spec, info or value, SHA-256 and size of the payload, seconds it took
-    <kind>/<key>.lock          held while it is made, so that two processes never make one twice
-    <kind>/<key>.unfinished.safetensors   what a long making keeps on its way, to resume after a crash
+    <kind>/<key>.json          the manifest: spec, info or value, SHA-256 and size of the payload, seconds to make it
+    <kind>/<key>.lock          held while the artefact is made, so that two processes never make it at once
+    <kind>/<key>.unfinished.safetensors   the intermediate state of a long computation, to resume after a crash
 
-The manifest is written last: what has no manifest does not exist.
+The manifest is written last: an artefact without a manifest does not exist.
 """
 
 import contextlib
@@ -44,26 +44,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _wanted: ContextVar[list[str] | None] = ContextVar("wanted", default=None)
-_CHEAP = ("surveys",)  # plain values that a plan makes, too, and does not keep: they read the headers of images
+_CHEAP = ("surveys",)  # plain values that a plan computes without storing them: they only read image headers
 _WAY_OUT = "set DD_HOME to a writable folder"
 
 Spec: TypeAlias = Mapping[str, Json]
 """Everything that determines an artefact."""
 Payload: TypeAlias = tuple[Mapping[str, "Tensor"], Mapping[str, Json]]
-"""What is kept of an artefact: tensors by name, and facts about them."""
+"""The content of an artefact: tensors by name, and facts about them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Artefact:
-    """Something kept in the store.
+    """An artefact in the store.
 
     Attributes:
         key: hash of its spec.
-        path: the file that holds it (payload, or the manifest of a plain value).
-        seconds: what making it cost.
-        made: True when this very call made it, False when it was found.
+        path: the file with its content (the payload, or the manifest of a plain value).
+        seconds: time it took to make.
+        made: True if this call made it, False if it already existed.
         tensors: its tensors, memory-mapped on the CPU; None for a plain value.
-        info: JSON-able facts kept beside the tensors.
+        info: JSON-serialisable facts stored with the tensors.
         value: the plain value; None for tensors.
     """
 
@@ -77,7 +77,7 @@ class Artefact:
 
 
 class Wanted(NamedTuple):
-    """An artefact that is asked for: `kind` and `spec` are its place in the store, `words` name it for people."""
+    """A requested artefact: `kind` and `spec` locate it in the store, `words` describe it to people."""
 
     kind: str
     spec: Spec
@@ -86,11 +86,11 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True)
 class Making:
-    """An artefact's place in the store while this process holds it, see `Store.making`.
+    """A locked artefact, see `Store.making`.
 
     Attributes:
-        found: what is there; None where it is to be made.
-        put: writes (tensors, facts), with the seconds that they took where not all of the time it was held counts.
+        found: the stored artefact; None if it must be made.
+        put: stores (tensors, facts), optionally with the seconds spent; default: the time since locking.
     """
 
     found: Artefact | None
@@ -98,15 +98,15 @@ class Making:
 
 
 class NotMade(Exception):
-    """Something is not there, and nothing may be made or fetched now; the text says what."""
+    """Something is missing, and making or downloading it is forbidden; the message says what."""
 
 
 @contextlib.contextmanager
 def nothing_made() -> Iterator[list[str]]:
-    """While the block runs, whatever would be made or downloaded raises `NotMade`: a plan runs nothing.
+    """Forbid making and downloading in the block: an attempt raises `NotMade`.  Used by plans.
 
     Yields:
-        A list that what was wanted is added to.
+        A list that collects what was requested.
     """
     wanted: list[str] = []
     token = _wanted.set(wanted)
@@ -117,29 +117,29 @@ def nothing_made() -> Iterator[list[str]]:
 
 
 def require_making(what: str) -> None:
-    """Raise `NotMade` inside of `nothing_made`, with what would be made or fetched."""
+    """Raise `NotMade` inside `nothing_made`; `what` describes the thing to be made or fetched."""
     if (wanted := _wanted.get()) is not None:
         wanted.append(what)
         raise NotMade(what)
 
 
 class _Damaged(Exception):
-    """The files of an artefact do not hold together; the text says how."""
+    """The files of an artefact are inconsistent; the message says how."""
 
 
 class Store:
-    """The cache of artefacts: returns what is there, makes what is not, notices damage and makes it again."""
+    """A cache of artefacts: returns existing ones, makes missing ones, and detects and remakes damaged ones."""
 
     def __init__(self, root: Path | None = None, *, way_out: str = _WAY_OUT, level: int = logging.INFO) -> None:
-        """Open the store below `root`; without one, in `$DD_HOME` or the user's cache folder.
+        """Open the store below `root`, by default `$DD_HOME` or the user's cache folder.
 
         Args:
-            root: the folder; it need not be there yet.
-            way_out: what the user can do where it cannot be written to.
-            level: of the log's lines about what was made and what was kept.
+            root: the folder; it need not exist yet.
+            way_out: what the user can do if it is not writable.
+            level: level of log messages about artefacts.
         """
         self.root, self._way_out, self._level = Path(root) if root is not None else home(), way_out, level
-        self._verified: dict[Path, str] = {}  # payload -> its hash, once it was checked
+        self._verified: dict[Path, str] = {}  # payload -> its hash, once verified
 
     def tensors(
         self,
@@ -151,36 +151,36 @@ class Store:
         force: bool = False,
         describe: Callable[[Artefact], str] = lambda _: "",
     ) -> Artefact:
-        """The tensors that `spec` determines.
+        """Return the tensors that `spec` determines, making them if needed.
 
         Args:
-            kind: the sort of artefact, a folder's name, for example "experts".
-            spec: JSON-able; everything that determines the result.
-            make: computes (tensors by name, JSON-able facts); called only when they are not in the store.
-            what: named in the log, for example "expert 3 of cifar10".
-            force: make it even if it is there.
-            describe: adds words to the log.
+            kind: kind of artefact, also its folder name, for example "experts".
+            spec: JSON-serialisable; everything that determines the result.
+            make: computes (tensors by name, JSON-serialisable facts); called only if the store lacks them.
+            what: description for the log, for example "expert 3 of cifar10".
+            force: make the artefact even if it exists.
+            describe: returns additional words for the log.
 
         Raises:
-            UsageError: the store cannot be written to.
+            UsageError: the store is not writable.
             RunError: the disk is full.
         """
         return self._get_or_make(kind, spec, lambda: self._write(kind, spec, make()), what, force, describe)
 
     @contextlib.contextmanager
     def making(self, kind: str, spec: Spec, what: str, *, force: bool = False) -> Iterator[Making]:
-        """Hold an artefact's place while the block runs: whoever else would make it waits.
+        """Lock an artefact during the block; other processes that want to make it wait.
 
-        For what is made in the open, in several steps; `tensors` is for what one function makes.
+        For artefacts made in several steps; if a single function makes the artefact, use `tensors`.
 
         Args:
-            kind: the sort of artefact.
+            kind: kind of artefact.
             spec: everything that determines it.
-            what: named in the log.
-            force: take it for missing even if it is there.
+            what: description for the log.
+            force: treat it as missing even if it exists.
 
         Raises:
-            UsageError: the store cannot be written to.
+            UsageError: the store is not writable.
         """
         require_making(what)
         with self._lock(kind, spec, what):
@@ -201,18 +201,18 @@ class Store:
     def tensors_of_many(
         self, wanted: Sequence[Wanted], make: Callable[[Sequence[int]], Sequence[Payload]]
     ) -> list[Artefact]:
-        """As `tensors` for several artefacts; those that are not in the store are made together.
+        """Like `tensors`, for several artefacts; the missing ones are made together.
 
         Args:
-            wanted: what is asked for, all different.
-            make: computes the payloads of those at the given positions, in that order.
+            wanted: the requested artefacts, all different.
+            make: computes the payloads for the given indices of `wanted`, in that order.
         """
         found = [self.peek(kind, spec) for kind, spec, _ in wanted]
         for (_, _, what), there in zip(wanted, found, strict=True):
             if there is None:
                 require_making(what)
         with contextlib.ExitStack() as locks:
-            # in one order for all processes, so that no two wait for each other
+            # all processes lock in the same order, to avoid deadlocks
             lacking = (i for i in range(len(wanted)) if found[i] is None)
             for i in sorted(lacking, key=lambda i: digest(wanted[i].spec)):
                 locks.enter_context(self._lock(*wanted[i]))
@@ -240,9 +240,9 @@ class Store:
         force: bool = False,
         describe: Callable[[Any], str] = lambda _: "",
     ) -> Artefact:
-        """The plain JSON value that `spec` determines; arguments and errors as for `tensors`.
+        """Return the plain JSON value that `spec` determines; arguments and errors are those of `tensors`.
 
-        `describe` gives what the log adds about the value.
+        `describe` gets the value and returns additional words for the log.
         """
 
         def write() -> dict[str, Json]:
@@ -252,11 +252,11 @@ class Store:
         return self._get_or_make(kind, spec, write, what, force, lambda artefact: describe(artefact.value))
 
     def has(self, kind: str, spec: Spec) -> bool:
-        """Whether it is there, by its files; cheap, so nothing is hashed."""
+        """Return whether the artefact exists; cheap, because its content is not verified."""
         return self.manifest(kind, spec) is not None
 
     def manifest(self, kind: str, spec: Spec) -> dict[str, Any] | None:
-        """What its manifest says, where it is there by its files; cheap, so no payload is hashed."""
+        """Return the manifest if the artefact exists, else None; cheap, because the payload is not verified."""
         try:
             manifest, payload = _manifest(self.path(kind, spec)), self._payload(kind, digest(spec))
             whole = "bytes" not in manifest or payload.stat().st_size == manifest["bytes"]
@@ -265,22 +265,22 @@ class Store:
             return None
 
     def path(self, kind: str, spec: Spec) -> Path:
-        """The manifest's path, whether or not it is there."""
+        """Return the path of the manifest, which may not exist."""
         return self.root / kind / f"{digest(spec)}.json"
 
     def unfinished(self, kind: str, spec: Spec) -> Path:
-        """Where its making may keep its state on the way; whoever makes it writes and deletes that file."""
+        """Return the path for intermediate state; whoever makes the artefact writes and deletes this file."""
         return self.root / kind / f"{digest(spec)}.unfinished.safetensors"
 
     def peek(self, kind: str, spec: Spec) -> Artefact | None:
-        """It, if it is there and whole; nothing is made, nothing is logged."""
+        """Return the artefact if it exists and is intact, else None; makes and logs nothing."""
         try:
             return self._load(kind, spec)
         except _Damaged:
             return None
 
     def note(self, kind: str, spec: Spec, facts: Mapping[str, Json]) -> None:
-        """Write plain facts about `spec` where they are not what is there: no lock, no log, the last writer wins."""
+        """Write plain facts about `spec` unless they are already stored; without lock or log, the last writer wins."""
         folder, path = writable(self.root / kind, self._way_out), self.path(kind, spec)
         noted = json.loads(json.dumps({"spec": spec, **facts}))
         try:
@@ -291,7 +291,7 @@ class Store:
         write_json(folder / path.name, noted)
 
     def manifests(self, kind: str) -> Iterator[dict[str, Any]]:
-        """The manifest of everything of one kind that is there, in no order; unreadable ones are left out."""
+        """Yield the manifests of all existing artefacts of one kind, in no particular order; skips unreadable ones."""
         for path in (self.root / kind).glob("*.json"):
             try:
                 manifest = _manifest(path)
@@ -303,7 +303,7 @@ class Store:
                 continue
 
     def damage(self, kind: str, spec: Spec) -> str | None:
-        """What is wrong with the files of something that should be there; None where they hold together."""
+        """Return what is wrong with an artefact that should exist; None if it is intact."""
         self._verified.pop(self._payload(kind, digest(spec)), None)
         try:
             return None if self._load(kind, spec) else "it is missing"
@@ -311,12 +311,12 @@ class Store:
             return str(damage)
 
     def remove(self, kind: str, spec: Spec) -> int:
-        """Delete it, waiting for whoever makes it; returns bytes freed.  Nothing is deleted that is not there."""
+        """Delete an artefact if it exists, waiting for any process making it; return the number of bytes freed."""
         with self._lock(kind, spec, f"{kind} {digest(spec)}"):
             files = [self.path(kind, spec), self._payload(kind, digest(spec))]
             freed = sum(file.stat().st_size for file in files if file.is_file())
             freed += remove_state(self.unfinished(kind, spec))
-            for file in files:  # the manifest first
+            for file in files:  # manifest first
                 file.unlink(missing_ok=True)
         return freed
 
@@ -337,7 +337,7 @@ class Store:
         if found is None:
             require_making(what)
             with self._lock(kind, spec, what):
-                # another process may have made it while we waited
+                # another process may have made it in the meantime
                 found = None if force else self._load_or_discard(kind, spec, what)
                 if found is None:
                     made = self._make(kind, spec, write)
@@ -368,7 +368,7 @@ class Store:
     def _make(self, kind: str, spec: Spec, write: Callable[[], dict[str, Json]], spent: float = 0.0) -> Artefact:
         manifest_path = self.path(kind, spec)
         manifest_path.unlink(missing_ok=True)
-        # what a killed process left half-written; we hold the lock, so nobody is writing now
+        # remove partial files of a killed process; we hold the lock, so nobody is writing now
         for stale in manifest_path.parent.glob(f".{manifest_path.stem}.*"):
             stale.unlink(missing_ok=True)
         start = time.perf_counter()
@@ -379,14 +379,16 @@ class Store:
         try:
             write_json(manifest_path, sealed(facts))
         except BaseException:
-            self._payload(kind, digest(spec)).unlink(missing_ok=True)  # it would take room without being known
+            self._payload(kind, digest(spec)).unlink(
+                missing_ok=True
+            )  # without a manifest it would waste disk space unnoticed
             raise
         made = self._load(kind, spec, made=True)
         assert made is not None, "just written"
         return made
 
     def _load(self, kind: str, spec: Spec, made: bool = False) -> Artefact | None:
-        """Read and verify; None when it is not there, `_Damaged` when it does not hold together."""
+        """Read and verify an artefact; return None if it does not exist, raise `_Damaged` if it is inconsistent."""
         from safetensors import SafetensorError
 
         manifest_path = self.path(kind, spec)
@@ -410,7 +412,7 @@ class Store:
             raise _Damaged(f"{type(error).__name__}: {error}") from error
 
     def _verify(self, payload: Path, sha256: str) -> None:
-        # once per process: hashing gigabytes of experts at every use would cost more than the disk error it might find
+        # once per process: hashing gigabytes of experts at every use costs more than the rare disk error is worth
         if self._verified.get(payload) == sha256:
             return
         if payload.exists() and not payload.is_file():
@@ -424,8 +426,8 @@ class Store:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """A manifest that holds; one from before there were seals has none."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    """Read a manifest and verify its seal, if it has one."""
+    if path.exists() and not path.is_file():  # opening a pipe would block
         raise _Damaged("it is not a file")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

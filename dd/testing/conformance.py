@@ -1,6 +1,6 @@
-"""What a method must be: one small function per requirement, which takes the class and a `Lab` and raises if it fails.
+"""Requirements on methods: one function per requirement, which takes the class and a `Lab` and raises if it fails.
 
-The requirements are the engine's: a run is resumed, repeated, hashed, printed and read back without asking the method.
+The engine needs them: it resumes, repeats, hashes, prints and reads back a run without asking the method.
 """
 
 import dataclasses
@@ -22,23 +22,23 @@ from dd.recipes.schema import explained, leaves
 from dd.sets import DistilledSet, load, save
 from dd.testing.lab import Lab
 
-_PATIENCE = 10  # iterations in which a method that skips some must show one that it does not
+_PATIENCE = 10  # iterations within which a method that may skip must complete one
 
 
 class NotConforming(AssertionError):
-    """A method does not do what the engine needs of it; the text says which and how."""
+    """A method violates a requirement; the message says which one and how."""
 
 
 Check: TypeAlias = Callable[[type[Method], Lab], None]
 
 
 def registered(cls: type[Method], lab: Lab) -> None:
-    """It goes by a name, and says in one line what it is."""
+    """The method has a name and a one-line summary."""
     _require(bool(cls.name), f"{cls.__name__} has no name; decorate it with @register('name')")
     found = registry.get(cls.name)
     _require(found is cls, f"the name {cls.name!r} belongs to {found.__module__}.{found.__qualname__}")
     _require("__doc__" in vars(cls) and bool(inspect.getdoc(cls)), "its class has no docstring of its own")
-    own_words = not (cls.__doc__ or "").startswith(f"{cls.__name__}(")  # what dataclass writes where there is none
+    own_words = not (cls.__doc__ or "").startswith(f"{cls.__name__}(")  # the docstring that dataclass generates
     _require(own_words, "its class has no docstring of its own")
 
 
@@ -53,7 +53,7 @@ def constructible(cls: type[Method], lab: Lab) -> None:
 
 
 def frozen(cls: type[Method], lab: Lab) -> None:
-    """Its fields cannot be changed, so that what was hashed is what runs; nested settings neither."""
+    """The method and its nested settings are frozen, so that what was hashed is what runs."""
     for settings in _settings_of(cls()):
         name = type(settings).__name__
         _require(type(settings).__dataclass_params__.frozen, f"{name} is not frozen; use @dataclass(frozen=True)")
@@ -61,7 +61,7 @@ def frozen(cls: type[Method], lab: Lab) -> None:
 
 
 def typed_fields(cls: type[Method], lab: Lab) -> None:
-    """Every field has a type that a value can be checked against, and its default passes."""
+    """Every field has a type that values can be checked against, and its default passes."""
     for key, leaf in leaves(cls()).items():
         _require(leaf.annotation not in (Any, object), f"field {key!r} may be anything; restrict its type")
         try:
@@ -72,7 +72,7 @@ def typed_fields(cls: type[Method], lab: Lab) -> None:
 
 
 def documented_fields(cls: type[Method], lab: Lab) -> None:
-    """Every setting is explained by the docstring below its field, in its class or in one it derives from."""
+    """Every setting has a docstring below its field, in its class or in a base class."""
     method = cls()
     said = explained(method)
     silent = [key for key in leaves(method) if not said.get(key)]
@@ -80,7 +80,7 @@ def documented_fields(cls: type[Method], lab: Lab) -> None:
 
 
 def iterations_are_its_own(cls: type[Method], lab: Lab) -> None:
-    """A method without a `loss` has no outer loop, and no setting that asks for one."""
+    """A method without a `loss` has no outer loop, and no setting for its iterations."""
     if cls.loss is Method.loss:
         names = [f.name for f in _fields(cls)]
         _require(cls().iterations == 0, "it has iterations but no loss")
@@ -88,7 +88,7 @@ def iterations_are_its_own(cls: type[Method], lab: Lab) -> None:
 
 
 def recipe_round_trip(cls: type[Method], lab: Lab) -> None:
-    """Its settings survive being written as TOML and read back: the same text, the same hash."""
+    """Writing the settings as TOML and reading them back yields the same text and hash."""
     for recipe in (resolve({"method": cls.name, "device": "cpu"}), lab.recipe(cls)):
         file = lab.folder / "recipes" / f"{cls.name}.toml"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def recipe_round_trip(cls: type[Method], lab: Lab) -> None:
 
 
 def whole_output(cls: type[Method], lab: Lab) -> None:
-    """Start and result are whole sets that fit the data, class-major, and equal to themselves once saved and loaded."""
+    """Start and result are valid sets that fit the data, sorted by class, and survive saving and loading."""
     seen = lab.seen(cls)
     wanted = seen.task.targets.cpu()
     _require(torch.equal(seen.syn.targets.cpu(), wanted), "the variables' targets are not the task's, class-major")
@@ -120,12 +120,12 @@ def whole_output(cls: type[Method], lab: Lab) -> None:
 
 
 def same_seed_same_bits(cls: type[Method], lab: Lab) -> None:
-    """Two runs under one seed give one set."""
+    """Two runs with the same seed give the same set."""
     _require_equal(lab.seen(cls).result, lab.seen(cls, time=2).result, "two runs under one seed differ")
 
 
 def other_seed_other_bits(cls: type[Method], lab: Lab) -> None:
-    """A method that draws anything gives another set under another seed; one that draws nothing, the same one."""
+    """A method that draws random numbers gives another set for another seed; one that does not gives the same set."""
     one, other = lab.seen(cls), lab.seen(cls, seed=1)
     if not one.task.is_random:
         _require_equal(one.result, other.result, "it draws nothing from `task.generator`, but depends on the seed")
@@ -135,25 +135,25 @@ def other_seed_other_bits(cls: type[Method], lab: Lab) -> None:
 
 
 def resumes(cls: type[Method], lab: Lab) -> None:
-    """A run that is interrupted after every iteration ends in the same set as one that is not."""
+    """A run that is interrupted after every iteration gives the same set as an uninterrupted one."""
     _require_equal(lab.seen(cls).result, lab.interrupted(cls), "an interrupted run gives another set")
 
 
 def surroundings_untouched(cls: type[Method], lab: Lab) -> None:
-    """Global generators, switches and hooks are as they were."""
+    """Global random generators, switches and hooks are unchanged."""
     seen = lab.seen(cls)
     _require(not seen.disturbed, f"it changed {'; '.join(seen.disturbed)}")
     _require(not seen.hooked, f"it left hooks behind: {'; '.join(seen.hooked[:3])}")
 
 
 def no_warnings(cls: type[Method], lab: Lab) -> None:
-    """A run warns of nothing."""
+    """A run emits no warnings."""
     seen = lab.seen(cls)
     _require(not seen.warnings, f"it warns: {'; '.join(seen.warnings[:3])}")
 
 
 def plan_is_true(cls: type[Method], lab: Lab) -> None:
-    """`needs` names exactly the artefacts that are asked for."""
+    """`needs` lists exactly the artefacts that are requested."""
     seen = lab.seen(cls)
     wanted = [wanted for need in seen.method.needs(seen.task) for wanted in need.artefacts()]
     listed = {(kind, digest(spec)) for kind, spec, _ in wanted}
@@ -163,7 +163,7 @@ def plan_is_true(cls: type[Method], lab: Lab) -> None:
 
 
 def gradients_arrive(cls: type[Method], lab: Lab) -> None:
-    """Every tensor that has an optimiser is a variable, and the objective's gradient reaches it."""
+    """Every optimised tensor is a variable, and receives a gradient from the objective."""
     task = lab.task(cls)
     method = lab.method(cls, task)
     if not method.iterations:
@@ -197,7 +197,7 @@ def variables_move(cls: type[Method], lab: Lab) -> None:
 
 
 def parts_make_the_whole(cls: type[Method], lab: Lab) -> None:
-    """Every synthetic image belongs to exactly one part, and a part's places ascend."""
+    """Every synthetic image belongs to exactly one part, and the indices of a part ascend."""
     task = lab.task(cls)
     method = lab.method(cls, task)
     for more in (1, 3):
@@ -209,7 +209,7 @@ def parts_make_the_whole(cls: type[Method], lab: Lab) -> None:
 
 
 def uneven_classes(cls: type[Method], lab: Lab) -> None:
-    """It can do with more images of one class than of another, or says with `even = True` that it cannot."""
+    """The method handles different numbers of images per class, or declares with `even = True` that it cannot."""
     if cls.even:
         return
     task = lab.task(cls)
@@ -228,7 +228,7 @@ def uneven_classes(cls: type[Method], lab: Lab) -> None:
 
 
 def finish_only_reads(cls: type[Method], lab: Lab) -> None:
-    """`finish` changes no variable, gives the same set twice, and that set does not change with the variables."""
+    """`finish` changes no variable, gives the same set twice, and the set does not change with the variables later."""
     task = lab.task(cls)
     method = lab.method(cls, task)
     prepared = prepare(method, task)
@@ -269,14 +269,14 @@ CHECKS: tuple[Check, ...] = (
 
 
 def check(cls: type[Method], lab: Lab | None = None) -> None:
-    """Put one method through every check.
+    """Run every check on one method.
 
     Args:
         cls: a registered class.
-        lab: shared by several methods, so that they share experts; default: one of its own.
+        lab: a lab to share between methods, so that they share experts; default: a new one.
 
     Raises:
-        NotConforming: one line for every check that fails.
+        NotConforming: one line for every failed check.
     """
     if lab is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -317,7 +317,7 @@ def _has_default(f: "dataclasses.Field[Any]") -> bool:
 
 
 def _settings_of(instance: Any) -> Iterator[Any]:
-    """A settings dataclass and those nested in it."""
+    """Yield a settings dataclass and those nested in it."""
     yield instance
     for f in _fields(instance):
         value = getattr(instance, f.name)

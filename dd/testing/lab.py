@@ -1,4 +1,4 @@
-"""Where a method is tried: a tiny task on real images, and what was seen of the method there."""
+"""The test bench: runs a method on a tiny task with real images and records what it did."""
 
 import dataclasses
 import signal
@@ -26,7 +26,7 @@ from dd.sets import DistilledSet
 from dd.settings import build
 from dd.testing.surroundings import disturbed, hooked, snapshot
 
-# 500 training images, a network of a thousand parameters: whole runs within a second
+# 500 training images and a network with a thousand parameters: a whole run takes less than a second
 _TASK: Mapping[str, Any] = {
     "dataset": "fashion-mini",
     "ipc": 1,
@@ -35,71 +35,71 @@ _TASK: Mapping[str, Any] = {
     "data.holdout": 0.95,
     "student.width": 4,
 }
-# the last part of a setting's name: values to try, smallest first, below the one it has
+# last part of a setting's name -> values to try, smallest first, as long as they are below the current one
 _FEWER: Mapping[str, tuple[int, ...]] = {
     "iterations": (3,),
     "steps": (2, 3, 5, 10),
     "count": (2,),
     "epochs": (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30),
 }
-_SKELETON = ("network", "skeleton")  # `Task.functional`: a shape whose weights do not matter
+_SKELETON = ("network", "skeleton")  # of `Task.functional`, whose weights do not matter
 
 
 class WatchedStore(Store):
-    """A store that remembers what it was asked for, as (kind, key)."""
+    """A store that records every request as (kind, key)."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.asked: set[tuple[str, str]] = set()
 
     def peek(self, kind: str, spec: Mapping[str, Any]) -> Artefact | None:
-        """See `Store`; everything that is asked for is looked up first."""
+        """Record the request; every request starts with a look-up."""
         self.asked.add((kind, digest(spec)))
         return super().peek(kind, spec)
 
 
 @dataclass(frozen=True)
 class WatchedTask(Task):
-    """A task that remembers which generators were drawn and which networks were built."""
+    """A task that records which generators were used and which networks were built."""
 
     drawn: set[tuple[str | int, ...]] = field(default_factory=set)
     built: list[nn.Module] = field(default_factory=list)
 
     def generator(self, *path: str | int) -> torch.Generator:
-        """See `Task`."""
+        """Record the generator; see `Task`."""
         self.drawn.add(path)
         return super().generator(*path)
 
     def common(self, *path: str | int) -> torch.Generator:
-        """See `Task`."""
+        """Record the generator; see `Task`."""
         self.drawn.add(path)
         return super().common(*path)
 
     def build(self, rng: torch.Generator) -> nn.Module:
-        """See `Task`."""
+        """Record the network; see `Task`."""
         self.built.append(super().build(rng))
         return self.built[-1]
 
     @property
     def is_random(self) -> bool:
-        """Whether anything was drawn that the result may depend on."""
+        """Whether the result may depend on random draws."""
         return bool(self.drawn - {_SKELETON})
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """One run of a method, and what it left behind.
+    """One run of a method, with its side effects.
 
     Attributes:
         method: the method with its tiny settings.
-        task: the task, having watched.
+        task: the task, with its records.
         syn: the variables after the last iteration.
         start: the set at iteration 0.
-        result: the set at the end.
-        needed: what `prepare` asked the store for, as (kind, key).
-        warnings: as "Category: text".
-        disturbed: names of global things that are not as they were.
-        hooked: modules that carry hooks.
+        result: the final set.
+        needed: the artefacts that `prepare` requested, as (kind, key).
+        warnings: warnings as "Category: text".
+        disturbed: names of global states that have changed.
+        hooked: modules that still have hooks.
     """
 
     method: Method
@@ -114,10 +114,10 @@ class Seen:
 
 
 class Lab:
-    """Tries methods, each run once however many checks ask for it; experts are shared by all.
+    """Runs methods for the checks; each run is shared by all checks, and experts by all methods.
 
     Args:
-        folder: for the store and for checkpoints.
+        folder: folder for the store and for checkpoints.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -126,7 +126,7 @@ class Lab:
         self._seen: dict[tuple[type[Method], int, int], Seen] = {}
 
     def recipe(self, cls: type[Method]) -> Recipe:
-        """The method's `preset=smoke` where it has one, else its defaults; as little of everything as it allows."""
+        """Return the method's `preset=smoke` if it has one, else its defaults, with every size as small as allowed."""
         if cls not in self._recipes:
             asked = {"method": cls.name, **_TASK}
             if "smoke" in recipe_file(cls.name).presets:
@@ -135,29 +135,29 @@ class Lab:
         return self._recipes[cls]
 
     def method(self, cls: type[Method], task: Task) -> Method:
-        """The method of `recipe`, settled for a task."""
+        """Return the method of `recipe`, settled for a task."""
         return self.recipe(cls).method.settle(task)
 
     def task(self, cls: type[Method], seed: int = 0) -> WatchedTask:
-        """A fresh task for a method."""
+        """Return a fresh task for a method."""
         task = make_task(dataclasses.replace(self.recipe(cls), seed=seed))
         given: dict[str, Any] = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
         given["store"] = WatchedStore(self.folder / "store")
         return WatchedTask(**given)
 
     def seen(self, cls: type[Method], seed: int = 0, time: int = 1) -> Seen:
-        """A whole run under a seed; another `time` is another run of the same."""
+        """Return a whole run with this seed; `time` distinguishes repetitions."""
         if (cls, seed, time) not in self._seen:
             task = self.task(cls, seed)
             self._seen[cls, seed, time] = _watch(self.method(cls, task), task)
         return self._seen[cls, seed, time]
 
     def tried(self, cls: type[Method], task: Task) -> DistilledSet:
-        """The set of a run on another task than the method's own."""
+        """Return the set of a run on a task other than the method's own."""
         return _once(self.method(cls, task), task)[2]
 
     def interrupted(self, cls: type[Method]) -> DistilledSet:
-        """The set of a run that is stopped after every iteration and started again as a new process would."""
+        """Return the set of a run that is stopped and resumed as a new process after every iteration."""
         task = self.task(cls)
         method = self.method(cls, task)
         checkpoint = Checkpoint(self.folder / "checkpoints" / f"{cls.name}.safetensors", "conformance")
@@ -194,7 +194,7 @@ def _watch(method: Method, task: WatchedTask) -> Seen:
 def _once(
     method: Method, task: Task, checkpoint: Checkpoint | None = None, *, interrupt: bool = False
 ) -> tuple[Synthetic, DistilledSet, DistilledSet]:
-    """Prepare, start, synthesise, finish; interrupted after the first iteration where asked."""
+    """Prepare, start, synthesise and finish; optionally stop after the first iteration."""
     stop = Stop("")
 
     def after_iteration(it: int, scalars: Mapping[str, Any]) -> None:
@@ -209,7 +209,7 @@ def _once(
 
 
 def _fewer(method: Method) -> dict[str, Any]:
-    """For each setting that makes a run long, the smallest value that the method allows beside the others."""
+    """Return the smallest valid value for each setting that affects the length of a run."""
     chosen: dict[str, Any] = {}
     for key, leaf in leaves(method).items():
         for value in _FEWER.get(key.rpartition(".")[2], ()):

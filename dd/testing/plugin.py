@@ -1,6 +1,6 @@
-"""The option `--method` of pytest, which says whom the conformance suite is for.
+"""The pytest option `--method`, which selects methods for the conformance suite.
 
-Loaded by every pytest where this package is installed, so it imports nothing.
+Every pytest run in an environment with dd loads this module, so it imports nothing.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What a method must leave as it found it: global generators, global switches of torch, hooks on modules."""
+"""Global state that a method must not change: random generators, switches of torch, hooks on modules."""
 
 import random
 from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ _GLOBAL_HOOKS = (
 
 
 def snapshot() -> dict[str, Any]:
-    """Everything global that a method could disturb, by name, in values that can be compared."""
+    """Return all global state that a method could change, by name, as comparable values."""
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
         "torch's global generator": torch.get_rng_state().numpy().tobytes(),
@@ -53,12 +53,12 @@ def snapshot() -> dict[str, Any]:
 
 
 def disturbed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The names of what two snapshots do not agree about."""
+    """Return the names of the states that differ between two snapshots."""
     return [name for name, value in before.items() if after[name] != value]
 
 
 def hooked(networks: Iterable[nn.Module]) -> list[str]:
-    """Modules of the given networks that carry a hook, as "ConvNet: block.0 has _forward_hooks"."""
+    """Return the modules of the networks that have a hook, as "ConvNet: block.0 has _forward_hooks"."""
     return [
         f"{type(network).__name__}: {name or 'itself'} has {kind}"
         for network in networks

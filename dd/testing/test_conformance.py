@@ -1,4 +1,4 @@
-"""The suite as pytest runs it: every method asked for, by every check."""
+"""The conformance suite as a pytest module: every requested method against every check."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from dd.testing.lab import Lab
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test per method and check."""
+    """Generate one test per method and check."""
     asked = metafunc.config.getoption("--method", default=[])
     metafunc.parametrize("name", asked or registry.names(), ids=lambda name: Path(name).stem, scope="module")
     metafunc.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -18,10 +18,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """One lab for all methods: what one of them prepared, the next finds."""
+    """One lab for all methods, so that they share artefacts."""
     return Lab(tmp_path_factory.mktemp("lab"))
 
 
 def test_conforms(name: str, check: Check, lab: Lab) -> None:
-    """The method does what the check asks."""
+    """The method passes the check."""
     check(registry.get(name), lab)
