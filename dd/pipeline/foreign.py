@@ -45,7 +45,7 @@ def require_modest(distilled: DistilledSet, settings: Evaluation) -> None:
     if "data.size" not in settings.named and distilled.image_kind in ("indices", "schedule") and size > _LARGE:
         raise _not_said(f"images of {size} pixels", f"data.size={size}")
     if distilled.image_kind in ("pixels", "tiles") and size not in (0, distilled.images.shape[-1]):
-        raise UsageError(f"data.size={size}, while the set's images have {distilled.images.shape[-1]} pixels")
+        raise UsageError(f"data.size={size}, but the set's images have {distilled.images.shape[-1]} pixels")
 
 
 def require_teachers(origin: LabelOrigin, task: Task, settings: Evaluation) -> None:

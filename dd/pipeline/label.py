@@ -39,8 +39,8 @@ def label_spec(settings: LabelSettings, protocol: Protocol, task: Task) -> Label
     batch = min(protocol.batch, n)
     if settings.teacher_mode == "train" and min(batch, n % batch or batch) < 4:
         raise UsageError(
-            f"labels.teacher_mode=train halves every batch, and {n} images in batches of {batch} leave a half of one, "
-            "which has no batch statistics; choose another eval.batch"
+            f"labels.teacher_mode=train halves every batch, and {n} images in batches of {batch} leave a half batch of "
+            "one image, which has no batch statistics; choose another eval.batch"
         )
     return LabelSpec(
         n=n,

@@ -32,7 +32,7 @@ def size(bare: Mapping[str, Any]) -> None:
     """Raise `UsageError` if both `ipc` and `fraction` are given."""
     if bare["ipc"] is not None and bare["fraction"] is not None:
         ipc = size_name(bare["ipc"], None).removeprefix("ipc")
-        raise UsageError(f"ipc={ipc} and fraction={bare['fraction']} exclude one another; give one")
+        raise UsageError(f"ipc={ipc} and fraction={bare['fraction']} are mutually exclusive; give one")
 
 
 def no_clash(method: type, fields: Iterable[str], reserved: Iterable[str]) -> None:
@@ -85,10 +85,10 @@ def device(asked: str) -> str:
     if asked == "auto":
         return "cuda" if cuda else "cpu"
     if asked == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("device=mps is not available here; device=auto takes the best there is")
+        raise UsageError("device=mps is not available here; device=auto uses the best one available")
     if asked.startswith("cuda") and int(asked.partition(":")[2] or 0) >= cuda:
         seen = f"{cuda} CUDA device{'s' * (cuda != 1)} found" if cuda else "no CUDA device found"
-        raise UsageError(f"device={asked}: {seen}; device=auto takes the best there is")
+        raise UsageError(f"device={asked}: {seen}; device=auto uses the best one available")
     return asked
 
 
@@ -106,7 +106,7 @@ def small_text(key: str, path: Path) -> str:
     """Return the text of a hand-written file, or raise `UsageError` if it is too large or not UTF-8."""
     existing(path, f"{key}={path}")
     if path.stat().st_size > _LARGEST:
-        raise UsageError(f"{key}={path}: {readable_size(path.stat().st_size)} are too much for a {key}")
+        raise UsageError(f"{key}={path}: {readable_size(path.stat().st_size)} is too large for a {key}")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -103,9 +103,9 @@ def method_in_words(overrides: Mapping[str, Any]) -> tuple["Method | None", dict
     from dd.engine.method import Method
 
     if isinstance(given, type) and issubclass(given, Method):
-        raise UsageError(f"method={given.__name__} is a class: give an object, {given.__name__}(...), or its name")
+        raise UsageError(f"method={given.__name__} is a class: give an instance, {given.__name__}(...), or its name")
     if not isinstance(given, Method):
-        raise UsageError(f"method={given!r} is no method: give a name, a file or an object of a registered class")
+        raise UsageError(f"method={given!r} is not a method: give a name, a file or an instance of a registered class")
     return given, {**words, "method": registry.reference(type(given))}
 
 

@@ -123,12 +123,12 @@ class Recipe:
             return {}
         decisions = flatten({key: value for key, value in table.items() if key != SEAL}, groups(asked))
         if table.get(SEAL) != self._seal(decisions):
-            log.warning("the recipe in the run's folder is damaged; what was settled there is settled again")
+            log.warning("the recipe in the run's folder is damaged; the method's decisions are made again")
             return {}
         try:
             return {key: asked[key].check(value) for key, value in decisions.items() if value not in ("null", "auto")}
         except (KeyError, ValueError) as error:
-            log.warning("the recipe in the run's folder does not hold (%s); it is settled again", error)
+            log.warning("the recipe in the run's folder is invalid (%s); the method's decisions are made again", error)
             return {}
 
     def _seal(self, decisions: Mapping[str, Any]) -> str:
@@ -189,7 +189,7 @@ class Recipe:
             decided = {key: flat[key] for key in self.undecided}
             seal = {f"{SETTLED}.{SEAL}": self._seal(decided)}
             yield ""
-            yield "# what that came to where the run began, kept when it resumes"
+            yield "# the method's decisions when the run started; kept on resume"
             yield from self._tables(seal | {f"{SETTLED}.{key}": value for key, value in decided.items()}, set(), False)
 
     def _tables(self, flat: Mapping[str, Any], own: set[str], origins: bool) -> Iterator[str]:

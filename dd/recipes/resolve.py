@@ -109,8 +109,8 @@ def _recipe_file(file: str, method: Any) -> dict[str, Any]:
     named = table.get("method")
     if method is None and isinstance(named, str) and registry.is_code(named) and not registry.is_loaded(named):
         raise UsageError(
-            f"recipe={file} names a file of code as its method, which a recipe does not run; if you trust it, say so "
-            f"with method={shlex.quote(named)}"
+            f"recipe={file} names a code file as its method, and a recipe may not run code; if you trust it, add "
+            f"method={shlex.quote(named)}"
         )
     if path.is_dir():
         _require_same_run(file, text, {**table, **({} if method is None else {"method": method})})
@@ -126,9 +126,8 @@ def _require_same_run(file: str, text: str, table: Mapping[str, Any]) -> None:
         return
     if said is None or said[1] != found:
         raise UsageError(
-            f"recipe={file}: the recipe.toml in it was changed, or is of another version of dd: it gives "
-            f"{found}, not {said[1] if said else 'what its first line should say'}; recipe={file}/recipe.toml takes it "
-            "as it is"
+            f"recipe={file}: its recipe.toml was changed, or was written by another version of dd: its hash is "
+            f"{found}, not {said[1] if said else 'given in its first line'}; recipe={file}/recipe.toml uses it as it is"
         )
 
 
@@ -210,8 +209,8 @@ def _by_ipc(cls: "type[Method] | None", bare: Mapping[str, Any], others: list[La
     missing = [key for key in rule if not any(key in layer.settings for layer in others)]
     if missing:
         raise UsageError(
-            f"{cls.name}: {', '.join(missing)} follow from ipc, which fraction={bare['fraction']} does not say; "
-            f"give them: {' '.join(f'{key}=N' for key in missing)}"
+            f"{cls.name}: {', '.join(missing)} depend on ipc, which fraction={bare['fraction']} does not set; "
+            f"set them: {' '.join(f'{key}=N' for key in missing)}"
         )
     return []
 

@@ -125,7 +125,7 @@ def test_a_recipe_in_a_runs_folder_is_that_runs_or_refused(place, small):
     ended = place.dd("show", f"recipe={report['folder']}")
     assert ended.code == 2
     assert "was changed" in ended.err
-    assert f"recipe={report['folder']}/recipe.toml takes it as it is" in ended.err
+    assert f"recipe={report['folder']}/recipe.toml uses it as it is" in ended.err
     assert place.dd("show", f"recipe={report['folder']}/recipe.toml").code == 0
 
 

@@ -153,7 +153,7 @@ def test_a_recipe_runs_no_code(place, name):
     for words in (("show", "recipe=recipe.toml"), ("run", "recipe=recipe.toml"), ("run", "recipe=.")):
         ended = place.dd(*words)
         assert ended.code == 2
-        assert f"if you trust it, say so with method={name}" in ended.err
+        assert f"if you trust it, add method={name}" in ended.err
     assert not (place.path / "ran").exists()
     place.dd("show", "recipe=recipe.toml", f"method={name}")
     assert (place.path / "ran").exists()

@@ -173,7 +173,7 @@ def test_labels_of_halves_with_live_dropout_are_the_same_after_a_restart(task, m
     files[1].unlink()
     label(small, asked, protocol, task, RunFolder(tmp_path))
     assert [file.read_bytes() for file in files] == kept
-    with pytest.raises(UsageError, match="leave a half of one"):
+    with pytest.raises(UsageError, match="leave a half batch of one image"):
         label_spec(LabelSettings(teacher_mode="train"), replace(PROTOCOL, batch=3), task)
     assert label_spec(LabelSettings(teacher_mode="train"), protocol, task).micro == 2
 

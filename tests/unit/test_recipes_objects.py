@@ -129,9 +129,9 @@ def test_words_win_over_objects_whatever_their_order():
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"method": DM}, "method=DM is a class: give an object, DM(...), or its name"),
-        ({"method": 5}, "method=5 is no method"),
-        ({"method": NetworkSpec()}, "is no method: give a name, a file or an object of a registered class"),
+        ({"method": DM}, "method=DM is a class: give an instance, DM(...), or its name"),
+        ({"method": 5}, "method=5 is not a method"),
+        ({"method": NetworkSpec()}, "is not a method: give a name, a file or an instance of a registered class"),
         ({"method": "dm", "student": Protocol()}, "student=Protocol(...) has the wrong type; expected a name, "),
         ({"method": "dm", "student": 5}, "student=5 has the wrong type; expected a name, student=NAME"),
         ({"method": "dm", "data": "zca"}, "data='zca' has the wrong type; expected its settings, data.KEY=VALUE"),

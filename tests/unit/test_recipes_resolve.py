@@ -226,7 +226,7 @@ def test_all_problems_are_named_at_once(toy):
         ({"preset": "smok"}, "did you mean 'smoke'?"),
         ({"like": "cifar10.ipc51"}, "did you mean 'cifar10.ipc50'"),
         ({"like": "cifar10"}, "write DATASET.ipcN"),
-        ({"ipc": 1, "fraction": 0.5}, "exclude one another"),
+        ({"ipc": 1, "fraction": 0.5}, "mutually exclusive"),
         ({"fraction": 1.5}, "expected a number > 0 and <= 1"),
         ({"init": "/no/such/file"}, "init=/no/such/file: no such file"),
         ({"recipe": "/no/such/file"}, "recipe=/no/such/file: no such file"),
@@ -353,7 +353,7 @@ def test_a_methods_own_rule_is_weaker_than_everything_that_is_said(tmp_path):
     assert asked(toy, ipc=10).expect is not None
     assert value(asked(toy, ipc=3, like="cifar10.ipc50"), "iterations") == 30  # by what is asked, not by the cell
     (line,) = complaints(method=toy, fraction=0.1, iterations=3, device="cpu")
-    assert "toy: experts.count follow from ipc, which fraction=0.1 does not say" in line
+    assert "toy: experts.count depend on ipc, which fraction=0.1 does not set" in line
     assert value(asked(toy, fraction=0.1, iterations=3, experts={"count": 3}), "iterations") == 3
 
 
