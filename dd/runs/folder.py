@@ -153,7 +153,7 @@ class RunFolder:
             return {self.report.name: str(error)}
         if not isinstance(report, dict) or (SEAL in report and not holds(report)):
             return {self.report.name: "its hash is wrong"}
-        held = report.get(_HELD, {})  # of an earlier dd it has none
+        held = report.get(_HELD, {})  # older reports lack it
         found = {name: _damage(self.path / name, facts) for name, facts in held.items()}
         manifests = [self.path / name for name in held if name.startswith(f"{self.labels.name}/") and not found[name]]
         return {name: damage for name, damage in found.items() if damage} | self._lost_labels(manifests)

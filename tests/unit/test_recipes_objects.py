@@ -186,7 +186,7 @@ def test_a_runs_recipe_beside_an_object_runs_the_objects_file_no_second_time(tmp
     assert resolve({"recipe": tmp_path, "method": module.Mine(iterations=5)}).hash == ours.hash
     assert runs.read_text() == "."
     (tmp_path / "recipe.toml").write_text(ours.to_toml().replace("seed = 0", "seed = 1"))
-    with pytest.raises(UsageError, match="was changed, or is of another version"):
+    with pytest.raises(UsageError, match="was changed, or was written by another version"):
         resolve({"recipe": tmp_path, "method": module.Mine(iterations=5)})
     del sys.modules[spec.name]
 
