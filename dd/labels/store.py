@@ -7,8 +7,9 @@ are regenerated from the seed (replay="seed"), or the rows also hold their crop 
 how a label is stored.
 """
 
+import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dd.errors import UsageError
-from dd.io import digest
+from dd.errors import UsageError, in_one_line
+from dd.io import digest, load_tensors, save_tensors
+from dd.io.typed import typed
 from dd.labels import _records
 from dd.labels.spec import LabelSpec, StoredLabels
 from dd.runs.store import Payload, Store
@@ -27,11 +29,19 @@ from dd.views import View
 KIND = "labels"
 _WAY_OUT = "choose another folder: out=FOLDER for a run, another path for a set"
 _DRAWN = "drawn"  # key of an epoch's view fingerprint, with replay="seed"
+_PACK = "dd-labels-1"
+_PACKED = 1 << 30  # bytes of labels in one packed file
+_LONGEST = 16 << 20  # characters of a packed file's metadata
 
 Load = Callable[[Tensor], Tensor]
 """int64 positions (b,) on the CPU -> images, float (b, c, h, w), in model space on the training device."""
 Label = Callable[[Tensor, View, Tensor], Tensor]
 """(views (b, c, h, w) of one whole batch, their `View`, positions (b,) of their images) -> logits (b, k)."""
+
+
+@dataclass(frozen=True)
+class _PackedInfo:
+    info: dict[str, dict[str, str]]
 
 
 class Batch(NamedTuple):
@@ -236,6 +246,45 @@ class LabelStore:
         if there.digest() != self.digest():
             raise UsageError(f"{there.path} holds other labels than {self.path}; save the set into another folder")
 
+    def pack(self, folder: Path) -> list[Path]:
+        """Write them into `folder` as a few large files, of which `unpack` makes them again to the bit.
+
+        A folder of two files an epoch is for reading; to be sent, few files are better.
+
+        Returns:
+            The files, `labels-00001-of-0000N.safetensors`, none of them much larger than a gigabyte.
+
+        Raises:
+            UsageError: an epoch is missing or damaged.
+            RunError: the disk is full.
+        """
+        each = max(1, _PACKED // max(1, -(-self.spec.bytes() // self.spec.epochs)))
+        pieces = [range(begin, min(begin + each, self.spec.epochs)) for begin in range(0, self.spec.epochs, each)]
+        written = []
+        for number, piece in enumerate(pieces, 1):
+            payloads = {epoch: self._payload(epoch) for epoch in piece}
+            tensors = {f"{epoch}/{name}": rows for epoch, (held, _) in payloads.items() for name, rows in held.items()}
+            info = json.dumps({str(epoch): info for epoch, (_, info) in payloads.items()}, sort_keys=True)
+            path = folder / f"{KIND}-{number:05d}-of-{len(pieces):05d}.safetensors"
+            save_tensors(path, tensors, {"format": _PACK, "info": info})
+            written.append(path)
+        return written
+
+    def unpack(self, files: Sequence[Path]) -> None:
+        """Make them of the files that `pack` wrote; what is there already stays.
+
+        Raises:
+            UsageError: the files hold other labels than the spec says; nothing of the file at fault is written.
+            RunError: the disk is full.
+        """
+        wanted = {name: (kind, (self.spec.n, *shape)) for name, (kind, shape) in self.spec.layout().items()}
+        for path in files:
+            for epoch, payload in _packed(path).items():
+                if {name: (v.dtype, tuple(v.shape)) for name, v in payload[0].items()} != wanted:
+                    raise UsageError(f"{path} is damaged: its labels of epoch {epoch + 1} are not those of the set")
+                self._require(epoch)
+                self._store.tensors(KIND, self.spec.key(epoch), lambda payload=payload: payload)
+
     def _labelled(self, epoch: int, load: Load, label: Label) -> Payload:
         spec, form, start = self.spec, self.spec.form, 0
         rows = {name: torch.zeros(spec.n, *shape, dtype=kind) for name, (kind, shape) in spec.layout().items()}
@@ -313,3 +362,27 @@ class LabelStore:
             f"the labels of epoch {epoch + 1} are damaged ({file}: {damage}); delete the report.json beside {KIND}/, "
             "then repeat the command that made them"
         )
+
+
+def _packed(path: Path) -> dict[int, Payload]:
+    """The labels in a file that `LabelStore.pack` wrote, by epoch.
+
+    Raises:
+        UsageError: it is no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("format") != _PACK or len(metadata.get("info", "")) > _LONGEST:
+            raise ValueError("its metadata are not those of packed labels")
+        infos = typed(_PackedInfo, {"info": json.loads(metadata["info"])}, "").info
+        found: dict[int, Payload] = {int(epoch): ({}, info) for epoch, info in infos.items()}
+        for name, rows in load_tensors(path).items():
+            epoch, _, kind = name.partition("/")
+            held: dict[str, Tensor] = found[int(epoch)][0]  # pyright: ignore[reportAssignmentType]
+            held[kind] = rows
+    except (OSError, ValueError, KeyError, SafetensorError, RecursionError, UsageError) as error:
+        raise UsageError(f"{path} holds no labels as dd packs them ({in_one_line(error)})") from error
+    return found

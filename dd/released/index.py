@@ -1,0 +1,191 @@
+"""The records that are known: those of this package, and those of the indexes that `$DD_INDEX` names.
+
+An index is a TOML file, `format = 1` and a table `[[set]]` for each record (`dd.released.record.Released`).
+"""
+
+import contextlib
+import logging
+import os
+import re
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from dd.errors import RunError, UsageError, in_one_line, nearest
+from dd.io import digest, existing, home, user_path, write_text
+from dd.io.download import fetch_text, without_secrets
+from dd.io.typed import typed, unknown_keys
+from dd.released.record import Released
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "DD_INDEX"
+PACKAGE = Path(str(files("dd.assets").joinpath("released.toml")))
+_FORMAT = 1
+_LARGEST = 16 << 20  # bytes of an index
+_FRESH = 24 * 3600.0  # seconds after which an index on the web is asked for again
+_WEB = ("http://", "https://")
+
+
+@dataclass(frozen=True)
+class Index:
+    """Records from one place.
+
+    Attributes:
+        place: file or address.
+        records: those of its records that can be used.
+        problems: one line for each that cannot.
+    """
+
+    place: str
+    records: tuple[Released, ...]
+    problems: tuple[str, ...] = ()
+
+
+def places() -> list[str]:
+    """The indexes that are read: the package's, then those of `$DD_INDEX`, which commas or blanks part."""
+    return [str(PACKAGE), *filter(None, re.split(r"[,\s]+", os.environ.get(VARIABLE, "")))]
+
+
+def known_sets() -> dict[str, Released]:
+    """Every record by name, in order of index and place in it.
+
+    A broken index, a broken record and a name that an earlier index has are left out with a warning; they take nothing
+    else down.
+    """
+    found: dict[str, Released] = {}
+    first: dict[str, str] = {}
+    for place in places():
+        index = _read(place)
+        for problem in index.problems:
+            log.warning("%s: %s; left out", index.place, problem)
+        for record in index.records:
+            if record.name in found:
+                log.warning("%s: %s is left out: %s has the name", index.place, record.name, first[record.name])
+                continue
+            found[record.name], first[record.name] = record, index.place
+    return found
+
+
+def known_set(name: str) -> Released:
+    """The record of a name.
+
+    Raises:
+        UsageError: there is none; names the near ones.
+    """
+    known = known_sets()
+    if name not in known:
+        near = nearest(name, known) if len(known) < 10 or _near(name, known) else ""
+        raise UsageError(f"no released set is called {name!r}{near}; `dd sets` lists them")
+    return known[name]
+
+
+def search(words: Sequence[str], known: Mapping[str, Released]) -> list[Released]:
+    """The records in which every word is found, whatever its case."""
+    return [record for record in known.values() if all(word.lower() in record.words() for word in words)]
+
+
+def _near(name: str, known: Mapping[str, Released]) -> bool:
+    return "did you mean" in nearest(name, known)
+
+
+def _read(place: str) -> Index:
+    try:
+        text, local = _text(place)
+        return _parsed(place, text, local)
+    except (UsageError, ConnectionError) as error:
+        return Index(without_secrets(place), (), (in_one_line(error),))
+
+
+def _text(place: str) -> tuple[str, Path | None]:
+    """The text of an index, and the folder that its local paths are below; None for one from the web."""
+    if place.startswith(_WEB):
+        return _from_web(place), None
+    path = existing(user_path(place, VARIABLE), f"{VARIABLE}={place}")
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise UsageError(f"it has more than {_LARGEST:,} bytes")
+        return path.read_text(encoding="utf-8"), path.parent
+    except (OSError, ValueError) as error:
+        raise UsageError(f"it cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _from_web(url: str) -> str:
+    kept = home() / "released" / "indexes" / f"{digest(url)}.toml"
+    with contextlib.suppress(OSError, ValueError):
+        if time.time() - kept.stat().st_mtime < _FRESH:
+            return kept.read_text(encoding="utf-8")
+    try:
+        text = fetch_text(url, _LARGEST)
+        tomllib.loads(text)  # what is kept can be read
+    except (ConnectionError, ValueError, RecursionError) as error:
+        with contextlib.suppress(OSError, ValueError):
+            old = kept.read_text(encoding="utf-8")
+            log.warning("%s; an earlier copy is used", in_one_line(error))
+            return old
+        raise ConnectionError(in_one_line(error)) from error
+    with contextlib.suppress(OSError, RunError):  # nowhere to write to: it is asked for every time
+        write_text(kept, text)
+    return text
+
+
+def _parsed(place: str, text: str, local: Path | None) -> Index:
+    try:
+        tables = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"it is not TOML ({in_one_line(error)})") from error
+    problems = list(unknown_keys(tables, ["format", "set"], ""))
+    if tables.get("format") != _FORMAT:
+        raise UsageError(f"its format is {tables.get('format')!r}; this dd reads format {_FORMAT}")
+    rows = tables.get("set", [])
+    if not isinstance(rows, list):
+        raise UsageError("records are tables [[set]]")
+    records = []
+    for number, row in enumerate(rows, 1):
+        try:
+            records.append(_usable(typed(Released, row, _named(row, number)), place, local))
+        except UsageError as error:
+            problems.append(str(error))
+    return Index(without_secrets(place), tuple(records), tuple(problems))
+
+
+def _usable(record: Released, place: str, local: Path | None) -> Released:
+    """The record with its local places made absolute, if it may name such.
+
+    Raises:
+        UsageError: it comes from the web and names files of this machine, or names the package's and is not of it.
+    """
+    from dataclasses import replace
+
+    found = []
+    for where in record.where:
+        scheme = where.partition("://")[0] if "://" in where else where.partition(":")[0] if ":" in where else ""
+        if scheme == "package" and place != str(PACKAGE):
+            raise UsageError(f"{record.name}: {where} is for the package's own records")
+        if scheme in ("", "file", "local"):
+            if local is None:
+                raise UsageError(f"{record.name}: an index from the web names {where}, which is on this machine")
+            found.append(str(local / user_path(where.removeprefix("file://"), "where", absolute=False)))
+        else:
+            found.append(where)
+    return replace(record, where=tuple(found))
+
+
+def _named(row: object, number: int) -> str:
+    name = row.get("name") if isinstance(row, dict) else None
+    return f"set {number} ({name})" if isinstance(name, str) else f"set {number}"
+
+
+def listed() -> Iterator[Released]:
+    """Every record, the package's first."""
+    yield from known_sets().values()
+
+
+@cache
+def package_folder() -> Path:
+    """The folder of the sets that ship with this package."""
+    return PACKAGE.parent / "released"
