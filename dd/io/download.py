@@ -22,7 +22,6 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
 from typing import IO
@@ -237,7 +236,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     max_redirections, max_repeats = REDIRECTS, 2
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
     ) -> urllib.request.Request | None:
         schemes = ("https",) if req.type == "https" else ("http", "https")
         if urlsplit(newurl).scheme not in schemes:
@@ -295,7 +300,7 @@ def _receive(part: _Part, words: str) -> None:
             part.begin(_validator(response))
         most = part.size or total or LARGEST
         with part.file.open("ab") as file, _progress(words, total or 0, begin) as advance:
-            while block := response.read(BLOCK):
+            while block := response.read1(BLOCK):  # what came, however little: it is kept
                 if begin + len(block) > most:
                     part.drop()
                     raise _WrongFile(f"the file has more than the published {most:,} bytes")
@@ -363,6 +368,8 @@ def _pause(error: Exception, failed: int) -> float:
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError) and "infinite loop" in str(error.reason):
         return f"it redirects in a circle, or more than {REDIRECTS} times"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
     if isinstance(error, TimeoutError):
         return f"no answer for {TIMEOUT:g} s"
     return in_one_line(getattr(error, "reason", None) or error)

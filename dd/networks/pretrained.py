@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dd.errors import RunError, UsageError, in_one_line, unknown
-from dd.io.download import TIMEOUT
+from dd.io.download import OFFLINE, TIMEOUT, offline
 from dd.networks.zoo import unknown_network
 
 IMAGENET = 1000  # classes of ImageNet-1k; both libraries order its outputs by WordNet id
@@ -105,10 +105,12 @@ def _torchvision(model: str, name: str) -> Published:
     if tag not in tags:
         raise unknown(f"weights of torchvision:{bare}:", tag, tags)
     weights = choice[tag]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
+        if offline() and not (folder / weights.url.rpartition("/")[2]).is_file():
+            raise ConnectionError(f"{OFFLINE} is set")
         network = models.get_model(bare, weights=weights, progress=False)
     except (OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise _no_weights(name, weights.url, str(folder), error) from error
     transforms, outputs = weights.transforms(), len(weights.meta["categories"])
     return Published(
@@ -132,8 +134,8 @@ def _hub_file(repo: str, name: str) -> Path:
         if isinstance(cached, str):
             return Path(cached)
     try:
-        if constants.HF_HUB_OFFLINE:
-            raise ConnectionError("HF_HUB_OFFLINE is set")
+        if constants.HF_HUB_OFFLINE or offline():
+            raise ConnectionError(f"{OFFLINE if offline() else 'HF_HUB_OFFLINE'} is set")
         _require_answer(constants.ENDPOINT)  # fail fast: the Hub client retries for most of a minute, with warnings
         try:
             return Path(hf_hub_download(repo, _FILES[0]))
