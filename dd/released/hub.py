@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREFIX = "hf:"
-Kind = Literal["dataset", "model"]
+RepoKind = Literal["dataset", "model"]
 """What the Hub calls a repository; sets are found in both."""
 
 _PLACE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.%-]+))?(?:/(?P<path>.+))?")
@@ -79,7 +79,7 @@ class HubListing:
     """
 
     place: HubPlace
-    kind: Kind
+    kind: RepoKind
     files: tuple[HubFile, ...]
 
     @cached_property
@@ -145,7 +145,7 @@ def listing(place: HubPlace) -> HubListing:
             return _listing(place, "model")
 
 
-def _listing(place: HubPlace, kind: Kind) -> HubListing:
+def _listing(place: HubPlace, kind: RepoKind) -> HubListing:
     client = api()
     commit = client.repo_info(place.repo, revision=place.revision or None, repo_type=kind).sha
     if not commit or not _COMMIT.fullmatch(commit):
