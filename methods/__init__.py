@@ -1,4 +1,4 @@
-"""Published methods, one per file, one folder per family; imported as `dd.methods` and only by the registry."""
+"""Published methods, one file per method and one folder per family; only the registry imports this, as `dd.methods`."""
 
 if __name__ != "dd.methods":
     raise ImportError(

@@ -1,1 +1,1 @@
-"""Decoupled distillation: teachers are trained once, and images are made to please them, batch by batch."""
+"""Decoupled distillation: train teachers once, then optimise or select images with them, batch by batch."""

@@ -1,8 +1,11 @@
-"""Patches of real images that teachers know best, or least, stitched to images: RDED (Sun et al., CVPR 2024).
+"""Select and stitch patches of real images by the teachers' confidence: RDED (Sun et al., CVPR 2024).
 
-For every class: of some random real images m random crops each, made as small as a tile and scored by the teachers'
-cross entropy at their class, in the middle of a black frame of zeros; the best crop of every image; of these the best
-n f^2; f^2 to an image, the k-th of n taking tiles k, n + k, 2n + k, ...
+For every class:
+
+1. Take `candidates` random real images, and `crops` random square crops of each.
+2. Resize each crop to a tile, pad it with zeros to the full size, and score it by the teachers' cross-entropy.
+3. Keep the best crop of every image, and of these the best n f^2.
+4. Stitch f^2 tiles to an image: the k-th of n images takes the tiles k, n + k, 2n + k, ...
 """
 
 from collections.abc import Callable, Sequence
@@ -27,51 +30,49 @@ from dd.views import BoxDraw, draw_shares, resized_crop
 from ._pixels import to_bytes
 
 KIND = "patches"
-BLOCK = 50  # classes in one artefact
+BLOCK = 50  # classes per artefact
 VERSION = 1
-_CHUNK = 256  # crops in a forward pass
+_CHUNK = 256  # crops per forward pass
 
 Order = Literal["low", "medium", "high"]
 Judge = Callable[[Tensor, Tensor, int], Tensor]
-"""(images (k, c, h, w), boxes (k m, 4), class) -> (k, m) bool, which crops may be chosen."""
+"""(images (k, c, h, w), boxes (k m, 4), class) -> bool (k, m), which crops are eligible."""
 
 
 @dataclass(frozen=True)
 class CropSettings:
-    """Which patches are chosen.  Defaults: RDED's for small images (official code)."""
+    """How patches are selected.  Defaults: RDED's for small images (official code)."""
 
     factor: Annotated[int, Field(ge=1)] = 1
-    """Tiles per side of an image; 2 at 224 pixels."""
+    """Tiles per side of an image; RDED uses 2 at 224 pixels."""
     crops: Annotated[int, Field(ge=1)] = 5
-    """Random crops of each real image."""
+    """Random crops per real image."""
     candidates: Annotated[int, Field(ge=1)] = 300
-    """Real images of a class that are looked at; a class with fewer gives all it has."""
+    """Candidate real images per class; all images of a smaller class."""
     least: Annotated[float, Field(gt=0, le=1)] = 0.08
-    """Least share of an image's area that a crop keeps; crops are square."""
+    """Smallest share of an image's area that a crop keeps; crops are square."""
     order: Order = "low"
-    """Which crops are preferred: "low" takes the lowest cross entropies, as RDED does; "high" the highest; "medium"
-    those in the middle.
+    """Which crops are preferred: those with "low" cross-entropy (RDED), "high" cross-entropy, or "medium", the middle
+    of the ranking.
     """
     originals: bool = False
-    """Crops are cut from the files, where these are images that were brought to size, as RDED cuts them; false: from
-    the squares.
-    """
+    """Cut crops from the original files, as RDED does, if images were resized; false: from the resized squares."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stitched:
-    """Stitched images, class by class.
+    """Stitched images, ordered by class.
 
     Attributes:
-        blocks: uint8 (images, c, h, w) of so many classes each, memory-mapped.
-        counts: images of each class.
+        blocks: one uint8 (images, c, h, w) per block of classes, memory-mapped.
+        counts: images per class.
     """
 
     blocks: tuple[Tensor, ...]
     counts: tuple[int, ...]
 
     def take(self, targets: Tensor, ranks: Tensor) -> Tensor:
-        """uint8 (n, c, h, w): of each of (n,) classes the image of that rank."""
+        """The images, uint8 (n, c, h, w), with the given ranks within their classes `targets` (n,)."""
         first = torch.tensor([0, *self.counts]).cumsum(0)
         sizes = torch.tensor([len(block) for block in self.blocks])
         ends = sizes.cumsum(0)
@@ -83,13 +84,13 @@ class Stitched:
 
 @dataclass(frozen=True, eq=False)
 class Patches(Need[Stitched]):
-    """As many stitched images of each class as are asked for, an artefact for every 50 classes.
+    """The need for stitched images of every class, with one artefact per 50 classes.
 
     Attributes:
-        task: the whole set.
-        settings: which patches.
-        staff: the teachers that know them; cross entropies are means over them.
-        judge: given the teachers, says which crops may be chosen; None for all.
+        task: the whole run, for its number of images per class.
+        settings: how patches are selected.
+        staff: the teachers; cross-entropies are averaged over them.
+        judge: makes, from the teachers, the function that says which crops are eligible; None for all crops.
     """
 
     task: Task
@@ -117,11 +118,11 @@ class Patches(Need[Stitched]):
         return wanted
 
     def fetch(self, got: Got) -> Stitched:
-        """The stitched images.
+        """Return the stitched images, made if they are not in the store.
 
         Raises:
-            UsageError: a class has too few images that may be chosen; `require_enough` says sooner where it has too
-                few.
+            UsageError: a class has too few images with an eligible crop; `require_enough` checks the number of images
+                earlier.
         """
         task, counts, blocks = self.task, _counts(self.task), []
         teachers = got[self.staff]
@@ -160,7 +161,7 @@ def require_enough(task: Task, settings: CropSettings) -> None:
 def stitched_class(
     task: Task, settings: CropSettings, members: Sequence[nn.Module], c: int, count: int, judge: Judge | None = None
 ) -> Tensor:
-    """uint8 (count, ch, h, w) stitched images of one class, on the CPU."""
+    """Select and stitch `count` images of one class: uint8 (count, ch, h, w), on the CPU."""
     data, f, m = task.data, settings.factor, settings.crops
     rng, pool = task.common("patches", c), data.train.of_class(c)
     index = pool[torch.randperm(len(pool), generator=rng)[: settings.candidates]]
@@ -177,12 +178,12 @@ def stitched_class(
 
 @dataclass(frozen=True, eq=False)
 class _Candidates:
-    """Crops of real images.
+    """Candidate crops of real images.
 
     Attributes:
-        some: int64 (n,) numbers of crops, counted image by image, -> (n, c, side, side) in model space.
-        images: (k, c, h, w) in model space, what they were cut from; None where nobody looks at it.
-        boxes: (k m, 4), where in `images`, see `draw_boxes`.
+        some: crop numbers, int64 (n,), counted image by image, -> crops (n, c, side, side) in model space.
+        images: their source images, (k, c, h, w) in model space; None if no judge needs them.
+        boxes: (k m, 4), boxes in `images`, see `draw_boxes`.
     """
 
     some: Callable[[Tensor], Tensor]
@@ -191,19 +192,19 @@ class _Candidates:
 
 
 def _of_squares(data: RealData, index: Tensor, draw: BoxDraw, side: int, _: bool) -> _Candidates:
-    """Crops of the images as they were brought to size."""
+    """Crops of the resized images."""
     images, boxes = data.train.images(index), draw.boxes((data.size, data.size))
     return _Candidates(partial(_cut, images, boxes, side), images, boxes)
 
 
 def _cut(images: Tensor, boxes: Tensor, side: int, numbers: Tensor) -> Tensor:
-    """(n, c, side, side): crops by their numbers, of images (k, c, h, w) with boxes (k m, 4)."""
+    """Crops (n, c, side, side) by number, of images (k, c, h, w) with boxes (k m, 4)."""
     owners = numbers // (len(boxes) // len(images))
     return resized_crop(images[owners.to(images.device)], boxes[numbers], side)
 
 
 def _of_files(data: RealData, index: Tensor, draw: BoxDraw, side: int, looked_at: bool) -> _Candidates:
-    """Crops of the files, of which no more than the crops is kept; boxes are those in the squashed pictures."""
+    """Crops of the original files; keeps only the crops in memory.  Boxes are in coordinates of the squashed images."""
     originals = data.train.originals
     assert originals is not None
     crops, boxes, sizes = originals.crops(index, draw, side)
@@ -216,14 +217,14 @@ def _of_files(data: RealData, index: Tensor, draw: BoxDraw, side: int, looked_at
 
 
 def score(members: Sequence[nn.Module], images: Tensor, boxes: Tensor, c: int, side: int) -> Tensor:
-    """(k, m) cross entropy at class `c` of m crops of each of k images, a mean over members.
+    """Cross-entropy (k, m) for class `c` of m crops of each of k images, averaged over members.
 
     Args:
-        members: networks in evaluation mode.
+        members: networks in eval mode.
         images: (k, ch, h, w) in model space.
         boxes: (k m, 4), see `draw_boxes`.
         c: the class.
-        side: of a crop in pixels; zeros around it fill the image.
+        side: of a crop in pixels; it is padded with zeros to the size of the image.
     """
     some = partial(_cut, images, boxes, side)
     return scored(members, some, len(images), len(boxes) // len(images), c, images.shape[2])
@@ -232,15 +233,15 @@ def score(members: Sequence[nn.Module], images: Tensor, boxes: Tensor, c: int, s
 def scored(
     members: Sequence[nn.Module], some: Callable[[Tensor], Tensor], images: int, m: int, c: int, size: int
 ) -> Tensor:
-    """(images, m) cross entropy at class `c` of crops, a mean over members.
+    """Cross-entropy (images, m) for class `c` of crops, averaged over members.
 
     Args:
-        members: networks in evaluation mode.
-        some: gives crops by their numbers, counted image by image.
-        images: how many images.
-        m: crops of each.
+        members: networks in eval mode.
+        some: returns crops by number, counted image by image.
+        images: number of images.
+        m: crops per image.
         c: the class.
-        size: of an image in pixels, which zeros around a crop fill.
+        size: of an image in pixels, to which crops are padded with zeros.
     """
     found = []
     for numbers in torch.arange(images * m).split(_CHUNK):
@@ -252,24 +253,27 @@ def scored(
 
 
 def framed(crops: Tensor, side: int) -> Tensor:
-    """(n, c, side, side): crops in the middle of zeros."""
+    """Pad crops with zeros, centred, to (n, c, side, side)."""
     before = (side - crops.shape[2]) // 2
     after = side - crops.shape[2] - before
     return F.pad(crops, (before, after, before, after))
 
 
 def select(scores: Tensor, count: int, order: Order, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The images (count,) and which crop of each (count,), one per image, the most wanted first.
+    """Select the best crop of each image, then the best images.
 
     Args:
         scores: (k, m).
-        count: how many of the k images.
-        order: "low" prefers low scores in an image and among images, "high" high ones; "medium" takes the lowest of
-            each image, and of these the middle, ascending.
-        allowed: (k, m) bool, the crops that may be taken.
+        count: number of images to select.
+        order: "low" prefers low scores, within and among images; "high" prefers high scores; "medium" takes the lowest
+            score of each image, and of these the middle of the ranking, ascending.
+        allowed: (k, m) bool, the eligible crops; None for all.
+
+    Returns:
+        The images (count,) and the crop of each (count,), best first.
 
     Raises:
-        UsageError: fewer than `count` images have a crop that may be taken.
+        UsageError: fewer than `count` images have an eligible crop.
     """
     wanted = -scores if order == "high" else scores
     if allowed is not None:

@@ -1,4 +1,4 @@
-"""How well a student learns from each member of a committee alone: the priors that their votes follow."""
+"""The priors of a committee: how accurate a student becomes on images distilled from each teacher alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,34 +27,34 @@ if TYPE_CHECKING:
     from .sre2l import SRe2L
 
 KIND = "priors"
-BATCHES = "prior-batches"  # recovered on the way to a prior, and removed when it is there
+BATCHES = "prior-batches"  # intermediate images, removed once the prior is stored
 VERSION = 1
 _VIEWS = ViewPolicy(crop=0.5, flip=True, mix="cutmix")
-_SEED = 0  # of the stage; runs with other seeds share it
+_SEED = 0  # of this stage; runs with different seeds share the priors
 
 Source = Literal["prior", "teacher", "distil", "equal"]
 
 
 @dataclass(frozen=True)
 class DistilSettings:
-    """How a member is measured: a small set from it alone, labelled by it, a student, the held-out images."""
+    """How a teacher's prior is measured: recover and label a small set with it alone, train students, test held-out."""
 
     ipc: Annotated[int, Field(ge=1)] = 10
     """Images per class."""
     iterations: Annotated[int, Field(ge=1)] = 500
-    """Iterations of their recovery."""
+    """Iterations of recovery."""
     epochs: Annotated[int, Field(ge=1)] = 150
-    """Passes of the student."""
+    """Training epochs of a student."""
     batch: Annotated[int, Field(ge=2)] = 50
-    """Images per step of the student."""
+    """Batch size of a student."""
     lr: Annotated[float, Field(gt=0)] = 0.05
-    """Learning rate of the student's SGD, with momentum 0.9."""
+    """Learning rate of a student's SGD, with momentum 0.9."""
     students: Annotated[int, Field(ge=1)] = 1
-    """Whose mean counts."""
+    """Number of students; the prior is their mean accuracy."""
 
 
 def published_priors(task: Task, names: Sequence[str]) -> tuple[float, ...] | None:
-    """CV-DD's constants for these teachers on this data set, in percent; None where one of them has none."""
+    """CV-DD's constants for these teachers on this data set, in percent; None if any of them is missing."""
     origins = [teacher_source(name, task.student) for name in names]
     archs = [origin.name if isinstance(origin, PublishedWeights) else origin.spec.arch for origin in origins]
     found = [published_prior(task.data.name, arch) for arch in archs]
@@ -62,10 +62,10 @@ def published_priors(task: Task, names: Sequence[str]) -> tuple[float, ...] | No
 
 
 def require_holdout(votes: Source, task: Task) -> None:
-    """Refuse votes by held-out accuracy where nothing is held out.
+    """Refuse votes by held-out accuracy if nothing is held out.
 
     Raises:
-        UsageError: see above.
+        UsageError: there are no held-out images.
     """
     if not len(task.data.holdout):
         raise UsageError(
@@ -76,12 +76,14 @@ def require_holdout(votes: Source, task: Task) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Priors(Need[tuple[float, ...]]):
-    """Held-out accuracy in percent of students on sets recovered from each teacher alone; an artefact per teacher.
+    """The need for priors: held-out accuracy in percent of students on sets recovered from each teacher alone.
+
+    There is one artefact per teacher.
 
     Attributes:
-        method: whose settings recover.
+        method: the method, for its recovery settings.
         task: the run.
-        settings: how they are measured.
+        settings: how priors are measured.
         staff: the teachers.
     """
 
@@ -97,7 +99,7 @@ class Priors(Need[tuple[float, ...]]):
         return [Wanted(KIND, self.spec(at), f"prior of {name} on {self.task.data.name}") for at, name in names]
 
     def fetch(self, got: Got) -> tuple[float, ...]:
-        """The accuracies in the order of the teachers.
+        """Return the priors in the order of the teachers, measured if they are not in the store.
 
         Raises:
             RunError: a recovery diverged.
@@ -126,7 +128,7 @@ class Priors(Need[tuple[float, ...]]):
 
 
 def _alone(method: "SRe2L", settings: DistilSettings, number: int) -> "SRe2L":
-    """The method with one teacher; from real images where it starts from patches, whose choice all members make."""
+    """The method with one teacher; it starts from real images instead of patches, which all teachers would choose."""
     start = "real" if method.start_from == "crops" else method.start_from
     alone: dict[str, Any] = {"teachers": (method.teachers[number],), "prior": (0.0,)}
     return replace(method, iterations=settings.iterations, start_from=start, **alone)
@@ -139,7 +141,7 @@ def _measure(priors: Priors, teacher: Teacher) -> float:
     targets = torch.arange(task.classes, device=task.device).repeat_interleave(settings.ipc)
     small = replace(task, targets=targets, seed=_SEED, part=None)
     images = torch.empty(len(targets), *task.data.shape, device=task.device)
-    # neither student nor its training has a part in how images are recovered
+    # recovered images do not depend on the student or its training
     spec = {k: v for k, v in priors.spec(number).items() if k not in ("settings", "student")} | {"ipc": settings.ipc}
     for at, batch in enumerate(small.in_parts(slots := list(alone.parts(small)))):
         places = slots[0] if batch.part is None else batch.part.slots
@@ -161,10 +163,10 @@ def _measure(priors: Priors, teacher: Teacher) -> float:
 
 
 def _recover(method: "SRe2L", task: Task, committee: Committee) -> Payload:
-    """uint8 (n, c, h, w): one batch from its first iteration to its last.
+    """Recover one batch: uint8 (n, c, h, w).
 
     Raises:
-        RunError: it diverged.
+        RunError: the recovery diverged.
     """
     try:
         return {"images": distil(method, task, committee).images.cpu()}, {}
@@ -175,7 +177,7 @@ def _recover(method: "SRe2L", task: Task, committee: Committee) -> Payload:
 
 
 def _labelled(images: Tensor, teacher: Teacher, size: int, rng: Generator, _: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """One shuffled pass of views with the teacher's probabilities."""
+    """One shuffled pass over views with the teacher's probabilities."""
     channels, height, width = images.shape[1:]
     for index in torch.randperm(len(images), generator=rng).split(size):
         views = draw_view(_VIEWS, len(index), (channels, height, width), rng)(images[index.to(images.device)])

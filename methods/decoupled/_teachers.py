@@ -1,4 +1,4 @@
-"""What all of the family share: teachers, labels by them, and images that are saved as bytes."""
+"""The base class of decoupled methods: teachers, labels from teachers, and images saved as bytes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,13 +28,13 @@ from ._pixels import to_bytes
 
 @dataclass(frozen=True, eq=False)
 class Committee:
-    """What a method of the family is given.
+    """What `prepare` returns to the methods of the family.
 
     Attributes:
-        teachers: in the order in which they were named.
-        prior: one number per teacher, accuracies in percent that its votes follow; all equal where nothing is known.
-        patches: real patches to start from, where the method does.
-        fast: teachers' networks, compiled, by weights and the shape of what they are given.
+        teachers: in the order of their names.
+        prior: one accuracy in percent per teacher, for the vote weights; all equal if unknown.
+        patches: real patches to start from, if the method uses them.
+        fast: compiled networks of the teachers, by weights and input shape.
     """
 
     teachers: tuple[Teacher, ...]
@@ -43,9 +43,9 @@ class Committee:
     fast: dict[Any, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     def network(self, teacher: Teacher, task: Task, images: Tensor, iterations: int) -> Callable[[Tensor], Tensor]:
-        """A teacher's network, compiled where asking it `iterations` times about as many images pays for that.
+        """A teacher's network, compiled if `iterations` passes over such images justify it.
 
-        Not to be called where hooks are set: what is worth compiling is found out by a forward pass.
+        Do not call it while hooks are registered, because it runs a forward pass to estimate the work.
         """
         if not task.compile or not can_compile(images.device):
             return teacher.network
@@ -64,22 +64,22 @@ def _at_least_one(names: tuple[str, ...]) -> tuple[str, ...]:
 
 _KEYED = Outside("member", "the key of that teacher counts")
 Names = Annotated[tuple[str, ...], AfterValidator(_at_least_one), _KEYED]
-"""At least one teacher."""
+"""Names of at least one teacher."""
 
 
 @dataclass(frozen=True)
 class Taught(Method[Committee]):
-    """A method whose images and labels come from teachers."""
+    """Base class of methods whose images and labels come from teachers."""
 
     votes_on_labels: ClassVar[bool] = False
-    """Whether its teachers have priors to weigh their logits by."""
+    """Whether the teachers have priors for weighting their logits."""
 
     teachers: Names = ("student",)
-    """Names: "student", `ARCH:width=48`, `timm:NAME`, `torchvision:NAME`, with a tag of weights pretrained, or a
-    checkpoint's path.
+    """Names of the teachers: "student", `ARCH:width=48`, `timm:NAME` or `torchvision:NAME` (pretrained if the name has
+    a tag of weights), or the path of a checkpoint.
     """
     squeeze: Annotated[SqueezeSettings, _KEYED] = field(default_factory=SqueezeSettings)
-    """How those are trained that are trained here."""
+    """How teachers are trained, unless they are pretrained."""
     labels: Annotated[LabelSettings, Outside("images", "labels are made of finished images")] = field(
         default_factory=LabelSettings
     )
@@ -93,11 +93,11 @@ class Taught(Method[Committee]):
             )
 
     def digests(self, student: NetworkSpec) -> Mapping[str, str]:
-        """Of the teachers that are files."""
+        """Digests of the teachers that are files."""
         return file_digests(self.teachers, student)
 
     def settle(self, task: Task) -> Self:
-        """Nothing is left to decide; data whose pixels have no range are refused.
+        """Refuse whitened data, whose pixels have no fixed range; nothing else to resolve.
 
         Raises:
             UsageError: the data are whitened.
@@ -114,7 +114,7 @@ class Taught(Method[Committee]):
         return [self.staff(task)]
 
     def staff(self, task: Task) -> Teachers:
-        """The teachers, each of which must know the images and be of use to the method."""
+        """The need for the teachers, with checks that each classifies the images and suits the method."""
 
         def check(teacher: Teacher) -> None:
             self.require_usable(teacher.name, teacher.network)
@@ -127,19 +127,19 @@ class Taught(Method[Committee]):
         return Committee(got[self.staff(task)], (0.0,) * len(self.teachers))
 
     def require_usable(self, name: str, network: nn.Module) -> None:
-        """Refuse a network that the method has no use for; all will do.
+        """Hook to refuse a network that does not suit the method; by default every network does.
 
         Raises:
-            UsageError: see above.
+            UsageError: the network does not suit the method.
         """
 
     @property
     def labelling(self) -> LabelSettings | None:
-        """`labels`, unless it says "off"."""
+        """The label settings; None if `labels.mode` is "off"."""
         return None if self.labels.mode == "off" else self.labels
 
     def labeller(self, task: Task, prepared: Committee) -> TeacherLabeller | None:
-        """All teachers, as `labels` says."""
+        """A labeller with all teachers, configured by `labels`."""
         if self.labelling is None:
             return None
         weights = None
@@ -148,6 +148,6 @@ class Taught(Method[Committee]):
         return TeacherLabeller.of(task, prepared.teachers, self.squeeze, self.labels, weights)
 
     def finish(self, syn: Synthetic, task: Task, prepared: Committee) -> DistilledSet:
-        """Images as they are saved: bytes, rounded where the authors truncate."""
+        """Convert the images to bytes, rounded (the official code truncates)."""
         made = super().finish(syn, task, prepared)
         return replace(made, images=to_bytes(task.data.preprocess, made.images))

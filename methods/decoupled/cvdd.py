@@ -28,9 +28,15 @@ _TOGETHER = Outside("member", "it says how several work together")
 @register("cvdd")
 @dataclass(frozen=True)
 class CVDD(SRe2L):
-    """SRe2L++ with two of several architectures at a time, which vote by how well a student learns from each alone.
+    """SRe2L++ with a committee of architectures, two at a time, weighted by how well a student learns from each alone.
 
-    The members of a batch weigh softmax(p / tau), p being their priors in percent.  All teachers label.
+        min over x of  sum over members j of w_j ( CE(f_j(A(x)), y) + r_bn R_BN,j(A(x)) ),   w = softmax(p / tau)
+
+    The prior p_j is the accuracy in percent of a student trained on images distilled from member j alone.
+
+    1. Train the teachers, and get their priors.
+    2. Recover every batch as SRe2L++ does, from a pair of teachers with weights w.
+    3. Label views with all teachers: weighted logits, batch statistics.
     """
 
     paper = "https://arxiv.org/abs/2501.07575"
@@ -49,20 +55,20 @@ class CVDD(SRe2L):
         default_factory=lambda: LabelSettings(ensemble="logit_weighted", teacher_mode="batch")
     )
     members_by: Annotated[Literal["pairs", "random", "all"], _TOGETHER] = "pairs"
-    """Which teachers a batch has: "pairs", all pairs in the order of `teachers`, one per image of a class (ipc 10 of
-    five); "random", a pair drawn per image of a class (ipc 50); "all" at once.
+    """Teachers of a batch: "pairs" cycles through all pairs, one pair per image of a class (ten pairs of five teachers
+    at ipc 10); "random" draws a pair per image of a class (ipc 50); "all" uses all teachers.
     """
     votes: Annotated[Source, _TOGETHER] = "prior"
-    """Where the priors come from: "prior", the authors' constants for a data set and an architecture of any width, or,
-    where one is missing, as "distil"; "teacher", the teachers' held-out accuracy; "distil", a student's held-out
-    accuracy on images distilled from each alone, measured here; "equal".
+    """Source of the priors: "prior", the authors' constants for data set and architecture (any width), or "distil" if
+    one is missing; "teacher", the teachers' held-out accuracy; "distil", measured here as a student's held-out accuracy
+    on images distilled from each teacher alone; "equal", no weighting.
     """
     prior: Annotated[tuple[float, ...] | None, _TOGETHER] = None
-    """The priors themselves, one per teacher in percent; None for those that `votes` says."""
+    """The priors, one per teacher in percent; None to get them from `votes`."""
     tau: Annotated[float, Field(gt=0), _TOGETHER] = 5.0
-    """Temperature of the votes."""
+    """Temperature of the vote weights."""
     distil: Annotated[DistilSettings, _TOGETHER] = field(default_factory=DistilSettings)
-    """How "distil" measures."""
+    """How "distil" measures priors."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,10 +81,10 @@ class CVDD(SRe2L):
             raise ValueError(f"prior has {len(self.prior)} numbers for {len(self.teachers)} teachers")
 
     def settle(self, task: Task) -> Self:
-        """Nothing is left to decide; votes by held-out images where nothing is held out are refused.
+        """Refuse votes by held-out accuracy if nothing is held out; nothing else to resolve.
 
         Raises:
-            UsageError: see above, and `SRe2L.settle`.
+            UsageError: there are no held-out images; see also `SRe2L.settle`.
         """
         settled = super().settle(task)
         if self._known(task) is None:
@@ -89,12 +95,12 @@ class CVDD(SRe2L):
         return settled
 
     def needs(self, task: Task) -> Sequence[Need[Any]]:
-        """Teachers, patches, and what a prior is measured by."""
+        """Teachers, patches, and priors if they must be measured."""
         measured = [self.priors(task)] if self.votes != "teacher" and self._known(task) is None else []
         return [*super().needs(task), *measured]
 
     def priors(self, task: Task) -> Priors:
-        """Those that are measured here."""
+        """The need for measured priors."""
         return Priors(self, task, self.distil, self.staff(task))
 
     def prepare(self, task: Task, got: Got) -> Committee:
@@ -105,13 +111,13 @@ class CVDD(SRe2L):
         return replace(made, prior=got[self.priors(task)] if prior is None else prior)
 
     def members(self, task: Task, prepared: Committee) -> Sequence[Member]:
-        """The pair of the batch, or all, with votes by their priors."""
+        """The pair of the batch, or all teachers, weighted by their priors."""
         chosen = self.chosen(task, len(prepared.teachers))
         weights = votes([prepared.prior[i] for i in chosen], self.tau).tolist()
         return [(weight, prepared.teachers[i]) for weight, i in zip(weights, chosen, strict=True)]
 
     def chosen(self, task: Task, count: int) -> tuple[int, ...]:
-        """Which of so many teachers the batch has: those of its first image's place among the images of its class."""
+        """Indices of the batch's teachers out of `count`, by the rank of its images within their classes."""
         if self.members_by == "all" or count < 3:
             return tuple(range(count))
         pairs, rank = list(combinations(range(count), 2)), int(task.ranks.min())
@@ -120,7 +126,7 @@ class CVDD(SRe2L):
         return pairs[int(torch.randint(len(pairs), (), generator=task.common("pair", rank)))]
 
     def _known(self, task: Task) -> tuple[float, ...] | None:
-        """Priors that need neither teachers nor a measurement."""
+        """The priors, if they are known without teachers or measurement; else None."""
         if self.prior is not None:
             return self.prior
         if self.votes == "equal":

@@ -19,27 +19,27 @@ from ._crops import CropSettings, Judge, Patches
 from ._teachers import Committee
 from .sre2l import SRe2L
 
-_CHUNK = 100  # images whose maps are made at once
+_CHUNK = 100  # images per batch of activation maps
 
 
 @dataclass(frozen=True)
 class CriticalCrops(CropSettings):
-    """Patches that hold what a class is recognised by, and that teachers are least sure of."""
+    """Patches that contain a class's critical regions, and that teachers are least confident of."""
 
     crops: Annotated[int, Field(ge=1)] = 10
     order: Literal["low", "medium", "high"] = "high"
     keep: Annotated[int, Field(ge=1)] = 3
-    """Crops of each real image that may be chosen, those with most of its activation map."""
+    """Eligible crops per real image: those with the largest share of its activation map."""
     share: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Least share of the map's sum that a crop holds; background alone cannot win."""
+    """Smallest share of the activation map's sum that an eligible crop contains; excludes background crops."""
 
 
 class Refined(Synthetic):
-    """Images with the share of each update that every pixel follows.
+    """Images with a mask that scales the update of every pixel.
 
     Attributes:
-        mask: (n, 1, h, w); 0 where an image stays as it began.
-        before: (n, c, h, w) the images before the update that is under way.
+        mask: (n, 1, h, w), in [0, 1]; pixels with 0 never change.
+        before: (n, c, h, w), the images before the current update.
     """
 
     mask: Tensor
@@ -54,16 +54,22 @@ class Refined(Synthetic):
 @register("nrrdd")
 @dataclass(frozen=True)
 class NRRDD(SRe2L):
-    """Real patches whose uncritical regions are refined, with two distances per view for labels.
+    """Real patches whose non-critical regions are refined, with two distances per view as labels.
 
-    With C the class-activation map of the first image, from 0 to 1, and M = max(0, epsilon - C), every update of pixel
-    p counts M_p / epsilon: critical regions stay as they are, to the bit.  C is computed once.
+        x_p <- x_p + (M_p / epsilon) * update_p,   M = max(0, epsilon - C),
 
-    What was to be had of the paper says: activation maps choose patches, the least confident ones are stitched; L_C of
-    cross entropy and BatchNorm statistics; the mask; the two distances.  **Our completion**: crops as RDED's, of which
-    each image keeps a few by their share of the map, and a least share; epsilon, learning rate and iterations; dividing
-    by epsilon, so that the learning rate does not shrink with it; and masking Adam's *update*: a masked gradient would
-    do nothing there but for its zeros, as Adam divides by its size.
+    where C is the class-activation map of the initial image, in [0, 1], computed once.  Critical regions, C >= epsilon,
+    never change.
+
+    1. Select crops by their share of the activation map, take the least confident ones, and stitch them.
+    2. Optimise SRe2L's loss, cross-entropy and BatchNorm statistics, with masked updates.
+    3. Label views with two distances, see `dd.labels.distances`.
+
+    We had no access to the full text.  The sources we have describe the selection by activation maps, the stitching,
+    the loss, the mask and the distances.  **Our completion**: RDED's crops, of which each image keeps a few by their
+    share of the map, with a minimum share; epsilon, learning rate and iterations; the division by epsilon, so that the
+    learning rate does not shrink with it; and masking Adam's *update*, because Adam normalises the gradient, so that
+    scaling it would have no effect except where the mask is 0.
     """
 
     paper = "https://arxiv.org/abs/2503.18267"
@@ -77,23 +83,23 @@ class NRRDD(SRe2L):
     crops: CriticalCrops = field(default_factory=CriticalCrops)  # pyright: ignore[reportIncompatibleVariableOverride]
     labels: LabelSettings = field(default_factory=lambda: LabelSettings(form="distances"))
     epsilon: Annotated[float, Field(ge=0)] = 0.5
-    """Activation from which on a pixel is critical; 0 refines nothing."""
+    """Activation at and above which a pixel is critical; 0 refines nothing."""
     scaled: bool = True
     """Divide the mask by epsilon."""
 
     def start(self, task: Task, prepared: Committee) -> Refined:
-        """Patches; the mask is made in the first iteration, of whatever images are there then."""
+        """Start from patches; the mask is computed in the first iteration."""
         made = super().start(task, prepared)
         return Refined(made.images, made.targets)
 
     def mask(self, activation: Tensor) -> Tensor:
-        """Share of an update that a pixel follows, from its activation in [0, 1]; elementwise."""
+        """Factor of a pixel's update, elementwise, from its activation in [0, 1]."""
         if self.epsilon == 0:
             return torch.zeros_like(activation)
         return (self.epsilon - activation).clamp_min(0) / (self.epsilon if self.scaled else 1.0)
 
     def loss(self, syn: Synthetic, task: Task, prepared: Committee, it: int) -> Objective:
-        """Cross entropies and statistics losses, as SRe2L's."""
+        """SRe2L's loss: cross-entropies and statistics losses."""
         assert isinstance(syn, Refined)
         with torch.no_grad():
             syn.before.copy_(syn.images)
@@ -102,7 +108,7 @@ class NRRDD(SRe2L):
         return super().loss(syn, task, prepared, it)
 
     def project(self, syn: Synthetic, task: Task) -> None:
-        """The update counts as much as the mask says; pixels stay between black and white."""
+        """Scale the update by the mask, and clamp pixels to the range from black to white."""
         assert isinstance(syn, Refined)
         with torch.no_grad():
             syn.images.copy_(syn.before + syn.mask * (syn.images - syn.before))
@@ -110,11 +116,11 @@ class NRRDD(SRe2L):
             syn.images.copy_(torch.where(syn.mask > 0, syn.images, syn.before))
 
     def patches(self, task: Task) -> Patches:
-        """Crops with enough of the activation map."""
+        """The need for patches, restricted to critical crops."""
         return Patches(task, self.crops, self.staff(task), self.judge)
 
     def judge(self, teachers: Sequence[Teacher]) -> Judge:
-        """Crops with enough of the activation map, and of each image those with most."""
+        """Eligible crops: at least `share` of the activation map, and among the `keep` best of their image."""
 
         def allowed(images: Tensor, boxes: Tensor, c: int) -> Tensor:
             targets = torch.full((len(images),), c, device=images.device)
@@ -127,7 +133,7 @@ class NRRDD(SRe2L):
 
 
 def looked_at(teachers: Sequence[Teacher], images: Tensor, targets: Tensor) -> Tensor:
-    """(n, h, w) the teachers' mean activation maps."""
+    """Activation maps (n, h, w), averaged over the teachers."""
     chunks = zip(images.split(_CHUNK), targets.split(_CHUNK), strict=True)
     return torch.cat([
         torch.stack([activation_maps(teacher.network, part, own) for teacher in teachers]).mean(0)
@@ -136,7 +142,7 @@ def looked_at(teachers: Sequence[Teacher], images: Tensor, targets: Tensor) -> T
 
 
 def held(maps: Tensor, boxes: Tensor) -> Tensor:
-    """(k, m) share of the sum of maps (k, h, w) inside boxes (k, m, 4); of the area, where a map is 0 everywhere."""
+    """Share (k, m) of the sum of maps (k, h, w) inside boxes (k, m, 4); share of the area for a map that is all 0."""
     empty = maps.sum((1, 2), keepdim=True) == 0
     sums = F.pad(torch.where(empty, 1.0, maps.double()).cumsum(1).cumsum(2), (1, 0, 1, 0))
     top, left, height, width = boxes.unbind(2)

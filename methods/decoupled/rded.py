@@ -18,40 +18,45 @@ from ._teachers import Committee, Taught
 @register("rded")
 @dataclass(frozen=True)
 class RDED(Taught):
-    """Crops of real images that a teacher knows best, several stitched to an image; nothing is optimised.
+    """Crops of real images that a teacher is most confident of, stitched to images; nothing is optimised.
 
-    With one tile per image, the authors' choice at 32 and 64 pixels, it picks crops and stitches nothing.
+    1. Cut random crops of real images, and score each by the teacher's cross-entropy for its class.
+    2. Keep the best crop of each image, and of these the best n f^2 per class.
+    3. Stitch f x f crops to an image.
+    4. Label views with the teacher.
+
+    The official code uses f = 1 at 32 and 64 pixels: it selects crops and stitches nothing.
     """
 
     paper = "https://arxiv.org/abs/2312.03526"
 
     crops: CropSettings = field(default_factory=CropSettings)
-    """Which crops."""
+    """How crops are selected."""
 
     def settle(self, task: Task) -> Self:
-        """Nothing is left to decide; classes with too few images are refused before a teacher is trained.
+        """Refuse classes with too few images before a teacher is trained; nothing else to resolve.
 
         Raises:
-            UsageError: see above; or the data are whitened.
+            UsageError: a class has too few images, or the data are whitened.
         """
         settled = super().settle(task)
         require_enough(task, self.crops)
         return settled
 
     def needs(self, task: Task) -> Sequence[Need[Any]]:
-        """Teachers, and the images that they choose."""
+        """The teachers and the stitched images."""
         return [*super().needs(task), self.patches(task)]
 
     def patches(self, task: Task) -> Patches:
-        """The stitched images."""
+        """The need for the stitched images."""
         return Patches(task, self.crops, self.staff(task))
 
     def prepare(self, task: Task, got: Got) -> Committee:
-        """Teachers, and the images that they choose."""
+        """The teachers and the stitched images."""
         return replace(super().prepare(task, got), patches=got[self.patches(task)])
 
     def parts(self, task: Task) -> Sequence[Tensor]:
-        """So many classes at a time, for their memory."""
+        """Blocks of classes, to bound memory."""
         places, targets = torch.arange(len(task.targets)), task.targets.cpu()
         blocks = [places[(targets >= first) & (targets < first + BLOCK)] for first in range(0, task.classes, BLOCK)]
         return [block for block in blocks if len(block)]

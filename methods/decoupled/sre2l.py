@@ -1,9 +1,12 @@
-"""SRe2L: squeeze, recover and relabel (Yin et al., NeurIPS 2023, arXiv:2306.13092); its relatives build on it.
+"""SRe2L: squeeze, recover and relabel (Yin et al., NeurIPS 2023, arXiv:2306.13092); CDA, SRe2L++ and others extend it.
+
+Recovery minimises, batch by batch,
 
     sum over members j of w_j ( CE(f_j(A(x)), y) + r_bn R_BN,j(A(x)) )
 
-A is one crop, one flip and one roll per iteration for the whole batch.  A batch is the unit: the statistics are of all
-its images, so which images share one belongs to the method; batches do not know of one another.
+with R_BN of `dd.networks.statistics` and one teacher in the paper.  A is one crop, one flip and one roll per iteration,
+shared by the whole batch.  The statistics are those of the batch, so the composition of batches is part of the method;
+batches are independent of each other.
 """
 
 import math
@@ -39,10 +42,16 @@ Member = tuple[float, Teacher]
 @register("sre2l")
 @dataclass(frozen=True)
 class SRe2L(Taught):
-    """Images from noise that a teacher recognises and that leave its BatchNorm statistics unmoved.
+    """Noise, optimised until a teacher recognises it and its BatchNorm statistics match; labels for every view.
 
-    One image per class in a batch, and one crop, one flip and one shift per iteration for all of them.  What is kept is
-    the last iterate; the released code means to keep the best one and keeps the last.
+        min over x of  CE(f(A(x)), y) + r_bn sum over BatchNorm layers l of w_l ( ||v_l - V_l|| + ||mu_l - M_l|| )
+
+    1. Squeeze: train a teacher f on the real images.
+    2. Recover: start from noise, one image per class in a batch; every iteration applies one crop, flip and roll A to
+       the whole batch and takes one Adam step.
+    3. Relabel: the teacher labels augmented views of the final images.
+
+    The result is the last iterate.  The released code intends to keep the best one, but keeps the last.
     """
 
     paper = "https://arxiv.org/abs/2306.13092"
@@ -50,39 +59,39 @@ class SRe2L(Taught):
     iterations: Annotated[int, Field(ge=0)] = 4000
     """Updates of each batch."""
     lr_img: Annotated[float, Field(gt=0)] = 0.25
-    """Adam's learning rate of the pixels in model space, with a cosine to zero."""
+    """Adam learning rate of the pixels, in model space, with cosine decay to zero."""
     betas: tuple[float, float] = (0.5, 0.9)
-    """Adam's."""
+    """Betas of Adam."""
     r_bn: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the statistics loss; 0 leaves it out, and admits teachers without BatchNorm."""
+    """Weight of the statistics loss; 0 disables it and permits teachers without BatchNorm."""
     first_bn: Annotated[float, Field(ge=0)] = 10.0
-    """Weight of the first BatchNorm layer in it; the others have 1."""
+    """Weight of the first BatchNorm layer in the statistics loss; the others have weight 1."""
     crop: Annotated[float, Field(gt=0, le=1)] | None = 0.08
-    """Least share of the area that a random crop keeps; None for no crop."""
+    """Smallest share of the area that a random crop keeps; None for no crop."""
     stretch: Annotated[float, Field(ge=1)] = STRETCH
-    """Largest ratio of the sides of a crop."""
+    """Largest aspect ratio of a crop."""
     flip: bool = True
-    """Mirror half of the views."""
+    """Flip the batch horizontally in half of the iterations."""
     roll: Annotated[int, Field(ge=0)] = 32
-    """Largest circular shift in pixels, down and to the right; 0 for none."""
+    """Largest circular shift in pixels, down and right; 0 for none."""
     roll_back: bool = False
-    """Shifts up and to the left are as likely."""
+    """Also shift up and left, with the same probability."""
     layout: Layout = "one-per-class"
-    """What shares a batch: "one-per-class", the i-th images of so many classes (SRe2L); "class-major", so many images
-    class by class; "single-class", all images of one class; "whole", everything.
+    """Composition of a batch: "one-per-class", the i-th image of up to `batch` classes (SRe2L); "class-major", `batch`
+    consecutive images, ordered by class; "single-class", all images of one class; "whole", all images.
     """
     batch: Annotated[int, Field(ge=1)] = 100
-    """Classes per batch of "one-per-class", images per batch of "class-major"."""
+    """Classes per batch for "one-per-class", images per batch for "class-major"."""
     start_from: Literal["noise", "real", "crops"] = "noise"
-    """First images: "noise" N(0, 1) in model space, random "real" images, or "crops", chosen and stitched patches."""
+    """Initial images: "noise" N(0, 1) in model space, random "real" images, or "crops", selected and stitched."""
     crops: Annotated[CropSettings, OnlyWith("start_from", ("crops",))] = field(default_factory=CropSettings)
-    """Which patches."""
+    """How these crops are selected."""
 
     def settle(self, task: Task) -> Self:
-        """Nothing is left to decide; what cannot work is refused before a teacher is trained.
+        """Refuse what cannot work before a teacher is trained; nothing else to resolve.
 
         Raises:
-            UsageError: a teacher has no BatchNorm, a class too few images, or the data are whitened.
+            UsageError: a teacher has no BatchNorm, a class has too few images, or the data are whitened.
         """
         settled = super().settle(task)
         if self.start_from == "crops":
@@ -93,16 +102,16 @@ class SRe2L(Taught):
         return settled
 
     def needs(self, task: Task) -> Sequence[Need[Any]]:
-        """Teachers, and the patches where it starts from them."""
+        """The teachers, and the patches if it starts from them."""
         patches = [self.patches(task)] if self.start_from == "crops" else []
         return [*super().needs(task), *patches]
 
     def patches(self, task: Task) -> Patches:
-        """Those that it may start from."""
+        """The need for the patches to start from."""
         return Patches(task, self.crops, self.staff(task))
 
     def prepare(self, task: Task, got: Got) -> Committee:
-        """Teachers, and the patches where it starts from them."""
+        """The teachers, and the patches if it starts from them."""
         patches = got[self.patches(task)] if self.start_from == "crops" else None
         return replace(super().prepare(task, got), patches=patches)
 
@@ -141,15 +150,15 @@ class SRe2L(Taught):
         return [Adam([syn.images], lr=self.lr_img, betas=self.betas, foreach=False)]
 
     def rate(self, it: int) -> float:
-        """Half a cosine from 1 towards 0."""
+        """Cosine decay from 1 towards 0."""
         return (1 + math.cos(math.pi * it / self.iterations)) / 2
 
     def least(self, it: int) -> float | None:
-        """The least share of the area that a crop keeps in iteration `it`; None for no crop."""
+        """The smallest share of the area that a crop keeps in iteration `it`; None for no crop."""
         return self.crop
 
     def view(self, task: Task, it: int) -> Callable[[Tensor], Tensor]:
-        """What all images of the batch are shown as in iteration `it`."""
+        """The augmentation A of iteration `it`, shared by all images of the batch."""
         rng, size, least = task.generator("view", it), task.data.size, self.least(it)
         box = None if least is None else draw_boxes(1, (size, size), (least, 1.0), rng, self.stretch)
         mirrored = bool(torch.rand((), generator=rng) < 0.5)
@@ -166,11 +175,11 @@ class SRe2L(Taught):
         return shown
 
     def members(self, task: Task, prepared: Committee) -> Sequence[Member]:
-        """The teachers that this batch has to please, with weights that sum to 1."""
+        """The teachers of this batch, with weights that sum to 1."""
         return [(1 / len(prepared.teachers), teacher) for teacher in prepared.teachers]
 
     def loss(self, syn: Synthetic, task: Task, prepared: Committee, it: int) -> Objective:
-        """The members' weighted cross entropies and statistics losses, one member after another."""
+        """The weighted cross-entropies and statistics losses, accumulated member by member."""
         view = self.view(task, it)
 
         def of(member: Member) -> Callable[[], Terms]:
@@ -181,7 +190,7 @@ class SRe2L(Taught):
         return accumulated(losses, syn.images, names, shared=False)
 
     def project(self, syn: Synthetic, task: Task) -> None:
-        """Pixels stay between black and white."""
+        """Clamp pixels to the range from black to white."""
         with torch.no_grad():
             clip_(task.data.preprocess, syn.images)
 

@@ -13,10 +13,10 @@ from .sre2l import SRe2L
 @register("sre2lpp")
 @dataclass(frozen=True)
 class SRe2LPlusPlus(SRe2L):
-    """SRe2L that starts from real patches of medium difficulty.
+    """SRe2L that starts from real patches of medium difficulty, with labels from batch statistics.
 
-    The authors ship their patches as files and do not say how easy, medium and hard were told apart.  Here all are
-    ranked by the teachers' cross entropy, and medium ones are those in the middle: that is our completion.
+    The authors ship their patches as files and do not define easy, medium and hard.  Here patches are ranked by the
+    teachers' cross-entropy, and the medium ones are the middle of the ranking; that is our completion.
     """
 
     paper = "https://arxiv.org/abs/2501.07575"

@@ -1,1 +1,1 @@
-"""Distribution matching: synthetic images of which a network makes what it makes of real ones."""
+"""Distribution and gradient matching: a network's features or gradients agree on synthetic and real images."""

@@ -1,7 +1,7 @@
-"""What the distribution-matching methods share: images class by class, siamese augmentation, class means, chunks.
+"""Helpers of the distribution-matching methods: images by class, siamese augmentation, class means, chunks.
 
-Classes are independent of one another, so each has generators of its own, and neither how many share a forward pass
-nor which others there are changes what a class is given.
+Classes are independent: each has its own generators, so its random draws do not depend on which classes exist or share
+a forward pass.
 """
 
 from collections.abc import Sequence
@@ -16,24 +16,24 @@ from dd.engine.method import Synthetic, Task
 from dd.networks import products, saved_bytes
 from dd.views.dsa import Draw, apply, draw, siamese
 
-FORWARD_SHARE = 0.125  # of the device's total memory that the activations of one chunk of classes may take
-ENOUGH = 1024  # images of a chunk: more keep no device busier, and memory shall not grow with the number of classes
-# of a chunk on a CPU: as many as of ENOUGH images of 28 pixels in a ConvNet of width 32.  A class that is as much work
-# by itself gains little by company and costs memory: at width 128 ten classes of 64 real images take 0.92 of the time
-# and 4.6 times the memory of one after another (one core)
+FORWARD_SHARE = 0.125  # share of the device's total memory for the activations of one chunk of classes
+ENOUGH = 1024  # images per chunk: enough to saturate any device, and a bound on memory for many classes
+# multiply-accumulates per chunk on a CPU: those of ENOUGH images of 28 pixels in a ConvNet of width 32.  Beyond that,
+# combining classes gains little and costs memory: at width 128, ten classes of 64 real images together take 0.92 of
+# the time and 4.6 times the memory of one class after another (one core)
 PRODUCTS = ENOUGH * 3_249_152
 
 
 @dataclass(frozen=True)
 class Group:
-    """Some classes of an iteration, augmented and ready for a network.
+    """The augmented images of some classes in one iteration.
 
     Attributes:
-        classes: their labels, in the order of the images.
+        classes: the labels, in the order of the images.
         real: (sum of real_sizes, c, h, w), without a graph.
-        real_sizes: real images of each class.
+        real_sizes: number of real images per class.
         synthetic: (sum of sizes, c, h, w), differentiable.
-        sizes: synthetic images of each class.
+        sizes: number of synthetic images per class.
     """
 
     classes: Sequence[int]
@@ -44,14 +44,14 @@ class Group:
 
 
 def group(syn: Synthetic, task: Task, it: int, classes: Sequence[int], batch_real: int, strategy: str) -> Group:
-    """Real and synthetic images of some classes in iteration `it`, each class under one siamese draw.
+    """Real and synthetic images of some classes in iteration `it`; each class has one siamese draw.
 
     Args:
         syn: the variables.
-        task: what to distil.
-        it: names all draws.
-        classes: which.
-        batch_real: real images per class, drawn without replacement; all of a smaller class.
+        task: the run.
+        it: the iteration, which seeds all draws.
+        classes: labels of the classes.
+        batch_real: real images per class, drawn without replacement; all images of a smaller class.
         strategy: DSA strategy.
     """
     shape = (task.data.channels, task.data.size, task.data.size)
@@ -67,9 +67,10 @@ def group(syn: Synthetic, task: Task, it: int, classes: Sequence[int], batch_rea
 def real_images(
     task: Task, it: int, classes: Sequence[int], count: int, drawn: bool = True
 ) -> tuple[Tensor, list[int]]:
-    """`count` real images of each class, without replacement, class after class, and how many of each there are.
+    """`count` real images of each class, ordered by class, and the number of images per class.
 
-    A smaller class gives all that it has.  Where they are not drawn they are the first ones, in every iteration.
+    Images are drawn without replacement, or, with `drawn=False`, always the first ones.  A smaller class contributes
+    all its images.
     """
     pools = [task.data.train.of_class(c) for c in classes]
     if not drawn:
@@ -83,17 +84,17 @@ def real_images(
 
 
 def first_of_class(task: Task) -> Tensor:
-    """(n,) indices of the first real training images of every class, one for every target."""
+    """Indices (n,) of the first real training images of every class, one per target."""
     return torch.stack([task.data.train.of_class(int(c))[r] for c, r in zip(task.targets, task.ranks, strict=True)])
 
 
 def augment_by_class(draws: Sequence[Draw], images: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Augment every class with its own draw, shared by all its images; classes with the same operation go together.
+    """Augment every class with its own draw, shared by all its images; batches classes with the same operation.
 
     Args:
-        draws: one per class; the parameters of its first image count.
-        images: (sum of sizes, c, h, w), class after class.
-        sizes: images of each class.
+        draws: one per class; the parameters of its first image are used.
+        images: (sum of sizes, c, h, w), ordered by class.
+        sizes: number of images per class.
     """
     if all(d.op == "none" for d in draws):
         return images
@@ -112,7 +113,7 @@ def augment_by_class(draws: Sequence[Draw], images: Tensor, sizes: Sequence[int]
 
 
 def class_means(features: Tensor, sizes: Sequence[int]) -> Tensor:
-    """(classes, d) means of (sum of sizes, d) features, class after class."""
+    """Class means (classes, d) of features (sum of sizes, d), ordered by class."""
     if len(set(sizes)) == 1:
         return features.view(len(sizes), sizes[0], -1).mean(1)
     counts = torch.tensor(sizes, device=features.device)
@@ -122,17 +123,18 @@ def class_means(features: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def has_batch_norm(network: nn.Module) -> bool:
-    """Whether what one image gives depends on the others in its batch."""
+    """Whether the network has batch norm, so that an image's output depends on its batch."""
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
 
 
 def chunk_size(task: Task, batch_real: int) -> int:
-    """How many classes go into one forward pass, from shapes and the device's total memory.
+    """Number of classes per forward pass, from shapes and the device's total memory.
 
-    About a thousand images, or what an eighth of the device's total memory holds, and on a CPU as few as keep it busy.
+    That is about a thousand images, at most what fits into an eighth of the device's total memory, and on a CPU no more
+    than needed to keep it busy.
 
     Args:
-        task: what to distil.
+        task: the run.
         batch_real: real images per class.
     """
     network = task.network("skeleton")
@@ -148,20 +150,20 @@ def chunk_size(task: Task, batch_real: int) -> int:
 
 
 def chunks(task: Task, network: nn.Module, chunk: int | None, batchnorm: Literal["class", "all"]) -> list[list[int]]:
-    """This process's classes of every forward pass.
+    """The classes of each forward pass of this process.
 
     Args:
-        task: what to distil.
-        network: that they go through.
-        chunk: classes in one forward pass, where the network lets them share one; None for one at a time.
-        batchnorm: with batch norm the classes of a forward pass see one another: "class" gives each a pass of its own,
-            "all" puts all of them into one.
+        task: the run.
+        network: the network that is matched on.
+        chunk: classes per forward pass, if the network has no batch norm; None for one.
+        batchnorm: with batch norm, the classes of a forward pass affect each other: "class" gives each class its own
+            pass, "all" puts all classes into one.
     """
     classes, each = list(range(task.classes)), chunk or 1
     if not has_batch_norm(network):
         classes = parallel.share(classes)
     elif batchnorm == "class":
         classes, each = parallel.share(classes), 1
-    else:  # they cannot be shared out
+    else:  # one pass cannot be distributed over processes
         classes, each = classes if parallel.is_first() else [], task.classes
     return [classes[first : first + each] for first in range(0, len(classes), each)]

@@ -1,4 +1,4 @@
-"""The neural characteristic-function discrepancy, and the network that looks for frequencies where it is large."""
+"""The neural characteristic-function discrepancy (NCFD), and the sampling network that maximises it."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,18 @@ from torch import Tensor, nn
 
 from ._classes import class_means
 
-FLOOR = 1e-12  # of a squared discrepancy at one frequency, as in the released code
+FLOOR = 1e-12  # lower bound of the squared discrepancy at a frequency, as in the released code
 
 
 def characteristic(features: Tensor, frequencies: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part (classes, T) of the empirical characteristic functions of classes of features.
+    """Real and imaginary parts, each (classes, T), of the empirical characteristic functions of classes of features.
 
-    Phi(t) = mean over the class's samples x of exp(i <t, x>), in float32 at least, whatever autocast says.
+    Phi(t) = mean over the class's samples x of exp(i <t, x>), in at least float32, even under autocast.
 
     Args:
-        features: (sum of sizes, D), class after class.
-        frequencies: (T, D).
-        sizes: samples of each class.
+        features: (sum of sizes, D), ordered by class.
+        frequencies: t, (T, D).
+        sizes: number of samples per class.
     """
     with torch.autocast(features.device.type, enabled=False):
         kind = torch.promote_types(features.dtype, torch.float32)
@@ -29,19 +29,21 @@ def characteristic(features: Tensor, frequencies: Tensor, sizes: Sequence[int]) 
 def discrepancy(
     ours: tuple[Tensor, Tensor], real: tuple[Tensor, Tensor], amplitude: float = 0.5, phase: float = 0.5
 ) -> Tensor:
-    """(classes,) mean over t of sqrt(amplitude * (|Phi_r| - |Phi_s|)^2 + phase * the rest of |Phi_r - Phi_s|^2).
+    """The NCFD of each class, (classes,).
 
-    Wang et al., CVPR 2025 (arXiv:2502.20653), equations 7 and 8, with the phase as a difference: the product form that
-    the authors publish loses all digits in float32 where the discrepancy is small.
+        NCFD = mean over t of sqrt( amplitude * a + phase * (|Phi_r - Phi_s|^2 - a) ),   a = (|Phi_r| - |Phi_s|)^2
+
+    Wang et al., CVPR 2025 (arXiv:2502.20653), equations 7 and 8.  The phase term is computed as a difference: the
+    product form of the paper loses all digits in float32 if the discrepancy is small.
 
     Args:
-        ours: see `characteristic`.
-        real: of the same classes and frequencies.
-        amplitude: weight of the amplitudes' difference [alpha].
-        phase: weight of the phases' difference.
+        ours: Phi_s, see `characteristic`.
+        real: Phi_r, of the same classes and frequencies.
+        amplitude: weight of the amplitude term [alpha].
+        phase: weight of the phase term.
     """
     whole = (ours[0] - real[0]).square() + (ours[1] - real[1]).square()
-    if amplitude == phase:  # the split is of no account
+    if amplitude == phase:  # the terms add up to the whole
         return (amplitude * whole.clamp_min(FLOOR)).sqrt().mean(1)
     sizes = [(c.square() + s.square() + FLOOR**2).sqrt() for c, s in (ours, real)]
     amp = (sizes[0] - sizes[1]).square()
@@ -49,11 +51,13 @@ def discrepancy(
 
 
 class Sampler(nn.Module):
-    """Frequencies as a scale mixture of normals: t = n * sigma, n ~ N(0, I), sigma from a network of noise.
+    """The sampling network: frequencies from a scale mixture of normals.
+
+        t = n * sigma,   n ~ N(0, I),   sigma = psi(noise),   noise ~ N(0, I)
 
     Args:
         features: D.
-        components: different sigmas; each serves `each` frequencies.
+        components: number of scales sigma; each is shared by `each` frequencies.
         each: frequencies per component.
     """
 
@@ -66,7 +70,7 @@ class Sampler(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, noise: Tensor, normals: Tensor) -> Tensor:
-        """(T, D) frequencies from noise (components, D) and normals (T, D), T = components * each."""
+        """Frequencies (T, D) from noise (components, D) and normals (T, D), with T = components * each."""
         return normals * self.layers(noise).repeat_interleave(self.each, 0)
 
     def draw(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A learning rate that falls where the loss does not, as a part of the variables: checkpoints carry it."""
+"""A reduce-on-plateau schedule whose state is part of the variables, so that checkpoints contain it."""
 
 import torch
 from torch import Tensor, nn
@@ -6,16 +6,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 FACTOR = 0.5
-PATIENCE = 500  # the released code's
+PATIENCE = 500  # as in the released code
 
 
 class Plateau(nn.Module):
     """The state of PyTorch's `ReduceLROnPlateau`.
 
     Attributes:
-        best: () float64, the least loss so far.
-        bad: () int64, iterations since then, or since the rate last fell.
-        factor: () float64, what is left of the rate.
+        best: float64 (), the smallest loss so far.
+        bad: int64 (), iterations since then, or since the last reduction.
+        factor: float64 (), the current factor of the learning rate.
     """
 
     best: Tensor
@@ -29,11 +29,11 @@ class Plateau(nn.Module):
         self.register_buffer("factor", torch.tensor(1.0, dtype=torch.float64, device=device))
 
     def see(self, loss: Tensor, lr: float) -> None:
-        """Take the loss of an iteration into account.
+        """Update the state with the loss of an iteration.
 
         Args:
             loss: ().
-            lr: the rate at the beginning; it no longer falls where that would be by less than 1e-8.
+            lr: the initial learning rate; reductions by less than 1e-8 are not made.
         """
         carrier = torch.optim.SGD([torch.zeros(())], lr=lr * float(self.factor))
         plateau = ReduceLROnPlateau(carrier, factor=FACTOR, patience=PATIENCE)
@@ -44,6 +44,6 @@ class Plateau(nn.Module):
         self.factor.fill_(carrier.param_groups[0]["lr"] / lr)
 
     def slow(self, optimiser: Optimizer) -> None:
-        """Apply it to the rates of an optimiser that is about to step."""
+        """Apply the factor to the learning rates of an optimiser, just before its step."""
         for group in optimiser.param_groups:
             group["lr"] *= float(self.factor)

@@ -18,11 +18,11 @@ from dd.networks import captured, embed
 from ._classes import Group, class_means
 from .dm import DM
 
-LOW_RESOLUTION = 32  # pixels: CIFAR's, in the paper's words
+LOW_RESOLUTION = 32  # largest side in pixels that the paper calls low resolution (CIFAR)
 
 
 def attention(maps: Tensor, power: float) -> Tensor:
-    """(n, h w) spatial attention of feature maps (n, c, h, w): sum over channels of |F|^power, each of norm 1."""
+    """Spatial attention (n, h w) of feature maps F (n, c, h, w): sum over channels of |F|^power, L2-normalised."""
     summed = maps.abs().pow(power) if power != 1 else maps.abs()
     return F.normalize(summed.sum(1).flatten(1), dim=1, eps=1e-12)
 
@@ -30,23 +30,29 @@ def attention(maps: Tensor, power: float) -> Tensor:
 @register("datadam")
 @dataclass(frozen=True)
 class DataDAM(DM):
-    """Attention matching: where a random network looks in the classes, and their mean features.
+    """Attention matching: a random network's mean attention maps and mean features agree on real and synthetic images.
 
-    L = 100 sum over classes and layers of || mean attention of real - of synthetic images ||^2
-      + 100 weight sum over classes of || mean feature of real - of synthetic images ||^2,
-    with the attention of every activation but the last, each image's normalised before the mean.  The factor of 100 and
-    the sum over classes are the released code's.  Paper and code disagree about the norm, the power and the number of
-    iterations: recipes have both as `preset=paper` and `preset=code`.
+        L = 100 sum over classes, layers of || mean attention of A(real) - mean attention of A(synthetic) ||^2
+          + 100 weight sum over classes of || mean feature of A(real) - mean feature of A(synthetic) ||^2
+
+    Attention is that of every activation layer but the last, normalised per image before averaging.
+
+    1. Draw a random network, a batch of real images per class and one siamese augmentation A per class.
+    2. Compute attention maps and features of real and synthetic images.
+    3. Take one SGD step on the synthetic images.
+
+    The factor of 100 and the sum over classes come from the released code.  Paper and code disagree about the norm, the
+    power and the number of iterations; recipes have both, as `preset=paper` and `preset=code`.
     """
 
     paper = "https://arxiv.org/abs/2310.00093"
 
     lr_img: Annotated[float, Field(gt=0)] = 1.0
-    """SGD learning rate of the pixels; the paper's, where nothing else is said: 1 up to ipc 50, 10 beyond."""
+    """SGD learning rate of the pixels; by default the paper's, 1 up to ipc 50 and 10 above."""
     power: Annotated[float, Field(gt=0)] = 4.0
     """Power of the attention [p]."""
     weight: Annotated[float | None, Field(ge=0)] = None
-    """Weight of the features' term [lambda]; None for the paper's table: 0.01 up to 32 pixels, 0.02 above."""
+    """Weight of the feature term [lambda]; None for the paper's values: 0.01 up to 32 pixels, 0.02 above."""
 
     @classmethod
     def by_ipc(cls, ipc: int) -> Mapping[str, Any]:
@@ -54,12 +60,12 @@ class DataDAM(DM):
         return {"lr_img": 1.0 if ipc <= 50 else 10.0}
 
     def settle(self, task: Task) -> Self:
-        """Chunks as DM's, and the weight by the images' size."""
+        """Resolve the chunk size, and the weight from the image size."""
         weight = 0.01 if task.data.size <= LOW_RESOLUTION else 0.02
         return replace(super().settle(task), weight=weight if self.weight is None else self.weight)
 
     def loss(self, syn: Synthetic, task: Task, prepared: None, it: int) -> Objective:
-        """The distance of mean attention maps and that of mean features."""
+        """The distances of mean attention maps and of mean features."""
         network, weight = task.network("matching", it).requires_grad_(False), self.weight
         assert weight is not None, "settled"
 

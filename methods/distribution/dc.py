@@ -24,22 +24,24 @@ from dd.views.dsa import augment
 from ._classes import ENOUGH, group, has_batch_norm
 
 NETWORKS = 1000
-# ipc to (outer, inner): `get_loops` of the official code, and its author's advice for 100 (issue 2 of the repository)
+# ipc -> (outer, inner): `get_loops` of the official code; for 100 its author's advice (issue 2 of that repository)
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10), 100: (100, 2)}
 
 
 def gradient_distance(ours: Iterable[Tensor], real: Iterable[Tensor]) -> Tensor:
-    """Sum over layers and their outputs of 1 - <A_o, B_o> / (||A_o|| ||B_o|| + 1e-6); vectors are skipped.
+    """Gradient distance: sum over layers and outputs o of 1 - <A_o, B_o> / (||A_o|| ||B_o|| + 1e-6).
+
+    One-dimensional parameters (biases and norm layers) are skipped.
 
     Args:
-        ours: gradients of the parameters, layer by layer; the first axis of each counts the outputs.
-        real: the same of real images.
+        ours: gradients A on synthetic images, one per parameter; the first axis indexes the outputs.
+        real: gradients B on real images.
     """
     distance = []
     for a, b in zip(ours, real, strict=True):
         if a.dim() < 2:
             continue  # biases and norms
-        # norm layers with a scale per position are matrices over channels
+        # flatten all but the first axis; LayerNorm scales (c, h, w) become matrices over channels
         a, b = (g.reshape(g.shape[0], -1) for g in (a, b))
         cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
         distance.append((1 - cosine).sum())
@@ -47,11 +49,11 @@ def gradient_distance(ours: Iterable[Tensor], real: Iterable[Tensor]) -> Tensor:
 
 
 class Condensed(Synthetic):
-    """Variables with the network that they are matched on.
+    """Synthetic images with the current state of the network that is matched on.
 
     Attributes:
-        theta: (P,) its parameters; meaningless where the next iteration begins a new one.
-        done: () int64, iterations done.
+        theta: (P,), its parameters; unused if the next iteration starts a new network.
+        done: int64 (), iterations done.
     """
 
     theta: Tensor
@@ -66,10 +68,17 @@ class Condensed(Synthetic):
 @register("dc")
 @dataclass(frozen=True)
 class DC(Method[Functional]):
-    """Gradient matching: synthetic images should pull a network's weights the way real ones do.
+    """Gradient matching: synthetic images give a network's weights the same gradients as real images.
 
-    A new network is taken every `outer` iterations; in between it is trained for `inner` passes on the synthetic set.
-    All three follow from ipc, as in the official code, where nothing else says them.
+        L = sum over classes c of D( grad_theta CE(real images of c), grad_theta CE(synthetic images of c) )
+
+    with D of `gradient_distance`.
+
+    1. Every `outer` iterations, draw a new random network.
+    2. Match the gradients of all classes, and take one SGD step on the synthetic images.
+    3. Train the network on the synthetic images for `inner` passes, then repeat step 2.
+
+    By default `outer`, `inner` and `iterations` depend on ipc, as in the official code.
     """
 
     paper = "https://arxiv.org/abs/2006.05929"
@@ -77,19 +86,19 @@ class DC(Method[Functional]):
     iterations: Annotated[int, Field(ge=0)] = 1000
     """Updates of the images: the paper's 1,000 networks times `outer`."""
     lr_img: Annotated[float, Field(gt=0)] = 0.1
-    """Learning rate of the pixels' momentum SGD, in model space."""
+    """SGD learning rate of the pixels, in model space."""
     momentum_img: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Momentum of the pixels' optimiser."""
     batch_real: Annotated[int, Field(ge=1)] = 256
     """Real images per class and iteration."""
     start_from: Literal["real", "noise"] = "noise"
-    """Random real images of each class, or noise N(0, 1) in model space."""
+    """Initial images: random "real" ones of each class, or "noise" N(0, 1) in model space."""
     augment: bool = False
-    """Siamese DSA, one draw per class and iteration, with the data set's strategy."""
+    """Whether to use siamese DSA: one draw per class and iteration, with the data set's strategy."""
     outer: Annotated[int, Field(ge=1)] = 1
-    """Updates per network."""
+    """Image updates per network."""
     inner: Annotated[int, Field(ge=1)] = 1
-    """Passes over the synthetic images between two updates."""
+    """Training passes of the network on the synthetic images between two image updates."""
     lr_net: Annotated[float, Field(gt=0)] = 0.01
     """SGD learning rate of the network."""
     batch_net: Annotated[int, Field(ge=1)] = 256
@@ -97,12 +106,12 @@ class DC(Method[Functional]):
 
     @classmethod
     def by_ipc(cls, ipc: int) -> Mapping[str, Any]:
-        """The official code's loops and 1,000 networks; between its values of ipc those of the nearest by ratio."""
+        """The official code's loops, with 1,000 networks; for other ipc, those of the nearest known ipc by ratio."""
         outer, inner = LOOPS[min(LOOPS, key=lambda known: abs(math.log(known / ipc)))]
         return {"outer": outer, "inner": inner, "iterations": NETWORKS * outer}
 
     def settle(self, task: Task) -> Self:
-        """Nothing is left to decide; a network with batch norm is refused.
+        """Refuse a network with batch norm; nothing else to resolve.
 
         Raises:
             UsageError: the student has batch norm.
@@ -116,7 +125,7 @@ class DC(Method[Functional]):
         return self
 
     def prepare(self, task: Task, got: Got) -> Functional:
-        """The student; its module takes the weights of the iteration."""
+        """The student as a function; its module receives the weights of each iteration."""
         return task.functional()
 
     def start(self, task: Task, prepared: Functional) -> Synthetic:
@@ -124,11 +133,11 @@ class DC(Method[Functional]):
         return Condensed(task.first_images(self.start_from), task.targets, prepared.size)
 
     def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
-        """Momentum SGD on the pixels; its state is pixel by pixel, so classes do not meet in it."""
+        """Momentum SGD on the pixels; its state is elementwise, so classes stay independent."""
         return [SGD([syn.images], lr=self.lr_img, momentum=self.momentum_img)]
 
     def loss(self, syn: Synthetic, task: Task, prepared: Functional, it: int) -> Objective:
-        """The distance of the gradients by real and by synthetic images, class by class."""
+        """The distance between the gradients on real and on synthetic images, class by class."""
         assert isinstance(syn, Condensed)
         if it % self.outer == 0:
             syn.theta.copy_(prepared.flatten(task.network("matching", it // self.outer)))
@@ -142,7 +151,7 @@ class DC(Method[Functional]):
         def of(classes: Sequence[int]) -> Terms:
             batch = group(syn, task, it, classes, self.batch_real, task.data.augment if self.augment else "none")
             images = zip(classes, batch.real.split(batch.real_sizes), batch.synthetic.split(batch.sizes), strict=True)
-            # one class at a time, as its gradient by the weights is wanted; only augmentation is done together
+            # gradients need one class at a time; only the augmentation is batched
             losses = [partial(distance, *of_class) for of_class in images]
             return accumulated(losses, batch.synthetic, ("distance",), shared=False)
 
@@ -152,7 +161,7 @@ class DC(Method[Functional]):
         return accumulated([partial(of, chunk) for chunk in chunks], syn.images, ("distance",))
 
     def project(self, syn: Synthetic, task: Task) -> None:
-        """Train the network on the images, unless a new one is due."""
+        """Train the network on the synthetic images, unless the next iteration starts a new one."""
         assert isinstance(syn, Condensed)
         it = int(syn.done)
         syn.done += 1
@@ -176,7 +185,7 @@ class DC(Method[Functional]):
 
 
 def _gradients(network: nn.Module, images: Tensor, c: int, create_graph: bool = False) -> Sequence[Any]:
-    """Gradients of the mean cross entropy of images of class `c` by every weight."""
+    """Gradients of the mean cross-entropy of images of class `c` with respect to every parameter."""
     targets = torch.full((len(images),), c, device=images.device)
     loss = F.cross_entropy(network(images), targets)
     return torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph)

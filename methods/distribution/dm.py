@@ -21,9 +21,13 @@ from ._classes import Group, chunk_size, chunks, class_means, group
 @register("dm")
 @dataclass(frozen=True)
 class DM(Method[None]):
-    """Distribution matching: the classes' mean features under a fresh random network, those of real images.
+    """Distribution matching: class means of random features agree on real and synthetic images.
 
-    L = sum over classes of || mean f(A(real)) - mean f(A(synthetic)) ||^2, with a new network every iteration.
+        L = sum over classes of || mean f(A(real)) - mean f(A(synthetic)) ||^2
+
+    1. Draw a random network f, a batch of real images per class and one siamese augmentation A per class.
+    2. Compute the mean features of real and synthetic images.
+    3. Take one SGD step on the synthetic images.
     """
 
     paper = "https://arxiv.org/abs/2110.04181"
@@ -31,26 +35,26 @@ class DM(Method[None]):
     iterations: Annotated[int, Field(ge=0)] = 20_000
     """Updates of the images."""
     lr_img: Annotated[float, Field(gt=0)] = 1.0
-    """Learning rate of the pixels' momentum SGD, in model space."""
+    """SGD learning rate of the pixels, in model space."""
     momentum_img: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Momentum of the pixels' optimiser."""
     batch_real: Annotated[int, Field(ge=1)] = 256
     """Real images per class and iteration."""
     start_from: Literal["real", "noise"] = "real"
-    """Random real images of each class, or noise N(0, 1) in model space."""
+    """Initial images: random "real" ones of each class, or "noise" N(0, 1) in model space."""
     augment: bool = True
-    """Siamese DSA, one draw per class and iteration, with the data set's strategy."""
+    """Whether to use siamese DSA: one draw per class and iteration, with the data set's strategy."""
     chunk: Annotated[int, Field(ge=1)] | None = None
-    """Classes in one forward pass; None for about a thousand images, or what an eighth of the device's total memory
-    holds, and on a CPU as few as keep it busy.  It changes memory and time, not results.
+    """Classes per forward pass. None: about a thousand images, limited to an eighth of the device's total memory, and
+    on a CPU to what keeps it busy. It affects memory and time, not results.
     """
     batchnorm: Literal["class", "all"] = "class"
-    """With batch norm the classes of a forward pass see one another: "class" gives each a pass of its own, "all" puts
-    all of them into one, as the authors' code does.
+    """Forward passes of networks with batch norm, in which classes affect each other: "class" gives each class its own
+    pass, "all" puts all classes into one, as the authors' code does.
     """
 
     def settle(self, task: Task) -> Self:
-        """How many classes share a forward pass."""
+        """Resolve the number of classes per forward pass."""
         return replace(self, chunk=self.chunk or chunk_size(task, self.batch_real))
 
     def start(self, task: Task, prepared: None) -> Synthetic:
@@ -58,7 +62,7 @@ class DM(Method[None]):
         return Synthetic(task.first_images(self.start_from), task.targets)
 
     def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
-        """Momentum SGD on the pixels; its state is pixel by pixel, so classes do not meet in it."""
+        """Momentum SGD on the pixels; its state is elementwise, so classes stay independent."""
         return [SGD([syn.images], lr=self.lr_img, momentum=self.momentum_img)]
 
     def loss(self, syn: Synthetic, task: Task, prepared: None, it: int) -> Objective:
@@ -82,7 +86,7 @@ class DM(Method[None]):
         discrepancy: Callable[[Group], Terms],
         names: Sequence[str],
     ) -> Terms:
-        """The terms `names` of a discrepancy, summed over all classes of iteration `it`, chunk by chunk."""
+        """The terms `names` of a discrepancy, summed over all classes of iteration `it`, one chunk at a time."""
         strategy = task.data.augment if self.augment else "none"
 
         def of(classes: Sequence[int]) -> Terms:

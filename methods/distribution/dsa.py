@@ -11,9 +11,12 @@ from .dc import DC
 @register("dsa")
 @dataclass(frozen=True)
 class DSA(DC):
-    """Gradient matching under siamese augmentation: DC with one random change for a class's real and synthetic images.
+    """Gradient matching under siamese augmentation: DC with one shared augmentation per class.
 
-    The network between two updates is trained on augmented images too.
+        L = sum over classes c of D( grad_theta CE(A_c(real images)), grad_theta CE(A_c(synthetic images)) )
+
+    The draw A_c is the same for the real and synthetic images of a class.  The steps are DC's; between image updates,
+    the network is trained on augmented images as well.
     """
 
     paper = "https://arxiv.org/abs/2102.08259"

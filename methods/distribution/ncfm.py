@@ -27,19 +27,19 @@ from ._classes import augment_by_class, chunk_size, chunks, class_means, first_o
 from ._ncfd import Sampler, characteristic, discrepancy
 from ._plateau import Plateau
 
-_PER_COMPONENT = 16  # frequencies that share a scale (the paper's section 5.1: T / 16 components)
+_PER_COMPONENT = 16  # frequencies per scale (section 5.1 of the paper: T / 16 components)
 
 
 @dataclass(frozen=True)
 class Features:
-    """What some classes look like in an iteration.
+    """The features of some classes in one iteration.
 
     Attributes:
-        real: (sum of real_sizes, D) unit features of real images.
-        ours: (sum of sizes, D) unit features of decoded images, differentiable.
-        images: those decoded images, augmented, in model space.
-        real_sizes: real images of each class.
-        sizes: decoded images of each class.
+        real: (sum of real_sizes, D), normalised features of real images.
+        ours: (sum of sizes, D), normalised features of decoded images, differentiable.
+        images: the decoded images, augmented, in model space.
+        real_sizes: number of real images per class.
+        sizes: number of decoded images per class.
     """
 
     real: Tensor
@@ -51,7 +51,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Pool:
-    """Pretrained networks, and two modules to run them in: blended, and as they were trained."""
+    """Pretrained networks, and two modules to run them in: one with blended weights, one with trained weights."""
 
     experts: Trajectories
     template: Functional
@@ -60,13 +60,13 @@ class Pool:
 
 
 class Mosaics(Synthetic):
-    """Images in [0, 1] that are decoded, and the sampler that plays against them.
+    """Mosaics in [0, 1], and the adversarial sampling network.
 
     Attributes:
-        features: D of the network that is matched on.
-        sampler: None for Gaussian frequencies.
-        plateau: what is left of the learning rate; None for other schedules.
-        velocity: the sampler's momentum, flat.
+        features: feature dimension D of the network that is matched on.
+        sampler: the sampling network; None for Gaussian frequencies.
+        plateau: state of the plateau schedule; None for other schedules.
+        velocity: momentum buffer of the sampling network, flat.
     """
 
     velocity: Tensor
@@ -81,24 +81,29 @@ class Mosaics(Synthetic):
         self._invert = task.data.preprocess.invert
 
     def take(self, images: Tensor, labels: Tensor | None = None, lr: float | None = None) -> None:
-        """Sets are in model space."""
+        """Load images from a set, which is in model space."""
         super().take(self._invert(images.to(self.images.device)).clamp(0, 1), labels, lr)
 
 
 @register("ncfm")
 @dataclass(frozen=True)
 class NCFM(Method[Pool]):
-    """Characteristic functions of features, matched where a sampling network finds them furthest apart.
+    """Characteristic functions of features, matched at the frequencies where a sampling network finds them most apart.
 
-    Every iteration blends one network of a pretrained pool between its first and its last weights, and minimises over
-    images, with frequencies that maximise over a sampling network,
+        min over images, max over psi:  scale * sum over classes of NCFD( f(A(real)), f(A(decoded)); t ~ psi )
+        min over images:                calibration * sum over classes of CE( f_trained(A(decoded)) )
 
-        scale * sum over classes of NCFD(f(A(real)), f(A(decoded)); t) + weight * CE of the trained one on A(decoded).
+    with the NCFD of Wang et al., equations 7 and 8: characteristic functions at frequencies t, compared by amplitude
+    and phase.  Features are L2-normalised per sample.  Images are mosaics of factor x factor tiles.
 
-    Features are of unit norm, each sample's.  Images are mosaics of factor x factor tiles.  The released code never
-    trains the sampling network: `sampler=gaussian` is what it does, and `preset=code` is that code.  What it does not
-    copy: there the optimiser steps once per class and phase, here once an iteration (`lr_per=class` moves as far), and
-    there the pool is trained with IDC's augmentation and CutMix, here with DSA.
+    1. Draw a network of a pretrained pool; f has weights blended at random between its initial and trained ones.
+    2. Decode the mosaics, augment, and compute the features of real and decoded images.
+    3. Take a gradient ascent step on the sampling network psi, and draw frequencies from it.
+    4. Take one optimiser step on the images.
+
+    The released code never trains the sampling network; `sampler=gaussian` does the same, and `preset=code` follows
+    that code with two differences: its optimiser steps once per class and phase, ours once per iteration
+    (`lr_per=class` moves the images as far), and its pool is trained with IDC's augmentation and CutMix, ours with DSA.
     """
 
     paper = "https://arxiv.org/abs/2502.20653"
@@ -106,24 +111,24 @@ class NCFM(Method[Pool]):
     iterations: Annotated[int, Field(ge=0)] = 20_000
     """Updates of the images."""
     lr_img: Annotated[float, Field(gt=0)] = 1e-3
-    """Learning rate of the pixels in [0, 1]."""
+    """Learning rate of the pixels, which are in [0, 1]."""
     batch_real: Annotated[int, Field(ge=1)] = 1024
     """Real images per class and iteration."""
     lr_per: Literal["iteration", "class"] = "iteration"
-    """The step that `lr_img` and `weight_decay` are for: that of an iteration, or the released code's steps, one per
-    class for the discrepancy and one for the calibration. Of P such steps AdamW moves an image, which has a gradient in
-    one or two of them, about sqrt(P) times as far as one step would, and decays it P times; SGD moves it as far as one
-    step, and decays it P times.
+    """What `lr_img` and `weight_decay` refer to: one step per "iteration", or the P steps per iteration of the released
+    code, one per "class" for the discrepancy and one for the calibration. An image has a gradient in one or two of
+    these P steps: AdamW then moves it about sqrt(P) times as far as a single step, SGD as far as a single step, and
+    both decay it P times. "class" scales the two settings accordingly.
     """
     optimiser: Literal["adamw", "sgd"] = "adamw"
     """Optimiser of the pixels: AdamW, or SGD with momentum."""
     sgd_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Momentum of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Weight decay of the pixels, AdamW's own or SGD's."""
+    """Weight decay of the pixels (decoupled for AdamW, an L2 penalty for SGD)."""
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
-    """How lr falls: "cosine" to zero over the iterations; "plateau" halves it where the loss has not fallen by a
-    ten-thousandth for more than 500 iterations; or "constant".
+    """Learning-rate schedule: "cosine" decay to zero; "plateau", halved whenever the loss has not fallen by a relative
+    1e-4 for more than 500 iterations; or "constant".
     """
     factor: Annotated[int, Field(ge=1)] = 2
     """Tiles per side of a stored image."""
@@ -132,44 +137,45 @@ class NCFM(Method[Pool]):
     sampler: Literal["learned", "gaussian"] = "learned"
     """How frequencies are drawn: "learned" by minimax, or "gaussian", t ~ N(0, I)."""
     shared: bool = True
-    """Show all classes of an iteration the same frequencies; otherwise each has its own."""
+    """Whether all classes of an iteration share the same frequencies; otherwise each class has its own."""
     order: Literal["drawn", "file"] = "drawn"
-    """Which real images a class shows: "drawn", new every iteration; "file", always its first `batch_real`, with which
-    the mosaics begin too.
+    """Real images of a class: "drawn" at random in every iteration, or always its first `batch_real` in "file" order,
+    from which the mosaics are initialised too.
     """
     lr_sampler: Annotated[float, Field(gt=0)] = 1e-3
     """SGD learning rate of the sampling network."""
     momentum_sampler: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Momentum of the sampling network's optimiser."""
     amplitude: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of the amplitudes [alpha]."""
+    """Weight of the amplitude term [alpha]."""
     phase: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of the phases; the paper's 1 - alpha."""
+    """Weight of the phase term; 1 - alpha in the paper."""
     scale: Annotated[float, Field(gt=0)] = 300.0
     """Factor of the discrepancy."""
     calibration: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the trained network's cross entropy."""
+    """Weight of the trained network's cross-entropy."""
     strategy: str | None = "color_crop_cutout"
-    """IDC's augmentation of both sides, one draw per class; None for none."""
+    """IDC's augmentation of real and decoded images, one draw per class; None for none."""
     refine: bool = False
-    """Label every decoded image by the pool's first network, with the class itself where that network is wrong. (In the
-    released code a wrong one gives nearly uniform labels: its one-hot vector is taken for logits.)
+    """Label every decoded image with the probabilities of the pool's first network, or with its class if that network
+    is wrong. (In the released code, a wrong network gives nearly uniform labels, because a one-hot vector is used as
+    logits.)
     """
     chunk: Annotated[int, Field(ge=1)] | None = None
-    """Classes in one forward pass; None for as many as DM takes."""
+    """Classes per forward pass; None as for DM."""
     batchnorm: Literal["class", "all"] = "class"
-    """As in DM."""
+    """Forward passes of networks with batch norm, as for DM: one per "class", or one for "all"."""
     experts: ExpertSettings = field(
         default_factory=lambda: ExpertSettings(count=20, epochs=60, momentum=0.9, weight_decay=5e-4, batch=128)
     )
-    """The pool; only first and last weights are used."""
+    """The pool; only initial and final weights are used."""
 
     def digests(self, student: NetworkSpec) -> Mapping[str, str]:
-        """Of the files that the pool is read from."""
+        """Digests of the files that the pool is read from."""
         return self.experts.digests()
 
     def settle(self, task: Task) -> Self:
-        """Chunks as DM's, and how many experts to train at once."""
+        """Resolve the number of classes per forward pass, and of experts trained together."""
         experts = replace(self.experts, stack=stack_size(task, self.experts))
         return replace(self, chunk=self.chunk or chunk_size(task, self.batch_real), experts=experts)
 
@@ -183,7 +189,7 @@ class NCFM(Method[Pool]):
         return Pool(got[Experts(task, self.experts)], task.functional(), blended, trained)
 
     def start(self, task: Task, prepared: Pool) -> Synthetic:
-        """Mosaics of real images, each made smaller; a sampler whose weights are drawn from the run's seed."""
+        """Mosaics of downsampled real images, and a sampling network with weights drawn from the run's seed."""
         more = replace(task, targets=task.targets.repeat_interleave(self.factor**2))
         index = more.real_indices("start") if self.order == "drawn" else first_of_class(more)
         images = mosaic(task.data.train.raw(index).float() / 255, self.factor)
@@ -196,22 +202,22 @@ class NCFM(Method[Pool]):
         return Mosaics(images, task, features, sampler, plateau)
 
     def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
-        """AdamW or SGD on the pixels, its state pixel by pixel, at the rate that the plateaus have left."""
+        """AdamW or SGD on the pixels; both are elementwise.  The plateau schedule scales their learning rate."""
         assert isinstance(syn, Mosaics)
         steps = len(syn.targets.unique()) * (2 if self.calibration else 1) if self.lr_per == "class" else 1
         if self.optimiser == "adamw":
-            far = math.sqrt(steps)  # and decay is lr times weight_decay
+            far = math.sqrt(steps)  # AdamW decays by lr * weight_decay, so both factors together give P
             optimiser = AdamW([syn.images], lr=far * self.lr_img, weight_decay=far * self.weight_decay, foreach=False)
         else:
             decay = steps * self.weight_decay
             optimiser = SGD([syn.images], lr=self.lr_img, momentum=self.sgd_momentum, weight_decay=decay)
         if (plateau := syn.plateau) is not None:
-            # the engine sets the rate again before every step
+            # the engine resets the rate before every step
             optimiser.register_step_pre_hook(lambda *_: plateau.slow(optimiser))
         return [optimiser]
 
     def rate(self, it: int) -> float:
-        """Cosine from 1 to 0, unless another schedule is asked for."""
+        """Cosine decay from 1 to 0; 1 for the other schedules."""
         return (1 + math.cos(math.pi * it / self.iterations)) / 2 if self.schedule == "cosine" else 1.0
 
     def loss(self, syn: Synthetic, task: Task, prepared: Pool, it: int) -> Objective:
@@ -223,9 +229,9 @@ class NCFM(Method[Pool]):
         first, last = (prepared.experts.snapshot(member, epoch, task.device) for epoch in (0, -1))
         blended = blend * first + (1 - blend) * last
         groups = chunks(task, prepared.network, self.chunk, self.batchnorm)
-        # the classes that the sampler's step sees, first to have their turn
+        # the sampler's step uses one chunk of classes, which is processed first
         leading = groups.pop(it % len(groups)) if groups else []
-        # in two modules: each one's graph needs its weights until it is differentiated
+        # two modules, because each graph needs its weights until the backward pass
         prepared.template.load(prepared.network, blended)
         prepared.template.load(prepared.trained, last)
         held = self._features(syn, task, prepared, it, leading) if leading else None
@@ -246,7 +252,7 @@ class NCFM(Method[Pool]):
         return terms
 
     def _features(self, syn: Mosaics, task: Task, prepared: Pool, it: int, classes: Sequence[int]) -> Features:
-        """Features of real (no graph) and of decoded images of some classes, under one sequence of draws per class."""
+        """Features of real (no graph) and decoded images of some classes, with one augmentation sequence per class."""
         slots = [(syn.targets == c).nonzero().flatten() for c in classes]
         shown = torch.cat([decode(syn.images[s], self.factor) for s in slots])
         images, sizes = task.data.preprocess.encode(shown), [len(s) * self.factor**2 for s in slots]
@@ -261,7 +267,7 @@ class NCFM(Method[Pool]):
         return Features(real, F.normalize(embed(prepared.network, images), dim=1), images, real_sizes, sizes)
 
     def _calibrate(self, prepared: Pool, held: Features, classes: Sequence[int]) -> Tensor:
-        """Cross entropy of the trained network on decoded images, a mean per class, summed over classes."""
+        """Cross-entropy of the trained network on decoded images: mean per class, summed over classes."""
         logits = prepared.trained(held.images)
         counts = torch.tensor(held.sizes, device=logits.device)
         owner = torch.tensor(list(classes), device=logits.device).repeat_interleave(counts)
@@ -269,7 +275,7 @@ class NCFM(Method[Pool]):
         return class_means(each[:, None], held.sizes).sum()
 
     def _discrepancy(self, held: Features, ours: Tensor, frequencies: Tensor | Sequence[Tensor]) -> Tensor:
-        """Summed over the classes that are held, with frequencies for all of them or for each."""
+        """The NCFD summed over the classes in `held`, with shared frequencies or one tensor per class."""
         if isinstance(frequencies, Tensor):
             phi = characteristic(ours, frequencies, held.sizes), characteristic(held.real, frequencies, held.real_sizes)
             return discrepancy(*phi, self.amplitude, self.phase).sum()
@@ -278,7 +284,7 @@ class NCFM(Method[Pool]):
         return torch.cat([discrepancy(*phi, self.amplitude, self.phase) for phi in each]).sum()
 
     def _of_class(self, syn: Mosaics, task: Task, it: int, c: int) -> Tensor:
-        """(T, D) frequencies of one class in an iteration, from the sampler as it stands."""
+        """Frequencies (T, D) of one class in an iteration, from the current sampler."""
         rng = task.generator("frequencies", it, c)
         if syn.sampler is None:
             return torch.randn(self.frequencies, syn.features, generator=rng).to(task.device)
@@ -286,9 +292,9 @@ class NCFM(Method[Pool]):
             return syn.sampler(*syn.sampler.draw(rng))
 
     def _frequencies(self, syn: Mosaics, task: Task, prepared: Pool, it: int, held: Features | None) -> Tensor:
-        """(T, D) frequencies of the iteration, after the sampler's own step on the features that are held.
+        """Frequencies (T, D) of the iteration, after a gradient ascent step of the sampler on the features in `held`.
 
-        With several processes it is one step on the features that all of them hold.
+        With several processes, they take one step together, on the features of all of them.
         """
         rng = task.generator("frequencies", it)
         if syn.sampler is None:
@@ -302,16 +308,16 @@ class NCFM(Method[Pool]):
         syn.velocity.mul_(self.momentum_sampler).add_(parallel.summed(gradient))
         with torch.no_grad():
             for parameter, step in zip(parameters, syn.velocity.split([p.numel() for p in parameters]), strict=True):
-                parameter.add_(self.lr_sampler * step.view_as(parameter))  # uphill
+                parameter.add_(self.lr_sampler * step.view_as(parameter))  # gradient ascent
             return syn.sampler(noise, normals)
 
     def project(self, syn: Synthetic, task: Task) -> None:
-        """Pixels stay in [0, 1]."""
+        """Clamp pixels to [0, 1]."""
         with torch.no_grad():
             syn.images.clamp_(0, 1)
 
     def finish(self, syn: Synthetic, task: Task, prepared: Pool) -> DistilledSet:
-        """Mosaics in model space, that say how they are decoded, with a label of each or of each decoded image."""
+        """The mosaics in model space, with their decode factor and one label per mosaic or per decoded image."""
         made = super().finish(syn, task, prepared)
         images = task.data.preprocess.encode(syn.images.detach())
         tiles: dict[str, Any] = {"image_kind": "tiles", "decode_factor": self.factor} if self.factor > 1 else {}
@@ -324,11 +330,11 @@ class NCFM(Method[Pool]):
 
 
 def refined(logits: Tensor, classes: Tensor) -> Tensor:
-    """(n, k) a teacher's probabilities, and the class itself where the teacher would choose another.
+    """A teacher's probabilities (n, k), replaced by the one-hot class if the teacher is wrong.
 
     Args:
-        logits: (n, k), the teacher's.
-        classes: (n,) the true ones.
+        logits: (n, k), of the teacher.
+        classes: (n,), the true classes.
     """
     right = (logits.argmax(1) == classes)[:, None]
     return torch.where(right, logits.softmax(1), F.one_hot(classes, logits.shape[1]).to(logits.dtype))

@@ -1,1 +1,1 @@
-"""Selection: sets that are made of real images."""
+"""Selection: distilled sets that consist of real images."""

@@ -1,4 +1,4 @@
-"""Random real images, class-balanced, with their hard labels: what every other method must beat."""
+"""Random real images, class-balanced, with hard labels: the baseline for every other method."""
 
 from dataclasses import dataclass
 

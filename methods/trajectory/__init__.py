@@ -1,1 +1,1 @@
-"""Trajectory matching: synthetic images on which a student's parameters follow those of experts."""
+"""Trajectory matching: a student trained on synthetic images follows the parameters of experts trained on real ones."""

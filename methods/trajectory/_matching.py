@@ -1,6 +1,6 @@
-"""What the trajectory-matching methods share: the objective, the window of start epochs, the synthetic batches.
+"""Helpers of the trajectory-matching methods: objective, segments of expert trajectories, synthetic batches.
 
-Notation of the papers in brackets: steps [N], span [M], start_min [T-], start_max [T+], lr [eta].
+Symbols of the papers, in brackets: steps [N], span [M], start_min [T-], start_max [T+], lr [eta].
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,19 @@ from dd.rng import generator
 from dd.training import Trajectories
 from dd.views.dsa import Draw, apply, draw
 
-FULL_GRAPH_SHARE = 0.25  # of the device's total memory that a full graph may take
+FULL_GRAPH_SHARE = 0.25  # share of the device's total memory for a full graph
 
 
 def trajectory_distance(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
     """||student - target||^2 / ||start - target||^2, the objective of MTT (Cazenavette et al. 2022, equation 2).
 
-    It is 1 for a student that did not move and 0 for one that arrived.  The norms are accumulated in float64, because
-    the denominator of late segments is small.
+    It is 1 if the student did not move and 0 if it reached the target.  The norms are accumulated in float64, because
+    the denominator is small for late segments.
 
     Args:
-        student: (P,) parameters after the inner loop.
-        start: (P,) where the segment begins.
-        target: (P,) where the expert went.
+        student: (P,), parameters after the inner loop.
+        start: (P,), the expert's parameters at the start of the segment.
+        target: (P,), the expert's parameters at its end.
     """
     reached = (student - target).double().square().sum()
     distance = (start - target).double().square().sum()
@@ -37,14 +37,14 @@ def trajectory_distance(student: Tensor, start: Tensor, target: Tensor) -> Tenso
 
 
 def synthetic_batches(n: int, batch: int | None, steps: int, rng: torch.Generator) -> list[Tensor]:
-    """Indices of the synthetic images of every inner step.
+    """Indices of the synthetic images of every inner step, sampled as in the official code.
 
-    All n images are permuted and cut into chunks of `batch`, which are consumed from the end, so that a short remainder
-    comes first; then they are permuted again (trajectory matching's official sampling).
+    All n images are permuted and split into chunks of `batch`, which are consumed from the end, so that a short
+    remainder comes first; then they are permuted again.
 
     Args:
         n: number of synthetic images.
-        batch: images per step; None or at least n: all of them, in order.
+        batch: images per step; None or at least n for all images in order.
         steps: number of inner steps.
         rng: draws the permutations.
     """
@@ -60,20 +60,20 @@ def synthetic_batches(n: int, batch: int | None, steps: int, rng: torch.Generato
 
 
 def expert_at(pool: int, it: int, seed: int) -> int:
-    """The expert of iteration `it`: every expert once per pass over the pool, in an order drawn again for each pass."""
+    """The expert of iteration `it`: each pass over the pool uses every expert once, in a new random order."""
     order = torch.randperm(pool, generator=generator(seed, "expert order", it // pool))
     return int(order[it % pool])
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of an expert's trajectory.
+    """A segment of an expert's trajectory.
 
     Attributes:
-        expert: its number.
-        epoch: where it begins.
-        start: (P,) parameters there.
-        target: (P,) parameters `span` epochs later.
+        expert: number of the expert.
+        epoch: start epoch.
+        start: (P,), parameters at the start epoch.
+        target: (P,), parameters `span` epochs later.
     """
 
     expert: int
@@ -83,9 +83,9 @@ class Segment:
 
 
 def draw_segment(task: Task, pool: Trajectories, it: int, low: int, high: int, span: int, again: int = 0) -> Segment:
-    """The segment of iteration `it`, beginning at an epoch uniform in {low, ..., high - 1}.
+    """Draw the segment of iteration `it`, with a start epoch uniform in {low, ..., high - 1}.
 
-    With `again` another one: the first after the iteration's own, the second, ...; any expert may come there.
+    With `again` > 0, draw the `again`-th replacement instead, from a random expert.
     """
     rng = task.generator("another segment", it, again) if again else task.generator("start epoch", it)
     expert = int(torch.randint(len(pool), (), generator=rng)) if again else expert_at(len(pool), it, task.seed)
@@ -95,15 +95,15 @@ def draw_segment(task: Task, pool: Trajectories, it: int, low: int, high: int, s
 
 
 class StudentLoss:
-    """The student's loss at one inner step, as `unroll` wants it: a pure function of theta, step, images and labels.
+    """The student's loss at an inner step, for `dd.engine.unroll`: a pure function of theta, step, images and labels.
 
-    Batches and augmentation are drawn once per outer iteration and replayed whenever a step is computed again.
+    Batches and augmentations are drawn once per outer iteration, and replayed whenever a step is recomputed.
 
     Args:
         network: the student.
-        batches: indices of the images of every step.
+        batches: image indices of every step.
         draws: the augmentation of every step.
-        hard: (n,) int64 classes, or None where the labels are logits and come as the second variable.
+        hard: int64 (n,) classes; None if labels are logits, which are then the second variable.
         scale: factor of the loss.
     """
 
@@ -118,7 +118,7 @@ class StudentLoss:
         self.network, self.batches, self.draws, self.hard, self.scale = network, batches, draws, hard, scale
 
     def __call__(self, theta: Tensor, step: int, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """`scale` times the mean cross entropy of step `step`."""
+        """`scale` times the mean cross-entropy of step `step`."""
         index = self.batches[step]
         whole = len(index) == len(images)
         logits = self.network(theta, apply(self.draws[step], images if whole else images[index]))
@@ -144,7 +144,7 @@ def student_loss(
     hard: Tensor | None,
     scale: float = 1.0,
 ) -> StudentLoss:
-    """The loss of outer iteration `it` with its own draws."""
+    """The loss of outer iteration `it`, with its augmentation draws."""
     shape = (task.data.channels, task.data.size, task.data.size)
     rng = task.generator("inner augmentation", it)
     draws = [draw(strategy, len(index), shape, rng) for index in batches]
@@ -152,21 +152,21 @@ def student_loss(
 
 
 def backprop_by_name(name: str) -> Backprop:
-    """The way back that a settled `backprop` names: "full", "stepwise" or "frozen"."""
+    """The gradient mode of a settled `backprop`: "full", "stepwise" or "frozen"."""
     return {"full": FullGraph(), "stepwise": Stepwise(), "frozen": FrozenAdjoint()}[name]
 
 
 def choose_backprop(task: Task, steps: int, batch: int) -> Literal["full", "stepwise"]:
-    """The full graph where it fits into a quarter of the device's total memory, else one step at a time.
+    """The full graph if it fits into a quarter of the device's total memory, else one step at a time.
 
-    The choice depends on shapes and on the size of the machine, never on what is free.
+    The choice depends on shapes and total memory, not on free memory.
     """
     needed = steps * graph_bytes(task, batch)
     return "full" if needed <= FULL_GRAPH_SHARE * task.total_memory() else "stepwise"
 
 
 def graph_bytes(task: Task, batch: int) -> int:
-    """Bytes that one inner step with `batch` images keeps for the way back, measured on two images."""
+    """Bytes that one inner step with `batch` images saves for the backward pass, measured on two images."""
     network = task.functional()
     theta = network.flatten(network.module).requires_grad_()
     lr = torch.zeros((), device=task.device, requires_grad=True)
@@ -175,6 +175,6 @@ def graph_bytes(task: Task, batch: int) -> int:
     with saved_bytes() as seen:
         loss = torch.nn.functional.cross_entropy(network(theta, images), hard)
         (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
-        _ = theta - lr * gradient  # the update keeps the gradient
+        _ = theta - lr * gradient  # the update saves the gradient
     flat = 2 * 4 * network.size  # parameters and gradient do not grow with the batch
     return flat + max(sum(seen.values()) - flat, 0) * batch // 2

@@ -21,16 +21,16 @@ from .mtt import MTT, Prepared
 
 
 def balance(epoch: int, start_max: int) -> float:
-    """Factor of the student's loss on a segment that begins at `epoch`: small for early ones, large for late ones.
+    """Factor of the student's loss on a segment that starts at `epoch`: small for early segments, large for late ones.
 
-    With m = start_max // 2: log_5(epoch - m + 8) from m on, and 1 / log_5(m - epoch + 8) before.
+    With m = start_max // 2, it is log_5(epoch - m + 8) if epoch >= m, else 1 / log_5(m - epoch + 8).
     """
     middle = start_max // 2
     return math.log(epoch - middle + 8, 5) if epoch >= middle else 1 / math.log(middle - epoch + 8, 5)
 
 
 def perturbed(theta: Tensor, network: Functional, rng: torch.Generator) -> Tensor:
-    """(P,) parameters whose convolution kernels W become W + d * W, with d Gaussian noise of Frobenius norm 1."""
+    """Perturb the convolution kernels W in parameters (P,): W + d * W, with Gaussian noise d of Frobenius norm 1."""
     parts = []
     for part in network.unflatten(theta).values():
         if part.dim() == 4:
@@ -41,20 +41,20 @@ def perturbed(theta: Tensor, network: Functional, rng: torch.Generator) -> Tenso
 
 
 def middle_steps(steps: int, span: int) -> tuple[int, ...]:
-    """Inner steps at which the expert's epochs between start and target are matched: i * floor(steps / span)."""
+    """Inner steps at which the intermediate epochs i of a segment are matched: i * floor(steps / span)."""
     return tuple(i * (steps // span) for i in range(1, span))
 
 
 def representatives(features: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """(count,) distinct rows: the nearest one to each centre of a k-means with `count` centres.
+    """Indices (count,) of distinct rows, each the nearest to one of `count` k-means centres.
 
     Args:
-        features: (n, d), n at least `count`.
+        features: (n, d), with n at least `count`.
         count: number of centres.
-        seed: of the centres' initialisation.
+        seed: of the initial centres.
     """
     state = random.getstate()
-    from sklearn.cluster import KMeans  # which draws from Python's generator while it is imported
+    from sklearn.cluster import KMeans  # importing it draws from Python's global generator
 
     random.setstate(state)
     means = KMeans(count, random_state=seed).set_params(n_init=1)
@@ -70,27 +70,36 @@ def representatives(features: np.ndarray, count: int, seed: int) -> np.ndarray:
 @register("ast")
 @dataclass(frozen=True)
 class AST(MTT):
-    """MTT on smooth experts, with five changes to what the student does; each is a switch.
+    """MTT on smooth experts, with five changes to the student's inner loop, each with its own switch.
 
-    The paper's tables were not readable to us and its released scripts disagree with their README: the formulas are the
-    released code's, apart from the start, where the code takes ten centres whatever the ipc (none at ipc 1).  Smooth
-    experts are `experts.kind=ast` with switches `experts.clip` and `experts.penalty`.
+        L = sum over matched epochs i of w_i || theta_i - theta*_{s+i} ||^2 / || theta_0 - theta*_{s+i} ||^2
+
+    1. Train smooth experts (`experts.kind=ast`, with switches `experts.clip` and `experts.penalty`).
+    2. Start from the images nearest to k-means centres of each class (`start_from`).
+    3. Every iteration, draw a segment and start the student from slightly perturbed parameters (`perturb`).
+    4. Train the student with momentum (`momentum`), its loss scaled by the start epoch (`balance`).
+    5. Match the target and the epochs before it (`middle`), and update images and learning rate.
+
+    We could not read the paper's tables, and its released scripts disagree with their README.  The formulas are those
+    of the released code, except for the start: the code uses ten centres for any ipc (and none at ipc 1).
     """
 
     paper = "https://arxiv.org/abs/2310.10541"
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of the student's SGD inside the loop."""
+    """Momentum of the student's SGD in the inner loop."""
     start_from: Literal["cluster", "real", "noise"] = "cluster"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """First images: "cluster", those nearest to the k-means centres of each class's expert logits, or MTT's ways."""
+    """Initial images: "cluster", those nearest to the k-means centres of each class's expert logits; or as for MTT,
+    "real" or "noise".
+    """
     balance: bool = True
-    """Scale the student's loss by the start epoch, see `balance`."""
+    """Scale the student's loss by the start epoch: below 1 for early segments, above 1 for late ones."""
     middle: Literal["off", "sum", "adaptive"] = "sum"
-    """Match the epochs between start and target as well: "sum" weighs each with 1, "adaptive" the i-th of n with i / (n
-    + 1), "off" not at all.
+    """Also match the epochs between start and target: "sum" gives each weight 1, "adaptive" gives the i-th of n weight
+    i / (n + 1), "off" matches the target only.
     """
     perturb: bool = True
-    """Start the student from slightly perturbed kernels, see `perturbed`."""
+    """Perturb the student's initial convolution kernels slightly, with relative Gaussian noise."""
     experts: ExpertSettings = field(
         default_factory=lambda: ExpertSettings(kind="ast", lr=0.003, momentum=0.9, weight_decay=1e-3)
     )
@@ -101,14 +110,14 @@ class AST(MTT):
             raise ValueError(f"middle={self.middle!r} needs steps={self.steps} to be at least span={self.span}")
 
     def start(self, task: Task, prepared: Prepared) -> Synthetic:
-        """MTT's start, or each class's representatives by one expert's logits."""
+        """The images nearest to each class's k-means centres, by one expert's logits; or MTT's start."""
         if self.start_from != "cluster":
             return super().start(task, prepared)
         index = cluster_indices(task, prepared)
         return Synthetic(task.data.train.images(index), task.targets, lr=self.lr_init)
 
     def loss(self, syn: Synthetic, task: Task, prepared: Prepared, it: int) -> Objective:
-        """The distance at the end, and those at the epochs between."""
+        """The distance to the target, and those to the epochs before it."""
         assert syn.lr is not None
         segment = draw_segment(task, prepared.pool, it, *self.window(it), self.span)
         start = segment.start
@@ -128,7 +137,7 @@ class AST(MTT):
 
 
 def cluster_indices(task: Task, prepared: Prepared) -> Tensor:
-    """(n,) training images, those of each target's class nearest to the centres of its logits under one expert."""
+    """Indices (n,) of training images: per class, those nearest to the k-means centres of one expert's logits."""
     chosen = torch.empty(len(task.targets), dtype=torch.long)
     rng = task.generator("start")
     expert = int(torch.randint(len(prepared.pool), (), generator=rng))

@@ -16,10 +16,10 @@ from .mtt import MTT, Prepared
 
 
 class Averaged(Synthetic):
-    """Variables with a moving average of the images beside them.
+    """Synthetic images with their exponential moving average.
 
     Attributes:
-        average: (n, c, h, w), the images at iteration 0 and then their exponential moving average.
+        average: (n, c, h, w), the moving average; at iteration 0, the images themselves.
     """
 
     average: Tensor
@@ -29,7 +29,7 @@ class Averaged(Synthetic):
         self.register_buffer("average", images.detach().clone())
 
     def take(self, images: Tensor, labels: Tensor | None = None, lr: float | None = None) -> None:
-        """The average begins where the images do."""
+        """Load images, and reset the average to them."""
         super().take(images, labels, lr)
         self.average.copy_(self.images.detach())
 
@@ -37,33 +37,38 @@ class Averaged(Synthetic):
 @register("ftd")
 @dataclass(frozen=True)
 class FTD(MTT):
-    """Flat trajectories: MTT on experts that sit in flat regions, with a moving average of the images as the result.
+    """Flat trajectories: MTT on experts in flat regions, with a moving average of the images as the result.
 
-    An evaluated student starts a segment where it ended the one before and not where the expert is; on a flat
-    trajectory (GSAM, `dd.training.gsam`) that offset matters less.  The average is evaluated with fresh networks; the
-    authors' script evaluates it with networks that the images themselves have just trained.  Only images are averaged.
+        S' <- d S' + (1 - d) S   after every update of the images S
+
+    1. Train experts with GSAM (`dd.training.gsam`), which seeks flat regions.
+    2. Match trajectories as MTT does.
+    3. Keep a moving average of the images, which is the result.
+
+    In evaluation, a student starts each segment where it ended the previous one, not where the expert is; on a flat
+    trajectory this accumulated error matters less.  We evaluate the average with fresh networks; the authors' script
+    evaluates it with networks just trained on the images themselves.  Only images are averaged.
     """
 
     paper = "https://arxiv.org/abs/2211.11004"
 
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9995
-    """Decay d of the average, S' <- d S' + (1 - d) S after every update, without bias correction; 0 for the last
-    images.  With few iterations it must be far below the published .999 to .9999: d^iterations of the average is still
-    the images at iteration 0.
+    """Decay d of the moving average, without bias correction; 0 returns the last images. The initial images keep the
+    weight d^iterations, so runs with few iterations need a decay far below the published 0.999 to 0.9999.
     """
     experts: ExpertSettings = field(default_factory=lambda: ExpertSettings(kind="ftd"))
 
     def start(self, task: Task, prepared: Prepared) -> Synthetic:
-        """MTT's start; the average begins there."""
+        """MTT's start, with the average initialised to it."""
         return Averaged(task.first_images(self.start_from), task.targets, self.lr_init)
 
     def project(self, syn: Synthetic, task: Task) -> None:
-        """Move the average."""
+        """Update the moving average."""
         assert isinstance(syn, Averaged)
         with torch.no_grad():
             syn.average.lerp_(syn.images, 1 - self.ema)
 
     def finish(self, syn: Synthetic, task: Task, prepared: Prepared) -> DistilledSet:
-        """The averaged images, hard labels, and the present learning rate."""
+        """The averaged images, hard labels, and the final learning rate."""
         assert isinstance(syn, Averaged)
         return replace(super().finish(syn, task, prepared), images=syn.average.clone())

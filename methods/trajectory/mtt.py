@@ -29,7 +29,7 @@ from ._matching import (
 
 @dataclass(frozen=True)
 class Prepared:
-    """Experts, the student as a function, and how gradients go back through the inner loop."""
+    """The experts, the student as a function, and the gradient mode of the inner loop."""
 
     pool: Trajectories
     network: Functional
@@ -39,11 +39,19 @@ class Prepared:
 @register("mtt")
 @dataclass(frozen=True)
 class MTT(Method[Prepared]):
-    """Matching training trajectories: the student's parameters should end where the expert's do.
+    """Matching training trajectories: a student trained on synthetic images ends where an expert on real images does.
 
-    Defaults follow the authors' command-line defaults, apart from `span` (theirs is 3; nearly all published cells
-    have 2) and `start_max` (theirs is 25; the author advises to begin with 1 and to raise it until a run becomes
-    unstable).  Published cells stand in the recipe file.
+        theta_0 = theta*_s,   theta_{t+1} = theta_t - eta grad CE( A_t(X_t); theta_t )
+        L = || theta_N - theta*_{s+M} ||^2 / || theta*_s - theta*_{s+M} ||^2
+
+    1. Train experts on the real images, and store their parameters theta* after every epoch.
+    2. Every iteration, draw an expert and a start epoch s in {T-, ..., T+ - 1}.
+    3. Train the student from theta*_s for N steps on batches X_t of the synthetic images, with learning rate eta.
+    4. Differentiate L through all N steps, and update the images and eta.
+
+    Defaults follow the authors' command line, except `span` (theirs is 3; nearly all published cells use 2) and
+    `start_max` (theirs is 25; the author advises to start with 1 and to raise it until a run becomes unstable).  The
+    recipe file has the published cells.
     """
 
     paper = "https://arxiv.org/abs/2203.11932"
@@ -55,7 +63,7 @@ class MTT(Method[Prepared]):
     lr_lr: Annotated[float, Field(ge=0)] = 1e-5
     """SGD learning rate of the student's learning rate."""
     lr_init: Annotated[float, Field(gt=0)] = 0.01
-    """The student's learning rate at iteration 0 (`lr_teacher` in the authors' code)."""
+    """Initial learning rate of the student (`lr_teacher` in the authors' code)."""
     momentum_img: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Momentum of the pixels' optimiser."""
     momentum_lr: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -67,16 +75,16 @@ class MTT(Method[Prepared]):
     start_min: Annotated[int, Field(ge=0)] = 0
     """First start epoch [T-]."""
     start_max: Annotated[int, Field(ge=1)] = 10
-    """Start epochs are below this one [T+]."""
+    """Start epochs are less than this [T+]."""
     batch: Annotated[int, Field(ge=1)] | None = None
     """Synthetic images per inner step [b]; None for all."""
     start_from: Literal["real", "noise"] = "real"
-    """First images: random real ones of each class, or noise N(0, 1) in model space."""
+    """Initial images: random "real" ones of each class, or "noise" N(0, 1) in model space."""
     augment: bool = True
-    """DSA inside the inner loop, with the data set's strategy."""
+    """Whether to use DSA in the inner loop, with the data set's strategy."""
     backprop: Literal["auto", "full", "stepwise", "frozen"] = "auto"
-    """How the gradient goes through the inner loop: "full", "stepwise", "auto" (by shapes and the device's total
-    memory), or TESLA's "frozen" (not exact).
+    """Gradient through the inner loop: "full" stores the graph of all steps; "stepwise" recomputes one step at a time;
+    "auto" chooses between them by shapes and the device's total memory; "frozen" is TESLA's approximation.
     """
     experts: ExpertSettings = field(default_factory=ExpertSettings)
     """The pool of experts."""
@@ -91,11 +99,11 @@ class MTT(Method[Prepared]):
             )
 
     def digests(self, student: NetworkSpec) -> Mapping[str, str]:
-        """Of the files that experts are read from."""
+        """Digests of the files that experts are read from."""
         return self.experts.digests()
 
     def settle(self, task: Task) -> Self:
-        """How to go backwards and how many experts to train at once, from the shapes and the device's total memory."""
+        """Resolve the gradient mode and the number of experts trained together, from shapes and total memory."""
         n, backprop = len(task.targets), self.backprop
         if backprop == "auto":
             backprop = choose_backprop(task, self.steps, min(self.batch or n, n))
@@ -107,7 +115,7 @@ class MTT(Method[Prepared]):
         return [Experts(task, self.experts)]
 
     def prepare(self, task: Task, got: Got) -> Prepared:
-        """The experts, the student, and the way back that was settled."""
+        """The experts, the student, and the resolved gradient mode."""
         return Prepared(got[Experts(task, self.experts)], task.functional(), backprop_by_name(self.backprop))
 
     def start(self, task: Task, prepared: Prepared) -> Synthetic:
@@ -115,7 +123,7 @@ class MTT(Method[Prepared]):
         return Synthetic(task.first_images(self.start_from), task.targets, lr=self.lr_init)
 
     def optimisers(self, syn: Synthetic) -> Sequence[Optimizer]:
-        """Momentum SGD on pixels and on the student's lr."""
+        """Momentum SGD on the pixels and on the student's learning rate."""
         assert syn.lr is not None
         return [
             SGD([syn.images], lr=self.lr_img, momentum=self.momentum_img),
@@ -127,7 +135,7 @@ class MTT(Method[Prepared]):
         return self.start_min, self.start_max
 
     def loss(self, syn: Synthetic, task: Task, prepared: Prepared, it: int) -> Objective:
-        """Normalised distance between where the student ends and where the expert is `span` epochs after the start."""
+        """The normalised distance L on the segment of iteration `it`."""
         segment = draw_segment(task, prepared.pool, it, *self.window(it), self.span)
         return {"distance": self.distance(syn, task, prepared, it, segment)}
 
@@ -140,7 +148,7 @@ class MTT(Method[Prepared]):
         segment: Segment,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """How far from the segment's target the student of iteration `it` ends; `labels` as for `student`."""
+        """The normalised distance L of the student of iteration `it` on a segment; `labels` as for `student`."""
         assert syn.lr is not None
         loss, variables = self.student(syn, task, prepared, it, labels)
         (end,) = prepared.backprop(loss, segment.start, syn.lr, variables, steps=self.steps)
@@ -155,14 +163,14 @@ class MTT(Method[Prepared]):
         labels: Tensor | None = None,
         scale: float = 1.0,
     ) -> tuple[StudentLoss, list[Tensor]]:
-        """The loss of the student of iteration `it` with that iteration's draws, and the variables it is a function of.
+        """The student's loss in iteration `it`, with that iteration's draws, and the variables that it depends on.
 
         Args:
             syn: the variables.
-            task: what to distil.
-            prepared: what `prepare` returned.
-            it: the iteration, which names all draws.
-            labels: (n, k) logits; without them the set's own, and without those its classes.
+            task: the run.
+            prepared: the result of `prepare`.
+            it: the iteration, which seeds all draws.
+            labels: (n, k) logits; None for the set's own logits, or its classes if it has none.
             scale: factor of the loss.
         """
         batches = synthetic_batches(len(syn.images), self.batch, self.steps, task.generator("inner batches", it))

@@ -16,34 +16,37 @@ from .mtt import MTT, Prepared
 @register("tesla")
 @dataclass(frozen=True)
 class TESLA(MTT):
-    """MTT's objective with the gradient that TESLA takes for its own, and labels from the network to be matched.
+    """MTT with an approximate gradient that needs the memory of one step, and optional labels from the target network.
 
-    The paper calls its gradient exact.  It is the adjoint recursion with the adjoint frozen at its last value
-    (`dd.engine.unroll.FrozenAdjoint`), which points roughly the same way.  `backprop=stepwise` has as little memory and
-    is exact; `backprop=frozen` is the default because it is the method.  The released code loses the factor 2 of the
-    image gradient; its learning rates correspond to half as much here.
+        dL/dX = sum over steps t of -eta grad_X < lambda_N, grad_theta CE(X_t; theta_t) >,
+        lambda_N = 2 (theta_N - theta*_{s+M}) / || theta*_s - theta*_{s+M} ||^2
 
-    With `labels="target"` the student of an iteration learns from the probabilities that the segment's target network
-    gives the unaugmented images.  The authors evaluate with those of whichever segment came last, and with hard labels
-    before the first; here a finished set, at iteration 0 too, is labelled by the mean logits of all experts at the last
-    epoch a target can have, so that its labels depend on no draw and `start` has them as well.
+    The steps are MTT's.  The paper calls the gradient exact, but it is the adjoint recursion with the adjoint frozen at
+    its final value lambda_N (`dd.engine.unroll.FrozenAdjoint`), which points in roughly the same direction.
+    `backprop=stepwise` needs as little memory and is exact; `backprop=frozen` is the default because it is the method.
+    The released code loses the factor 2 of the image gradient; halve its learning rates to reproduce it here.
+
+    With `labels="target"`, the student of an iteration learns from the probabilities that the segment's target network
+    assigns to the unaugmented images.  The authors evaluate with the labels of the last segment, and with hard labels
+    before the first.  Here the finished set, and the set at iteration 0, get the mean logits of all experts at the last
+    possible target epoch, so that the labels do not depend on a random draw.
     """
 
     paper = "https://arxiv.org/abs/2211.10586"
 
     iterations: int = 10_000
     labels: Literal["hard", "target"] = "hard"
-    """Labels of the set: "hard", or "target" for those soft labels."""
+    """Labels of the set: "hard", or soft labels from the "target" network."""
     backprop: Literal["auto", "full", "stepwise", "frozen"] = "frozen"
 
     def loss(self, syn: Synthetic, task: Task, prepared: Prepared, it: int) -> Objective:
-        """MTT's distance; the labels of the segment's target where they are asked for."""
+        """MTT's distance, with the target network's labels if `labels` is "target"."""
         segment = draw_segment(task, prepared.pool, it, *self.window(it), self.span)
         labels = prepared.network.predict(segment.target, syn.images) if self.labels == "target" else None
         return {"distance": self.distance(syn, task, prepared, it, segment, labels)}
 
     def finish(self, syn: Synthetic, task: Task, prepared: Prepared) -> DistilledSet:
-        """The images, with hard labels or with the logits of the experts at the last target epoch."""
+        """The images, with hard labels or with the experts' mean logits at the last possible target epoch."""
         made = super().finish(syn, task, prepared)
         if self.labels == "hard":
             return made
