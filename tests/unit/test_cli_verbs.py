@@ -58,7 +58,9 @@ def test_one_method_with_its_settings(capsys):
     assert rows["tau"]["type"] == "a number > 0"
     assert "prob_mean" in rows["labels.ensemble"]["about"]
     text = said(capsys, "methods", "cda")
-    assert text.startswith("cda  https://arxiv.org/abs/2311.18838\n\nSRe2L with a curriculum of crops, from the whole image")
+    assert text.startswith(
+        "cda  https://arxiv.org/abs/2311.18838\n\nSRe2L with a curriculum of crops, from the whole image"
+    )
     (line,) = [line for line in text.splitlines() if line.startswith("curriculum.shape ")]
     assert "cosine" in line
     assert "the whole image until the milestone" in line
