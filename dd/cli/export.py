@@ -1,4 +1,4 @@
-"""`dd export`: a distilled set for other programs."""
+"""`dd export`: write a distilled set for other programs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 @settings
 @json_option
 def command(file: str, settings: tuple[str, ...], as_json: bool) -> None:
-    """Write the set in FILE in a form that other programs read, and say what of it that form cannot hold.
+    """Write the set in FILE in a format of other programs, and report what the format cannot represent.
 
-    FILE is a set (.safetensors) or the folder of a run.  form=folder: a PNG file for each image in a folder for each
-    class; parquet: as Hugging Face `datasets` writes images; pt: as dataset condensation's loaders read them; npz;
-    safetensors: the set itself, with its labels of views.  out=PATH says where, tiles=kept leaves mosaics as they are,
-    force=true replaces an earlier export, dataset=PATH names the images of a set of indices that was made elsewhere.
+    FILE is a set (.safetensors) or the folder of a run.  form=folder: one PNG file per image, in one folder per class;
+    parquet: images as Hugging Face `datasets` writes them; pt: as the loaders of dataset condensation read it; npz;
+    safetensors: the set itself, with its labels of views.  out=PATH sets the target, tiles=kept keeps mosaics of tiles,
+    force=true replaces an earlier export, dataset=PATH locates the images of a set of indices made elsewhere.
     """
     from dd.recipes import parse_overrides
 
@@ -54,7 +54,7 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> None:
 
 @dataclass(frozen=True)
 class _Wish:
-    """The keys of the verb."""
+    """The keys of `dd export`."""
 
     form: "Form"
     out: str | None = None
@@ -64,7 +64,7 @@ class _Wish:
 
 
 def _wish(values: Mapping[str, Any]) -> _Wish:
-    """The settings, each of its type."""
+    """Validate the settings and return them as a `_Wish`."""
     keys = [one.name for one in fields(_Wish)]
     for key in values:
         if key not in keys:

@@ -44,12 +44,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yield a temporary folder beside `path`; it replaces `path` if the block succeeds and is deleted if it fails.
 
-    A folder that is there already is replaced, and stays as it is until then.
+    An existing folder is kept until it is replaced.
 
     Raises:
-        RunError: there is no room for it; nothing of the new folder is left behind.
+        RunError: the disk is full; nothing of the new folder remains.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A distilled set for other programs: what `dd export` does."""
+"""Export of distilled sets for other programs: the library function behind `dd export`."""
 
 import re
 from dataclasses import replace
@@ -25,20 +25,20 @@ def export(
     dataset: str = "",
     force: bool = False,
 ) -> Exported:
-    """Write a set in a form that other programs read, and say what of it that form cannot hold.
+    """Write a set in a format of other programs, and report what the format cannot represent.
 
     `dd.export("set.safetensors", "folder")`, `dd.export(outcome, "parquet", "set.parquet")`; see `dd.exchange.export`.
 
     Args:
-        made: a set, its file, the folder of its run, or what `dd.run` returned.
+        made: a set, its file, the folder of its run, or the result of `dd.run`.
         form: "safetensors", "folder", "parquet", "pt" or "npz".
         out: the file or folder to write; None for one in the current folder, named after the set.
-        tiles: whether mosaics of tiles are "decoded", into the images that students see, or "kept" as they are.
-        dataset: where the data set of a set that was made elsewhere is on this machine.
-        force: replace what an export wrote there before.
+        tiles: whether mosaics of tiles are "decoded" into the images that students see, or "kept".
+        dataset: path of the data set on this machine, for a set made elsewhere.
+        force: replace an earlier export.
 
     Raises:
-        UsageError: the form cannot hold the set, or something is there already.
+        UsageError: the format cannot represent the set, or the target exists.
         RunError: the disk is full.
     """
     if form not in SUFFIXES:
@@ -62,7 +62,7 @@ def _named(distilled: DistilledSet) -> str:
 
 
 def _data(distilled: DistilledSet, dataset: str, *, own: bool) -> RealData:
-    """The data set of a set, opened as the set says."""
+    """Open the data set of a distilled set, with the settings recorded in the set."""
     if not dataset and not own and is_local(distilled.source) and is_foreign(distilled):
         raise UsageError(
             f"this set was not made here and asks for images at a path; to allow that, add dataset={distilled.source}"
@@ -71,7 +71,7 @@ def _data(distilled: DistilledSet, dataset: str, *, own: bool) -> RealData:
 
 
 def _constants(data: RealData, distilled: DistilledSet) -> Preprocess:
-    """How the pixels of the data set are normalised, whatever the set's own space is."""
+    """Return the normalisation of the data set's pixels, regardless of the set's own model space."""
     plain = replace(_settings(distilled), preprocess="standard")
     return open_data(data.name, plain, "cpu").preprocess
 

@@ -220,8 +220,8 @@ def uneven_classes(cls: type[Method], lab: Lab) -> None:
         result = lab.tried(cls, dataclasses.replace(task, targets=wanted.to(task.device)))
     except RuntimeError as error:
         raise NotConforming(
-            f"with 3 images of one class and 1 of another it fails ({in_one_line(error)}); where it needs as many of "
-            "every class, say so: `even: ClassVar[bool] = True`"
+            f"with 3 images of one class and 1 of another it fails ({in_one_line(error)}); if it needs the same number "
+            "for every class, declare `even: ClassVar[bool] = True`"
         ) from error
     same = torch.equal(result.own_classes().cpu(), wanted)
     _require(same or result.label_kind != "hard", "with 3 images of one class its labels are not the task's targets")

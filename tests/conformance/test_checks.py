@@ -338,7 +338,7 @@ FAULTS: list[tuple[type[Method], conformance.Check, str]] = [
     (Foreign, conformance.whole_output, "field 'space': kind is 'raw'"),
     (Forgetful, conformance.parts_make_the_whole, "do not hold every image exactly once"),
     (Unsorted, conformance.parts_make_the_whole, "do not ascend"),
-    (Level, conformance.uneven_classes, "say so: `even: ClassVar[bool] = True`"),
+    (Level, conformance.uneven_classes, "declare `even: ClassVar[bool] = True`"),
     (Mislabelled, conformance.uneven_classes, "its labels are not the task's targets"),
     (Alias, conformance.finish_only_reads, "shares memory with the variables"),
     (Meddler, conformance.finish_only_reads, "changes images"),
