@@ -118,9 +118,9 @@ def shown(value: Any) -> str:
 
 
 def in_words(layer: Layer, parts: "Parts", problems: Problems, *, partial: bool = False) -> list[Layer]:
-    """Convert a layer to dotted keys; if it contains objects, their fields become a weaker layer of their own.
+    """Convert a layer to dotted keys; words override the fields of objects.
 
-    A complete student or protocol gets a separate layer: words that name another one start from that one instead.
+    A student or protocol object becomes a weaker layer of its own, so that a name given next to it replaces it.
 
     Args:
         layer: settings by dotted or nested keys, possibly with objects.

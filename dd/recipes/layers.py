@@ -158,7 +158,7 @@ def named_protocol(layers: list[Layer]) -> tuple[Any, str, list[Layer]]:
 
 
 def named_architecture(student: "NetworkSpec", layers: list[Layer]) -> tuple["NetworkSpec", list[Layer]]:
-    """Apply an architecture named by a later layer: drop the sizes that weaker layers gave for a different one.
+    """Return the student and the layers without sizes meant for an architecture that a later layer replaces.
 
     `student.arch=resnet18` over a ConvNet of depth 3 and width 32 yields the standard ResNet-18, unless that layer or a
     stronger one sets a width.  A size that the architecture does not support is kept, so that it is rejected later.

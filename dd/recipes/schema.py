@@ -133,7 +133,7 @@ def _bounded(words: str, metadata: list[Any]) -> str:
 def explained(settings: Any, prefix: str = "") -> dict[str, str]:
     """Return the docstrings below the fields of a settings dataclass, including nested ones, by dotted key.
 
-    The most derived class that declares a field provides its docstring.  Fields without a docstring are omitted.
+    A subclass may override the docstring of a field.  Fields without a docstring are omitted.
     """
     found: dict[str, str] = {}
     for cls in reversed(type(settings).__mro__):
