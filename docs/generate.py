@@ -112,7 +112,16 @@ def protocols() -> str:
     body = []
     for name, protocol in PROTOCOLS.items():
         length = f"{protocol.epochs} epochs" if protocol.steps is None else f"{protocol.steps} steps"
-        body.append((f"`{name}`", ORIGINS[name], length, protocol.batch, protocol.optimiser, f"{protocol.lr:g}"))
+        body.append(
+            (
+                f"`{name}`",
+                ORIGINS.get(name, "a plug-in"),
+                length,
+                protocol.batch,
+                protocol.optimiser,
+                f"{protocol.lr:g}",
+            )
+        )
     return _table(["protocol", "of", "length", "batch", "optimiser", "lr"], body)
 
 

@@ -105,7 +105,12 @@ def _candidates(before: list[str], last: str) -> Iterable[str]:
         return [f"{key}={value}" for key, values in _EXPORT.items() for value in values]
     if verb in _KEYED:
         return _settings(known, before, last)
-    return {"experts": ("make", "verify", "prune"), "data": ("check",), "completion": tuple(_SCRIPTS)}.get(verb, ())
+    return {
+        "experts": ("make", "verify", "prune"),
+        "data": ("check",),
+        "new": ("method",),
+        "completion": tuple(_SCRIPTS),
+    }.get(verb, ())
 
 
 def _settings(known: dict[str, Any], before: list[str], last: str) -> Iterable[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 import click
 
 from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table
-from dd.cli.index import indexed
+from dd.cli.index import indexed, plug_in_files
 from dd.errors import UsageError
 from dd.sizes import readable_size
 
@@ -67,13 +67,16 @@ def _sources() -> list[_SourceRow]:
 
 
 def _cells(source: "SourceInfo") -> list[str]:
+    if source.error is not None:
+        return [source.name, f"broken: {source.error}", "", "", ""]
     return [source.name, source.description, _where(source), readable_size(source.bytes), source.licence]
 
 
-def _places() -> list[Path]:
+def _places() -> list[Path] | None:
     from dd.data.sources.find import places
 
-    return places()
+    others = plug_in_files("dataset")
+    return None if others is None else [*places(), *others]
 
 
 def _where(source: "SourceInfo") -> str:

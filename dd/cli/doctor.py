@@ -44,7 +44,8 @@ def command(as_json: bool) -> None:
     out = console()
     folders = {name: _folder_words(folder) for name, folder in found["folders"].items()}
     tables = {"versions": found["versions"], "devices": found["devices"], "folders": folders}
-    for heading, rows in (tables | {"tools": found["tools"], "data": found["data"]}).items():
+    plugged = {"plug-ins": found["plug_ins"]} if found["plug_ins"] else {}
+    for heading, rows in (tables | {"tools": found["tools"]} | plugged | {"data": found["data"]}).items():
         out.print(heading, style="bold")
         table = plain_table("", "", show_header=False)
         for name, value in rows.items():
@@ -72,6 +73,7 @@ class Examination(TypedDict):
     devices: dict[str, str]
     folders: dict[str, FolderFacts]
     tools: dict[str, str | None]
+    plug_ins: dict[str, str]
     data: dict[str, str | None]
     advice: list[str]
 
@@ -89,6 +91,7 @@ def examine() -> Examination:
         "devices": _devices(),
         "folders": folders,
         "tools": tools,
+        "plug_ins": _plug_ins(),
         "data": {source.name: source.where for source in list_sources() if ":" not in source.name},
         "advice": _advice(versions, folders, tools),
     }
@@ -135,6 +138,22 @@ def _tools() -> dict[str, str | None]:
     compiler = next((found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None)
     key = "set" if os.environ.get("WANDB_API_KEY") else "not set"
     return {"C++ compiler": compiler, "dd": shutil.which("dd"), "this program": sys.argv[0], "WANDB_API_KEY": key}
+
+
+def _plug_ins() -> dict[str, str]:
+    """Every plug-in, "KIND NAME", with its package or with what is wrong with it."""
+    from dd.data.sources.catalogue import CATALOGUE
+    from dd.engine.registry import list_methods
+    from dd.evaluation.protocols import PROTOCOLS
+    from dd.networks.names import NETWORKS
+    from dd.plugins import plug_ins
+
+    broken = {entry.name: entry.error for entry in list_methods() if entry.error is not None}
+    found = {("method", name): (plug_in, broken.get(name)) for name, plug_in in plug_ins("method").items()}
+    for what, named in (("dataset", CATALOGUE), ("network", NETWORKS), ("protocol", PROTOCOLS)):
+        wrong = named.broken()
+        found |= {(what, name): (plug_in, wrong.get(name)) for name, plug_in in plug_ins(what).items()}
+    return {f"{what} {name}": f"broken: {why}" if why else one.package for (what, name), (one, why) in found.items()}
 
 
 def _advice(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Generic, TypedDict, TypeVar
 
 import dd
+from dd import plugins
 from dd.errors import RunError
 from dd.io import digest, holds, home, sealed, write_json
 
@@ -56,6 +57,13 @@ def plug_ins() -> list[Path] | None:
     if any(entry.error is not None for entry in registry.list_methods()):
         return None
     return registry.files()
+
+
+def plug_in_files(what: str) -> list[Path] | None:
+    """The files of the imported plug-ins of a kind (a key of `dd.plugins.GROUPS`); None if one has no file."""
+    modules = [point.module for plug_in in plugins.plug_ins(what).values() for point in plug_in.points]
+    files = [getattr(sys.modules.get(module), "__file__", None) for module in modules]
+    return None if None in files else [Path(file) for file in files if file]
 
 
 def _read(file: Path) -> _Kept | None:

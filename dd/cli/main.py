@@ -14,7 +14,7 @@ import dd
 from dd.cli.common import STRICT, examples
 from dd.errors import Interrupted, RunError, UsageError, close_matches, printable
 
-VERBS = ("run", "eval", "export", "show", "methods", "recipes", "data", "experts", "doctor", "completion")
+VERBS = ("run", "eval", "export", "show", "methods", "recipes", "data", "experts", "new", "doctor", "completion")
 _HINTS = {
     "list": ("methods", "recipes", "data"),
     "buffer": ("experts",),

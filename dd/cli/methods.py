@@ -67,9 +67,9 @@ def _show(method: "About") -> None:
         words = f"{setting.about.removesuffix('.')} ({setting.type})" if setting.about else setting.type
         table.add_row(setting.key, _value(setting.default), words)
     print_table(console(), table)
-    from dd.networks.spec import ARCHITECTURES
+    from dd.networks.names import ARCHITECTURES, NETWORKS
 
-    click.echo(f"\n{_ELSEWHERE.format(architectures=', '.join(ARCHITECTURES))}")
+    click.echo(f"\n{_ELSEWHERE.format(architectures=', '.join((*ARCHITECTURES, *NETWORKS)))}")
 
 
 def _value(value: Any) -> str:

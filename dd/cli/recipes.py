@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table
-from dd.cli.index import indexed, plug_ins
+from dd.cli.index import indexed, plug_in_files, plug_ins
 
 if TYPE_CHECKING:
     from dd.evaluation.protocols import Protocol
@@ -83,13 +83,16 @@ def _show(rows: list[dict[str, Any]]) -> None:
 
 
 def _protocols(as_json: bool) -> None:
-    found = indexed("protocols", _all_protocols)
+    found = indexed("protocols", _all_protocols, lambda: plug_in_files("protocol"))
     if as_json:
-        emit({"protocols": [protocol["facts"] for protocol in found]})
+        emit({"protocols": [protocol["facts"] | {"error": protocol["error"]} for protocol in found]})
         return
     table = plain_table("protocol", "of", "length", "batch", "optimiser", "lr", "students see")
     for protocol in found:
         facts = protocol["facts"]
+        if protocol["error"] is not None:
+            table.add_row(facts["protocol"], f"broken: {protocol['error']}", "", "", "", "", "")
+            continue
         length = f"{facts['epochs']} epochs" if facts["steps"] is None else f"{facts['steps']} steps"
         words = (facts["protocol"], facts["of"], length, str(facts["batch"]), facts["optimiser"], f"{facts['lr']:g}")
         table.add_row(*words, protocol["views"])
@@ -102,10 +105,12 @@ def _all_protocols() -> list[dict[str, Any]]:
     from dd.evaluation.origins import ORIGINS
     from dd.evaluation.protocols import PROTOCOLS
 
-    return [
-        {"facts": {"of": ORIGINS[name], **asdict(protocol)}, "views": _views(protocol)}
-        for name, protocol in PROTOCOLS.items()
-    ]
+    rows: list[dict[str, Any]] = []
+    for name, protocol in PROTOCOLS.items():
+        of = ORIGINS.get(name) or f"the package {PROTOCOLS.package(name)}"
+        rows.append({"facts": {"of": of, **asdict(protocol)}, "views": _views(protocol), "error": None})
+    broken = PROTOCOLS.broken().items()
+    return rows + [{"facts": {"protocol": name}, "views": "", "error": why} for name, why in broken]
 
 
 def _views(protocol: "Protocol") -> str:

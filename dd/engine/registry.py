@@ -14,18 +14,17 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dd.errors import RunError, UsageError, unknown
+from dd.errors import RunError, UsageError, in_one_line, unknown
 from dd.io import digest, sha256_file, user_path
+from dd.plugins import PlugIn, plug_ins
 
 if TYPE_CHECKING:
     from dd.engine.method import Method
 
-GROUP = "dd.methods"
 M = TypeVar("M", bound="type[Method]")
 _registered: dict[str, "type[Method]"] = {}
 _LOADED_FROM = "_dd_loaded_from"  # attribute of a method file's module: the path and the bytes it was loaded from
@@ -51,8 +50,9 @@ def register(name: str) -> Callable[[M], M]:
 
     def decorate(cls: M) -> M:
         other = _registered.get(name)
-        if other is not None and _source(other) != _source(cls):
-            raise UsageError(f"method name {name!r} is taken by {other.__module__}; choose another in {cls.__module__}")
+        holder = _builtin().get(name, cls.__module__) if other is None else other.__module__
+        if holder != cls.__module__ or (other is not None and _source(other) != _source(cls)):
+            raise UsageError(f"method name {name!r} is taken by {holder}; choose another in {cls.__module__}")
         cls.name = name
         _registered[name] = cls
         return cls
@@ -62,7 +62,7 @@ def register(name: str) -> Callable[[M], M]:
 
 def names() -> list[str]:
     """Return all names that `get` accepts, sorted, without importing any method."""
-    return sorted({*_builtin(), *_plugins(), *_registered})
+    return sorted({*_builtin(), *plug_ins("method"), *_registered})
 
 
 def get(name: str) -> "type[Method]":
@@ -81,8 +81,8 @@ def get(name: str) -> "type[Method]":
         return _registered[name]
     if name in _builtin():
         importlib.import_module(_builtin()[name])
-    elif name in _plugins():
-        _load(_plugins()[name])
+    elif plug_in := plug_ins("method").get(name):
+        _load(plug_in)
     if name not in _registered:
         raise unknown("method", name, names())
     return _registered[name]
@@ -138,19 +138,22 @@ def list_methods(pattern: str = "*") -> list[MethodEntry]:
     Args:
         pattern: filter on the name, with `*` and `?`, for example "sre2l*".
     """
-    found = []
+    found, others = [], plug_ins("method")
     for name in fnmatch.filter(names(), pattern):
+        plug_in = None if name in _builtin() else others.get(name)
         try:
             cls = get(name)
         except Exception as error:
-            plugin = _plugins().get(name)
-            package = plugin.value if plugin else "dd"
-            found.append(MethodEntry(name, "?", package, "", f"{type(error).__name__}: {error}"))
+            found.append(MethodEntry(name, "?", plug_in.package if plug_in else "dd", "", in_one_line(error)))
             continue
         module = cls.__module__.split(".")
         ours = module[:2] == ["dd", "methods"]
+        package = "dd" if ours else plug_in.package if plug_in else module[0]
         summary = (cls.__doc__ or "").strip().split("\n")[0]
-        found.append(MethodEntry(name, module[2] if ours else "plug-in", "dd" if ours else module[0], summary))
+        found.append(MethodEntry(name, module[2] if ours else "plug-in", package, summary))
+    for name in fnmatch.filter(sorted(_builtin().keys() & others), pattern):
+        why = f"{name!r} is a name of dd's own"
+        found.append(MethodEntry(name, "?", others[name].package, "", why))
     return found
 
 
@@ -178,9 +181,14 @@ def _builtin() -> dict[str, str]:
 
 
 def _established(cls: "type[Method]") -> bool:
-    """Return whether a class is built in or from an installed package, and so has a stable name and version."""
-    point = _plugins().get(cls.name)
-    return cls.__module__.startswith("dd.methods.") or (point is not None and point.load() is cls)
+    """Return whether a class is ours or an installed package's, and so has a name and a version."""
+    if cls.__module__.startswith("dd.methods."):
+        return True
+    plug_in = plug_ins("method").get(cls.name)
+    try:
+        return plug_in is not None and plug_in.load() is cls
+    except (UsageError, RunError):  # another one of that name, which is broken
+        return False
 
 
 def _file(cls: "type[Method]") -> Path | None:
@@ -206,19 +214,14 @@ def _constant(value: Any) -> str:
     return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
-def _plugins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
-def _load(point: EntryPoint) -> None:
+def _load(plug_in: PlugIn) -> None:
+    cls = plug_in.load()
+    if plug_in.name in _registered:  # by the decorator of its class
+        return
     try:
-        cls = point.load()
-    except Exception as error:
-        raise RunError(
-            f"the plug-in {point.name!r} ({point.value}) fails to import: {type(error).__name__}: {error}"
-        ) from error
-    if point.name not in _registered:
-        register(point.name)(cls)
+        register(plug_in.name)(cls)  # type: ignore[arg-type]
+    except (AttributeError, TypeError) as error:
+        raise plug_in.broken("is not a class of a method") from error
 
 
 def _from_file(text: str) -> "type[Method]":

@@ -1,7 +1,7 @@
 """Evaluation protocols: how students are trained and scored, with a fingerprint that comparable numbers share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from typing import Annotated, Any, Literal
 
@@ -9,6 +9,8 @@ from pydantic import Field
 
 from dd.data.settings import Resize
 from dd.io import digest
+from dd.io.typed import typed
+from dd.plugins import Named
 from dd.settings import Outside, identity
 from dd.training.criteria import CrossEntropy
 from dd.training.loop import Fit
@@ -142,8 +144,10 @@ class Protocol:
 
         Settings are written as on the command line, without `eval.`: `"cvdd, batch=10"`.
         """
-        published = PROTOCOLS[self.protocol].training()
         words = [self.protocol]
+        if self.protocol not in PROTOCOLS:  # of a plug-in that is not installed here
+            return self.protocol
+        published = PROTOCOLS[self.protocol].training()
         for key, value in self.training().items():
             laid_down = key in ("steps", "epochs") and value is None  # because the other one is given
             if value != published[key] and not laid_down:
@@ -179,7 +183,7 @@ _SOFT = Protocol(
     probe_steps=300,
 )
 
-PROTOCOLS: dict[str, Protocol] = {
+_OURS: dict[str, Protocol] = {
     # 300 steps at batch 128; measured to separate sets well on 2 cores
     "quick": Protocol(batch=128),
     # MTT, FTD, TESLA: 1000 epochs, batch 256 (Cazenavette et al. 2022, official evaluation)
@@ -288,6 +292,16 @@ PROTOCOLS: dict[str, Protocol] = {
         protocol="smoke", students=2, steps=150, batch=128, pilots=1, full_budget=40_000, probes=2, probe_steps=50
     ),
 }
+
+
+def _accept(name: str, given: object) -> Protocol:
+    """The protocol that a plug-in gives under a name."""
+    if not isinstance(given, Protocol):
+        raise ValueError(f"it is of type {type(given).__name__}, not a dd.Protocol")
+    return typed(Protocol, {**asdict(given), "protocol": name}, f"protocol {name}")
+
+
+PROTOCOLS = Named("protocol", _OURS, _accept)
 
 
 def list_protocols(pattern: str = "*") -> list[Protocol]:

@@ -1,6 +1,5 @@
 """Network specifications: a name and a few hyper-parameters, resolved for an image size and built from a generator."""
 
-import re
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -12,11 +11,10 @@ from dd.errors import UsageError, nearest
 from dd.networks import small
 from dd.networks.convnet import ConvNet, map_side
 from dd.networks.layers import Activation, Norm, Pooling
+from dd.networks.names import ARCHITECTURES, CONVNET, NETWORKS, is_zoo_name
 from dd.networks.resnet import ResNet18
-from dd.networks.zoo import build_zoo, is_zoo_name
+from dd.networks.zoo import build_zoo
 
-ARCHITECTURES = ("convnet", "resnet18", "alexnet", "vgg11", "lenet", "mlp", "vit")
-_CONVNET = re.compile(r"convnet(?:d?(\d+))?")
 _DEPTH_UP_TO = ((32, 3), (64, 4), (128, 5), (256, 6))  # usual depth by image size: side in pixels, blocks
 USUAL_SIDE = _DEPTH_UP_TO[-1][0]  # largest image side in pixels with a usual depth
 # published values; architectures without an entry have no width (or depth)
@@ -33,7 +31,7 @@ class NetworkSpec:
 
     arch: str = "convnet"
     """The architecture: "convnet" (or with its depth, "ConvNetD3" or "convnet3"), "resnet18", "alexnet", "vgg11",
-    "lenet", "mlp", "vit", "timm:NAME" or "torchvision:NAME".
+    "lenet", "mlp", "vit", "timm:NAME", "torchvision:NAME" or the name of a plug-in's.
     """
     depth: Annotated[int, Field(ge=1, le=12)] | None = None
     """Number of blocks. None: for the ConvNet 3 for images up to 32 pixels, 4 up to 64, 5 up to 128, 6 up to 256; for
@@ -50,7 +48,7 @@ class NetworkSpec:
     pooling: Pooling = "avg"
     """Pooling of the ConvNet; other networks ignore it."""
     activation: Activation = "relu"
-    """Activation; vit and the networks of timm and torchvision ignore it."""
+    """Activation; vit and the networks of timm, torchvision and plug-ins ignore it."""
 
 
 def resolve_network(spec: NetworkSpec, size: int, channels: int = 3) -> NetworkSpec:
@@ -95,7 +93,7 @@ def foreign_sizes(before: str, after: str) -> tuple[str, ...]:
         before: the architecture that the sizes were given for.
         after: the new architecture; "ConvNetD4" is still the ConvNet, but with its own depth.
     """
-    old, new = _CONVNET.fullmatch(before.lower()), _CONVNET.fullmatch(after.lower())
+    old, new = CONVNET.fullmatch(before.lower()), CONVNET.fullmatch(after.lower())
     if old and new:
         return ("depth",) if new[1] else ()
     return () if before.lower() == after.lower() else ("depth", "width")
@@ -174,7 +172,7 @@ def _construct(spec: NetworkSpec, channels: int, size: int, classes: int) -> nn.
 
 def _architecture(spec: NetworkSpec) -> tuple[str, int | None]:
     name = spec.arch.lower()
-    if match := _CONVNET.fullmatch(name):
+    if match := CONVNET.fullmatch(name):
         named = int(match[1]) if match[1] else None
         if named is not None and spec.depth not in (None, named):
             raise UsageError(
@@ -184,7 +182,7 @@ def _architecture(spec: NetworkSpec) -> tuple[str, int | None]:
     if name in ARCHITECTURES:
         return name, spec.depth
     raise UsageError(
-        f"unknown network {spec.arch!r}{nearest(name, ARCHITECTURES)}; "
+        f"unknown network {spec.arch!r}{nearest(name, [*ARCHITECTURES, *NETWORKS])}; "
         "others by student.arch=timm:NAME or torchvision:NAME"
     )
 

@@ -1,4 +1,4 @@
-"""Untrained networks of other libraries, by name: `timm:NAME` and `torchvision:NAME`."""
+"""Untrained networks that are not ours, by name: timm's, torchvision's and those of plug-ins."""
 
 from difflib import get_close_matches
 from functools import partial
@@ -6,35 +6,33 @@ from functools import partial
 import torch
 from torch import nn
 
-from dd.errors import UsageError, in_one_line
-
-_PREFIXES = ("timm", "torchvision")
-
-
-def is_zoo_name(arch: str) -> bool:
-    """Whether a name is `timm:NAME` or `torchvision:NAME`."""
-    return arch.partition(":")[0] in _PREFIXES and ":" in arch
+from dd.errors import RunError, UsageError, in_one_line
+from dd.networks.names import NETWORKS
 
 
 def build_zoo(arch: str, channels: int, size: int, classes: int) -> nn.Module:
-    """Build an untrained network of timm or torchvision.
+    """Build an untrained network of timm, torchvision or a plug-in.
 
     The weights come from torch's default CPU generator, which the caller forks.  Dropout and stochastic depth are
     disabled, because they draw from the global generator and a seed would no longer determine the result.  For images
     without 3 channels, the first convolution of a torchvision network is replaced; timm does that itself.
 
     Args:
-        arch: `timm:NAME` or `torchvision:NAME`.
+        arch: `timm:NAME`, `torchvision:NAME` or the name of a plug-in's.
         channels: channels of an image.
         size: height and width of an image in pixels.
         classes: number of logits.
 
     Raises:
         UsageError: the name is unknown, or the network cannot take such images.
+        RunError: a plug-in fails to import, or its function does not return a network.
     """
-    library, _, name = arch.partition(":")
+    library, colon, name = arch.partition(":")
     try:
-        net = (_timm if library == "timm" else _torchvision)(name, channels, size, classes)
+        if colon:
+            net = (_timm if library == "timm" else _torchvision)(name, channels, size, classes)
+        else:
+            net = _plug_in(arch, channels, size, classes)
         _switch_off_dropout(net)
         shape = _try(net, channels, size)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
@@ -43,6 +41,14 @@ def build_zoo(arch: str, channels: int, size: int, classes: int) -> nn.Module:
         ) from error
     if shape != (1, classes):
         raise UsageError(f"{arch} gives {shape} for one image, not {classes} logits; use another student.arch")
+    return net
+
+
+def _plug_in(name: str, channels: int, size: int, classes: int) -> nn.Module:
+    net = NETWORKS[name](channels, size, classes)
+    if not isinstance(net, nn.Module):
+        whose = f"the network {name!r} of the package {NETWORKS.package(name)}"
+        raise RunError(f"{whose} gives {type(net).__name__}, not an nn.Module")
     return net
 
 

@@ -8,8 +8,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from dd.errors import UsageError, unknown
 from dd.io import existing, user_path
+from dd.networks.names import is_zoo_name
 from dd.networks.spec import NetworkSpec
-from dd.networks.zoo import is_zoo_name
 
 STUDENT = "student"
 NO_TEACHER = "no teacher is named; teachers=student trains one with the student's architecture"

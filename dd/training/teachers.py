@@ -20,8 +20,8 @@ from dd.io import digest, sha256_file, sha256_tensors
 from dd.networks import NetworkSpec, resolve_network
 from dd.networks.adapted import Adapted, pick
 from dd.networks.checkpoints import load_weights, outputs_of, read_weights
+from dd.networks.names import is_zoo_name
 from dd.networks.pretrained import IMAGENET, published, wnids
-from dd.networks.zoo import is_zoo_name
 from dd.rng import generator
 from dd.runs.store import Wanted
 from dd.training.squeeze import KIND, SqueezeSettings, build_teacher, holdout_accuracy, squeeze_spec, squeezed

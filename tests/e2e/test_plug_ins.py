@@ -1,6 +1,7 @@
 """Methods that are not ours: a file in the making, and an installed package."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,10 +111,57 @@ def test_an_installed_package_is_listed_and_runs(place, tiny, installed, monkeyp
     monkeypatch.syspath_prepend(installed)
     row = next(row for row in place.dd("methods", "--json").report["methods"] if row["name"] == "blur")
     summary = "Pulls one real image per slot towards the mean of its class."
-    assert row == {"name": "blur", "family": "plug-in", "package": "dd_blur", "summary": summary, "error": None}
+    assert row == {"name": "blur", "family": "plug-in", "package": "dd-blur", "summary": summary, "error": None}
     assert summary in place.dd("methods").out
     # recorded as what it is, so that the recipe beside the result is that run
     assert place.dd("run", f"recipe={report['folder']}", "--json").report["fresh"] is False
+
+
+def test_every_command_of_the_page(place, tiny, tmp_path):
+    """A package that `dd new method` wrote: installed, listed, run, tested, nothing in it touched."""
+    page = (Path(__file__).parents[2] / "docs/pages/howto/plugin.md").read_text(encoding="utf-8")
+    new, install, methods, run, tests = (line.split() for line in re.findall(r"^    (\S.*)$", page, re.MULTILINE)[:5])
+    assert place.process(*new[1:]).code == 0
+    written = place.files()
+    assert place.process(*new[1:]).code == 2  # nothing is written over
+    assert place.files() == written
+
+    assert install[:3] == ["pip", "install", "-e"]
+    quiet = ("--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation")
+    target, folder = tmp_path / "site", place.path / install[3]
+    command = [sys.executable, "-m", "pip", "install", *quiet, "--target", str(target), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+    assert "Match the class means" in place.process(*methods[1:], PYTHONPATH=str(target)).out
+    listed = place.process("recipes", "my-idea", "--json", PYTHONPATH=str(target)).out
+    assert "cifar10" in listed
+    ended = place.process(*run[1:], *tiny, "iterations=2", "--json", PYTHONPATH=str(target))
+    assert ended.code == 0, ended.err
+    assert ended.report["name"].startswith("my-idea/")
+
+    environment = place.environment | {"PYTHONPATH": str(target)}
+    command = [sys.executable, "-m", *tests, "-q", "-p", "no:cacheprovider", "-c", str(folder / "pyproject.toml")]
+    done = subprocess.run(command, cwd=place.path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout
+    assert "19 passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("dm", "there is a method 'dm' already"),
+        ("class", "a word of Python"),
+        ("9x", "cannot name a method"),
+        ("../x", "cannot name a method"),
+        ("Mine", "cannot name a method"),
+        ("a" * 50, "cannot name a method"),
+    ],
+)
+def test_names_that_a_new_method_cannot_have(place, name, why):
+    ended = place.dd("new", "method", name)
+    assert (ended.code, place.files()) == (2, set())
+    assert why in ended.err
 
 
 def test_the_conformance_suite_runs_on_it(place, installed):

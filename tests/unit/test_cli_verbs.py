@@ -149,7 +149,7 @@ def test_data(capsys):
 
 def test_doctor(capsys, tmp_path):
     found = told(capsys, "doctor")
-    assert set(found) == {"versions", "devices", "folders", "tools", "data", "advice"}
+    assert set(found) == {"versions", "devices", "folders", "tools", "plug_ins", "data", "advice"}
     assert found["versions"]["torch"]
     assert "cpu" in found["devices"]
     assert found["folders"]["runs"] == {

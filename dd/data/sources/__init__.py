@@ -9,11 +9,15 @@ folder:PATH  parquet:PATH  npz:PATH
                                    a user's own data
 """
 
+from dd.data.sources.content import Arrays
+from dd.data.sources.entry import CatalogueEntry
 from dd.data.sources.listing import Kind, SourceInfo, kind_of, list_sources
 from dd.data.sources.locate import Located, is_local, locate_data, require_known
 from dd.data.sources.raw import Facts, Raw, load_raw
 
 __all__ = [
+    "Arrays",
+    "CatalogueEntry",
     "Facts",
     "Kind",
     "Located",

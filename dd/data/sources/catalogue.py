@@ -1,5 +1,7 @@
 """The catalogue of named data sets: their facts, usual locations and downloads."""
 
+from dataclasses import replace
+
 from dd.data.sources.entry import (
     ALL_AUGMENTATIONS,
     CIFAR10,
@@ -12,6 +14,7 @@ from dd.data.sources.entry import (
     Remote,
 )
 from dd.data.sources.imagenet import IMAGENET_ENTRIES
+from dd.plugins import Named
 
 DIGITS = tuple("0123456789")
 FASHION_CLASSES = (
@@ -203,4 +206,14 @@ _ENTRIES = (
     ),
 )
 
-CATALOGUE = {entry.name: entry for entry in (*_ENTRIES, *IMAGENET_ENTRIES)}
+
+def _accept(name: str, given: object) -> CatalogueEntry:
+    """The entry that a plug-in gives under a name."""
+    if not isinstance(given, CatalogueEntry):
+        raise ValueError(f"it is of type {type(given).__name__}, not a dd.data.CatalogueEntry")
+    if given.read is None:
+        raise ValueError("it has no `read`, a function that returns the images")
+    return replace(given, name=name, native="own", classes_expected=len(given.classes or ()))
+
+
+CATALOGUE = Named("dataset", {entry.name: entry for entry in (*_ENTRIES, *IMAGENET_ENTRIES)}, _accept)

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dd.data.positions import relabelled, stratified
@@ -40,6 +41,25 @@ class Arrays:
             "test_images": self.test_images,
             "test_labels": self.test_labels,
         }
+
+    def check(self, channels: int) -> None:
+        """Raise `ValueError` unless types, shapes, labels and the number of channels are right."""
+        for name, tensor in self.tensors().items():
+            wanted, dimensions = (torch.uint8, 4) if name.endswith("images") else (torch.int64, 1)
+            if not isinstance(tensor, Tensor) or tensor.dtype != wanted or tensor.ndim != dimensions:
+                given = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+                shape = "(n, c, h, w)" if dimensions == 4 else "(n,)"
+                raise ValueError(f"{name} is {given}, not a tensor of {wanted} {shape}")
+        for part, images, labels in (
+            ("train", self.train_images, self.train_labels),
+            ("test", self.test_images, self.test_labels),
+        ):
+            if len(images) != len(labels) or not len(images):
+                raise ValueError(f"{len(images):,} {part}_images with {len(labels):,} {part}_labels")
+            if images.shape[1:] != (channels, *self.train_images.shape[2:]):
+                raise ValueError(f"{part}_images are {tuple(images.shape)}: {channels} channels, one size for all")
+            if labels.min() < 0 or labels.max() >= len(self.classes):
+                raise ValueError(f"{part}_labels are not all in 0 to {len(self.classes) - 1}")
 
     def only(self, numbers: Sequence[int]) -> "Arrays":
         """The images of these classes, relabelled in the order of `numbers`."""

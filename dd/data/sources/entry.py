@@ -1,6 +1,11 @@
 """A catalogue entry: what is known about a named data set before it is found."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dd.data.sources.content import Arrays, EncodedSet
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -48,7 +53,8 @@ class CatalogueEntry:
         classes: published names in label order; None uses the names that come with the data.
         constants: published per-channel mean and standard deviation, in [0, 1] units.
         augment: DSA strategy that suits it.
-        native: format of the published files: "embedded", "idx", "cifar10", "cifar100", "svhn", "tiny" or "imagenet".
+        native: format of the published files: "embedded", "idx", "cifar10", "cifar100", "svhn", "tiny" or "imagenet";
+            "own" for a plug-in's, which `read` reads.
         folders: folders of those files, relative to a folder of data sets.
         marker: a file name or pattern that shows that the files are present.
         parquet: folders in the Hugging Face parquet layout, relative to a folder of data sets.
@@ -62,6 +68,7 @@ class CatalogueEntry:
         classes_expected: number of classes of the whole data set; 0 if there are several editions.
         lossless: whether the published images are lossless, so that a JPEG copy deserves a note.
         note: something a user should know about how we treat it.
+        read: reads the data set of a plug-in.
     """
 
     name: str
@@ -71,7 +78,7 @@ class CatalogueEntry:
     classes: tuple[str, ...] | None
     constants: Constants
     augment: str
-    native: str
+    native: str = "own"
     folders: tuple[str, ...] = ()
     marker: str = ""
     parquet: tuple[str, ...] = ()
@@ -84,6 +91,7 @@ class CatalogueEntry:
     classes_expected: int = 10
     lossless: bool = True
     note: str = ""
+    read: "Callable[[], Arrays | EncodedSet] | None" = None
 
     @property
     def varied(self) -> bool:

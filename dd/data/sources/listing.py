@@ -22,6 +22,8 @@ class SourceInfo:
         classes: number of classes; None if unknown.
         lacks: number of classes missing on disk, as far as that shows without opening images.
         usable: whether it can be used as it is; a subset needs all of its classes.
+        package: the package that provides it.
+        error: why a plug-in's cannot be used.
     """
 
     name: str
@@ -33,6 +35,8 @@ class SourceInfo:
     classes: int | None = None
     lacks: int = 0
     usable: bool = True
+    package: str = "dd"
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ def kind_of(name: str) -> Kind | None:
 def list_sources() -> list[SourceInfo]:
     """List all sources and where they were found; reads and decodes nothing."""
     rows = [_info(entry) for entry in CATALOGUE.values()]
+    broken = CATALOGUE.broken().items()
+    rows += [SourceInfo(name, "", None, None, NOT_STATED, usable=False, package="?", error=why) for name, why in broken]
     own = "your own images: PATH/train/CLASS/… and PATH/test/CLASS/…, or PATH/CLASS/…"
     rows.append(SourceInfo("folder:PATH", own, None, None, NOT_STATED))
     rows.append(
@@ -72,6 +78,11 @@ def list_sources() -> list[SourceInfo]:
 def _info(entry: CatalogueEntry) -> SourceInfo:
     if entry.native == "embedded":
         return SourceInfo(entry.name, entry.description, str(EMBEDDED_FOLDER), embedded_size(), entry.licence)
+    if entry.native == "own":
+        package = CATALOGUE.package(entry.name)
+        classes = entry.classes_expected or None
+        where = f"the package {package}"
+        return SourceInfo(entry.name, entry.description, where, None, entry.licence, classes=classes, package=package)
     found = find_named(entry)
     size = round(sum(remote.megabytes for remote in entry.remotes) * 1e6) or None
     if found:

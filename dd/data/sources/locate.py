@@ -16,7 +16,7 @@ from dd.data.sources.imagenet import read_imagenet
 from dd.data.sources.npz import read_npz
 from dd.data.sources.parquet import parquet_at, read_parquet
 from dd.data.sources.published import read_cifar, read_svhn, read_tiny_imagenet
-from dd.errors import UsageError, unknown
+from dd.errors import RunError, UsageError, in_one_line, unknown
 from dd.io import user_path
 
 _WAYS = "dataset=folder:PATH with PATH/train/CLASS/… or PATH/CLASS/…, dataset=parquet:PATH, or dataset=npz:PATH"
@@ -62,6 +62,8 @@ def locate_data(name: str, *, download: bool = True) -> Located:
     entry = CATALOGUE[name]
     if entry.native == "embedded":
         return Located(name, str(EMBEDDED_FOLDER), entry, read_embedded)
+    if entry.read is not None:
+        return Located(name, f"the package {CATALOGUE.package(name)}", entry, lambda: _read_own(entry))
     found = find_named(entry)
     if found is None and not download:
         raise missing(entry, "may not be downloaded here")
@@ -96,6 +98,23 @@ def require_known(name: str) -> tuple[str, Path] | None:
         kept = " (it is a folder)" if os.path.isdir(path) else " (it is a file)" if os.path.exists(path) else ""
         raise UsageError(f"dataset={name}: no such {what}: {str(path)!r}{kept}; your own images are {_WAYS}")
     return kind, path
+
+
+def _read_own(entry: CatalogueEntry) -> Arrays | EncodedSet:
+    """What a plug-in's `read` gives, checked."""
+    assert entry.read is not None
+    try:
+        content = entry.read()
+        if isinstance(content, Arrays):
+            content.check(entry.channels)
+        elif not isinstance(content, EncodedSet):
+            raise ValueError(f"it gives {type(content).__name__}, not Arrays or an EncodedSet")
+    except (UsageError, RunError):
+        raise
+    except Exception as error:
+        whose = f"the dataset {entry.name!r} of the package {CATALOGUE.package(entry.name)}"
+        raise RunError(f"{whose} cannot be read: {type(error).__name__}: {in_one_line(error)}") from error
+    return content
 
 
 def _read(entry: CatalogueEntry, found: Found) -> Arrays | EncodedSet:

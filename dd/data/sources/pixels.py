@@ -178,7 +178,7 @@ def _is_grey(image: "Image") -> bool:
     order, data = image.palette.getdata()
     if order not in ("RGB", "BGR", "RGBA", "BGRX"):
         return False
-    colours = np.frombuffer(data, dtype=np.uint8)
+    colours = np.frombuffer(bytes(data), dtype=np.uint8)
     colours = colours[: len(colours) // len(order) * len(order)].reshape(-1, len(order))[:, :3]
     return bool((colours == colours[:, :1]).all())
 

@@ -1,0 +1,39 @@
+"""The names that networks go by: ours, those of timm and torchvision, and those of plug-ins."""
+
+import re
+from collections.abc import Callable
+from typing import TypeAlias, cast
+
+from torch import nn
+
+from dd.plugins import Named
+
+ARCHITECTURES = ("convnet", "resnet18", "alexnet", "vgg11", "lenet", "mlp", "vit")
+CONVNET = re.compile(r"convnet(?:d?(\d+))?")
+LIBRARIES = ("timm", "torchvision")
+NetworkMaker: TypeAlias = Callable[[int, int, int], nn.Module]
+
+
+def is_ours(arch: str) -> bool:
+    """Whether a name is one of our architectures, in any spelling."""
+    name = arch.lower()
+    return name in ARCHITECTURES or CONVNET.fullmatch(name) is not None
+
+
+def is_zoo_name(arch: str) -> bool:
+    """Whether a name is `timm:NAME`, `torchvision:NAME` or a plug-in's: networks that no field but `arch` changes."""
+    library, colon, _ = arch.partition(":")
+    return library in LIBRARIES if colon else not is_ours(arch) and arch in NETWORKS
+
+
+def _accept(name: str, given: object) -> NetworkMaker:
+    """The function that a plug-in gives under a name."""
+    if is_ours(name):
+        raise ValueError(f"{name!r} is a name of dd's own")
+    if not callable(given):
+        raise ValueError(f"it is of type {type(given).__name__}, not a function of channels, size and classes")
+    return cast(NetworkMaker, given)
+
+
+NETWORKS: Named[NetworkMaker] = Named("network", {}, _accept)
+"""Networks of plug-ins: functions of channels, size in pixels and number of classes that return a fresh `nn.Module`."""
