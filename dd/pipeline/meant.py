@@ -13,6 +13,7 @@ from dd.io.typed import typed
 from dd.labels import LabelSettings
 from dd.networks import NetworkSpec
 from dd.sets import DistilledSet
+from dd.sets.origin import Imported
 from dd.training.teachers import SqueezeSettings
 
 
@@ -46,6 +47,7 @@ class _Provenance:
     command: str = ""
     note: str = ""
     labeller: LabelOrigin | None = None
+    imported: Imported | None = None
 
 
 class Meant(NamedTuple):

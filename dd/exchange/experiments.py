@@ -1,0 +1,175 @@
+"""Files of the gradient and distribution matching family: dicts with the sets of several experiments as `data`.
+
+DC, DSA and DM (Zhao & Bilen) write `{"data": [[images, labels], ...], "accs_all_exps": {network: accuracies}}`, with an
+entry for each experiment that is done.  DataDAM's training code writes the same, but an entry at every evaluation; its
+released files hold `{"data": [images, labels]}`.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from dd.errors import UsageError, printable
+from dd.exchange.draft import Asked, Draft
+from dd.exchange.reader import Reader, Recognised
+from dd.exchange.source import ForeignFiles
+from dd.exchange.tree import Tree
+from dd.sets.origin import StatedScore
+
+_EXPERIMENTS = 5  # that the family's code runs
+_METHOD = re.compile(r"res_(DC|DSA|DM|DataDAM)_|(datadam)", re.IGNORECASE)
+_HISTORY = re.compile(r"ipc_\.\w+$")
+_PROTOCOLS = {"dc": "dc", "dsa": "mtt", "dm": "mtt", "datadam": "datadam"}
+_MNIST = "crop_scale_rotate"  # with which DC evaluates MNIST, and there alone it augments
+_HISTORIES = "datadam-history"
+
+
+class _Pair(NamedTuple):
+    images: Tensor
+    labels: Tensor
+
+
+class Experiments(Reader):
+    """`data`, a list of images with labels."""
+
+    formats: ClassVar[dict[str, str]] = {
+        "dc": "DC, DSA, DM: the sets of independent experiments",
+        _HISTORIES: "DataDAM's training file: the same run at several times",
+        "datadam": "DataDAM's released pair of images and labels",
+    }
+
+    def recognise(self, source: ForeignFiles) -> Sequence[Recognised]:
+        """See `Reader`."""
+        if len(source.paths) != 1 or source.container(source.paths[0]) != "torch":
+            return ()
+        found = source.content(source.paths[0])
+        if not isinstance(found, Mapping) or "data" not in found:
+            return ()
+        data, scored = found["data"], "accs_all_exps" in found
+        if _pair(data) is not None:
+            return (Recognised("datadam", ("a dict whose data are images and labels",)),)
+        pairs = _pairs(data)
+        if not pairs:
+            return ()
+        scores = " and accs_all_exps" if scored else ""
+        evidence = f"a dict with data of {len(pairs)} pairs of images and labels{scores}"
+        history = _is_history(source.paths[0], len(pairs))
+        why = f"{evidence}; {history}" if history else evidence
+        return Recognised("dc", (evidence,), not history), Recognised(_HISTORIES, (why,), bool(history))
+
+    def read(self, source: ForeignFiles, recognised: Recognised, asked: Asked) -> Sequence[Draft]:
+        """See `Reader`."""
+        path = source.paths[0]
+        found = source.content(path)
+        assert isinstance(found, Mapping), "it was recognised"
+        single = _pair(found["data"])
+        if single is not None:
+            return [_draft(single, path, recognised, "datadam", asked)]
+        pairs = _pairs(found["data"])
+        if recognised.format == _HISTORIES and len(pairs) > 1 and asked.entry is None:
+            raise UsageError(
+                f"{path} holds {len(pairs)} states of the same run or of several, in the order of their evaluations: "
+                f"say entry=0 to entry={len(pairs) - 1}, or entry=all"
+            )
+        stated = _stated(found.get("accs_all_exps"), len(pairs), recognised.format != _HISTORIES)
+        method = "datadam" if recognised.format == _HISTORIES else _method(path)
+        drafts = [_draft(pair, path, recognised, method, asked) for pair in pairs]
+        entries = [str(number) for number in range(len(pairs))] if len(pairs) > 1 else [""]
+        return [
+            Draft(**{**vars(draft), "entry": entry, "stated": scores})
+            for draft, entry, scores in zip(drafts, entries, stated, strict=True)
+        ]
+
+
+def _draft(pair: _Pair, path: Path, recognised: Recognised, method: str, asked: Asked) -> Draft:
+    datadam = method == "datadam"
+    assumed = (
+        []
+        if method
+        else [
+            "which of DC, DSA and DM made it is not in the file: scored as DC's, without augmentation (protocol=mtt for the "
+            "others)"
+        ]
+    )
+    mnist = method == "dc" and asked.dataset == "mnist"
+    return Draft(
+        format=recognised.format,
+        images=pair.images,
+        labels=pair.labels,
+        files=(path,),
+        family="datadam" if datadam else "dc",
+        evidence=recognised.evidence,
+        assumed=tuple(assumed),
+        value_space=("normalised", "zca") if datadam else "normalised",
+        class_order="sorted" if datadam and asked.dataset.startswith("image") else None,
+        protocol="mtt" if mnist else _PROTOCOLS[method or "dc"],
+        augment=_MNIST if mnist else None,
+    )
+
+
+def _method(path: Path) -> str:
+    """What the name says that made it, as the family's code names files; "" where it says nothing."""
+    match = _METHOD.search(path.name)
+    return (match[1] or match[2]).lower() if match else ""
+
+
+def _is_history(path: Path, entries: int) -> str:
+    """Why the entries are taken for states of one run; "" where they are not."""
+    if entries > _EXPERIMENTS:
+        return f"more entries than the {_EXPERIMENTS} experiments that DC, DSA and DM run"
+    if entries > 1 and (_method(path) == "datadam" or _HISTORY.search(path.name)):
+        return "its name is one that DataDAM's training code gives"
+    return ""
+
+
+def _pair(value: Tree) -> _Pair | None:
+    """Images of three or four axes with as many labels."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or len(value) != 2:
+        return None
+    images, labels = value
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        return None
+    return _Pair(images, labels) if images.dim() == 4 and labels.dim() in (1, 2) else None
+
+
+def _pairs(value: Tree) -> list[_Pair]:
+    """All of a list that is of pairs; none where it is not."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        return []
+    found = [_pair(one) for one in value]
+    pairs = [one for one in found if one is not None]
+    return pairs if len(pairs) == len(found) else []
+
+
+def _stated(scores: Tree, entries: int, apart: bool) -> list[tuple[StatedScore, ...]]:
+    """The accuracies of each entry, in percent, where each experiment has its equal part of them."""
+    every: list[tuple[StatedScore, ...]] = [()] * entries
+    if not isinstance(scores, Mapping) or not apart:
+        return every
+    for network, values in scores.items():
+        numbers = _percentages(values)
+        each, rest = divmod(len(numbers), entries)
+        if not numbers or rest:
+            continue
+        where = f"{printable(str(network), keep='')[:100]}, their own protocol"
+        for entry in range(entries):
+            every[entry] += (StatedScore(tuple(numbers[entry * each : (entry + 1) * each]), where=where),)
+    return every
+
+
+def _percentages(values: Tree) -> list[float]:
+    if isinstance(values, Tensor):
+        values = values.flatten().tolist()
+    if not isinstance(values, Sequence) or not all(isinstance(one, int | float) for one in values):
+        return []
+    numbers = [float(one) for one in values if isinstance(one, int | float)]
+    if not numbers or not all(math.isfinite(one) and 0 <= one <= 100 for one in numbers):
+        return []
+    return [100 * one for one in numbers] if max(numbers) <= 1 else numbers
+
+
+READERS = [Experiments()]

@@ -1,0 +1,44 @@
+"""`dd.import_sets`: files of others as sets of ours."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dd.exchange.draft import Asked
+from dd.exchange.match import Match, Matched
+from dd.exchange.readers import drafts
+from dd.exchange.source import ForeignFiles
+from dd.io import user_path
+from dd.io.typed import typed
+from dd.sets import DistilledSet
+
+
+def import_sets(paths: str | Path | Sequence[str | Path], *, dataset: str, **said: Any) -> list[DistilledSet]:
+    """Read sets that other projects made, checked and in our value space, as `dd import` does.
+
+    `dd.import_sets("res_DM_CIFAR10_ConvNet_10ipc.pt", dataset="cifar10")` gives a set for every experiment in the file;
+    `dd.evaluate(sets[0])` scores one under the protocol that its authors use.
+
+    Args:
+        paths: files that belong together, or a folder.
+        dataset: the real images that the sets stand for.
+        said: what the files do not say, or say wrongly: `value_space`, `class_order`, `labels`, `augment`, `lr`,
+            `factor`, `entry`, `format`, `protocol`, `preprocess`, `size`, `uneven`, `device`; see `dd import --help`.
+
+    Raises:
+        UsageError: the files are of no known format, damaged, not of these images, or something must be said first.
+    """
+    return [one.set for one in matched(paths, {"dataset": dataset, **said})]
+
+
+def matched(paths: str | Path | Sequence[str | Path], said: Mapping[str, Any]) -> list[Matched]:
+    """As `import_sets`, with what was found out on the way.
+
+    Raises:
+        UsageError: see `import_sets`.
+    """
+    asked = typed(Asked, {name: value for name, value in said.items() if value is not None}, "")
+    named = [paths] if isinstance(paths, str | Path) else list(paths)
+    source = ForeignFiles([user_path(path) for path in named])
+    match = Match(asked)
+    return [match.set_of(draft) for draft in drafts(source, asked)]

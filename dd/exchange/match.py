@@ -1,0 +1,232 @@
+"""From a `Draft` and the real images it stands for to a `DistilledSet`: everything is checked before it is believed."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dd.data import DataSettings, RealData, kind_of, open_data
+from dd.errors import UsageError, printable, unknown
+from dd.evaluation.protocols import PROTOCOLS, Protocol, default_protocol
+from dd.exchange import spaces
+from dd.exchange.draft import Asked, Draft
+from dd.exchange.order import OrderCheck, order_of, require_order
+from dd.exchange.pixels import in_our_space
+from dd.exchange.shapes import laid_out, likely_side
+from dd.exchange.targets import Targets, targets
+from dd.io import digest, sha256_file
+from dd.sets import DistilledSet
+from dd.sets.origin import KEY, Imported, OriginFile
+from dd.sets.tiles import decode
+
+_SQUASHED = "mtt"  # the family that squashes pictures of any shape into a square
+_UNSAID = ("mtt",)  # families whose students have a learned lr, which some of their files lack
+
+
+class Matched(NamedTuple):
+    """What came of a draft.
+
+    Attributes:
+        set: of ours.
+        remark: how well it fits the real images, in a line; "" where that was not tried.
+    """
+
+    set: DistilledSet
+    remark: str
+
+
+class Match:
+    """The real images that files are matched with, opened once for all sets of them.
+
+    Args:
+        asked: what the user says; its `dataset` is named.
+    """
+
+    def __init__(self, asked: Asked) -> None:
+        if not asked.dataset:
+            raise UsageError("say which real images the set stands for: dataset=cifar10, or dataset=folder:PATH")
+        if asked.protocol is not None and asked.protocol not in PROTOCOLS:
+            raise unknown("protocol", asked.protocol, PROTOCOLS)
+        self.asked = asked
+        self._opened: dict[DataSettings, RealData] = {}
+
+    def set_of(self, draft: Draft) -> Matched:
+        """A draft as a set of ours, in our value space.
+
+        Raises:
+            UsageError: it is not of these images, or something must be said first; the file is named.
+        """
+        if draft.images.dim() == 1:
+            return self._positions(draft)
+        draft = self._shaped(draft)
+        space = spaces.settle(draft, self.asked.dataset, self.asked.value_space)
+        data = self._data(draft, self.asked.preprocess or ("zca" if space.word == "zca" else "standard"))
+        labels = targets(draft, len(data.classes), self.asked.labels)
+        order, why = order_of(draft, data, self.asked.class_order)
+        labels = _reordered(labels, order)
+        images, note = in_our_space(draft.images, space, data, lambda kind: self._whole(draft, kind))
+        assumed = [space.assumed, *labels.assumed, why, note]
+        made = self._set(draft, images, labels, data, assumed)
+        made.check()
+        made.require_match(data)
+        _require_counts(made, draft, self.asked.uneven)
+        return Matched(made, self._require_order(draft, made, data))
+
+    def _shaped(self, draft: Draft) -> Draft:
+        """With images (n, c, h, w) of the real images' shape, float32 or uint8, and finite."""
+        images = draft.images
+        if not images.numel() or (images.dtype.is_floating_point and not bool(images.isfinite().all())):
+            raise UsageError(f"{draft.files[0]}: its images are empty, or some values are NaN or infinite")
+        known = kind_of(self.asked.dataset)
+        if known is not None and known.side is not None and self.asked.size is None:
+            shape = known.channels, known.side, known.side
+        else:
+            shape = self._data(draft, "standard").shape
+        images = laid_out(draft, shape, self.asked.dataset)
+        images = images if images.dtype == torch.uint8 else images.float()
+        return replace(draft, images=images.contiguous(), factor=self.asked.factor or draft.factor)
+
+    def _settings(self, draft: Draft, preprocess: str) -> DataSettings:
+        known, size = kind_of(self.asked.dataset), self.asked.size
+        if size is None and known is not None and known.side is None:
+            size = likely_side(draft.images)
+        further = {"size": size, "augment": self.asked.augment or draft.augment, "preprocess": preprocess}
+        if size is not None and draft.family == _SQUASHED:
+            further["resize"] = "squash"
+        return DataSettings(**{**further, **draft.data})
+
+    def _data(self, draft: Draft, preprocess: str) -> RealData:
+        return self._open(self._settings(draft, preprocess), draft)
+
+    def _whole(self, draft: Draft, preprocess: str) -> RealData:
+        """All training images as one part, as the authors of others' sets have them."""
+        return self._open(replace(self._settings(draft, preprocess), holdout=0.0), draft)
+
+    def _open(self, settings: DataSettings, draft: Draft) -> RealData:
+        device = torch.device(self.asked.device or "cpu")
+        if settings not in self._opened:
+            try:
+                data = open_data(self.asked.dataset, settings, device)
+            except UsageError as error:
+                side = likely_side(draft.images)
+                if settings.size is not None or side is None or "data.size" not in str(error):
+                    raise
+                data = open_data(self.asked.dataset, replace(settings, size=side), device)
+            self._opened[settings] = data
+        return self._opened[settings]
+
+    def _set(
+        self, draft: Draft, images: Tensor, labels: Targets, data: RealData, assumed: Iterable[str]
+    ) -> DistilledSet:
+        protocol, more = self._protocol(draft)
+        lines = [*draft.assumed, *assumed, *more]
+        settings = next(known for known, opened in self._opened.items() if opened is data)
+        tiles = draft.factor > 1 and draft.images.dim() == 4
+        return DistilledSet(
+            images=images,
+            labels=labels.values,
+            classes=data.classes,
+            source=data.name,
+            source_fingerprint=data.fingerprint,
+            space=data.preprocess.spec(),
+            image_kind="tiles" if tiles else "pixels",
+            label_kind=labels.kind,
+            decode_factor=draft.factor if tiles else 1,
+            lr=self.asked.lr or draft.lr,
+            protocol=asdict(protocol),
+            augment=data.augment if protocol.augment else "none",
+            provenance=self._provenance(draft, replace(settings, size=settings.size), [line for line in lines if line]),
+            **draft.settings,
+        )
+
+    def _protocol(self, draft: Draft) -> tuple[Protocol, list[str]]:
+        """The protocol that a set is meant for, and what had to be assumed for it."""
+        name = self.asked.protocol or draft.protocol
+        protocol = PROTOCOLS[name] if name else default_protocol(self.asked.dataset)
+        if self.asked.augment not in (None, "none") and not protocol.augment:
+            protocol = replace(protocol, augment=True)
+        unsaid = draft.family in _UNSAID and draft.lr is None and self.asked.lr is None
+        why = f"the file holds no learning rate: students use the protocol's {protocol.lr:g} (lr= says otherwise)"
+        return protocol, [why] if unsaid else []
+
+    def _provenance(self, draft: Draft, settings: DataSettings, assumed: list[str]) -> dict[str, object]:
+        origin = Imported(
+            format=draft.format,
+            files=tuple(_origin_file(path) for path in draft.files),
+            entry=draft.entry,
+            evidence=tuple(map(_short, draft.evidence)),
+            assumed=tuple(map(_short, assumed)),
+            stated=draft.stated,
+        )
+        name = printable(draft.files[0].stem or draft.files[0].name, keep="")[:100]
+        entry = f", set {draft.entry}" if draft.entry else ""
+        return {
+            "method": draft.format,
+            "name": f"{name}{entry}",
+            "data": asdict(settings),
+            "version": version("dd-workbench"),
+            KEY: asdict(origin),
+        }
+
+    def _positions(self, draft: Draft) -> Matched:
+        """A set of positions in the original training order."""
+        data = self._whole(draft, self.asked.preprocess or "standard")
+        index, n = draft.images.long(), len(data.train)
+        if not len(index) or int(index.min()) < 0 or int(index.max()) >= n:
+            raise UsageError(f"{draft.files[0]}: its positions do not fit the {n:,} training images of {data.name}")
+        if len(index.unique()) < len(index):
+            raise UsageError(f"{draft.files[0]}: the same position stands there twice")
+        labels = Targets("hard", data.train.labels.cpu()[index])
+        made = replace(self._set(draft, index, labels, data, []), image_kind="indices")
+        made.check()
+        made.require_match(data)
+        return Matched(made, "")
+
+    @cached_property
+    def _checks(self) -> dict[int, OrderCheck]:
+        return {}
+
+    def _require_order(self, draft: Draft, made: DistilledSet, data: RealData) -> str:
+        if data.size not in self._checks:
+            self._checks[data.size] = OrderCheck(data)
+        pixels = data.preprocess.invert(made.pixels(data.preprocess)).cpu()
+        labels = made.own_classes()
+        if made.decode_factor > 1:
+            labels = labels.repeat(made.decode_factor**2)
+        fit = self._checks[data.size](decode(pixels, made.decode_factor), labels)
+        return require_order(draft, fit, data, self.asked.class_order)
+
+
+def _reordered(labels: Targets, order: Tensor) -> Targets:
+    """Labels of the file as those of the data set, whose class number `order[i]` is the file's label i."""
+    if labels.values.dim() == 1:
+        return replace(labels, values=order[labels.values])
+    return replace(labels, values=labels.values[:, order.argsort()].contiguous())
+
+
+def _require_counts(made: DistilledSet, draft: Draft, uneven: bool) -> None:
+    counts = torch.bincount(made.own_classes(), minlength=len(made.classes))
+    learned = draft.labels is not None and draft.labels.dim() == 2  # whose largest may be of any class
+    if uneven or learned or int(counts.min()) == int(counts.max()):
+        return
+    absent = [made.classes[c] for c in (counts == 0).nonzero().flatten().tolist()]
+    what = f"none of {', '.join(absent[:5])}" if absent else f"{int(counts.min())} to {int(counts.max())} per class"
+    raise UsageError(f"{draft.files[0]}: it holds {what}; if that is so, say uneven=true")
+
+
+def _origin_file(path: Path) -> OriginFile:
+    name = printable(path.name, keep="")[:500]
+    if not os.path.isdir(path):
+        return OriginFile(name, path.stat().st_size, sha256_file(path))
+    sizes = sorted((str(one.relative_to(path)), one.stat().st_size) for one in path.rglob("*") if one.is_file())
+    return OriginFile(name, sum(size for _, size in sizes), digest(sizes, length=64))
+
+
+def _short(line: str) -> str:
+    return printable(line, keep="")[:2000]

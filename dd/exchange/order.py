@@ -1,0 +1,219 @@
+"""Which class each label of a file is, tried on the real images: a wrong order makes every number meaningless.
+
+Words, as `class_order=` takes them and a `Draft` states them:
+
+data             as the data set has them
+sorted           the data set's class names in alphabetical order (ImageNet's subsets as `ImageFolder` has them)
+A,B,...          the class of each label, by name or by its number in the data set
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dd.data import RealData
+from dd.errors import UsageError, unknown
+from dd.exchange.draft import Draft
+from dd.rng import generator
+
+_SIDE = 8  # pixels to which images are shrunk: noise that a set began with goes, what classes look like stays
+_REAL = 5000  # real images looked at, at most
+_RIDGE = 0.1  # of the mean variance, added to the covariance within classes
+_CLEAR, _FEW = 3.0, 2.0  # deviations of a random order by which an order fits; for two images a class or fewer
+_BETTER = 1.5  # deviations by which another order must fit better to be named
+_RATHER = 0.3  # of the images, by which more must be nearest to their class in it, or more than chance reaches
+_TRIED = 50, 10  # tables of chance; of many classes
+_SOME, _MANY = 30, 200
+_SMALLEST = 5  # classes, from which on orders can be told apart by their scores
+_LONGEST = 120  # classes up to which an order is written out
+
+
+@dataclass(frozen=True)
+class OrderFit:
+    """How well labels fit the real images.
+
+    Attributes:
+        score: deviations above what a random order of the classes reaches.
+        right: share in [0, 1] of images that are nearest to the class of their label.
+        images: how many there are.
+        best: the order of classes that fits best, as `class_order=` takes it; () where it is not to be told.
+        best_score: the score of the order that fits best, whether it can be told or not.
+    """
+
+    score: float
+    right: float
+    images: int
+    classes: int
+    best: tuple[int, ...]
+    best_score: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether labels and images belong together."""
+        if self.classes < _SMALLEST:
+            chance = 1 / self.classes
+            return (self.right - chance) / math.sqrt(chance * (1 - chance) / self.images) >= _CLEAR
+        clear = self.score >= (_FEW if self.images <= 2 * self.classes else _CLEAR)
+        # of many classes some order always fits much better by chance, but a wrong one never fits clearly
+        return clear and (self.classes > _SOME or self.best_score - self.score <= _BETTER)
+
+
+def order_of(draft: Draft, data: RealData, said: str | Sequence[str | int] | None) -> tuple[Tensor, str]:
+    """The class of each label, int64 (k,) numbers of the data set's classes; and what was taken for granted.
+
+    Args:
+        draft: what the format says.
+        data: the real images.
+        said: what the user says; None for nothing.
+
+    Raises:
+        UsageError: names or numbers that are not the data set's, or not each of them once.
+    """
+    if said is None and draft.classes:
+        return _listed(draft.classes, data), ""
+    word = said if said is not None else draft.class_order
+    if word is None:
+        return torch.arange(len(data.classes)), ""
+    if isinstance(word, str) and word in ("data", "sorted"):
+        ids = torch.arange(len(data.classes))
+        if word == "data":
+            return ids, ""
+        order = sorted(range(len(data.classes)), key=lambda c: data.classes[c])
+        why = "labels are the sorted class names, as the format has them (class_order=data otherwise)"
+        return torch.tensor(order), "" if said is not None or order == ids.tolist() else why
+    listed = word.split(",") if isinstance(word, str) else word
+    return _listed(listed, data), ""
+
+
+def _listed(listed: Sequence[str | int], data: RealData) -> Tensor:
+    names = {name: c for c, name in enumerate(data.classes)}
+    numbers = {str(c): c for c in range(len(data.classes))}
+    words = [str(one).strip() for one in listed]
+    known = names if all(word in names for word in words) else numbers | names
+    for word in words:
+        if word not in known:
+            raise unknown("class in class_order", word, names)
+    found = [known[word] for word in words]
+    if sorted(found) != list(range(len(data.classes))):
+        raise UsageError(
+            f"class_order names {len(set(found))} of the {len(data.classes)} classes of {data.name}; it must name each "
+            "once"
+        )
+    return torch.tensor(found)
+
+
+def require_order(draft: Draft, fit: OrderFit, data: RealData, said: object) -> str:
+    """How well labels fit the real images, in a line; nothing is refused where the user said the order.
+
+    Raises:
+        UsageError: they do not, or another order fits much better; it is named.
+    """
+    share = f"{100 * fit.right:.0f} % of the images are nearest to the real images of their class"
+    line = f"{share} (chance {100 / len(data.classes):.0f} %)"
+    if said is not None:
+        return line
+    if not fit.fits and fit.best:
+        listed = ",".join(map(str, fit.best))
+        way = f"class_order={listed}" if len(fit.best) <= _LONGEST else "class_order=NAMES"
+        raise UsageError(
+            f"{draft.files[0]}: only {line}; another order of the classes fits much better: {way} "
+            "(class_order=data keeps the data set's)"
+        )
+    if not fit.fits:
+        raise UsageError(
+            f"{draft.files[0]}: only {line}, so these may be images of something else than {data.name}, or labels in "
+            "an unknown order; class_order=data imports them all the same"
+        )
+    return line
+
+
+class OrderCheck:
+    """Tries labels on real images, by what they look like at 8 x 8 pixels.
+
+    Linear discriminant analysis of a few thousand real images says how near each image is to each class; of this the
+    mean over the images of each label is compared with all other orders of the classes.
+
+    Args:
+        data: the real images.
+    """
+
+    def __init__(self, data: RealData) -> None:
+        self._classes = len(data.classes)
+        self._means, self._inverse = _discriminant(data)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> OrderFit:
+        """How well labels fit.
+
+        Args:
+            images: (n, c, h, w), pixels where 0 is black and 1 white.
+            labels: int64 (n,), numbers of the data set's classes.
+        """
+        k = self._classes
+        nearer = self._inverse @ self._means.T
+        scores = _small(images) @ nearer - 0.5 * (self._means.T * nearer).sum(0)
+        right = float((scores.argmax(1) == labels).double().mean())
+        one_hot = F.one_hot(labels, k).double()
+        table = one_hot.T @ scores / one_hot.sum(0).clamp_min(1)[:, None]  # [label, class]
+        table = table - table.mean(0)  # what all images have in common says nothing
+        table = table / table.std(1, keepdim=True).clamp_min(1e-12)
+        best, given = _best(table), torch.arange(k)
+        score, best_score = _deviations(table, given), _deviations(table, best)
+        rather = float((scores.argmax(1) == best[labels]).double().mean())
+        told = k >= _SMALLEST and best_score - score > _BETTER
+        told = told and (rather >= right + _RATHER or best_score > _by_chance(table))
+        return OrderFit(score, right, len(images), k, tuple(best.tolist()) if told else (), best_score)
+
+
+def _by_chance(table: Tensor) -> float:
+    """What the best order reaches where every row of the table is shuffled."""
+    rng = generator(0, "exchange", "chance")
+    found = []
+    for _ in range(_TRIED[len(table) > _MANY]):
+        places = torch.rand(table.shape, generator=rng).argsort(1)
+        shuffled = table.gather(1, places)
+        found.append(_deviations(shuffled, _best(shuffled)))
+    return max(found)
+
+
+def _deviations(table: Tensor, order: Tensor) -> float:
+    """By how many deviations the sum of table[i, order[i]] is above that of a random order (exact mean, variance)."""
+    k = len(table)
+    centred = table - table.mean(0) - table.mean(1, keepdim=True) + table.mean()
+    deviation = math.sqrt(float((centred**2).sum()) / max(k - 1, 1))
+    return float(centred[torch.arange(k), order].sum()) / max(deviation, 1e-12)
+
+
+def _best(table: Tensor) -> Tensor:
+    from scipy.optimize import linear_sum_assignment
+
+    return torch.from_numpy(linear_sum_assignment(table.numpy(), maximize=True)[1].copy())
+
+
+def _discriminant(data: RealData) -> tuple[Tensor, Tensor]:
+    """Class means (k, d) and the inverse of the covariance within classes (d, d) of some real images, small."""
+    k = len(data.classes)
+    each = max(2, _REAL // k)
+    rng = generator(0, "exchange", "order")
+    picked = []
+    for c in range(k):
+        members = data.train.of_class(c)
+        picked.append(members[torch.randperm(len(members), generator=rng)[:each]])
+    index = torch.cat(picked)
+    labels = data.train.labels.cpu()[index]
+    x = torch.cat([_small(data.train.raw(part).cpu().float() / 255) for part in index.split(500)])
+    one_hot = F.one_hot(labels, k).double()
+    means = one_hot.T @ x / one_hot.sum(0)[:, None]
+    rest = x - means[labels]
+    covariance = rest.T @ rest / max(1, len(x) - k)
+    ridge = _RIDGE * covariance.diagonal().mean().clamp_min(1e-12)
+    return means, torch.linalg.inv(covariance + ridge * torch.eye(len(covariance), dtype=torch.float64))
+
+
+def _small(images: Tensor) -> Tensor:
+    """(n, d) float64, each image without its own mean brightness."""
+    x = F.adaptive_avg_pool2d(images.double(), min(_SIDE, images.shape[-1])).flatten(1)
+    return x - x.mean(1, keepdim=True)

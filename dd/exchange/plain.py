@@ -1,0 +1,246 @@
+"""Files of plain tensors: images, beside them labels, perhaps a learning rate.
+
+MTT, FTD and TESLA write `images_best.pt` and `labels_best.pt`, DATM `lr_best.pt` too; IDC, DREAM and NCFM a list of
+images and labels in one file; LGM a dict of them.  Others write images alone, ordered by class, or numpy's files.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dd.errors import UsageError
+from dd.exchange.draft import Asked, Draft
+from dd.exchange.reader import Reader, Recognised, files_in_words
+from dd.exchange.source import ForeignFiles
+from dd.exchange.spaces import look
+from dd.exchange.targets import kind_of_rows
+from dd.exchange.tree import Tree
+
+_TENSORS = ("torch", "npy", "npz")
+_BEST = ("images_best", "ema_images_best")  # names in a folder of the trajectory family
+_LGM = 256  # pixels of a side of LGM's images
+_INVERSE = re.compile(r"images_zca_")  # the inverse of whitened images, despite the name
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """What files hold, by the part that it plays.
+
+    Attributes:
+        images: one tensor, or several parts of one in order.
+        labels: as many as images.
+        lr: of students.
+        files: that were read.
+    """
+
+    images: tuple[Tensor, ...]
+    labels: Tensor | None
+    lr: float | None
+    files: tuple[Path, ...]
+
+    def all_images(self) -> Tensor:
+        return self.images[0] if len(self.images) == 1 else torch.cat(self.images)
+
+
+class Plain(Reader):
+    """Images and labels in files of their own, or together in a dict."""
+
+    formats: ClassVar[dict[str, str]] = {
+        "mtt": "MTT, FTD: images and class ids",
+        "tesla": "TESLA: images and a teacher's probabilities",
+        "datm": "DATM: images, logits, a learning rate",
+        "lgm": "LGM: 256 pixels, from 0 to 1",
+        "tensors": "images alone, or with labels of no known format",
+    }
+
+    def recognise(self, source: ForeignFiles) -> Sequence[Recognised]:
+        """See `Reader`."""
+        parts = _parts(source)
+        if parts is None:
+            return ()
+        shapes = " and ".join(str(tuple(images.shape)) for images in parts.images[:2])
+        shapes += f" and {len(parts.images) - 2} more" if len(parts.images) > 2 else ""
+        images = f"images of shape {shapes}"
+        if parts.labels is None:
+            return (Recognised("tensors", (f"{images}, no labels",), certain=False),)
+        rows = kind_of_rows(parts.labels.flatten() if parts.labels.numel() == len(parts.labels) else parts.labels)
+        evidence = [images, f"labels of shape {tuple(parts.labels.shape)}, {rows}"]
+        if parts.lr is not None:
+            return (Recognised("datm", (*evidence, f"a learning rate, {parts.lr:.3g}")),)
+        if _is_lgm(parts):
+            return (Recognised("lgm", tuple(evidence)),)
+        if len(parts.files) == 1:
+            return (Recognised("tensors", tuple(evidence), certain=False),)
+        kind = {"hard": "mtt", "probabilities": "tesla", "logits": "datm"}.get(rows, "tensors")
+        return (Recognised(kind, tuple(evidence)),)
+
+    def read(self, source: ForeignFiles, recognised: Recognised, asked: Asked) -> Sequence[Draft]:
+        """See `Reader`."""
+        parts = _parts(source)
+        assert parts is not None, "they were recognised"
+        draft = Draft(
+            format=recognised.format,
+            images=parts.all_images(),
+            labels=parts.labels,
+            files=parts.files,
+            evidence=recognised.evidence,
+            lr=_rate(parts),
+        )
+        if recognised.format == "lgm":
+            return [replace(draft, value_space="pixels", family="")]
+        if recognised.format == "tensors":
+            return [draft]
+        inverse = bool(_INVERSE.match(parts.files[0].name))
+        assumed = (
+            ()
+            if recognised.format == "datm"
+            else ("plain tensors are taken for those of the trajectory family (protocol= says otherwise)",)
+        )
+        return [
+            replace(
+                draft,
+                family="mtt",
+                value_space="pixels" if inverse else ("normalised", "zca", "pixels"),
+                label_kind={"datm": "logits", "tesla": "probabilities"}.get(recognised.format),
+                protocol="datm" if recognised.format == "datm" else "mtt",
+                assumed=assumed,
+            )
+        ]
+
+
+class Lists(Reader):
+    """Images and labels in a list: IDC, DREAM and NCFM, whose images are mosaics of smaller ones."""
+
+    formats: ClassVar[dict[str, str]] = {"idc": "IDC, DREAM, NCFM: pixels, several small images in each"}
+
+    def recognise(self, source: ForeignFiles) -> Sequence[Recognised]:
+        """See `Reader`."""
+        if len(source.paths) != 1 or source.container(source.paths[0]) != "torch":
+            return ()
+        pair = _listed(source.content(source.paths[0]))
+        if pair is None:
+            return ()
+        return (Recognised("idc", (f"a list of images of shape {tuple(pair[0].shape)} and as many labels",)),)
+
+    def read(self, source: ForeignFiles, recognised: Recognised, asked: Asked) -> Sequence[Draft]:
+        """See `Reader`."""
+        pair = _listed(source.content(source.paths[0]))
+        assert pair is not None, "it was recognised"
+        if asked.factor is None:
+            raise UsageError(
+                f"{source.paths[0]}: how many small images to a side does each image hold?  The file does not say: "
+                "factor=2 (NCFM; IDC and DREAM at up to 64 pixels), factor=3 (IDC and DREAM on ImageNet) or factor=1 "
+                "(IDC-I, whose images are whole)"
+            )
+        order = pair[1].flatten().long().argsort(stable=True)  # of NCFM's files positions mean nothing
+        return [
+            Draft(
+                format=recognised.format,
+                images=pair[0][order],
+                labels=pair[1].flatten()[order],
+                files=source.paths,
+                family="idc",
+                evidence=recognised.evidence,
+                assumed=("scored as NCFM's (protocol= says otherwise)",),
+                value_space="pixels",
+                factor=asked.factor,
+                protocol="ncfm",
+            )
+        ]
+
+
+def _listed(found: Tree) -> tuple[Tensor, Tensor] | None:
+    if not isinstance(found, Sequence) or isinstance(found, str | bytes) or len(found) != 2:
+        return None
+    images, labels = found
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor) or images.dim() != 4:
+        return None
+    return (images, labels) if labels.numel() == len(images) else None
+
+
+def _is_lgm(parts: _Parts) -> bool:
+    images = parts.images[0]
+    return images.dim() == 4 and images.shape[-1] == _LGM and look(images).kind == "pixels"
+
+
+def _rate(parts: _Parts) -> float | None:
+    """The learning rate of the files.
+
+    Raises:
+        UsageError: no student can be trained with it.
+    """
+    if parts.lr is not None and not 0 < parts.lr <= 1000:
+        raise UsageError(f"{files_in_words(parts.files)}: its learning rate is {parts.lr:g}; say lr=NUMBER")
+    return parts.lr
+
+
+def _parts(source: ForeignFiles) -> _Parts | None:
+    """The tensors of the files that are named and of those that belong to them; None where there are others."""
+    paths = _with_siblings(source)
+    if not paths or any(source.container(path) not in _TENSORS for path in paths):
+        return None
+    tensors: list[Tensor] = []
+    for path in paths:
+        found = _tensors(source.content(path))
+        if found is None:
+            return None
+        tensors += found
+    return _sorted_out(tensors, paths)
+
+
+def _tensors(found: Tree) -> list[Tensor] | None:
+    """A tensor, or those of a dict of images and labels."""
+    if isinstance(found, Tensor):
+        return [found]
+    if not isinstance(found, Mapping) or not 1 <= len(found) <= 3:
+        return None
+    known = {"images", "labels", "lr"} if len(found) > 1 else set(found)
+    tensors = [found[name] for name in found if name in known]
+    return [one for one in tensors if isinstance(one, Tensor)] if len(tensors) == len(found) else None
+
+
+def _sorted_out(tensors: Sequence[Tensor], paths: tuple[Path, ...]) -> _Parts | None:
+    """Which of the tensors are images, labels, a learning rate, by their shapes."""
+    images = [one for one in tensors if one.dim() >= 3]
+    rest = [one for one in tensors if one.dim() in (1, 2)]
+    rates = [one for one in tensors if one.dim() == 0]
+    single = [one for one in rest if one.numel() == 1 and one.dtype.is_floating_point]
+    if not rates and len(rest) == 2 and single:  # a rate that was saved as a list of one number
+        rates, rest = single[:1], [one for one in rest if one is not single[0]]
+    if not images or len(rest) > 1 or len(rates) > 1 or len({one.shape[1:] for one in images}) > 1:
+        return None
+    return _Parts(tuple(images), rest[0] if rest else None, float(rates[0]) if rates else None, paths)
+
+
+def _with_siblings(source: ForeignFiles) -> tuple[Path, ...]:
+    """The files that are named; beside a single one of images, those of labels and learning rate that go with it."""
+    paths = source.paths
+    if source.folder is not None:
+        best = [source.folder / f"{name}.pt" for name in _BEST]
+        paths = tuple(path for path in best if path.is_file())[:1]
+    if len(paths) != 1 or "images" not in paths[0].name:
+        return _in_order(paths)
+    images = paths[0]
+    beside = [images.name.replace("images_zca_", "images_").replace("images", word) for word in ("labels", "lr")]
+    return (images, *(path for name in beside if (path := images.with_name(name)).is_file()))
+
+
+def _in_order(paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Parts of one set, `images_best_0.pt` to `images_best_4.pt`, by their number."""
+    numbered = [re.search(r"_(\d+)\.\w+$", path.name) for path in paths]
+    if not all(numbered):
+        return paths if not any(numbered) else tuple(sorted(paths, key=lambda path: _number(path)))
+    return tuple(sorted(paths, key=_number))
+
+
+def _number(path: Path) -> int:
+    match = re.search(r"_(\d+)\.\w+$", path.name)
+    return int(match[1]) if match else -1
+
+
+READERS = [Plain(), Lists()]

@@ -1,0 +1,89 @@
+"""Which axis of a file's images is which, by the shape that the real images have."""
+
+import re
+
+from torch import Tensor
+
+from dd.data import kind_of
+from dd.data.sources.catalogue import CATALOGUE
+from dd.errors import UsageError
+from dd.exchange.draft import Draft
+
+_LAYOUTS = {"nchw": (0, 1, 2, 3), "nhwc": (0, 3, 1, 2), "chwn": (3, 0, 1, 2)}
+_NAMES = {  # of data sets, as files of others spell them
+    "cifar100": "cifar100",
+    "cifar10": "cifar10",
+    "fashion": "fashion-mnist",
+    "mnist": "mnist",
+    "svhn": "svhn",
+    "tiny": "tiny-imagenet",
+}
+
+
+def laid_out(draft: Draft, shape: tuple[int, int, int], dataset: str) -> Tensor:
+    """A draft's images as (n, c, h, w).
+
+    Args:
+        draft: whose images are (n, c, h, w), (n, h, w, c), (c, h, w, n) or (n, h, w).
+        shape: (c, h, w) of the real images.
+        dataset: their name.
+
+    Raises:
+        UsageError: they are of another shape, or of two layouts at once.
+    """
+    images = draft.images
+    if images.dim() == 3 and shape[0] == 1:
+        images = images.unsqueeze(1)
+    fitting = [name for name, axes in _LAYOUTS.items() if images.dim() == 4 and _in(images, axes) == shape]
+    if len(fitting) == 2 and draft.family:  # whose files lead with the number of images
+        fitting.remove("chwn")
+    if len(fitting) == 1:
+        return images.permute(_LAYOUTS[fitting[0]])
+    if fitting:
+        raise UsageError(
+            f"{draft.files[0]}: images of shape {_words(images.shape)} may be {' or '.join(fitting)}; save them as "
+            "(number, channels, height, width)"
+        )
+    raise _another(draft, shape, dataset)
+
+
+def likely_side(images: Tensor) -> int | None:
+    """Height and width of square images in whatever layout; None where they are not square."""
+    if images.dim() < 3:
+        return None
+    for one, other in ((2, 3), (1, 2)):
+        if images.dim() > other and images.shape[one] == images.shape[other]:
+            return images.shape[one]
+    return None
+
+
+def _in(images: Tensor, axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(images.shape[axis] for axis in axes[1:])
+
+
+def _another(draft: Draft, shape: tuple[int, int, int], dataset: str) -> UsageError:
+    """The images are of something else: what the file is called, what is asked for, and what would fit."""
+    here = tuple(draft.images.shape[1:])
+    said = named_set(draft.files[0].name)
+    named = f", whatever its name says ({said})" if said else ""
+    fits = [
+        name
+        for name in CATALOGUE
+        if (kind := kind_of(name))
+        and here in ((kind.channels, kind.side, kind.side), (kind.side, kind.side, kind.channels))
+    ]
+    ways = f"; such images are in {', '.join(fits)}" if fits else ""
+    return UsageError(
+        f"{draft.files[0]}: its images are {_words(here)}{named}, and those of {dataset} are {_words(shape)} "
+        f"(channels, height, width){ways}: say dataset=NAME of what they are"
+    )
+
+
+def named_set(name: str) -> str:
+    """The data set that a file's name speaks of, as ours are called; "" for none."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return next((ours for word, ours in _NAMES.items() if word in plain), "")
+
+
+def _words(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
