@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from dd.engine.registry import list_methods
     from dd.evaluation.protocols import Protocol, list_protocols
     from dd.evaluation.report import Report
+    from dd.exchange import import_sets
     from dd.networks import NetworkSpec
     from dd.pipeline import Outcome, evaluate, load, run
     from dd.pipeline.exports import export
@@ -24,6 +25,7 @@ __all__ = [
     "Report",
     "evaluate",
     "export",
+    "import_sets",
     "list_methods",
     "list_protocols",
     "list_recipes",
@@ -40,6 +42,7 @@ _HOMES = {
     "Report": "dd.evaluation.report",
     "evaluate": "dd.pipeline",
     "export": "dd.pipeline.exports",
+    "import_sets": "dd.exchange",
     # not `methods` and `recipes`: importing the packages of these names would put them in the functions' place
     "list_methods": "dd.engine.registry",
     "list_protocols": "dd.evaluation.protocols",

@@ -51,6 +51,23 @@ _EXPORT = {
     "force": ("true",),
     "dataset": ("",),
 }
+_IMPORT: dict[str, tuple[str, ...]] = {  # keys of `dd import`, with their words
+    "dataset": (),
+    "value_space": ("pixels", "bytes", "normalised", "zca", "zca-normalised"),
+    "class_order": ("data", "sorted"),
+    "labels": ("hard", "probabilities", "logits", "centred", "blocks", "cycle"),
+    "entry": ("all",),
+    "preprocess": ("standard", "zca", "none"),
+    "uneven": _TRUTH,
+    "force": _TRUTH,
+    "format": (),
+    "protocol": (),
+    "augment": (),
+    "lr": (),
+    "factor": (),
+    "size": (),
+    "out": (),
+}
 _KEYED = ("run", "show", "eval", "experts make")  # verbs with settings
 
 
@@ -101,6 +118,8 @@ def _candidates(before: list[str], last: str) -> Iterable[str]:
         return known["datasets"]
     if verb in ("eval", "export") and len(before) == 1:
         return _sets(last)
+    if verb == "import":
+        return _imports(known, last)
     if verb == "export":
         return [f"{key}={value}" for key, values in _EXPORT.items() for value in values]
     if verb in _KEYED:
@@ -129,6 +148,16 @@ def _settings(known: dict[str, Any], before: list[str], last: str) -> Iterable[s
     if key == "recipe":
         values = [*_files(value, ".toml"), *_runs(value)]
     return [f"{key}={one}" for one in values]
+
+
+def _imports(known: dict[str, Any], last: str) -> Iterable[str]:
+    """Files of tensors, and the keys of `dd import`."""
+    key, equals, _ = last.partition("=")
+    if not equals:
+        files = [one for suffix in (".pt", ".npz", ".npy") for one in _files(last, suffix)]
+        return [*dict.fromkeys(files), *(f"{name}=" for name in _IMPORT)]
+    listed = {"dataset": known["keys"]["dataset"], "protocol": known["keys"]["eval.protocol"]}
+    return [f"{key}={one}" for one in listed.get(key, _IMPORT.get(key, ()))]
 
 
 def _sets(begun: str) -> list[str]:

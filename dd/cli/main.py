@@ -14,10 +14,24 @@ import dd
 from dd.cli.common import STRICT, examples
 from dd.errors import Interrupted, RunError, UsageError, close_matches, printable
 
-VERBS = ("run", "eval", "export", "show", "methods", "recipes", "data", "experts", "new", "doctor", "completion")
+VERBS = (
+    "run",
+    "eval",
+    "import",
+    "export",
+    "show",
+    "methods",
+    "recipes",
+    "data",
+    "experts",
+    "new",
+    "doctor",
+    "completion",
+)
 _HINTS = {
     "list": ("methods", "recipes", "data"),
     "buffer": ("experts",),
+    "load": ("import", "eval"),
     "evaluate": ("eval",),
     "distill": ("run",),
     "train": ("run",),
@@ -36,7 +50,8 @@ class Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command of a verb, or None."""
-        return import_module(f"dd.cli.{cmd_name}").command if cmd_name in VERBS else None
+        file = "import_" if cmd_name == "import" else cmd_name  # a word of Python names no module
+        return import_module(f"dd.cli.{file}").command if cmd_name in VERBS else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -27,7 +27,7 @@ from dd.evaluation.arms import (
     shuffled,
     stored_arm,
 )
-from dd.evaluation.notes import notes_on
+from dd.evaluation.notes import assumed_at_import, notes_on
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report, Score
 from dd.labels import Labeller, LabelStore, live
@@ -237,7 +237,7 @@ def evaluate(
         provenance=dict(distilled.provenance),
         classes=task.data.classes,
         outside=outside,
-        notes=notes_on(accuracy_, begin, outside, task.data),
+        notes=notes_on(accuracy_, begin, outside, task.data) + assumed_at_import(distilled.provenance),
     )
 
 

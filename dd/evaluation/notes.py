@@ -1,9 +1,13 @@
 """Warnings about a report's numbers."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from dd.data import RealData
 from dd.evaluation.report import Score, pooled_std
+from dd.sets.origin import imported
 
 BEHIND = 2.0  # warn if a set is behind its own start by this many points and this many pooled standard deviations
 ALONE = 5.0  # the same in points, if there is only one student and so no deviation
@@ -25,6 +29,12 @@ def notes_on(accuracy: Score, start: Score | None, outside: float | None, data: 
     if outside is not None and outside >= OUTSIDE:
         lines.append(f"{share_outside(outside)}: the picture clips them, students see them unclipped")
     return tuple(line for line in lines if line)
+
+
+def assumed_at_import(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an imported set's files did not say, one line each; none for a set that was distilled here."""
+    origin = imported(provenance)
+    return () if origin is None else tuple(f"assumed at import: {line}" for line in origin.assumed)
 
 
 def share_outside(outside: float) -> str:

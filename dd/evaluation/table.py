@@ -3,7 +3,9 @@
 import statistics
 from html import escape
 
+from dd.errors import printable
 from dd.evaluation.report import Report, Score
+from dd.sets.origin import StatedScore, imported
 
 ARMS = {
     "accuracy": "the distilled set",
@@ -13,6 +15,7 @@ ARMS = {
     "full": "all real images",
 }
 
+STATED = "stated by its authors"
 _SEEN = 0.01  # difference in points below which two accuracies count as equal
 
 
@@ -35,7 +38,28 @@ def rows(report: Report) -> list[list[str]]:
             continue
         level = [f"{statistics.fmean(score.balanced):.2f}" if score.balanced else "-"] if uneven else []
         found.append([words, score_in_words(score), *level, str(score.n), f"{score.lr:.3g}", _ahead(report, arm)])
+        if arm == "accuracy":
+            found += [_stated(one, uneven) for one in stated_by(report)]
     return found
+
+
+def stated_by(report: Report) -> tuple[StatedScore, ...]:
+    """What the authors of an imported set say that it reaches."""
+    origin = imported(report.provenance)
+    return () if origin is None else origin.stated
+
+
+def stated_in_words(score: StatedScore) -> str:
+    """`26.50 ± 0.60`, the deviation theirs or that of their numbers."""
+    many = len(score.values) > 1
+    std = statistics.stdev(score.values) if many and score.std is None else score.std
+    return f"{statistics.fmean(score.values):.2f}" + ("" if std is None else f" ± {std:.2f}")
+
+
+def _stated(score: StatedScore, uneven: bool) -> list[str]:
+    students = str(len(score.values)) if len(score.values) > 1 else ""
+    words = printable(score.where, keep="") or "their own protocol"
+    return [STATED, stated_in_words(score), *([""] if uneven else []), students, "", words]
 
 
 def score_in_words(score: Score) -> str:

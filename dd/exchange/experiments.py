@@ -87,14 +87,7 @@ class Experiments(Reader):
 
 def _draft(pair: _Pair, path: Path, recognised: Recognised, method: str, asked: Asked) -> Draft:
     datadam = method == "datadam"
-    assumed = (
-        []
-        if method
-        else [
-            "which of DC, DSA and DM made it is not in the file: scored as DC's, without augmentation (protocol=mtt for the "
-            "others)"
-        ]
-    )
+    unsaid = "the file does not say whether DC, DSA or DM made it: scored as DC's, unaugmented (protocol=mtt otherwise)"
     mnist = method == "dc" and asked.dataset == "mnist"
     return Draft(
         format=recognised.format,
@@ -103,7 +96,7 @@ def _draft(pair: _Pair, path: Path, recognised: Recognised, method: str, asked: 
         files=(path,),
         family="datadam" if datadam else "dc",
         evidence=recognised.evidence,
-        assumed=tuple(assumed),
+        assumed=() if method else (unsaid,),
         value_space=("normalised", "zca") if datadam else "normalised",
         class_order="sorted" if datadam and asked.dataset.startswith("image") else None,
         protocol="mtt" if mnist else _PROTOCOLS[method or "dc"],

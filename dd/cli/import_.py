@@ -1,0 +1,86 @@
+"""`dd import`: sets of other projects as ours."""
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from dd.cli.common import LENIENT, emit, examples, json_option, log_to_stderr, settings
+from dd.errors import UsageError
+
+if TYPE_CHECKING:
+    from dd.pipeline.imports import Saved
+
+_OWN = ("out", "force")
+
+
+@click.command(
+    "import",
+    context_settings=LENIENT,
+    epilog=examples(
+        "dd import res_DM_CIFAR10_ConvNet_10ipc.pt dataset=cifar10",
+        "dd import images_best.pt labels_best.pt lr_best.pt dataset=cifar100",
+        "dd import data_10000.pt dataset=cifar10 factor=2",
+    ),
+    short_help="Make a set of another project's files.",
+)
+@click.argument("path", type=click.UNPROCESSED)
+@settings
+@json_option
+def command(path: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Read distilled sets that others released, check them against the real images, and save them as sets of dd.
+
+    PATH... are files that belong together (images, labels, learning rate), or a folder; their contents tell what they
+    are.  dataset=NAME says which real images they stand for.  What files do not say can be said:
+    value_space=pixels|bytes|normalised|normalised:NAME|zca|zca-normalised, class_order=data|sorted|A,B,...,
+    labels=hard|probabilities|logits|centred|blocks|cycle, lr=X, factor=N (tiles to a side), augment=STRATEGY,
+    entry=N|all (which set of several), format=NAME, protocol=NAME, preprocess=standard|zca, size=PIXELS, uneven=true.
+    out=PATH is the file or the folder to write; force=true replaces what is there.
+    """
+    from dd.recipes import parse_overrides
+
+    paths, words = _sorted(path, settings)
+    said = parse_overrides(words)
+    log_to_stderr()
+    from dd.pipeline.imports import import_files
+
+    own = {key: said.pop(key) for key in _OWN if key in said}
+    if "data.size" in said:
+        said["size"] = said.pop("data.size")
+    if not isinstance(own.get("force", False), bool):
+        raise UsageError(f"force={own['force']}: say true or false")
+    saved = import_files(paths, said, None if "out" not in own else str(own["out"]), force=own.get("force", False))
+    if as_json:
+        emit({"sets": [one.to_dict() for one in saved]})
+        return
+    for one in saved:
+        for line in _lines(one):
+            click.echo(line)
+
+
+def _sorted(first: str, settings: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """The paths among the words, and the settings: `key=value`, `--key value`, `--key=value`, JSON."""
+    paths, words = list[str](), list[str]()
+    every = (first, *settings)
+    for before, word in zip(("", *every), every, strict=False):
+        is_value = before.startswith("--") and "=" not in before
+        setting = is_value or word.startswith(("-", "+", "{")) or ("=" in word and not os.path.exists(word))
+        (words if setting else paths).append(word)
+    if not paths:
+        raise UsageError(f"name the files first: dd import PATH {' '.join(words)}")
+    return paths, words
+
+
+def _lines(saved: "Saved") -> list[str]:
+    from dd.errors import printable
+    from dd.evaluation.table import stated_in_words
+
+    made, origin = saved.set, saved.origin
+    entry = f", set {origin.entry} of its file" if origin.entry else ""
+    lines = [f"{saved.path}: {made.n:,} {made.image_kind}, {made.label_kind} labels{entry}"]
+    lines += [f"  format    {origin.format}: {'; '.join(origin.evidence)}"]
+    lines += [f"  assumed   {line}" for line in origin.assumed]
+    lines += [f"  checked   {saved.checked}"] if saved.checked else []
+    lines += [f"  stated    {stated_in_words(one)} ({one.where})" for one in origin.stated]
+    lines += [f"  next      dd eval {saved.path}"]
+    return [printable(line) for line in lines]

@@ -1,0 +1,116 @@
+"""Sets of other projects, saved as ours: what `dd import` does."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dd.errors import UsageError
+from dd.exchange.front import matched
+from dd.exchange.match import Matched
+from dd.io import user_path
+from dd.pipeline.foreign import remember
+from dd.pipeline.meant import meant_for
+from dd.sets import DistilledSet, load, save
+from dd.sets.origin import Imported, imported
+
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """A set that was imported, and its file.
+
+    Attributes:
+        path: of the file.
+        set: what is in it.
+        origin: where it comes from.
+        checked: how well it fits the real images, in a line.
+    """
+
+    path: Path
+    set: DistilledSet
+    origin: Imported
+    checked: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        made, origin = self.set, self.origin
+        stated = [{"values": list(one.values), "std": one.std, "where": one.where} for one in origin.stated]
+        return {
+            "path": str(self.path),
+            "format": origin.format,
+            "entry": origin.entry,
+            "images": made.n,
+            "image_kind": made.image_kind,
+            "label_kind": made.label_kind,
+            "ipc": made.ipc,
+            "lr": made.lr,
+            "protocol": None if made.protocol is None else made.protocol["protocol"],
+            "evidence": list(origin.evidence),
+            "assumed": list(origin.assumed),
+            "checked": self.checked,
+            "stated": stated,
+        }
+
+
+def import_files(
+    paths: Sequence[str | Path], said: Mapping[str, Any], out: str | Path | None = None, *, force: bool = False
+) -> list[Saved]:
+    """Import sets and save each; all are checked before the first is written.
+
+    Args:
+        paths: files that belong together, or a folder.
+        said: keys of an `Asked`.
+        out: the file, or a folder; of several sets each file's name gets the number of its entry.  None for the current
+            folder, and a name that says data set, format and images per class.
+        force: replace what is there.
+
+    Raises:
+        UsageError: see `import_sets`; or another file is there.
+        RunError: the disk is full.
+    """
+    found = matched(paths, said)
+    files = _files([one.set for one in found], None if out is None else str(out))
+    for file, one in zip(files, found, strict=True):
+        meant_for(one.set)
+        if not force and file.exists() and not _same(file, one.set):
+            raise UsageError(f"{file} is there already, with another content: say force=true, or out=PATH")
+    return [_saved(file, one) for file, one in zip(files, found, strict=True)]
+
+
+def _saved(file: Path, one: Matched) -> Saved:
+    save(one.set, file)
+    remember(file)
+    origin = imported(one.set.provenance)
+    assert origin is not None, "every import says where it is from"
+    return Saved(file, load(file), origin, one.remark)
+
+
+def _same(file: Path, distilled: DistilledSet) -> bool:
+    try:
+        return load(file).digest() == distilled.digest()
+    except UsageError:
+        return False
+
+
+def _files(found: Sequence[DistilledSet], out: str | None) -> list[Path]:
+    """A file for each set."""
+    path = user_path(out or ".", "out", absolute=False)
+    folder = out is None or out.endswith("/") or path.is_dir()
+    if not folder and path.suffix != _SUFFIX:
+        raise UsageError(f"out={out}: a set's file ends in {_SUFFIX}; a folder in /")
+    files = []
+    for one in found:
+        origin = imported(one.provenance)
+        entry = f"-{origin.entry}" if origin is not None and origin.entry and len(found) > 1 else ""
+        base = path / _name(one) if folder else path.with_suffix("")
+        files.append(base.with_name(f"{base.name}{entry}{_SUFFIX}"))
+    return files
+
+
+def _name(distilled: DistilledSet) -> str:
+    source, kind, ipc = Path(distilled.source).name, distilled.provenance["method"], distilled.ipc
+    parts = [source, str(kind), f"n{distilled.n}" if ipc is None else f"ipc{ipc}"]
+    return "-".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in parts)
