@@ -12,7 +12,7 @@ from dd.exchange.source import ForeignFiles
 from dd.exchange.spaces import look
 from dd.exchange.tree import Tree
 
-_Found = tuple[str, Tensor, Tensor, str]
+_Prototypes = tuple[str, Tensor, Tensor, str]
 
 
 class Jax(Reader):
@@ -60,7 +60,7 @@ class Jax(Reader):
         ]
 
 
-def _found(source: ForeignFiles) -> _Found | None:
+def _found(source: ForeignFiles) -> _Prototypes | None:
     """Format, images, labels and evidence."""
     if len(source.paths) != 1:
         return None
@@ -71,7 +71,7 @@ def _found(source: ForeignFiles) -> _Found | None:
     return _of_checkpoint(source.content(path)) if kind == "msgpack" else None
 
 
-def _of_npz(found: Tree) -> _Found | None:
+def _of_npz(found: Tree) -> _Prototypes | None:
     if not isinstance(found, Mapping):
         return None
     for kind, names in (("frepo", ("image", "label")), ("kip", ("images", "labels"))):
@@ -81,7 +81,7 @@ def _of_npz(found: Tree) -> _Found | None:
     return None
 
 
-def _of_checkpoint(found: Tree) -> _Found | None:
+def _of_checkpoint(found: Tree) -> _Prototypes | None:
     if not isinstance(found, Mapping):
         return None
     for kind, name in (("rcig", "ema_average"), ("frepo", "params")):
