@@ -47,7 +47,7 @@ class _Parts:
         return self.images[0] if len(self.images) == 1 else torch.cat(self.images)
 
 
-class Plain(Reader):
+class PlainTensors(Reader):
     """Images and labels in files of their own, or together in a dict."""
 
     formats: ClassVar[dict[str, str]] = {
@@ -243,4 +243,4 @@ def _number(path: Path) -> int:
     return int(match[1]) if match else -1
 
 
-READERS = [Plain(), Lists()]
+READERS = [PlainTensors(), Lists()]
