@@ -2,9 +2,9 @@
 
     python assets/make_fashion_mini.py                 # from Debian's package dataset-fashion-mnist
     python assets/make_fashion_mini.py --source DIR    # from any folder with the four published idx files
-    python assets/make_fashion_mini.py --check         # compare the pixels that are here with what the source gives
+    python assets/make_fashion_mini.py --check         # compare the stored pixels with those of the source
 
-The same source gives the same bytes.  Needs only Python's standard library and numpy.
+The same source gives the same bytes.  It needs only Python's standard library and numpy.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import numpy as np
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 HERE = Path(__file__).resolve().parent / "fashion-mini"
-COUNTS = {"train": 1000, "t10k": 200}  # images kept of each class
+COUNTS = {"train": 1000, "t10k": 200}  # images kept per class
 CLASSES = 10
 IMAGES, LABELS = "{}-images-idx3-ubyte.gz", "{}-labels-idx1-ubyte.gz"
 
-# SHA-256 of the uncompressed idx files, so that another compression of the same data passes
+# SHA-256 of the uncompressed idx files, so that the compression does not matter
 SOURCE = {
     "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -32,7 +32,7 @@ SOURCE = {
 
 
 def read(path: Path, axes: int) -> np.ndarray:
-    """The array of one idx file, after its checksum was found right."""
+    """Read one idx file into an array, after verifying its checksum."""
     data = gzip.decompress(path.read_bytes())
     if hashlib.sha256(data).hexdigest() != SOURCE[path.name]:
         raise SystemExit(f"{path}: not the published Fashion-MNIST file (SHA-256 of its content differs)")
@@ -46,7 +46,7 @@ def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def idx(array: np.ndarray) -> bytes:
-    """An array of bytes as an uncompressed idx file."""
+    """Encode a uint8 array as an uncompressed idx file."""
     return struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
@@ -62,7 +62,7 @@ def contents(source: Path) -> dict[str, bytes]:
 
 
 def write(files: dict[str, bytes], folder: Path) -> None:
-    """Compress the files, without a time stamp, and list their checksums."""
+    """Write the files, compressed without a time stamp, and their checksums."""
     folder.mkdir(exist_ok=True)
     lines = [
         "# Written by make_fashion_mini.py. `file`: SHA-256 of the file; `content`: of what it holds, uncompressed."

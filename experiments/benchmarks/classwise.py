@@ -1,7 +1,7 @@
-"""Distribution matching: our methods, and the same formulas class by class, written down in plain PyTorch.
+"""Distribution matching: our methods against the same formulas in plain PyTorch, one class at a time.
 
-The plain side is fair: its network is frozen, real features need no graph, a projection is computed once, and it uses
-our augmentation, drawn class by class.
+The plain side is a fair baseline: its network is frozen, real features have no graph, projections are computed once,
+and it uses our augmentation, drawn class by class.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ STRATEGY = "color_crop_cutout_flip_scale_rotate"
 SETTINGS: dict[str, dict[str, Any]] = {
     "dm": {"lr_img": 1.0},
     "datadam": {"lr_img": 1.0, "power": 4.0},
-    # the sampler's step is one per iteration for all classes, and would blur what the classes cost
+    # Gaussian: the sampler's step, one per iteration for all classes, would blur the cost of the classes
     "ncfm": {
         "lr_img": 0.01,
         "frequencies": 512,
@@ -43,12 +43,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def images_of(classes: int, ipc: int) -> RealData:
-    """Noise."""
-    return noise(classes, (1, SIDE, SIDE), max(REAL + 16, 4 * ipc), STRATEGY)  # a mosaic takes four
+    """Noise images of `classes` classes."""
+    return noise(classes, (1, SIDE, SIDE), max(REAL + 16, 4 * ipc), STRATEGY)  # a mosaic needs four images
 
 
 def task_of(classes: int, ipc: int) -> Task:
-    """What both sides distil."""
+    """The task of both sides."""
     return Task(
         data=images_of(classes, ipc),
         targets=torch.arange(classes).repeat_interleave(ipc),
@@ -84,7 +84,7 @@ def ours(gate: Gate, scale: Scale, method: str, classes: int, ipc: int) -> None:
 
 
 def class_by_class(gate: Gate, scale: Scale, method: str, classes: int, ipc: int, kept: bool = False) -> None:
-    """The same, one class after another; with `kept` buffers under our allocator's setting, else as it comes."""
+    """The same, one class after another; `kept`: with our allocator setting, else with the default allocator."""
     if kept:
         keep_large_buffers()
     task = task_of(classes, ipc)

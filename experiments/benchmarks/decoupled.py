@@ -1,4 +1,4 @@
-"""The decoupled family's part: recovery, labels, and what labels take."""
+"""The benchmark of the decoupled family: recovery, labelling, and the size of labels."""
 
 import statistics
 from typing import Any
@@ -9,7 +9,7 @@ from scale import DECOUPLED, LABELLED
 
 
 def recover(bench: Bench, found: Findings) -> None:
-    """Iterations per second and memory."""
+    """Benchmark recovery: iterations per second and memory."""
     for what, (times, _, network) in DECOUPLED.items():
         options = {"times": times, "network": network}
         runs = in_turns(
@@ -32,7 +32,7 @@ def recover(bench: Bench, found: Findings) -> None:
 
 
 def relabel(bench: Bench, found: Findings) -> None:
-    """Views per second."""
+    """Benchmark labelling: views per second."""
     for number, (what, (_, times, network)) in enumerate(DECOUPLED.items()):
         options = {"folder": str(bench.folder / f"labels {number}"), "times": times, "network": network}
         runs = in_turns(
@@ -50,7 +50,7 @@ def relabel(bench: Bench, found: Findings) -> None:
 
 
 def label_sizes(bench: Bench, found: Findings) -> None:
-    """Bytes per view."""
+    """Report the bytes per view of every label form."""
     with Side(bench, "relabelling.sizes", {"classes": LABELLED}) as side:
         rows: dict[str, Any] = side.go()["rows"]
     for classes, forms in rows.items():

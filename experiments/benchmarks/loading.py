@@ -1,8 +1,9 @@
-"""Loading images from a folder: ours, and torchvision's `ImageFolder` with PyTorch's `DataLoader`, as one writes it.
+"""Loading images from a folder: our loader against torchvision's `ImageFolder` with PyTorch's `DataLoader`.
 
-Both decode the same JPEG files with Pillow, resize their shorter side with the same filter, crop the centre and
-normalise, with the same number of workers and the same batch, and hand the batches out shuffled.  The first pass, which
-no ratio holds, sums the squares of all pixels, to show that they are the same; the timed ones only take the batches.
+Both sides decode the same JPEG files with Pillow, resize the shorter side with the same filter, crop the centre and
+normalise, with the same number of workers and batch size, and yield shuffled batches.  The first pass, which is not
+timed, sums the squares of all pixels to show that both sides yield the same values; the timed passes only consume the
+batches.
 """
 
 import os
@@ -23,12 +24,12 @@ from worker import Gate
 from dd.data import DataSettings, open_data
 from dd.rng import generator
 
-STORED = 256  # pixels, height and width of the files
+STORED = 256  # height and width of the files in pixels
 BATCH = 64
 
 
 def write(gate: Gate, scale: Scale, folder: str) -> None:
-    """The first images of the embedded set, enlarged, one file each."""
+    """Write the first images of the embedded data set, upsampled, as one JPEG file each."""
     data = open_data("fashion-mini", DataSettings(holdout=0), "cpu")
     for part, split, number in (("train", data.train, scale.files), ("test", data.test, 20)):
         pixels, labels = split.raw(torch.arange(number)), split.labels[:number]
@@ -50,7 +51,7 @@ def ours(gate: Gate, scale: Scale, folder: str, size: int) -> None:
 
 
 def torchvisions(gate: Gate, scale: Scale, folder: str, size: int) -> None:
-    """`ImageFolder` and `DataLoader`, whose workers are kept from pass to pass."""
+    """`ImageFolder` and `DataLoader`, with persistent workers."""
     space = open_data(f"folder:{folder}", DataSettings(holdout=0, size=size, stream=True), "cpu").preprocess.spec()
     transform = transforms.Compose(
         [
@@ -67,12 +68,12 @@ def torchvisions(gate: Gate, scale: Scale, folder: str, size: int) -> None:
 
 
 def workers() -> int:
-    """One per core."""
+    """Number of workers of both sides: one per core."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _take(gate: Gate, passes: Iterable[Iterable[Sequence[Tensor]]], images: int) -> None:
-    """Use up one pass after another."""
+    """Consume one pass after another."""
     for number, batches in enumerate(passes):
         if number == 0:
             gate.pause(total=sum(float(pixels.square().sum()) for pixels, _ in batches))

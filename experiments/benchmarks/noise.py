@@ -1,4 +1,4 @@
-"""Images that show nothing: what is measured with them does not depend on what images show."""
+"""Noise images, for measurements that do not depend on image content."""
 
 import torch
 
@@ -10,7 +10,10 @@ from dd.views.dsa import Shape
 
 
 def noise(classes: int, shape: Shape, images: int, strategy: str = "none") -> RealData:
-    """So many images per class of (channels, side, side), one of each class held out and one to test with."""
+    """A data set of noise: `images` training images per class of shape (channels, side, side).
+
+    One further image per class is held out, and one is for testing.
+    """
     channels, side, _ = shape
     rng = generator(0, "images")
     space = standard(torch.empty(0), ((0.5,) * channels, (0.25,) * channels))

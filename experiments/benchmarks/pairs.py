@@ -1,4 +1,4 @@
-"""Two or three sides, each a process of its own, that work in turns."""
+"""Run the sides of a comparison in separate processes that take turns."""
 
 import json
 import os
@@ -18,12 +18,12 @@ WORKER = Path(__file__).with_name("worker.py")
 
 @dataclass(frozen=True)
 class Bench:
-    """What all sides of one run share.
+    """The configuration that all sides of a run share.
 
     Attributes:
         scale: how much is measured.
-        folder: an empty one for the whole run; artefacts and compiled code begin cold there.
-        threads: of every side; None leaves PyTorch's choice.
+        folder: an initially empty folder for the whole run, so that caches of artefacts and compiled code start cold.
+        threads: threads of every side; None for PyTorch's default.
     """
 
     scale: Scale
@@ -31,7 +31,7 @@ class Bench:
     threads: int | None = None
 
     def environment(self) -> dict[str, str]:
-        """Of a side: nothing tunes the allocator from outside, nothing is found in caches."""
+        """The environment of a side: no allocator tuning from outside, and empty caches."""
         env = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_", "TORCH"))}
         env |= {
             "DD_HOME": str(self.folder / "home"),
@@ -40,21 +40,21 @@ class Bench:
         return env | ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})
 
     def fewer(self) -> "Bench":
-        """The same with five repeats at most."""
+        """The same with at most five repeats."""
         return replace(self, scale=replace(self.scale, repeats=min(self.scale.repeats, 5)))
 
 
 class Died(Exception):
-    """A side's process ended before its work did."""
+    """A side's process ended before it had finished."""
 
 
 class Side:
     """A running side.
 
     Args:
-        bench: what all sides share.
-        name: a function in `sides`.
-        options: its further arguments.
+        bench: the shared configuration.
+        name: a function in `sides`, or MODULE.FUNCTION.
+        options: further arguments of the function.
     """
 
     def __init__(self, bench: Bench, name: str, options: Mapping[str, Any] | None = None):
@@ -70,12 +70,12 @@ class Side:
         self.facts = self._read()
 
     def go(self) -> dict[str, Any]:
-        """Let it work for one repeat: {"seconds": ..., and what the side adds}."""
+        """Run one repeat; returns {"seconds": ..., and what the side adds}."""
         self._write("go")
         return self._read()
 
     def finish(self) -> dict[str, Any]:
-        """Last words, and the end of the process."""
+        """End the process; returns its final report."""
         self._write("finish")
         facts = self._read()
         self._process.wait()
@@ -110,13 +110,13 @@ class Side:
 
 @dataclass
 class Runs:
-    """What one side did.
+    """The measurements of one side.
 
     Attributes:
-        warm_up: seconds of its first repeat, which no ratio holds.
-        seconds: of every later repeat, for one piece of work where a repeat has several.
-        reports: all repeats as reported, the first included.
-        last: its last words.
+        warm_up: seconds of the first repeat, which enters no ratio.
+        seconds: of every later repeat, divided by the number of pieces in a repeat.
+        reports: the reports of all repeats, including the first.
+        last: the final report.
         facts: threads and versions.
     """
 
@@ -128,10 +128,10 @@ class Runs:
 
 
 def in_turns(bench: Bench, wanted: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, Runs]:
-    """Start sides one after another, then let them work in turns: A B A B ...
+    """Start the sides one after another, then run their repeats in turns: A B A B ...
 
     Args:
-        bench: what they share.
+        bench: the shared configuration.
         wanted: label -> (name, options) of every side.
     """
     runs = {label: Runs() for label in wanted}
@@ -151,5 +151,5 @@ def in_turns(bench: Bench, wanted: Mapping[str, tuple[str, Mapping[str, Any]]]) 
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Of the repeats that were run next to each other."""
+    """Ratios of the paired repeats, ours / theirs."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]

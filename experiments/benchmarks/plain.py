@@ -1,6 +1,6 @@
-"""The other side: what a researcher would write without us, in plain PyTorch, from the papers' formulas.
+"""The baseline: what a researcher would write in plain PyTorch from the papers' formulas.
 
-Nothing here is made slow on purpose, and nothing is tuned: default allocator, eager mode, a `DataLoader`.
+It is neither slowed down nor tuned: default allocator, eager mode, a `DataLoader`.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 def convnet(width: int, classes: int) -> nn.Module:
-    """The literature's ConvNet of depth 3 with instance norm, for grey 28 x 28 images, which are padded to 32 x 32."""
+    """The usual ConvNet of depth 3 with instance norm, for grey 28 x 28 images, padded to 32 x 32."""
     layers: list[nn.Module] = []
     for inputs, padding in ((1, 3), (width, 1), (width, 1)):
         conv = nn.Conv2d(inputs, width, 3, padding=padding)
@@ -24,13 +24,13 @@ def convnet(width: int, classes: int) -> nn.Module:
 
 
 class Normalise:
-    """Bytes to the network's value space, batch by batch."""
+    """Normalise batches of uint8 images."""
 
     def __init__(self, mean: Tensor, std: Tensor):
         self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(b, c, h, w) bytes to floats."""
+        """uint8 (b, c, h, w) -> float32 (b, c, h, w)."""
         return (images.float() / 255 - self.mean) / self.std
 
 
@@ -51,7 +51,7 @@ def train_pass(
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor]) -> float:
-    """In percent."""
+    """Accuracy in percent."""
     network.eval()
     right = 0
     for x, y in DataLoader(TensorDataset(images, labels), batch_size=256):
@@ -72,7 +72,7 @@ class MTT:
         ]
 
     def iteration(self, start: Tensor, target: Tensor, steps: int, batch: int, generator: torch.Generator) -> float:
-        """One outer iteration: forward, backward, one step on pixels and learning rate; returns the objective."""
+        """One outer iteration: forward, backward, one update of pixels and learning rate; returns the objective."""
         theta = start.clone().requires_grad_()
         chunks: list[Tensor] = []
         for _ in range(steps):
@@ -92,7 +92,7 @@ class MTT:
         return objective.item()
 
     def views(self, theta: Tensor) -> dict[str, Tensor]:
-        """The flat vector cut into named parameters."""
+        """Views of the flat vector as named parameters."""
         cut, at = {}, 0
         for name, parameter in self.network.named_parameters():
             cut[name] = theta.narrow(0, at, parameter.numel()).reshape(parameter.shape)
@@ -109,7 +109,7 @@ def student(
     momentum: float,
     weight_decay: float,
 ) -> None:
-    """Train a student on a small set; after half of the steps the optimiser is made again with a tenth of its lr."""
+    """Train a student on a small set; after half of the steps, recreate the optimiser with a tenth of the lr."""
     done = 0
     for rate, until in ((lr, steps // 2), (lr / 10, steps)):
         optimiser = SGD(network.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay)

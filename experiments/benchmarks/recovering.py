@@ -1,7 +1,7 @@
-"""Recovery of images from a teacher: our SRe2L, and the same written down with PyTorch and torchvision.
+"""Recovery of images from a teacher: our SRe2L against the same algorithm in PyTorch and torchvision.
 
-Both have the same frozen teacher, begin with the same noise, show it in the same crops, flips and shifts, and step with
-Adam; the plain side reads the BatchNorm statistics in forward hooks, as the papers' own scripts do.
+Both sides have the same frozen teacher, initial noise, crops, flips and shifts, and use Adam; the plain side reads the
+BatchNorm statistics in forward hooks, like the papers' own scripts.
 """
 
 import importlib
@@ -31,7 +31,7 @@ MANY = 1_000_000
 
 
 def task_of(arch: str, width: int, channels: int, side: int, ipc: int = 1) -> Task:
-    """What both sides make."""
+    """The task of both sides."""
     return Task(
         data=noise(CLASSES, (channels, side, side), ipc),
         targets=torch.arange(CLASSES).repeat_interleave(ipc),
@@ -43,7 +43,7 @@ def task_of(arch: str, width: int, channels: int, side: int, ipc: int = 1) -> Ta
 
 
 def teacher_of(task: Task) -> Teacher:
-    """Fresh weights, and running statistics that have seen some images."""
+    """A teacher with random weights, and running statistics of one batch of images."""
     network = task.network("teacher")
     with torch.no_grad():
         network(task.data.train.images(torch.arange(CLASSES)))
@@ -51,7 +51,7 @@ def teacher_of(task: Task) -> Teacher:
 
 
 def committee_of(teacher: Teacher) -> Any:
-    """What the method is given where it would train the teacher itself."""
+    """The prepared state that the method would otherwise get by training the teacher."""
     return importlib.import_module("dd.methods.decoupled._teachers").Committee((teacher,), (0.0,))
 
 
@@ -72,7 +72,7 @@ def ours(gate: Gate, scale: Scale, times: int, network: dict[str, Any]) -> None:
 
 
 def written_down(gate: Gate, scale: Scale, times: int, network: dict[str, Any]) -> None:
-    """The same, as one writes it."""
+    """The same in plain PyTorch."""
     task, method = task_of(**network), _method()
     teacher = teacher_of(task)
     images = method.start(task, committee_of(teacher)).images.detach().requires_grad_()
@@ -100,7 +100,7 @@ def written_down(gate: Gate, scale: Scale, times: int, network: dict[str, Any]) 
 
 
 class Felt:
-    """How far what last entered a BatchNorm layer is from its running statistics."""
+    """Hook that computes the distance of a BatchNorm layer's last input from its running statistics."""
 
     term: Tensor
 
@@ -108,7 +108,7 @@ class Felt:
         layer.register_forward_hook(self)
 
     def __call__(self, layer: nn.BatchNorm2d, inputs: tuple[Tensor], output: Tensor) -> None:
-        """As a forward hook is called."""
+        """Forward hook."""
         (maps,) = inputs
         assert layer.running_mean is not None
         assert layer.running_var is not None
@@ -122,7 +122,7 @@ def _method() -> Any:
 
 
 def _shown(images: Tensor, task: Task, method: Any, it: int) -> Tensor:
-    """Our draws, torchvision's crop."""
+    """The augmented images: our random draws, torchvision's crop."""
     rng, size = task.generator("view", it), task.data.size
     box = draw_boxes(1, (size, size), (method.crop, 1.0), rng, method.stretch)[0].tolist()
     mirrored = float(torch.rand((), generator=rng)) < 0.5

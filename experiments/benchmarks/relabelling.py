@@ -1,6 +1,6 @@
-"""Labels of views by a teacher: our label stage, and a loop that makes every view with torchvision and saves batches.
+"""Labelling of views by a teacher: our label stage against a torchvision loop that saves batches.
 
-Both have the same images, teacher, crops, flips and CutMix patches, and keep all logits as float16.
+Both sides have the same images, teacher, crops, flips and CutMix patches, and store all logits as float16.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ FORMS = ("logits", "topk", "hard", "distances")
 
 
 def ours(gate: Gate, scale: Scale, folder: str, times: int, network: dict[str, Any]) -> None:
-    """The stage as a run has it, into a folder that is not there yet."""
+    """Our label stage as in a run, into a new folder."""
     task, protocol = task_of(**network, ipc=IPC), _protocol(scale, times)
     images, labeller = _images(task), TeacherLabeller((teacher_of(task),), LabelSettings(), None, {}, [])
     distilled = DistilledSet(images, task.targets, task.data.classes, task.data.name, space=task.data.preprocess.spec())
@@ -49,7 +49,7 @@ def ours(gate: Gate, scale: Scale, folder: str, times: int, network: dict[str, A
 
 
 def image_by_image(gate: Gate, scale: Scale, folder: str, times: int, network: dict[str, Any]) -> None:
-    """The same views, one after another."""
+    """The same views, made one image at a time."""
     task, protocol = task_of(**network, ipc=IPC), _protocol(scale, times)
     images, teacher = _images(task), teacher_of(task).network
     drawn, space = label_spec(LabelSettings(), protocol, task), task.data.preprocess
@@ -77,7 +77,7 @@ def image_by_image(gate: Gate, scale: Scale, folder: str, times: int, network: d
 
 
 def sizes(gate: Gate, scale: Scale, classes: list[int]) -> None:
-    """Bytes per view of every form, replayed from a seed and from records."""
+    """Bytes per view of every label form, with replay from the seed and from records."""
     policy = PROTOCOLS["sre2l"].views
 
     def each(form: Any, of: int, replay: Any) -> int:
@@ -94,18 +94,18 @@ def _protocol(scale: Scale, times: int) -> Protocol:
 
 
 def _images(task: Task) -> Tensor:
-    """uint8, class by class."""
+    """The images, uint8, ordered by class."""
     return task.data.train.raw(torch.arange(len(task.targets)))
 
 
 def _total(logits: Iterator[Tensor]) -> float:
-    """Sum of their squares."""
+    """Sum of the squared logits."""
     return sum(float(some.double().square().sum()) for some in logits)
 
 
 @torch.no_grad()
 def _save(file: Path, images: Tensor, view: View, shown: Callable[..., Tensor], teacher: torch.nn.Module) -> None:
-    """Make the views of one batch, mix and label them, keep what they were made by and their logits."""
+    """Make, mix and label the views of one batch; save their parameters and logits."""
     assert view.boxes is not None
     assert view.flips is not None
     assert view.patch is not None

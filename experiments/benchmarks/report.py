@@ -1,4 +1,4 @@
-"""Rows, and how they are printed."""
+"""The rows of a benchmark report, and how they are printed."""
 
 import os
 import statistics
@@ -9,7 +9,7 @@ from typing import Any
 
 from pairs import Runs, ratios
 
-SAME = 1e-3  # relative difference of two results up to which two sides did the same work
+SAME = 1e-3  # up to this relative difference, two results count as the same work
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class Ratio:
     """One comparison.
 
     Attributes:
-        part: of the benchmark.
-        what: "ours / theirs" in words.
+        part: part of the benchmark.
+        what: description, "ours / theirs".
         ours: seconds of every repeat.
-        theirs: seconds of the repeat beside it.
+        theirs: seconds of the paired repeat.
         ratios: ours / theirs, pair by pair.
-        ceiling: of the median ratio; None where nothing is promised.
+        ceiling: upper limit of the median ratio; None for no limit.
     """
 
     part: str
@@ -34,7 +34,7 @@ class Ratio:
 
     @property
     def median(self) -> float:
-        """Of the ratios, which is not the ratio of the medians."""
+        """Median of the ratios (not the ratio of the medians)."""
         return statistics.median(self.ratios)
 
     def cells(self) -> list[str]:
@@ -53,15 +53,15 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak memory of one engine at one number of inner steps; None where the process did not survive it.
+    """Peak memory of one gradient mode for one number of inner steps; None if the process was killed.
 
     Attributes:
         engine: "full" or "stepwise".
         steps: inner steps.
-        start: bytes resident before the first iteration: library, data, expert.
-        peak: bytes resident at most.
+        start: resident bytes before the first iteration: libraries, data, expert.
+        peak: peak resident bytes.
         stored: bytes of the stored iterates, 4 * steps * P.
-        seconds: of two outer iterations, measured once.
+        seconds: time of two outer iterations, measured once.
     """
 
     engine: str
@@ -73,7 +73,7 @@ class Memory:
 
     @property
     def needed(self) -> int | None:
-        """Bytes that the iterations took beyond the start, without the stored iterates."""
+        """Bytes above the start, without the stored iterates."""
         if self.peak is None or self.start is None or self.stored is None:
             return None
         return self.peak - self.start - self.stored
@@ -89,7 +89,7 @@ class Memory:
 
 @dataclass
 class Findings:
-    """Everything that was measured."""
+    """All measurements of a run."""
 
     ratios: list[Ratio] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
@@ -111,17 +111,17 @@ class Findings:
 
 
 def compared(part: str, what: str, ours: Runs, theirs: Runs, ceiling: float | None = None) -> Ratio:
-    """The row of two sides that worked in turns."""
+    """The row for two sides that ran in turns."""
     return Ratio(part, what, ours.seconds, theirs.seconds, ratios(ours.seconds, theirs.seconds), ceiling)
 
 
 def same_work(apart: float, what: str) -> str:
-    """A few words on the relative difference of `what` of two sides."""
+    """A phrase on the relative difference of `what` between two sides."""
     return f"{what} are {apart:.0e} apart ({'the same work' if apart <= SAME else 'NOT THE SAME WORK'})"
 
 
 def machine() -> dict[str, Any]:
-    """What can be said of the machine without PyTorch."""
+    """Facts about the machine that need no PyTorch."""
     model = ""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -133,7 +133,7 @@ def machine() -> dict[str, Any]:
 
 
 def machine_line(facts: dict[str, Any]) -> str:
-    """One line for people."""
+    """The machine in one readable line."""
     told = {"threads": "?", "torch": "?", "python": "?"} | facts
     return (
         "machine: {cpu}, {cores} cores, {threads} threads, torch {torch}, Python {python}; "
@@ -142,21 +142,21 @@ def machine_line(facts: dict[str, Any]) -> str:
 
 
 def verdict(value: float, ceiling: float | None) -> list[str]:
-    """Two cells: the ceiling, and whether `value` keeps it."""
+    """Two cells: the ceiling, and whether `value` is within it."""
     if ceiling is None:
         return ["", ""]
     return [f"{ceiling:.2f}", "ok" if value <= ceiling else "ABOVE"]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they must be."""
+    """A text table with aligned columns."""
     lines = [head, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 def text(found: Findings) -> str:
-    """All of it, for people."""
+    """The whole report as readable text."""
     blocks = [machine_line(found.machine)]
     if found.ratios:
         head = ["part", "ours / theirs", "median seconds", "ratio: median [min, max]", "pairs", "ceiling", ""]
@@ -170,7 +170,7 @@ def text(found: Findings) -> str:
 
 
 def draw(pieces: dict[str, dict[str, float]], path: Path) -> None:
-    """Write a picture of the seconds in `pieces` (engine -> piece -> seconds): one bar per engine."""
+    """Plot the seconds in `pieces` (engine -> piece -> seconds) as one stacked bar per engine."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 0.7 + 0.55 * len(pieces)), layout="constrained")

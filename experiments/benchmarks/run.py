@@ -1,13 +1,13 @@
-"""How fast and how large we are, against what one would write without us.
+"""Benchmark time and memory against plain PyTorch.
 
     .venv/bin/python experiments/benchmarks/run.py [PART] [--json FILE]
 
 PART is training, experts, iteration, where, memory, evaluation, distribution, loader or decoupled; without it, all but
-the last three.
+the last three run.
 
-Every comparison is made of paired repeats: each side is a process of its own, the sides work in turns, and a ratio is
-taken within a pair.  The first repeat of each side, compilation included, is reported apart.  Nothing else should run
-meanwhile.
+Every comparison consists of paired repeats: each side runs in its own process, the sides take turns, and ratios are
+taken within a pair.  The first repeat of each side, which includes compilation, is reported separately.  Run nothing
+else on the machine meanwhile.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def memory(bench: Bench, found: Findings) -> None:
     for engine in ("full", "stepwise"):
         rows = {steps: _peak(bench, engine, steps, found) for steps in bench.scale.memory_steps}
         found.memory += rows.values()
-        # what the process holds before the first iteration would hide growth, so it is taken off
+        # subtract what the process holds before the first iteration, which would hide the growth
         needed = [rows[steps].needed for steps in (few, many)]
         if needed[0] and needed[1]:
             found.growth[engine] = needed[1] / needed[0]
@@ -130,7 +130,7 @@ def distribution(bench: Bench, found: Findings) -> None:
         for classes, ipc in shapes[: 1 if bench.scale.student_steps < 10 else None]:
             options = {"method": method, "classes": classes, "ipc": ipc}
             fewer = bench.fewer()
-            if classes > 10:  # an iteration is long enough to be timed alone
+            if classes > 10:  # a single iteration is long enough to be timed
                 fewer = replace(fewer, scale=replace(fewer.scale, iterations=1))
             runs = in_turns(
                 fewer,

@@ -1,10 +1,10 @@
-"""What is measured, and how much of it."""
+"""What the benchmark measures, and at which sizes."""
 
 from dataclasses import dataclass
 
 PARTS = ("training", "experts", "iteration", "where", "memory", "evaluation")
 
-# a part of its own, not of the whole: (classes, images per class) that each method is measured at
+# PART=distribution, not part of the whole run: (classes, images per class) for each method
 DISTRIBUTION = {
     "dm": [(10, 1), (10, 10), (10, 50), (100, 1), (100, 10), (100, 50), (1000, 1), (1000, 10)],
     "datadam": [(10, 1), (10, 10), (10, 50), (100, 1), (100, 10)],
@@ -12,19 +12,19 @@ DISTRIBUTION = {
     "dsa": [(10, 1), (10, 10), (100, 1)],
 }
 
-# another: sides of the images, in pixels, that files of 256 x 256 are loaded at
+# PART=loader: sizes in pixels to which files of 256 x 256 are resized
 LOADER = (64, 128, 224)
 
-# another, with the first of these sides: teachers that 100 images are recovered from and 200 are labelled by, how many
-# times Scale.iterations iterations of recovery and passes of labels are a repeat, and the networks
+# PART=decoupled, with the first of these sizes: per teacher, a repeat's iterations of recovery (of 100 images) and
+# passes of labelling (of 200 images), both in units of Scale.iterations, and the network
 DECOUPLED = {
     "ConvNet, width 32, 28 px": (10, 5, {"arch": "convnet", "width": 32, "channels": 1, "side": 28}),
     "ResNet-18, width 16, 64 px": (1, 1, {"arch": "resnet18", "width": 16, "channels": 3, "side": 64}),
 }
-# numbers of classes whose labels' bytes are told
+# numbers of classes for which the bytes of labels are reported
 LABELLED = (10, 200, 1000, 10_450)
 
-# at most: of the other side's time, or of the memory of ten inner steps
+# upper limits, relative to the other side's time, or to the memory of ten inner steps
 CEILINGS = {
     "training": 0.85,
     "experts": 1.05,
@@ -39,19 +39,19 @@ CEILINGS = {
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of the benchmark.  The defaults are those of the figures in the README.
+    """Sizes of the benchmark.  The documented figures use the defaults.
 
     Attributes:
         repeats: paired repeats of every comparison.
-        holdout: share of the training images that is left out.
-        expert_epochs: passes of the network whose training is timed; decides whether it is worth compiling.
-        pool: experts of one timed repeat, of one epoch each.
-        pass_steps: steps of one timed repeat of the training loop; None for a whole pass over the images.
+        holdout: share of the training images that is held out.
+        expert_epochs: epochs of the network whose training is timed; decides whether compiling pays off.
+        pool: experts per timed repeat, each trained for one epoch.
+        pass_steps: steps per timed repeat of the training loop; None for a full pass over the images.
         inner_steps: student steps of an MTT iteration.
-        iterations: outer iterations of one timed repeat.
+        iterations: outer iterations per timed repeat.
         student_steps: steps of a student in evaluation.
         memory_steps: inner steps at which memory is measured; the ceiling compares the last with the first.
-        files: images of one timed pass of the loader.
+        files: images per timed pass of the loader.
     """
 
     repeats: int = 7
@@ -66,7 +66,7 @@ class Scale:
     files: int = 2000
 
 
-# does everything once in a minute; its figures mean nothing
+# runs everything within a minute, as a check; its figures are meaningless
 QUICK = Scale(
     repeats=2,
     holdout=0.9,

@@ -1,4 +1,4 @@
-"""The sides that are compared.  Each sets itself up, says so, and then works from pause to pause without an end."""
+"""The sides of the comparisons.  Each sets itself up, reports that it is ready, and then runs repeats endlessly."""
 
 import importlib
 import time
@@ -27,13 +27,13 @@ from dd.views.dsa import augment
 
 WIDTH = 32
 MANY = 1_000_000
-PLAIN_EXPERTS = 3  # of one repeat
+PLAIN_EXPERTS = 3  # per repeat
 PIECES = ("segment and batches", "student's steps", "way back", "update of the images")
 
 
 def recipe_of(scale: Scale, backprop: str = "full", steps: int | None = None, iterations: int = MANY) -> Recipe:
-    """MTT with ten images per class of the embedded set, as `dd run` would resolve it."""
-    # one short expert, as start and target; the training part times a longer one
+    """The recipe of MTT with ten images per class of the embedded data set, as `dd run` would resolve it."""
+    # one short expert for start and target; the training part times a longer one
     experts = {"kind": "sgd", "count": 1, "epochs": 1, "lr": 0.02, "momentum": 0.0, "weight_decay": 0.0, "batch": 128}
     return resolve(
         {
@@ -61,7 +61,7 @@ def recipe_of(scale: Scale, backprop: str = "full", steps: int | None = None, it
 
 
 def training(gate: Gate, scale: Scale, compile: bool) -> None:
-    """Our loop, at the expert settings of the embedded set."""
+    """Our training loop, with the expert settings of the embedded data set."""
     recipe, task = _recipe_and_task(scale)
     settings = replace(_experts(recipe), epochs=scale.expert_epochs)
     fit = expert_fit(settings, len(task.data.train), "none")
@@ -80,7 +80,7 @@ def training(gate: Gate, scale: Scale, compile: bool) -> None:
 
 
 def training_plain(gate: Gate, scale: Scale) -> None:
-    """A plain loop at the same settings, with the allocator as it comes."""
+    """A plain loop with the same settings and the default allocator."""
     recipe, task = _recipe_and_task(scale)
     settings, data = _experts(recipe), task.data
     normalise = _normalise(task)
@@ -103,7 +103,7 @@ def training_plain(gate: Gate, scale: Scale) -> None:
 
 
 def experts(gate: Gate, scale: Scale) -> None:
-    """A pool as a run asks for it: trained, scored on held-out images, written and hashed."""
+    """A pool of experts as in a run: trained, scored on held-out images, written and hashed."""
     recipe, task = _recipe_and_task(scale)
     gate.ready()
     for repeat in count():
@@ -112,7 +112,7 @@ def experts(gate: Gate, scale: Scale) -> None:
 
 
 def experts_plain(gate: Gate, scale: Scale) -> None:
-    """A hand-written loop for one network, which keeps the parameters before and after."""
+    """A hand-written loop for one network, which keeps its initial and final parameters."""
     recipe, task = _recipe_and_task(scale)
     settings, data, normalise = _experts(recipe), task.data, _normalise(task)
     batches = plain.loader(_bytes(task), data.train.labels, settings.batch)
@@ -128,7 +128,7 @@ def experts_plain(gate: Gate, scale: Scale) -> None:
 
 
 def make_experts(gate: Gate, scale: Scale) -> None:
-    """Puts the expert into the store, so that the sides which need it find it there."""
+    """Put the expert into the store for the sides that need it."""
     recipe, task = _recipe_and_task(scale)
     trajectories(task, _experts(recipe))
     gate.ready()
@@ -152,7 +152,7 @@ def iteration(gate: Gate, scale: Scale, backprop: str) -> None:
 
 
 def where(gate: Gate, scale: Scale, backprop: str) -> None:
-    """The pieces of an outer iteration, each in seconds."""
+    """Time the pieces of an outer iteration, in seconds."""
     recipe, task = _recipe_and_task(scale, backprop)
     method: Any = recipe.method
     prepared = prepare(method, task)
@@ -177,17 +177,17 @@ def where(gate: Gate, scale: Scale, backprop: str) -> None:
                 optimiser.step()
             clock.append(time.perf_counter())
             draws, forward, backward, update = (b - a for a, b in pairwise(clock))
-            # the loss makes its own draws, which were timed just before
+            # the loss repeats these draws, so their time is subtracted
             for piece, seconds in zip(PIECES, (draws, forward - draws, backward, update), strict=True):
                 spent[piece] += seconds / scale.iterations
         gate.pause(spent=spent)
 
 
 def iteration_plain(gate: Gate, scale: Scale) -> None:
-    """The paper, written down; in a process with our allocator's setting, from the same images, segment and batches."""
+    """MTT in plain PyTorch, with our allocator setting and the same images, segment and batches."""
     recipe, task = _recipe_and_task(scale)
     method: Any = recipe.method
-    # asking for experts constructs a `Trainer`, which sets the allocator here as in our own sides
+    # loading experts constructs a `Trainer`, which applies our allocator setting here too
     pool = trajectories(task, method.experts)
     start, target = (pool.snapshot(0, epoch, task.device) for epoch in (0, method.span))
     rates = {name: getattr(method, name) for name in ("lr_img", "momentum_img", "lr_lr", "momentum_lr")}
@@ -203,7 +203,7 @@ def iteration_plain(gate: Gate, scale: Scale) -> None:
 
 
 def memory(gate: Gate, scale: Scale, backprop: str, steps: int) -> None:
-    """Two outer iterations: the second one has the first one's heap to live in."""
+    """Peak memory of two outer iterations; the second reuses the heap of the first."""
     recipe, task = _recipe_and_task(scale, backprop, steps, iterations=2)
     prepared = prepare(recipe.method, task)
     syn = recipe.method.start(task, prepared)
@@ -213,7 +213,7 @@ def memory(gate: Gate, scale: Scale, backprop: str, steps: int) -> None:
 
 
 def evaluation(gate: Gate, scale: Scale) -> None:
-    """Our evaluator's students on random real images, ten per class."""
+    """Our evaluator: students on random real images, ten per class."""
     recipe, task = _recipe_and_task(scale)
     evaluator, control = Evaluator(task, recipe.eval), control_arm(task)
     gate.ready()
@@ -222,7 +222,7 @@ def evaluation(gate: Gate, scale: Scale) -> None:
 
 
 def evaluation_plain(gate: Gate, scale: Scale) -> None:
-    """A plain loop's students on the same images, under the same protocol, with our augmentation."""
+    """A plain loop: students on the same images under the same protocol, with our augmentation."""
     recipe, task = _recipe_and_task(scale)
     protocol, data, arm = recipe.eval, task.data, control_arm(task)
     normalise = _normalise(task)

@@ -1,7 +1,7 @@
-"""One side of a comparison, in a process of its own: the allocator's setting and compiled code belong to a process.
+"""Process of one side of a comparison; separate, because allocator settings and compiled code are per process.
 
-It talks with `pairs.Side` in lines of JSON: says once that it is ready, then is told to go, works for one repeat, says
-what that took and waits, so that the sides work in turns and never at the same time.
+It communicates with `pairs.Side` in lines of JSON: it reports once that it is ready, then for every "go" runs one
+repeat, reports it and waits, so that the sides take turns and never run at the same time.
 """
 
 import json
@@ -16,15 +16,15 @@ from typing import Any, NoReturn
 
 
 class Gate:
-    """Where a side waits between repeats; time counts only while the way is open."""
+    """Synchronises a side with its parent: it waits between repeats, and the time of waiting is not counted."""
 
     def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)  # whatever a library prints must not stand between our lines
+        os.dup2(2, 1)  # output of libraries must not mix with our lines
         self._began = 0.0
 
     def ready(self) -> None:
-        """Everything is set up: wait for the first repeat."""
+        """Report that setup is done, and wait for the first repeat."""
         import torch
 
         facts = {"threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
@@ -32,7 +32,7 @@ class Gate:
         self._wait(None)
 
     def pause(self, finish: Callable[[], dict[str, Any]] | None = None, **facts: Any) -> None:
-        """A repeat is over: report it with `facts`, and wait for the next; `finish` makes what is reported last."""
+        """Report the end of a repeat with `facts`, and wait for the next; `finish` makes the final report."""
         self._say({"seconds": time.perf_counter() - self._began, **facts})
         self._wait(finish)
 
@@ -48,7 +48,7 @@ class Gate:
 
 
 def resident(which: str) -> int | None:
-    """Resident memory of this process in bytes, now (VmRSS) or at most (VmHWM); None where /proc does not say."""
+    """Resident memory of this process in bytes, current (VmRSS) or peak (VmHWM); None without /proc."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
