@@ -1,1 +1,1 @@
-"""Data that ships with the package; see the files beside this one."""
+"""Data that ships with the package; the other files in this folder describe it."""

@@ -1,1 +1,1 @@
-"""Data that ships with the package; see the files beside this one."""
+"""Recipes, recorded results and benchmarks; all but the benchmarks ship with the package."""

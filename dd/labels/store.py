@@ -247,12 +247,12 @@ class LabelStore:
             raise UsageError(f"{there.path} holds other labels than {self.path}; save the set into another folder")
 
     def pack(self, folder: Path) -> list[Path]:
-        """Write them into `folder` as a few large files, of which `unpack` makes them again to the bit.
+        """Pack the labels into a few large files in `folder`, from which `unpack` restores them bit for bit.
 
-        A folder of two files an epoch is for reading; to be sent, few files are better.
+        The store has two files per epoch, which suits reading; for transfer, fewer files are better.
 
         Returns:
-            The files, `labels-00001-of-0000N.safetensors`, none of them much larger than a gigabyte.
+            The files, `labels-00001-of-0000N.safetensors`, none much larger than a gigabyte.
 
         Raises:
             UsageError: an epoch is missing or damaged.
@@ -271,10 +271,10 @@ class LabelStore:
         return written
 
     def unpack(self, files: Sequence[Path]) -> None:
-        """Make them of the files that `pack` wrote; what is there already stays.
+        """Restore the labels from the files that `pack` wrote, without overwriting.
 
         Raises:
-            UsageError: the files hold other labels than the spec says; nothing of the file at fault is written.
+            UsageError: a file holds labels that do not match the spec; nothing from it is written.
             RunError: the disk is full.
         """
         wanted = {name: (kind, (self.spec.n, *shape)) for name, (kind, shape) in self.spec.layout().items()}
@@ -368,7 +368,7 @@ def _packed(path: Path) -> dict[int, Payload]:
     """The labels in a file that `LabelStore.pack` wrote, by epoch.
 
     Raises:
-        UsageError: it is no such file.
+        UsageError: the file is damaged, or `pack` did not write it.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,4 +1,4 @@
-"""The names that networks go by: ours, those of timm and torchvision, and those of plug-ins."""
+"""Names of networks: our own, those of timm and torchvision, and those of plug-ins."""
 
 import re
 from collections.abc import Callable
@@ -21,13 +21,13 @@ def is_ours(arch: str) -> bool:
 
 
 def is_zoo_name(arch: str) -> bool:
-    """Whether a name is `timm:NAME`, `torchvision:NAME` or a plug-in's: networks that no field but `arch` changes."""
+    """Whether a name is `timm:NAME`, `torchvision:NAME` or a plug-in's: networks configured by `arch` alone."""
     library, colon, _ = arch.partition(":")
     return library in LIBRARIES if colon else not is_ours(arch) and arch in NETWORKS
 
 
 def _accept(name: str, given: object) -> NetworkMaker:
-    """The function that a plug-in gives under a name."""
+    """Validate the function that a plug-in registers under a name."""
     if is_ours(name):
         raise ValueError(f"{name!r} is a name of dd's own")
     if not callable(given):

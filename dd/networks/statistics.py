@@ -53,7 +53,7 @@ class StatisticsLoss:
         mean, variance = self._targets[number]
         with torch.autocast(maps.device.type, enabled=False):
             maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-            # vector_norm has the gradient 0 at 0, where sqrt would give NaN
+            # the gradient of vector_norm is 0 at 0; that of sqrt would be NaN
             centre, spread = channel_statistics(maps)
             apart = torch.linalg.vector_norm(spread - variance) + torch.linalg.vector_norm(centre - mean)
         self._terms.append((number, apart))

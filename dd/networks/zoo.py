@@ -1,4 +1,4 @@
-"""Untrained networks that are not ours, by name: timm's, torchvision's and those of plug-ins."""
+"""Untrained networks of timm, torchvision and plug-ins, by name."""
 
 from difflib import get_close_matches
 from functools import partial
@@ -18,7 +18,7 @@ def build_zoo(arch: str, channels: int, size: int, classes: int) -> nn.Module:
     without 3 channels, the first convolution of a torchvision network is replaced; timm does that itself.
 
     Args:
-        arch: `timm:NAME`, `torchvision:NAME` or the name of a plug-in's.
+        arch: `timm:NAME`, `torchvision:NAME`, or the name of a plug-in's network.
         channels: channels of an image.
         size: height and width of an image in pixels.
         classes: number of logits.

@@ -1,4 +1,4 @@
-"""Where an imported set comes from, and what its authors say that it reaches: plain values of its provenance."""
+"""The origin of an imported set, and the accuracies that its authors state; stored in its provenance."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ KEY = "imported"  # of provenance
 
 @dataclass(frozen=True)
 class StatedScore:
-    """Accuracies that somebody else's file or record states, in percent: of their protocol, not ours."""
+    """Accuracies in percent that a third-party file or record states, under its own protocol."""
 
     values: Annotated[tuple[_Percentage, ...], Field(min_length=1, max_length=10_000)]
-    """One number per student, or a single mean."""
+    """One accuracy per student, or a single mean."""
     std: Annotated[float, Field(ge=0, le=100)] | None = None
-    """Their deviation, where only mean and deviation are stated."""
+    """Standard deviation, if only mean and standard deviation are stated."""
     where: _Words = ""
-    """Under what they were reached: a network, a protocol."""
+    """The conditions, such as a network or a protocol."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,24 @@ class Imported:
     """How a set was imported."""
 
     format: _Words
-    """Name of the reader's format: "dc", "mtt"."""
+    """Name of the format, such as "dc" or "mtt"."""
     files: Annotated[tuple[OriginFile, ...], Field(max_length=1000)] = ()
-    """What was read; of folders of images a single entry stands for all."""
+    """The files that were read; a folder of images is a single entry."""
     entry: _Words = ""
-    """Which set of a file of several."""
+    """Which set was imported, if a file holds several."""
     evidence: Annotated[tuple[_Words, ...], Field(max_length=100)] = ()
-    """What the format was recognised by."""
+    """The evidence by which the format was recognised."""
     assumed: Annotated[tuple[_Words, ...], Field(max_length=100)] = ()
-    """What was not in the file and had to be assumed, each with the key that says otherwise."""
+    """Assumptions about what the file does not state, each with the key that overrides it."""
     stated: Annotated[tuple[StatedScore, ...], Field(max_length=1000)] = ()
     """Scores that the file states."""
 
 
 def imported(provenance: Mapping[str, Any]) -> Imported | None:
-    """What a set's provenance says of its import; None for one that was distilled here.
+    """The import record in a set's provenance; None for a set that was distilled here.
 
     Raises:
-        UsageError: it is not what an import writes.
+        UsageError: the record is invalid.
     """
     found = provenance.get(KEY)
     return None if found is None else typed(Imported, found, f"provenance.{KEY}")

@@ -99,7 +99,7 @@ class BatchLoss:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile` without warnings and without a limit on the number of shapes.
 
-    Forward hooks of modules run as in eager mode, including hooks registered anew for every call.
+    Forward hooks of modules run as in eager mode, including hooks that are registered again for every call.
     """
     fast = torch.compile(function, dynamic=False)
 

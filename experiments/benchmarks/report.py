@@ -44,7 +44,7 @@ class Ratio:
         return [self.part, self.what, f"{ours:.2f} / {theirs:.2f}", spread, str(len(self.ratios)), *self._verdict()]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The row as JSON-serialisable values."""
         return vars(self) | {"median": self.median, "min": min(self.ratios), "max": max(self.ratios)}
 
     def _verdict(self) -> list[str]:
@@ -99,7 +99,7 @@ class Findings:
     pieces: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """All measurements as JSON-serialisable values."""
         return {
             "machine": self.machine,
             "ratios": [row.to_dict() for row in self.ratios],

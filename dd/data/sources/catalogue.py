@@ -208,7 +208,7 @@ _ENTRIES = (
 
 
 def _accept(name: str, given: object) -> CatalogueEntry:
-    """The entry that a plug-in gives under a name."""
+    """Validate the entry that a plug-in registers under a name."""
     if not isinstance(given, CatalogueEntry):
         raise ValueError(f"it is of type {type(given).__name__}, not a dd.data.CatalogueEntry")
     if given.read is None:

@@ -23,7 +23,7 @@ class SourceInfo:
         lacks: number of classes missing on disk, as far as that shows without opening images.
         usable: whether it can be used as it is; a subset needs all of its classes.
         package: the package that provides it.
-        error: why a plug-in's cannot be used.
+        error: why a plug-in's data set cannot be used; None if it can.
     """
 
     name: str

@@ -101,7 +101,7 @@ def require_known(name: str) -> tuple[str, Path] | None:
 
 
 def _read_own(entry: CatalogueEntry) -> Arrays | EncodedSet:
-    """What a plug-in's `read` gives, checked."""
+    """Read a plug-in's data set, and validate the result."""
     assert entry.read is not None
     try:
         content = entry.read()

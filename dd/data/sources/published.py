@@ -1,4 +1,4 @@
-"""Readers of the published files of CIFAR, SVHN and Tiny-ImageNet; they use torchvision where it has a class."""
+"""Readers of the published files of CIFAR and SVHN (through torchvision) and Tiny-ImageNet."""
 
 from pathlib import Path
 
