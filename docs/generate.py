@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +162,12 @@ def recipes() -> str:
 
 def commands() -> str:
     """What every verb says of itself."""
-    from dd.cli.main import VERBS
+    from dd.cli.main import VERBS, group
 
     parts = []
     for verb in VERBS:
-        command = import_module(f"dd.cli.{verb}").command
+        command = group.get_command(click.Context(group), verb)
+        assert command is not None, "a verb has a command"
         context = click.Context(command, info_name=f"dd {verb}", parent=None)
         context.max_content_width, context.terminal_width = 100, 100
         parts.append(f"## `dd {verb}`\n\n```text\n{command.get_help(context)}\n```\n")

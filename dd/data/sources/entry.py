@@ -54,7 +54,7 @@ class CatalogueEntry:
         constants: published per-channel mean and standard deviation, in [0, 1] units.
         augment: DSA strategy that suits it.
         native: format of the published files: "embedded", "idx", "cifar10", "cifar100", "svhn", "tiny" or "imagenet";
-            "own" for a plug-in's, which `read` reads.
+            "own" for a plug-in's data set, which `read` reads.
         folders: folders of those files, relative to a folder of data sets.
         marker: a file name or pattern that shows that the files are present.
         parquet: folders in the Hugging Face parquet layout, relative to a folder of data sets.
@@ -68,7 +68,7 @@ class CatalogueEntry:
         classes_expected: number of classes of the whole data set; 0 if there are several editions.
         lossless: whether the published images are lossless, so that a JPEG copy deserves a note.
         note: something a user should know about how we treat it.
-        read: reads the data set of a plug-in.
+        read: reads the data set of a plug-in; None for ours.
     """
 
     name: str
