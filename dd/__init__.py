@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dd.networks import NetworkSpec
     from dd.pipeline import Outcome, evaluate, load, run
     from dd.pipeline.exports import export
+    from dd.pipeline.publish import push
     from dd.recipes import list_recipes
     from dd.sets import DistilledSet
 
@@ -30,6 +31,7 @@ __all__ = [
     "list_protocols",
     "list_recipes",
     "load",
+    "push",
     "run",
 ]
 
@@ -48,6 +50,7 @@ _HOMES = {
     "list_protocols": "dd.evaluation.protocols",
     "list_recipes": "dd.recipes",
     "load": "dd.pipeline",
+    "push": "dd.pipeline.publish",
     "run": "dd.pipeline",
 }
 

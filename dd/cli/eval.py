@@ -2,15 +2,32 @@
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from dd.cli.common import LENIENT, console, emit, examples, json_option, log_to_stderr, remark, settings
-from dd.errors import RunError, UsageError
+from dd.errors import RunError, UsageError, printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dd.evaluation import Report
+    from dd.released.record import Released
+
+
+class _Scored(NamedTuple):
+    """A set's score, and what its record states if it is a released one."""
+
+    report: "Report"
+    path: "Path"
+    record: "Released | None"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        stated = [asdict(score) for score in self.record.scores] if self.record else []
+        return self.report.to_dict() | ({"released": stated} if self.record else {})
 
 
 @click.command(
@@ -20,6 +37,7 @@ if TYPE_CHECKING:
         "dd eval runs/datm/fashion-mini/ipc10/1a2b3c4d-seed0",
         "dd eval set.safetensors eval.students=20 student.arch=resnet18",
         "dd eval runs/*/fashion-mini/ipc10/*",
+        "dd eval dm/fashion-mini-ipc1",
     ),
     short_help="Score a distilled set.",
 )
@@ -29,10 +47,10 @@ if TYPE_CHECKING:
 def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
     """Train fresh students on the set in FILE, under the set's own protocol, and report; several sets one by one.
 
-    FILE is a set (.safetensors) or the folder of a run.  Data, network and protocol are recorded in the set; keys
-    override
-    them: eval.protocol=NAME (`dd recipes --protocols` lists them), eval.students=N, student.arch=NAME, which has its
-    published size and the set's norm.  A set made elsewhere may also need dataset=PATH, teachers=PATH or hours=N.
+    FILE is a set (.safetensors), the folder of a run, the name of a released set (`dd sets`), or hf:USER/NAME.  Data,
+    network and protocol are recorded in the set; keys override them: eval.protocol=NAME (`dd recipes --protocols` lists
+    them), eval.students=N, student.arch=NAME, which has its published size and the set's norm.  A set made elsewhere
+    may also need dataset=PATH, teachers=PATH or hours=N.
     """
     from dd.recipes import parse_overrides
 
@@ -42,21 +60,20 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
     overrides = parse_overrides(words)
     log_to_stderr()
     if len(files) == 1:
-        report = _scored(file, overrides)
-        _show(report, file, as_json)
+        _show(_scored(file, overrides), as_json)
         return 0
     worst, found = 0, []
     for one in files:
         try:
-            report = _scored(one, overrides)
+            scored = _scored(one, overrides)
         except (UsageError, RunError) as error:
             worst = max(worst, 2 if isinstance(error, UsageError) else 1)
             found.append({"set": one, "error": str(error)})
             remark(f"dd: {one}: {error}")
             continue
-        found.append({"set": one, "report": report.to_dict()})
+        found.append({"set": one, "report": scored.to_dict()})
         if not as_json:
-            _show(report, one, as_json=False)
+            _show(scored, as_json=False)
     if as_json:
         emit({"sets": found})
     return worst
@@ -72,25 +89,45 @@ def _sorted(file: str, settings: tuple[str, ...]) -> tuple[list[str], list[str]]
     return files, words
 
 
-def _scored(file: str, overrides: Mapping[str, Any]) -> "Report":
+def _scored(file: str, overrides: Mapping[str, Any]) -> _Scored:
     from dd.pipeline import evaluate_distilled, load
+    from dd.released.pull import is_released
     from dd.sets import hashed_once
     from dd.sets.formats import set_file
 
-    path = set_file(file)
+    if is_released(file):
+        path, record = _pulled(file, overrides)
+    else:
+        path, record = set_file(file), None
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"no set at {path}; `dd run` writes one into its folder under ./runs") from error
+        raise UsageError(
+            f"no set at {path}; `dd run` writes one into its folder under ./runs, and `dd sets` lists released ones"
+        ) from error
     with hashed_once():
-        return evaluate_distilled(load(path), overrides)
+        return _Scored(evaluate_distilled(load(path), overrides), path, record)
 
 
-def _show(report: "Report", file: str, as_json: bool) -> None:
+def _pulled(name: str, overrides: Mapping[str, Any]) -> "tuple[Path, Released | None]":
+    """A released set on this machine, and its record."""
+    from dd.released.hub import PREFIX
+    from dd.released.pull import pull
+
+    # of a record the data set is known; on the Hub the files rarely say
+    said = {key: overrides[key] for key in ("dataset",) if key in overrides and name.startswith(PREFIX)}
+    found = pull(name, said)
+    for line in found.remarks:
+        remark(f"{name}: {line}")
+    return found.path, found.record
+
+
+def _show(scored: _Scored, as_json: bool) -> None:
     from dd.cli import show_report
-    from dd.sets.formats import set_file
 
     if as_json:
-        emit(report.to_dict())
-    else:
-        show_report.show_report(report, console(), {"set": str(set_file(file))})
+        emit(scored.to_dict())
+        return
+    show_report.show_report(scored.report, console(), {"set": str(scored.path)})
+    for score in scored.record.scores if scored.record else ():
+        click.echo(f"released: {printable(score.in_words(), keep='')}")

@@ -17,6 +17,9 @@ from dd.errors import Interrupted, RunError, UsageError, close_matches, printabl
 VERBS = (
     "run",
     "eval",
+    "sets",
+    "pull",
+    "push",
     "import",
     "export",
     "show",
@@ -29,10 +32,12 @@ VERBS = (
     "completion",
 )
 _HINTS = {
-    "list": ("methods", "recipes", "data"),
+    "list": ("methods", "recipes", "data", "sets"),
     "buffer": ("experts",),
     "load": ("import", "eval"),
+    "download": ("pull",),
     "evaluate": ("eval",),
+    "publish": ("push",),
     "distill": ("run",),
     "train": ("run",),
 }

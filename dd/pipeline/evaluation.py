@@ -23,6 +23,7 @@ from dd.pipeline.meant import LabelOrigin, meant_for
 from dd.pipeline.outcome import Outcome
 from dd.pipeline.task import context, numerics, task_for
 from dd.recipes import Evaluation, resolve_evaluation
+from dd.released.pull import is_released, pull
 from dd.runs.cost import measured
 from dd.runs.stop import Stop
 from dd.sets import DistilledSet, hashed_once
@@ -31,14 +32,20 @@ from dd.training.relabel import TeacherLabeller
 
 
 def load(made: str | Path | Outcome) -> DistilledSet:
-    """Load a distilled set from a file, from a run folder, or from the result of `dd.run`.
+    """Load a distilled set from a file, from a run folder, or from the result of `dd.run`; or a released one by name.
 
+    `dd.load("dm/fashion-mini-ipc1")` and `dd.load("hf:USER/NAME")` fetch the set if it is not on this machine; a path
+    that exists comes first.
     The set remembers its file as `path`; the labels of its views, if any, are stored beside it.
 
     Raises:
         UsageError: the set does not exist, is damaged, has a newer format version, or contains invalid values.
+        RunError: a released set cannot be fetched.
     """
-    distilled = load_set(made.folder.set if isinstance(made, Outcome) else made)
+    file = made.folder.set if isinstance(made, Outcome) else made
+    if isinstance(file, str) and is_released(file):
+        file = pull(file).path
+    distilled = load_set(file)
     meant_for(distilled)
     return distilled
 

@@ -44,24 +44,25 @@ def export(
     if form not in SUFFIXES:
         raise unknown("form", str(form), SUFFIXES)
     distilled = made if isinstance(made, DistilledSet) else load(made)
-    path = user_path(_named(distilled) + SUFFIXES[form] if out is None else out, "out")
+    path = user_path(named(distilled) + SUFFIXES[form] if out is None else out, "out")
     require_free(path, form, force=force)  # before anything takes time
     if form == "safetensors":
         return export_own(distilled, path, force=force)
     other = form == "pt" and not is_normalised(distilled)
     needed = other or needs_data(distilled)
-    data = _data(distilled, dataset, own=isinstance(made, Outcome)) if needed else None
+    data = real_data(distilled, dataset, own=isinstance(made, Outcome)) if needed else None
     normalised = _constants(data, distilled) if other and data is not None else None
     return export_set(Contents(distilled, data, tiles), path, form, normalised=normalised, force=force)
 
 
-def _named(distilled: DistilledSet) -> str:
+def named(distilled: DistilledSet) -> str:
+    """A name for what is made of a set: data set, method, images per class."""
     made, ipc = distilled.provenance, distilled.ipc
     parts = [Path(distilled.source).name, str(made.get("method", "")), "" if ipc is None else f"ipc{ipc}"]
     return "-".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in parts if part) or "set"
 
 
-def _data(distilled: DistilledSet, dataset: str, *, own: bool) -> RealData:
+def real_data(distilled: DistilledSet, dataset: str, *, own: bool) -> RealData:
     """Open the data set of a distilled set, with the settings recorded in the set."""
     if not dataset and not own and is_local(distilled.source) and is_foreign(distilled):
         raise UsageError(

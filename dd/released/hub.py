@@ -125,8 +125,12 @@ def api() -> "HfApi":
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="dd-workbench")
 
 
-def listing(place: HubPlace) -> HubListing:
+def listing(place: HubPlace, kinds: Sequence[RepoKind] = ("dataset", "model")) -> HubListing:
     """What is in a place now.
+
+    Args:
+        place: of a repository of the first of these kinds that has it.
+        kinds: of repositories.
 
     Raises:
         UsageError: it is not there, or not open to this user.
@@ -136,13 +140,15 @@ def listing(place: HubPlace) -> HubListing:
 
     require_online(str(place))
     require_making(f"{place}, to be looked up on the Hub")
-    with _spoken(place):
-        try:
-            return _listing(place, "dataset")
-        except GatedRepoError:
-            raise
-        except RepositoryNotFoundError:
-            return _listing(place, "model")
+    with spoken(place):
+        for kind in kinds[:-1]:
+            try:
+                return _listing(place, kind)
+            except GatedRepoError:
+                raise
+            except RepositoryNotFoundError:
+                continue
+        return _listing(place, kinds[-1])
 
 
 def _listing(place: HubPlace, kind: RepoKind) -> HubListing:
@@ -153,7 +159,8 @@ def _listing(place: HubPlace, kind: RepoKind) -> HubListing:
     files = []
     for entry in client.list_repo_tree(place.repo, revision=commit, repo_type=kind, recursive=True):
         size, below = getattr(entry, "size", None), not place.path or f"{entry.path}/".startswith(f"{place.path}/")
-        if size is None or not below:  # a folder has none
+        hidden = any(part.startswith(".") and part != ".." for part in entry.path.split("/"))
+        if size is None or not below or hidden:  # a folder has no size
             continue
         if ".." in entry.path.split("/"):
             raise UsageError(f"{place} names a file outside of itself, {entry.path!r}")
@@ -183,7 +190,7 @@ def fetch_from_hub(found: HubListing, files: Sequence[HubFile]) -> dict[str, Pat
     require_making(f"{place}, {readable_size(sum(file.size for file in files))} to download")
     names = [file.path for file in files]
     patterns = [escape(name) for name in names] if len(names) <= _NAMED else [_common(names)]
-    with _spoken(place):
+    with spoken(place):
         folder = Path(
             snapshot_download(
                 place.repo,
@@ -201,7 +208,7 @@ def fetch_from_hub(found: HubListing, files: Sequence[HubFile]) -> dict[str, Pat
 
 
 @contextlib.contextmanager
-def _spoken(place: HubPlace) -> Iterator[None]:
+def spoken(place: HubPlace) -> Iterator[None]:
     """What the Hub's client raises, in one line."""
     from huggingface_hub import errors
 
@@ -231,12 +238,12 @@ def _require_whole(place: HubPlace, file: HubFile, path: Path) -> None:
     size = path.stat().st_size
     if size != file.size:
         raise ConnectionError(f"{place}: {file.path} has {size:,} bytes, not the {file.size:,} that the Hub states")
-    wrong = sha256_file(path) != file.sha256 if file.sha256 else bool(file.blob) and _git_blob(path) != file.blob
+    wrong = sha256_file(path) != file.sha256 if file.sha256 else bool(file.blob) and git_blob(path) != file.blob
     if wrong:
         raise ConnectionError(f"{place}: {path} is not the file whose hash the Hub states; delete it and try again")
 
 
-def _git_blob(path: Path) -> str:
+def git_blob(path: Path) -> str:
     """The name that git gives a file's content."""
     data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

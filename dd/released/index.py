@@ -9,13 +9,12 @@ import os
 import re
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from dd.errors import RunError, UsageError, in_one_line, nearest
+from dd.errors import RunError, UsageError, close_matches, in_one_line
 from dd.io import digest, existing, home, user_path, write_text
 from dd.io.download import fetch_text, without_secrets
 from dd.io.typed import typed, unknown_keys
@@ -24,7 +23,9 @@ from dd.released.record import Released
 log = logging.getLogger(__name__)
 
 VARIABLE = "DD_INDEX"
-PACKAGE = Path(str(files("dd.assets").joinpath("released.toml")))
+_ASSETS = Path(str(files("dd.assets")))
+PACKAGE = (str(_ASSETS / "released" / "shipped.toml"), str(_ASSETS / "released.toml"))
+"""Indexes of the sets that ship with the package, and of those of others."""
 _FORMAT = 1
 _LARGEST = 16 << 20  # bytes of an index
 _FRESH = 24 * 3600.0  # seconds after which an index on the web is asked for again
@@ -48,7 +49,7 @@ class Index:
 
 def places() -> list[str]:
     """The indexes that are read: the package's, then those of `$DD_INDEX`, which commas or blanks part."""
-    return [str(PACKAGE), *filter(None, re.split(r"[,\s]+", os.environ.get(VARIABLE, "")))]
+    return [*PACKAGE, *filter(None, re.split(r"[,\s]+", os.environ.get(VARIABLE, "")))]
 
 
 def known_sets() -> dict[str, Released]:
@@ -79,18 +80,14 @@ def known_set(name: str) -> Released:
     """
     known = known_sets()
     if name not in known:
-        near = nearest(name, known) if len(known) < 10 or _near(name, known) else ""
-        raise UsageError(f"no released set is called {name!r}{near}; `dd sets` lists them")
+        near = " or ".join(map(repr, close_matches(name, known)))
+        raise UsageError(f"no released set is called {name!r}{f'; did you mean {near}' if near else ''}: see `dd sets`")
     return known[name]
 
 
 def search(words: Sequence[str], known: Mapping[str, Released]) -> list[Released]:
     """The records in which every word is found, whatever its case."""
     return [record for record in known.values() if all(word.lower() in record.words() for word in words)]
-
-
-def _near(name: str, known: Mapping[str, Released]) -> bool:
-    return "did you mean" in nearest(name, known)
 
 
 def _read(place: str) -> Index:
@@ -159,12 +156,10 @@ def _usable(record: Released, place: str, local: Path | None) -> Released:
     Raises:
         UsageError: it comes from the web and names files of this machine, or names the package's and is not of it.
     """
-    from dataclasses import replace
-
     found = []
     for where in record.where:
         scheme = where.partition("://")[0] if "://" in where else where.partition(":")[0] if ":" in where else ""
-        if scheme == "package" and place != str(PACKAGE):
+        if scheme == "package" and place not in PACKAGE:
             raise UsageError(f"{record.name}: {where} is for the package's own records")
         if scheme in ("", "file", "local"):
             if local is None:
@@ -180,12 +175,6 @@ def _named(row: object, number: int) -> str:
     return f"set {number} ({name})" if isinstance(name, str) else f"set {number}"
 
 
-def listed() -> Iterator[Released]:
-    """Every record, the package's first."""
-    yield from known_sets().values()
-
-
-@cache
 def package_folder() -> Path:
     """The folder of the sets that ship with this package."""
-    return PACKAGE.parent / "released"
+    return _ASSETS / "released"

@@ -59,6 +59,29 @@ class ReleasedScore:
     fingerprint: Text = ""
     """Of protocol, network and augmentation, as reports state it."""
 
+    def band(self) -> str:
+        """Mean and deviation."""
+        return _band(self.mean, self.std)
+
+    def in_words(self) -> str:
+        """The score with all it must be read with."""
+        real = "no control stated" if self.control is None else ""
+        facts = (
+            f"protocol {self.protocol}",
+            f"{self.students} students" if self.students else "",
+            self.student,
+            real or f"random real images {_band(self.control or 0.0, self.control_std)}",
+            f"on {self.device}" if self.device else "",
+            f"{self.threads} threads" if self.threads else "",
+            self.seeds,
+            f"by {self.by}",
+        )
+        return f"{self.band()} % ({', '.join(filter(None, facts))})"
+
+
+def _band(mean: float, std: float | None) -> str:
+    return f"{mean:g}" + ("" if std is None else f" ± {std:g}")
+
 
 @dataclass(frozen=True)
 class Released:

@@ -1,0 +1,73 @@
+"""`dd push`: publish a set."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import click
+
+from dd.cli.common import LENIENT, emit, examples, json_option, log_to_stderr, settings
+from dd.errors import UsageError, unknown
+from dd.sizes import readable_size
+
+
+@click.command(
+    "push",
+    context_settings=LENIENT,
+    epilog=examples(
+        "dd push runs/dm/fashion-mini/ipc1/1a2b3c4d-seed0 published",
+        "dd push set.safetensors hf:USER/NAME licence=mit",
+    ),
+    short_help="Publish a set: a folder, or a dataset on the Hugging Face Hub.",
+)
+@click.argument("file", type=click.UNPROCESSED)
+@click.argument("to", type=click.UNPROCESSED)
+@settings
+@json_option
+def command(file: str, to: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Publish the set in FILE as a folder, or as hf:USER/NAME[/PATH], with a card, a preview and a parquet file.
+
+    FILE is a set (.safetensors), the folder of a run, or a released set.  The card tells how the set was made, what it
+    scores beside its control as the run's report has it, and what it may leak.  licence=NAME is the set's own;
+    private=true makes a new repository private; force=true replaces another set; dataset=PATH names the images of a
+    set of indices that was made elsewhere.  The token is that of the Hub's client: HF_TOKEN, or `hf auth login`.
+    """
+    from dd.recipes import parse_overrides
+
+    if "=" in file or "=" in to:
+        raise UsageError("name the set and where it goes first: dd push FILE FOLDER, or dd push FILE hf:USER/NAME")
+    wish = _wish(parse_overrides(settings))
+    log_to_stderr()
+    from dd.pipeline.publish import push
+
+    done = push(file, to, **asdict(wish))
+    if as_json:
+        emit(asdict(done))
+        return
+    for name, size in done.files.items():
+        click.echo(f"{name}, {readable_size(size)}")
+    commit = f", commit {done.commit}" if done.commit else ""
+    click.echo(f"published: {done.where}{commit}")
+
+
+@dataclass(frozen=True)
+class _Wished:
+    """The keys of the verb."""
+
+    licence: str = "not stated"
+    dataset: str = ""
+    private: bool = False
+    force: bool = False
+
+
+def _wish(values: dict[str, Any]) -> _Wished:
+    keys = [one.name for one in fields(_Wished)]
+    for key, value in values.items():
+        if key in ("token", "hf_token"):
+            raise UsageError(
+                "a token is no setting: others see the words of a command; use HF_TOKEN, or `hf auth login`"
+            )
+        if key not in keys:
+            raise unknown("key", key, keys)
+        if key in ("private", "force") and not isinstance(value, bool):
+            raise UsageError(f"{key}={value}: say true or false")
+    return _Wished(**{key: value if isinstance(value, bool) else str(value) for key, value in values.items()})

@@ -1,0 +1,262 @@
+"""From the name of a released set to a set on this machine: `pull("dm/fashion-mini-ipc10")`, `pull("hf:USER/NAME")`.
+
+Pulled sets are in `$DD_HOME/released`, a folder each: `set.safetensors` with its labels beside it, written last, and of
+formats that are not ours the files as they came, in `files`.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dd.errors import RunError, UsageError, in_one_line, printable
+from dd.io import atomic_path, digest, home, locked, writable, write_json
+from dd.released.fetch import Measured, fetch, require_available, take
+from dd.released.hub import PREFIX, HubListing, HubPlace, fetch_from_hub, hub_place, listing
+from dd.released.index import known_set, known_sets
+from dd.released.presets import preset
+from dd.released.record import NAME, Released
+from dd.runs import RunFolder
+from dd.sets import DistilledSet, load, save
+from dd.sizes import readable_size
+
+log = logging.getLogger(__name__)
+
+_WAY_OUT = "set DD_HOME to a folder that can be written to"
+_COMMIT = re.compile("[0-9a-f]{40}")
+_LABELS = re.compile(r"labels-\d{5}-of-\d{5}\.safetensors")
+_OURS = "set.safetensors"
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A released set on this machine.
+
+    Attributes:
+        path: its file, with its labels beside it.
+        record: what is known of it; None for a place on the Hub that no record names.
+        measured: its files whose checksum nobody states, as they were measured; none where it had been pulled before.
+        remarks: what somebody who uses it should know.
+    """
+
+    path: Path
+    record: Released | None = None
+    measured: tuple[Measured, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def is_released(text: str) -> bool:
+    """Whether a text names a released set, and nothing that is beside the user."""
+    if text.startswith(PREFIX):
+        return True
+    return NAME.fullmatch(text) is not None and not os.path.exists(text) and text in known_sets()
+
+
+def pull(
+    text: str, said: Mapping[str, Any] | None = None, *, trust: bool = False, by_hand: Sequence[Path] = ()
+) -> Pulled:
+    """The set of a name, fetched where it is not here, checked, and in our format.
+
+    Args:
+        text: name of a record, or "hf:USER/NAME[@REVISION][/PATH]".
+        said: what its files do not say, or say wrongly, by key of `dd import`; it wins over the record.
+        trust: whether to take files that nobody states a checksum of.
+        by_hand: its files, where the user has fetched them.
+
+    Raises:
+        UsageError: no such set, or something must be said first.
+        RunError: it cannot be fetched, or the disk is full.
+    """
+    given = {key: value for key, value in (said or {}).items() if value is not None}
+    try:
+        if text.startswith(PREFIX):
+            return _of_hub(hub_place(text), given)
+        record = known_set(text)
+        return _of_record(record, given, trust, by_hand)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise RunError(f"{text} could not be fetched ({in_one_line(error)}); the same command resumes") from error
+
+
+def copied(pulled: Pulled, out: Path, *, force: bool = False) -> Path:
+    """Bring a pulled set into a folder of the user's: `set.safetensors`, its labels beside it.
+
+    Raises:
+        UsageError: another set is there and `force` is not given, or the folder cannot be written to.
+        RunError: the disk is full.
+    """
+    writable(out, "choose another folder with out=FOLDER")
+    target = RunFolder(out).set
+    if target.exists() and not force and target.read_bytes() != pulled.path.read_bytes():
+        raise UsageError(
+            f"{target} is another set; choose another folder with out=FOLDER, or replace it with force=true"
+        )
+    save(load(pulled.path), target)
+    return target
+
+
+def _of_record(record: Released, said: Mapping[str, Any], trust: bool, by_hand: Sequence[Path]) -> Pulled:
+    folder = home() / "released" / record.name / digest([record.key(), _plain(said)])
+    target = RunFolder(folder).set
+    if target.is_file():
+        return Pulled(target, record)
+    if not by_hand:
+        require_available(record)
+    for line in _terms(record):
+        log.info("%s", line)
+    writable(folder, _WAY_OUT)
+    with locked(folder / ".lock", record.name):
+        if target.is_file():
+            return Pulled(target, record)
+        files = folder / "files"
+        came = take(record, by_hand, files) if by_hand else fetch(record, files, trust=trust)
+        if record.format == "dd":
+            _place(folder, [one.path for one in came])
+        else:
+            asked = {**_of_the_record(record), **said}
+            made, remarks = _imported([one.path for one in came], asked, record.name)
+            save(made, target)
+            return Pulled(target, record, _unstated(record, came), remarks)
+    return Pulled(target, record, _unstated(record, came))
+
+
+def _of_hub(place: HubPlace, said: Mapping[str, Any]) -> Pulled:
+    noted = home() / "released" / "hub" / f"{digest([str(place), _plain(said)])}.json"
+    before = _before(noted)
+    if before is not None and _COMMIT.fullmatch(place.revision):
+        return Pulled(before)
+    try:
+        found = listing(place)
+        return _kept(_from_listing(found, said), noted)
+    except ConnectionError as error:
+        if before is None:
+            raise
+        return Pulled(before, remarks=(f"{in_one_line(error)}; what was pulled before is used",))
+
+
+def _from_listing(found: HubListing, said: Mapping[str, Any]) -> Pulled:
+    place, ours = found.place, _own(found)
+    extra = {} if ours else {key: value for key, value in preset(place.repo).items() if key not in said}
+    asked = {} if ours else {**extra, **said}
+    repo = found.place.repo.replace("/", "--")
+    folder = home() / "released" / "hub" / repo / digest([place.revision, place.path, _plain(asked)])
+    target = RunFolder(folder).set
+    if target.is_file():
+        return Pulled(target)
+    files = ours or list(found.files)
+    size = sum(file.size for file in files)
+    count = f"{len(files):,} file{'s' if len(files) > 1 else ''}"
+    log.info("%s: %s, %s, at commit %s", place.repo, count, readable_size(size), place.revision[:12])
+    writable(folder, _WAY_OUT)
+    with locked(folder / ".lock", str(place)):
+        if target.is_file():
+            return Pulled(target)
+        here = fetch_from_hub(found, files)
+        if ours:
+            _place(folder, list(here.values()))
+            return Pulled(target)
+        paths = list(here.values())
+        source = paths if len(paths) == 1 else [_top(place, paths, list(here))]
+        made, remarks = _imported(source, asked, str(place))
+        save(made, target)
+    return Pulled(target, remarks=(*(f"taken for {key}={value}" for key, value in extra.items()), *remarks))
+
+
+def _own(found: HubListing) -> list[Any]:
+    """The files of a set of ours in a listing; none where it holds no such set."""
+    place = found.place
+    if place.path.endswith(".safetensors"):
+        names = [found.files[0]]
+    else:
+        own = found.named(_OURS)
+        names = [own] if own else []
+    folder = os.path.dirname(names[0].path) if names else ""
+    beside = [
+        file
+        for file in found.files
+        if _LABELS.fullmatch(os.path.basename(file.path)) and os.path.dirname(file.path) == folder
+    ]
+    return [*names, *beside] if names else []
+
+
+def _place(folder: Path, files: Sequence[Path]) -> None:
+    """Put files of a set of ours where sets are, the labels first; the set is whole once it is there."""
+    labels = sorted(file for file in files if _LABELS.fullmatch(file.name))
+    sets = [file for file in files if file not in labels]
+    if len(sets) != 1 or sets[0].suffix != ".safetensors":
+        raise UsageError(f"{', '.join(file.name for file in sets) or 'nothing'}: one set.safetensors was expected")
+    made = load(sets[0])
+    if made.views is not None:
+        from dd.labels import LabelStore
+
+        if not labels:
+            raise UsageError("the set was released without the labels of its views, labels-00001-of-….safetensors")
+        store = LabelStore(folder, made.views.spec, made.labels)
+        store.unpack(labels)
+        replace(made, path=RunFolder(folder).set).label_store()  # it holds what the set was saved with
+    _copy(sets[0], RunFolder(folder).set)
+    shutil.rmtree(folder / "files", ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _imported(paths: Sequence[Path], asked: Mapping[str, Any], named: str) -> tuple[DistilledSet, tuple[str, ...]]:
+    from dd.exchange.front import matched
+
+    found = matched([str(path) for path in paths], asked)
+    if len(found) > 1:
+        entries = ", ".join(map(str, range(len(found))))
+        raise UsageError(f"{named} holds {len(found)} sets; say which one: entry={entries}")
+    return found[0].set, (found[0].remark,) if found[0].remark else ()
+
+
+def _of_the_record(record: Released) -> dict[str, Any]:
+    """What a record says of its files, by key of `dd import`."""
+    texts = ("dataset", "labels", "value_space", "class_order", "augment", "protocol", "format")
+    said: dict[str, Any] = {key: getattr(record, key) for key in texts if getattr(record, key)}
+    return said | {key: getattr(record, key) for key in ("factor", "entry") if getattr(record, key) is not None}
+
+
+def _terms(record: Released) -> list[str]:
+    """What is to be read before the first byte comes."""
+    size = "size not stated" if record.size is None else readable_size(record.size)
+    lines = [f"{record.name}: {size}, licence {record.licence}; real data: licence {record.data_licence}"]
+    lines += [f"made by {record.by}"] if record.by else []
+    return [printable(line, keep="") for line in lines]
+
+
+def _unstated(record: Released, came: Sequence[Measured]) -> tuple[Measured, ...]:
+    return () if record.is_sealed else tuple(came)
+
+
+def _top(place: HubPlace, paths: Sequence[Path], names: Sequence[str]) -> Path:
+    """The folder of a place in the Hub's cache."""
+    root = str(paths[0]).removesuffix(names[0])
+    return Path(root) / place.path
+
+
+def _kept(pulled: Pulled, note: Path) -> Pulled:
+    """Note what a place gave, for a time without the Hub."""
+    with contextlib.suppress(OSError, RunError):
+        write_json(note, {"set": str(pulled.path.relative_to(home()))})
+    return pulled
+
+
+def _before(note: Path) -> Path | None:
+    try:
+        path = home() / str(json.loads(note.read_text(encoding="utf-8"))["set"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return path if path.is_file() else None
+
+
+def _plain(said: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(said), default=str, sort_keys=True))
