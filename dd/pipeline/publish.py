@@ -14,7 +14,7 @@ from dd.pipeline.exports import named, real_data
 from dd.pipeline.outcome import Outcome
 from dd.released.card import NOT_STATED, CardFacts
 from dd.released.hub import PREFIX, hub_place
-from dd.released.push import Published, publish_folder, publish_to_hub
+from dd.released.push import Publication, publish_folder, publish_to_hub
 from dd.runs import RunFolder
 from dd.sets import DistilledSet
 
@@ -29,7 +29,7 @@ def push(
     dataset: str = "",
     private: bool = False,
     force: bool = False,
-) -> Published:
+) -> Publication:
     """Publish a set: into a folder, or as a dataset of the Hugging Face Hub.
 
     `dd.push(outcome, "hf:USER/NAME", licence="mit")`.  With the set go its labels of views, a card that says how it was

@@ -23,7 +23,7 @@ _TOKEN = "HF_TOKEN, or `hf auth login`"
 
 
 @dataclass(frozen=True)
-class Published:
+class Publication:
     """What was published.
 
     Attributes:
@@ -41,7 +41,7 @@ class Published:
 
 def publish_folder(
     distilled: DistilledSet, facts: CardFacts, folder: Path, contents: Contents | None, *, force: bool = False
-) -> Published:
+) -> Publication:
     """Write the folder of a set; it appears whole or not at all.
 
     Args:
@@ -62,7 +62,7 @@ def publish_folder(
             raise UsageError(f"{folder} is there already; {way_out}")
     with atomic_folder(folder) as temporary:
         _write(distilled, facts, temporary, contents)
-    return Published(str(folder), str(folder), dict(_sizes(folder)))
+    return Publication(str(folder), str(folder), dict(_sizes(folder)))
 
 
 def publish_to_hub(
@@ -73,7 +73,7 @@ def publish_to_hub(
     *,
     private: bool = False,
     force: bool = False,
-) -> Published:
+) -> Publication:
     """Write a set to a dataset repository of the Hub, which is made if need be, as one commit.
 
     Args:
@@ -124,7 +124,7 @@ def _write(distilled: DistilledSet, facts: CardFacts, folder: Path, contents: Co
     write_text(folder / _CARD, card(distilled, replace(facts, lost=lost, has_preview=bool(picture))))
 
 
-def _committed(place: HubPlace, folder: Path, *, private: bool, force: bool) -> Published:
+def _committed(place: HubPlace, folder: Path, *, private: bool, force: bool) -> Publication:
     from huggingface_hub import CommitOperationAdd
 
     client, paths = api(), sorted(path for path in folder.rglob("*") if path.is_file())
@@ -148,7 +148,7 @@ def _committed(place: HubPlace, folder: Path, *, private: bool, force: bool) -> 
                 commit_message="A distilled set, its card and a preview, written by dd",
                 parent_commit=there.place.revision if there is not None else None,
             ).oid
-    return Published(address, str(place), dict(_sizes(folder)), commit)
+    return Publication(address, str(place), dict(_sizes(folder)), commit)
 
 
 def _there(place: HubPlace) -> HubListing | None:
