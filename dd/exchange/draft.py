@@ -42,6 +42,12 @@ class Asked:
     """Which of our value spaces the images are brought to; None for the nearest to theirs."""
     uneven: bool = False
     """Whether classes may have different numbers of images."""
+    ipc: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    """Images per class: of folders the first so many of each class; of a picture how many there are."""
+    rows: Annotated[int, Field(ge=1, le=10**5)] | None = None
+    """Rows of cells of a picture."""
+    label: str | None = None
+    """The column of labels of a table."""
     size: Annotated[int, Field(ge=1, le=2**14)] | None = None
     """Height and width in pixels that the real images are brought to; None for those of the set."""
     device: str | None = None

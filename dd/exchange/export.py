@@ -41,7 +41,7 @@ SUFFIXES: Mapping[Form, str] = {
 }
 MARK = "dd-export.json"
 """The file in an exported folder that says what it is; no reader of class folders minds it."""
-_SOFT = "soft_label"
+SOFT = "soft_label"
 _ROWS = 128  # of a row group
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{name}{n}" for name in ("com", "lpt") for n in range(1, 10))}
 
@@ -93,14 +93,14 @@ def export_set(
         lost = contents.losses(eight_bits=True, soft="")
         _write_folder(contents, path, lost)
     elif form == "parquet":
-        lost = contents.losses(eight_bits=True, soft=f"the column {_SOFT}")
+        lost = contents.losses(eight_bits=True, soft=f"the column {SOFT}")
         with atomic_path(path) as temporary:
             _write_parquet(contents, temporary)
     elif form == "pt":
         lost = contents.losses(eight_bits=False, soft="")
         _write_pt(contents, path, normalised)
     else:
-        lost = contents.losses(eight_bits=False, soft=f"the array {_SOFT}")
+        lost = contents.losses(eight_bits=False, soft=f"the array {SOFT}")
         _write_npz(contents, path)
     size = sum(file.stat().st_size for file in (path.rglob("*") if form == "folder" else [path]) if file.is_file())
     return Exported(path, form, contents.n, size, tuple(lost))
@@ -190,7 +190,7 @@ def _write_parquet(contents: Contents, path: Path) -> None:
             ]
             columns: dict[str, Any] = {"image": cells, "label": contents.labels[rows].numpy()}
             if contents.soft is not None:
-                columns[_SOFT] = list(contents.soft[rows].numpy())
+                columns[SOFT] = list(contents.soft[rows].numpy())
             arrays = [pa.array(values, schema.field(name).type) for name, values in columns.items()]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=_ROWS)
             start += len(piece)
@@ -207,8 +207,8 @@ def _schema(contents: Contents) -> "pa.Schema":
         "label": {"names": list(contents.distilled.classes), "_type": "ClassLabel"},
     }
     if contents.soft is not None:
-        columns.append((_SOFT, pa.list_(pa.float32())))
-        features[_SOFT] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
+        columns.append((SOFT, pa.list_(pa.float32())))
+        features[SOFT] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
     metadata = {"huggingface": {"info": {"features": features}}, "dd": _facts(contents)}
     return pa.schema(columns, {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()})
 
@@ -234,7 +234,7 @@ def _write_npz(contents: Contents, path: Path) -> None:
     pieces = [piece.permute(0, 2, 3, 1).numpy() for piece in contents.pixels()]
     arrays = {"images": np.concatenate(pieces), "labels": contents.labels.numpy()}
     if contents.soft is not None:
-        arrays[_SOFT] = contents.soft.numpy()
+        arrays[SOFT] = contents.soft.numpy()
     arrays["classes"] = np.array(contents.distilled.classes)
     arrays["facts"] = np.array(json.dumps(_facts(contents), ensure_ascii=False))
     with atomic_path(path) as temporary, temporary.open("wb") as file:

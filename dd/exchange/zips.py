@@ -6,7 +6,7 @@ from pathlib import Path
 from dd.errors import UsageError, in_one_line
 from dd.sizes import readable_size
 
-_MEMBERS = 100_000
+_MEMBERS = 1_000_000  # a set of ImageNet has 200,000 images
 _FREE = 64 << 20  # bytes that may come out of any file
 _RATIO = 50  # to one that pixels are packed at most; deflate can do a thousand
 _DAMAGED = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError)
@@ -40,7 +40,7 @@ def members(path: Path, *, packed: bool) -> dict[str, int]:
     if len(every) > _MEMBERS or len({one.filename for one in every}) < len(every):
         raise UsageError(f"{path} is refused: its directory of {len(every):,} members is not one that programs write")
     total = sum(one.file_size for one in every)
-    most = max(_FREE, _RATIO * size) if packed else size
+    most = most_of(size) if packed else size
     if total > most:
         raise UsageError(
             f"{path} is refused: it declares {readable_size(total)}, but is a file of {readable_size(size)}"
@@ -48,3 +48,8 @@ def members(path: Path, *, packed: bool) -> dict[str, int]:
     if not packed and any(one.compress_type != zipfile.ZIP_STORED for one in every):
         raise UsageError(f"{path} is refused: torch stores tensors as they are, but here they are compressed")
     return {one.filename: one.file_size for one in every}
+
+
+def most_of(size: int) -> int:
+    """Bytes that may come out of a packed file of `size` bytes."""
+    return max(_FREE, _RATIO * size)

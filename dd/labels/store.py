@@ -9,7 +9,7 @@ how a label is stored.
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,9 @@ Label = Callable[[Tensor, View, Tensor], Tensor]
 @dataclass(frozen=True)
 class _PackedInfo:
     info: dict[str, dict[str, str]]
+
+Labelled = tuple[Tensor, View, Tensor]
+"""A batch: positions (b,) of its images, what made its views, and their logits (b, k)."""
 
 
 class Batch(NamedTuple):
@@ -108,6 +111,24 @@ class LabelStore:
         self._require(epoch)
         words = f"labels of epoch {epoch + 1} in {self.path}"
         self._store.tensors(KIND, self.spec.key(epoch), partial(self._labelled, epoch, load, label), words)
+
+    def keep(self, epoch: int, batches: Callable[[], Iterable[Labelled]]) -> None:
+        """Keep an epoch that others labelled, with the views that they labelled; does nothing when it is there.
+
+        Args:
+            epoch: 0 to the spec's epochs - 1.
+            batches: gives its batches in order, of the spec's size but the last: the positions of their images, each
+                once, the views, and the logits.
+
+        Raises:
+            ValueError: views of this spec are drawn from its seed, not recorded.
+            RunError: the disk is full, or the logits are not finite; finished epochs stay.
+        """
+        self._require(epoch)
+        if self.spec.settings.replay != "records":
+            raise ValueError("views of others cannot be drawn again: this needs replay='records'")
+        words = f"labels of epoch {epoch + 1} in {self.path}"
+        self._store.tensors(KIND, self.spec.key(epoch), lambda: (self._rows(batches()), {}), words)
 
     def remove_others(self) -> None:
         """Delete the labels of any other spec from the folder."""
@@ -286,12 +307,20 @@ class LabelStore:
                 self._store.tensors(KIND, self.spec.key(epoch), lambda payload=payload: payload)
 
     def _labelled(self, epoch: int, load: Load, label: Label) -> Payload:
+        rows = self._rows(self._seen(epoch, load, label))
+        return rows, {} if self.spec.settings.replay == "records" else {_DRAWN: self.spec.fingerprint(epoch)}
+
+    def _seen(self, epoch: int, load: Load, label: Label) -> Iterator[Labelled]:
+        """The views of an epoch as the spec draws them, with their logits."""
+        for number, images in enumerate(self.spec.order(epoch).split(self.spec.batch)):
+            view = self.spec.view(epoch, number)
+            yield images, view, label(view(load(images)), view, images)
+
+    def _rows(self, batches: Iterable[Labelled]) -> dict[str, Tensor]:
+        """What is kept of the batches of an epoch, in the images' order."""
         spec, form, start = self.spec, self.spec.form, 0
         rows = {name: torch.zeros(spec.n, *shape, dtype=kind) for name, (kind, shape) in spec.layout().items()}
-        for number, images in enumerate(spec.order(epoch).split(spec.batch)):
-            view = spec.view(epoch, number)
-            views = view(load(images))
-            logits = label(views, view, images)
+        for images, view, logits in batches:
             own, partner = (classes.to(logits.device) for classes in self.pairs(images, view))
             kept = form.encode(logits, own, partner)
             if spec.settings.replay == "records":
@@ -299,7 +328,7 @@ class LabelStore:
             for name, values in rows.items():
                 values[images] = kept[name].to(values)
             start += len(images)
-        return rows, {} if spec.settings.replay == "records" else {_DRAWN: spec.fingerprint(epoch)}
+        return rows
 
     def _open(self, epoch: int) -> _Epoch:
         self._require(epoch)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
-from dd.io import digest, sha256_tensors
+from dd.io import sha256_tensors
 from dd.labels import Labeller, LabelSettings, LabelStore
 from dd.labels.spec import LabelSpec
 from dd.runs import RunFolder, bar
@@ -68,7 +68,7 @@ def label(
     """
     load, own = partial(distilled.pixels, task.data.preprocess), distilled.own_classes().cpu()
     spec = label_spec(labeller.settings, protocol, task)
-    facts, images = labeller.facts, _hash(distilled, own)
+    facts, images = labeller.facts, distilled.labelled_sha256()
     weights = None if facts["weights"] is None else tuple(facts["weights"])
     spec = replace(spec, images=images, teachers=tuple(facts["teachers"]), weights=weights)
     store = LabelStore(folder.path, spec, own)
@@ -130,9 +130,5 @@ def stored_labels(distilled: DistilledSet, protocol: Protocol) -> LabelStore | N
     if distilled.label_kind != "views":
         return None
     batch, store = min(protocol.batch, distilled.n), distilled.label_store()
-    store.require(batch, min(protocol.micro or batch, batch), _hash(distilled, distilled.labels))
+    store.require(batch, min(protocol.micro or batch, batch), distilled.labelled_sha256())
     return store
-
-
-def _hash(distilled: DistilledSet, own: Tensor) -> str:
-    return digest([distilled.sha256("images"), sha256_tensors({"classes": own})], length=64)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dd.errors import UsageError
-from dd.io import digest
+from dd.io import digest, sha256_tensors
 from dd.labels.spec import StoredLabels
 from dd.labels.store import LabelStore
 from dd.sets import _checks, _hashes, _match
@@ -122,6 +122,10 @@ class DistilledSet:
     def sha256(self, name: Literal["images", "labels"]) -> str:
         """SHA-256 of one of its tensors: name, shape, dtype and bytes."""
         return _hashes.sha256(name, getattr(self, name))
+
+    def labelled_sha256(self) -> str:
+        """SHA-256 of images and classes, by which labels of views know what they are of; see `LabelSpec.images`."""
+        return digest([self.sha256("images"), sha256_tensors({"classes": self.own_classes().cpu()})], length=64)
 
     def targets(self) -> Tensor:
         """Class probabilities, float32 lead + (k,); hard labels become one-hot, logits pass through a softmax.

@@ -212,9 +212,7 @@ def soft_set(real, few: str, folder: Path) -> DistilledSet:
     good = the_set(real, few)
     policy = ViewPolicy(crop=0.5, flip=True, mix="cutmix")
     spec = LabelSpec(3, 3, 2, 3, real.shape, policy, LabelSettings(), teachers=({"trained": "0"},))
-    from dd.pipeline.label import _hash
-
-    spec = replace(spec, images=_hash(good, good.labels))
+    spec = replace(spec, images=good.labelled_sha256())
     store = LabelStore(folder, spec, good.labels)
     for epoch in range(2):
         store.make(epoch, lambda index: good.images[index], lambda views, _view, _images: views.flatten(1)[:, :3])

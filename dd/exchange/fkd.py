@@ -1,0 +1,401 @@
+"""Label files of the FKD family (SRe2L, CDA, CV-DD, EDC), made into a store of labels of views.
+
+`epoch_0/batch_0.tar` is no tar file, but a list that torch saved: crops as shares of an image's height and width
+(top, left, height, width), flips, with which image of the batch each is mixed, the weight, CutMix's box (top, left,
+bottom, right; the first two along the height), and the teacher's logits of the whole batch.  EDC adds which image each is,
+and an order of tiles that its code never applies: it joins them in their old order.
+
+Which images a batch is of is not in the other files.  It follows from torch's sampler with seed 42, whose draws changed:
+since torch 1.11 or so an epoch takes two permutations, before it took one.  Both are tried, and the labels decide: of the
+right images they name the class, of others they do not.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dd.errors import UsageError
+from dd.evaluation.protocols import PROTOCOLS, Protocol
+from dd.exchange import pickles
+from dd.exchange.tree import Tree
+from dd.io import digest, sha256_file
+from dd.labels import LabelSettings, LabelStore
+from dd.labels.spec import LabelSpec
+from dd.rng import generator
+from dd.sets import DistilledSet
+from dd.views import View, ViewPolicy
+from dd.views.view import Mix
+
+_SEED = 42  # of the sampler in all published code
+_DRAWS = {2: "two permutations an epoch, as torch draws today", 1: "one permutation an epoch, as older torch drew"}
+_TRIED = 4  # epochs by which the order is chosen
+_SHUFFLES = 8  # by which chance is measured
+_CLEAR = 5  # deviations above chance
+_WHOLE = 0.02  # of a pixel, by which a crop may miss whole pixels
+_EPOCHS = 100_000
+
+
+class LabelledBatch(NamedTuple):
+    """One file: boxes (b, 4) in shares of the image, flips (b,), partner (b,) or None, weight, patch, logits (b, k).
+
+    `index` (b,) are the images, where the file has them.
+    """
+
+    boxes: Tensor
+    flips: Tensor
+    partner: Tensor | None
+    weight: float
+    patch: tuple[int, int, int, int] | None
+    logits: Tensor
+    index: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class ViewFiles:
+    """A folder of label files.
+
+    Attributes:
+        path: the folder.
+        epochs: how many.
+        batches: files of an epoch.
+    """
+
+    path: Path
+    epochs: int
+    batches: int
+
+    def __repr__(self) -> str:
+        return f"<ViewFiles {self.path}: {self.epochs} epochs of {self.batches} batches>"
+
+    @cached_property
+    def first(self) -> LabelledBatch:
+        """The first batch of the first epoch."""
+        return self.read(0, 0)
+
+    @cached_property
+    def n(self) -> int:
+        """How many images they are of."""
+        rest = 0 if self.batches == 1 else len(self.read(0, self.batches - 1).flips)
+        return len(self.first.flips) * max(1, self.batches - 1) + rest
+
+    @property
+    def mix(self) -> Mix:
+        """How batches are mixed."""
+        if self.first.partner is None:
+            return "none"
+        return "mixup" if self.first.patch is None else "cutmix"
+
+    def read(self, epoch: int, number: int) -> LabelledBatch:
+        """One batch.
+
+        Raises:
+            UsageError: the file is missing, damaged, would run code, or is of another kind; it is named.
+        """
+        path = self.path / f"epoch_{epoch}" / f"batch_{number}.tar"
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file, and epoch 0 has {self.batches:,} of them")
+        return _batch(pickles.read(path), path)
+
+    def identity(self) -> str:
+        """A hash of the names and sizes of all files, and of the content of the first and the last."""
+        names = [f"epoch_{e}/batch_{b}.tar" for e in range(self.epochs) for b in range(self.batches)]
+        sizes = [os.stat(self.path / name).st_size if (self.path / name).is_file() else -1 for name in names]
+        ends = [sha256_file(self.path / name) for name in (names[0], names[-1]) if (self.path / name).is_file()]
+        return digest([sizes, ends], length=64)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageOrder:
+    """Which images the batches are of.
+
+    Attributes:
+        files: the labels.
+        labels: int64 (n,), the class of every image as the logits number classes, in the order of `ImageFolder`.
+        draws: permutations that an epoch takes; 0 where the files say which images they are of.
+        agreement: share in [0, 1] of labels that name the class of their image, or of the one mixed in.
+        chance: the same for shuffled images.
+    """
+
+    files: ViewFiles
+    labels: Tensor
+    draws: int
+    agreement: float
+    chance: float
+
+    def __str__(self) -> str:
+        how = _DRAWS.get(self.draws, "the files say which images they are of")
+        return f"{self.agreement:.0%} of the labels agree with the classes of their images (chance {self.chance:.0%}): {how}"
+
+    def labelled(self, epoch: int, size: tuple[int, int]) -> Iterator[tuple[Tensor, View, Tensor]]:
+        """The batches of an epoch, with their images and views.
+
+        Args:
+            epoch: from 0.
+            size: height and width of the images in pixels.
+
+        Raises:
+            UsageError: the labels of this epoch are of other images, or of images of another size.
+        """
+        hits, n = 0.0, 0
+        for batch, images in _paired(self.files, self._sampler, self.draws, epoch):
+            hits += float(_hits(batch, self.labels[images]).sum())
+            n += len(images)
+            yield images, _view(batch, size, self.files.path), batch.logits
+        if hits / n < (self.agreement + self.chance) / 2:
+            raise UsageError(
+                f"{self.files.path}: the labels of epoch {epoch} agree with {hits / n:.0%} of the classes, and others with "
+                f"{self.agreement:.0%}: it was made in another run; leave such epochs out"
+            )
+
+    @cached_property
+    def _sampler(self) -> "_Permutations":
+        return _Permutations(len(self.labels))
+
+
+def view_files(path: Path) -> ViewFiles | None:
+    """The label files in a folder; None where it holds none."""
+    if not (path / "epoch_0").is_dir():
+        return None
+    epochs = _count(path, r"epoch_(\d+)")
+    batches = _count(path / "epoch_0", r"batch_(\d+)\.tar")
+    return ViewFiles(path, epochs, batches) if batches else None
+
+
+def image_order(files: ViewFiles, labels: Tensor) -> ImageOrder:
+    """Which images the batches are of.
+
+    Args:
+        files: the label files.
+        labels: int64 (n,), the class of every image as the logits number classes, in the order of `ImageFolder`.
+
+    Raises:
+        UsageError: they are of another number of images, or in no order do the labels agree with the classes.
+    """
+    if files.n != len(labels):
+        raise UsageError(
+            f"{files.path}: its labels are of {files.n:,} images, and there are {len(labels):,}; name the folder of the "
+            "images that were labelled"
+        )
+    ways = (0,) if files.first.index is not None else tuple(_DRAWS)
+    tried = [_tried(files, labels, draws) for draws in ways]
+    best = max(tried, key=lambda one: one.agreement)
+    deviation = (best.chance * (1 - best.chance) / (min(files.epochs, _TRIED) * len(labels))) ** 0.5
+    if best.agreement < best.chance + max(_CLEAR * deviation, (1 - best.chance) / 10):
+        found = "; ".join(str(one) for one in tried)
+        raise UsageError(
+            f"{files.path}: these labels are of other images, or in another order of the classes: {found}"
+        )
+    return best
+
+
+def with_labels(made: DistilledSet, order: ImageOrder, classes: Tensor, beside: Path) -> DistilledSet:
+    """A set with the labels of its views in a store beside it, from label files.
+
+    Args:
+        made: the set, with hard labels.
+        order: which images the files are of, in the set's order.
+        classes: int64 (k,), the class of the set that each column of the logits is of.
+        beside: the folder of the set's file.
+
+    Raises:
+        UsageError: the files are damaged, or not of these images.
+        RunError: the disk is full; finished epochs stay.
+    """
+    files, own = order.files, made.own_classes()
+    if files.first.logits.shape[1] != len(made.classes):
+        raise UsageError(
+            f"{files.path}: its logits are of {files.first.logits.shape[1]:,} classes, and {made.source} has "
+            f"{len(made.classes):,}"
+        )
+    protocol = _protocol(made, files)
+    channels, height, width = made.images.shape[1:]
+    spec = LabelSpec(
+        n=made.n,
+        classes=len(made.classes),
+        epochs=files.epochs,
+        batch=min(protocol.batch, made.n),
+        shape=(channels, height, width),
+        policy=protocol.views,
+        settings=LabelSettings(replay="records"),
+        images=made.labelled_sha256(),
+        teachers=({"files": files.identity()},),
+    )
+    store, columns = LabelStore(beside, spec, own), classes.argsort()
+    for epoch in store.missing():
+        store.keep(
+            epoch,
+            lambda epoch=epoch: (
+                (images, view, logits[:, columns]) for images, view, logits in order.labelled(epoch, (height, width))
+            ),
+        )
+    return replace(
+        made,
+        label_kind="views",
+        labels=own,
+        views=store.stated(),
+        protocol=asdict(protocol),
+        path=beside / "set.safetensors",
+    )
+
+
+def _protocol(made: DistilledSet, files: ViewFiles) -> Protocol:
+    """How students are trained on the labels: in the batches that were labelled, for as many epochs as there are."""
+    name = str((made.protocol or {}).get("protocol", ""))
+    known = PROTOCOLS[name if name in PROTOCOLS and PROTOCOLS[name].temperature > 1 else "sre2l"]
+    views = ViewPolicy(crop=0.08, flip=True, mix=files.mix)
+    return replace(known, steps=None, epochs=files.epochs, batch=len(files.first.flips), views=views, micro=None)
+
+
+def _count(folder: Path, pattern: str) -> int:
+    """How many entries are numbered so from 0 on without a gap."""
+    found = {int(match[1]) for name in os.listdir(folder) if (match := re.fullmatch(pattern, name)) and len(name) < 20}
+    count = next(number for number in range(len(found) + 1) if number not in found)
+    return min(count, _EPOCHS)
+
+
+def _batch(found: Tree, path: Path) -> LabelledBatch:
+    if not isinstance(found, Sequence) or isinstance(found, str | bytes) or len(found) not in (6, 8):
+        count = f"{len(found)} fields" if isinstance(found, Sequence) else "no list"
+        raise UsageError(f"{path}: it holds {count}, and label files hold 6, or 8 (EDC)")
+    boxes, flips, partner, weight, patch, logits = found[:6]
+    if not (isinstance(boxes, Tensor) and isinstance(flips, Tensor) and isinstance(logits, Tensor)):
+        raise UsageError(f"{path}: crops, flips and logits are not tensors")
+    b = flips.numel()
+    fits = boxes.shape == (b, 4) and logits.dim() == 2 and len(logits) == b and b > 0
+    if not fits or not logits.is_floating_point() or not boxes.is_floating_point():
+        shapes = ", ".join(str(tuple(one.shape)) for one in (boxes, flips, logits))
+        raise UsageError(f"{path}: crops, flips and logits have the shapes {shapes}, which do not fit one another")
+    index = found[6] if len(found) == 8 else None
+    return LabelledBatch(
+        boxes.double(),
+        flips.flatten().bool(),
+        _places(partner, b, path),
+        float(weight) if isinstance(weight, int | float) else 1.0,
+        _patch(patch, path),
+        logits,
+        None if index is None else _positions(index, b, path),
+    )
+
+
+def _places(partner: Tree, b: int, path: Path) -> Tensor | None:
+    if partner is None:
+        return None
+    if not isinstance(partner, Tensor) or not torch.equal(partner.flatten().long().sort().values, torch.arange(b)):
+        raise UsageError(f"{path}: which image each is mixed with is not a permutation of its {b} images")
+    return partner.flatten().long()
+
+
+def _positions(index: Tree, b: int, path: Path) -> Tensor:
+    if not isinstance(index, Tensor) or index.is_floating_point() or index.numel() != b or int(index.min()) < 0:
+        raise UsageError(f"{path}: its seventh field does not say which {b} images they are")
+    return index.flatten().long()
+
+
+def _patch(patch: Tree, path: Path) -> tuple[int, int, int, int] | None:
+    """Top, left, height, width of CutMix's box; the file has top, left, bottom, right."""
+    if patch is None:
+        return None
+    values = patch.flatten().tolist() if isinstance(patch, Tensor) else patch
+    if not isinstance(values, Sequence) or len(values) != 4 or not all(isinstance(one, int) for one in values):
+        raise UsageError(f"{path}: the box of CutMix is not four whole numbers")
+    top, left, bottom, right = (int(one) for one in values if isinstance(one, int))
+    return top, left, bottom - top, right - left
+
+
+def _view(batch: LabelledBatch, size: tuple[int, int], path: Path) -> View:
+    height, width = size
+    exact = batch.boxes * torch.tensor([height, width, height, width], dtype=torch.float64)
+    boxes = exact.round().long()
+    if float((exact - boxes).abs().max()) > _WHOLE:
+        raise UsageError(
+            f"{path}: its crops are not whole pixels of images of {height} x {width}; the images that were labelled had "
+            "another size"
+        )
+    fits = (boxes[:, :2] >= 0).all() and (boxes[:, 2:] >= 1).all()
+    if not fits or not (boxes[:, :2] + boxes[:, 2:] <= torch.tensor([height, width])).all():
+        raise UsageError(f"{path}: a crop is not inside its image of {height} x {width}")
+    if batch.partner is None:
+        return View(boxes=boxes, flips=batch.flips)
+    if batch.patch is None:
+        if not 0 <= batch.weight <= 1:
+            raise UsageError(f"{path}: images are mixed with the weight {batch.weight:g}, which is not from 0 to 1")
+        return View(boxes=boxes, flips=batch.flips, partner=batch.partner, weight=batch.weight)
+    top, left, high, wide = batch.patch
+    if min(batch.patch) < 0 or top + high > height or left + wide > width:
+        raise UsageError(f"{path}: the box of CutMix is not inside images of {height} x {width}")
+    share = 1 - high * wide / (height * width)
+    return View(boxes=boxes, flips=batch.flips, partner=batch.partner, weight=share, patch=batch.patch)
+
+
+def _paired(
+    files: ViewFiles, sampler: "_Permutations", draws: int, epoch: int
+) -> Iterator[tuple[LabelledBatch, Tensor]]:
+    """The batches of an epoch and the positions of their images."""
+    whole, n = len(files.first.flips), files.n
+    sampled = sampler.at(epoch * draws) if draws else None
+    seen = torch.zeros(n, dtype=torch.bool)
+    for number in range(files.batches):
+        batch = files.read(epoch, number)
+        expected = min(whole, n - number * whole)
+        if len(batch.flips) != expected or batch.logits.shape[1] != files.first.logits.shape[1]:
+            raise UsageError(
+                f"{files.path}: batch {number} of epoch {epoch} has {len(batch.flips)} images of "
+                f"{batch.logits.shape[1]} classes, and {expected} of {files.first.logits.shape[1]} are expected"
+            )
+        if (batch.partner is not None and (batch.patch is None) != (files.mix == "mixup")) or (
+            (batch.index is None) != (draws != 0)
+        ):
+            raise UsageError(f"{files.path}: batch {number} of epoch {epoch} is of another kind than the first")
+        start = number * whole
+        images = batch.index if sampled is None else sampled[start : start + expected]
+        assert images is not None, "one of them is there"
+        if int(images.max()) >= n or bool(seen[images].any()) or len(images.unique()) < len(images):
+            raise UsageError(f"{files.path}: in epoch {epoch} its images are not each of {n:,} once")
+        seen[images] = True
+        yield batch, images
+
+
+class _Permutations:
+    """Of n images, one after another from a generator with the seed of FKD."""
+
+    def __init__(self, n: int) -> None:
+        self._n, self._next, self._rng = n, 0, torch.Generator().manual_seed(_SEED)
+
+    def at(self, number: int) -> Tensor:
+        """The one that comes after `number` others."""
+        if number < self._next:
+            self._next, self._rng = 0, torch.Generator().manual_seed(_SEED)
+        while self._next < number:
+            torch.randperm(self._n, generator=self._rng)
+            self._next += 1
+        self._next += 1
+        return torch.randperm(self._n, generator=self._rng)
+
+
+def _tried(files: ViewFiles, labels: Tensor, draws: int) -> ImageOrder:
+    # the first epoch is the same whatever the draws
+    epochs = range(min(1, files.epochs - 1), min(files.epochs, _TRIED + 1))
+    rng, sampler = generator(0, "exchange", "fkd"), _Permutations(len(labels))
+    hits, chance = list[Tensor](), list[Tensor]()
+    for epoch in epochs:
+        for batch, images in _paired(files, sampler, draws, epoch):
+            hits.append(_hits(batch, labels[images]))
+            for _ in range(_SHUFFLES):
+                chance.append(_hits(batch, labels[torch.randint(len(labels), images.shape, generator=rng)]))
+    return ImageOrder(files, labels, draws, float(torch.cat(hits).mean()), float(torch.cat(chance).mean()))
+
+
+def _hits(batch: LabelledBatch, labels: Tensor) -> Tensor:
+    """(b,) whether each label's largest class is that of its image, or of the one mixed in: 1 or 0."""
+    named = batch.logits.argmax(1)
+    right = named == labels
+    if batch.partner is not None:
+        right |= named == labels[batch.partner]
+    return right.double()
