@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from dd.sets.origin import StatedScore
+
+if TYPE_CHECKING:
+    from dd.exchange.fkd import ViewFiles
 
 Family = Literal["dc", "datadam", "mtt", "idc", "frepo", "folder", ""]
 """Whose constants and habits a format follows; "" for nobody's."""
@@ -79,6 +82,7 @@ class Draft:
         protocol: name of the protocol that its authors score it under.
         augment: DSA strategy of that protocol; None for the data set's own.
         data: further settings of the real data, by key of `DataSettings`.
+        views: files of the labels of views of the images, which are in the order of `ImageFolder`.
         settings: further fields of the `DistilledSet`, by name.
     """
 
@@ -100,4 +104,5 @@ class Draft:
     protocol: str = ""
     augment: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+    views: "ViewFiles | None" = None
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Encoded images from elsewhere, in a folder, a zip or a tar file, and their way to pixels; nothing is unpacked to disk.
+"""Encoded images from elsewhere, in a folder, a zip or a tar file, and their way to pixels; nothing is unpacked.
 
 Archives are read member by member, in memory: a member that would climb out of a folder, a link or a device has no way
 to do harm, and is refused all the same, because no program that writes sets writes it.
@@ -35,7 +35,16 @@ from dd.sizes import readable_size
 _LINK = 0o120000  # of a member's mode in a zip file
 _LARGEST = 4 << 30  # bytes of a tar file's images, which are in memory
 _GREY = 24  # grey levels that JPEG makes the channels of a grey image differ by, at most
-_DAMAGED = (tarfile.TarError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError)
+_DAMAGED = (
+    tarfile.TarError,
+    lzma.LZMAError,
+    zlib.error,
+    zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+)
 
 
 class ImageTree(Protocol):
@@ -115,10 +124,17 @@ class _Archive:
     path: Path
     sizes: dict[str, int]
     load: Callable[[str], bytes]
-    notes: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def top(self) -> Folder:
+        return self._top
 
     @cached_property
-    def top(self) -> Folder:
+    def _top(self) -> Folder:
         return _folders(self.path.stem, self.sizes)
 
     def items(self, paths: Sequence[str]) -> Items:
@@ -255,7 +271,9 @@ class _Bounded(io.RawIOBase):
 def _require_inside(path: Path, name: str) -> None:
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or ":" in name.split("/")[0] or "\0" in name:
-        raise UsageError(f"{path} is refused: its member {printable(name, keep='')[:100]!r} would climb out of a folder")
+        raise UsageError(
+            f"{path} is refused: its member {printable(name, keep='')[:100]!r} would climb out of a folder"
+        )
 
 
 def _folders(name: str, files: dict[str, int]) -> Folder:

@@ -1,13 +1,13 @@
 """Label files of the FKD family (SRe2L, CDA, CV-DD, EDC), made into a store of labels of views.
 
 `epoch_0/batch_0.tar` is no tar file, but a list that torch saved: crops as shares of an image's height and width
-(top, left, height, width), flips, with which image of the batch each is mixed, the weight, CutMix's box (top, left,
-bottom, right; the first two along the height), and the teacher's logits of the whole batch.  EDC adds which image each is,
-and an order of tiles that its code never applies: it joins them in their old order.
+(top, left, height, width), flips, which image of the batch is mixed into each, the weight, CutMix's box (top, left,
+bottom, right), and the teacher's logits of the whole batch.  EDC adds the position of each image, and an order of tiles
+that its code never applies: it joins them in their old order.
 
-Which images a batch is of is not in the other files.  It follows from torch's sampler with seed 42, whose draws changed:
-since torch 1.11 or so an epoch takes two permutations, before it took one.  Both are tried, and the labels decide: of the
-right images they name the class, of others they do not.
+The other files do not say which images a batch is of.  That follows from torch's sampler with seed 42, whose draws have
+changed: an epoch takes two permutations today, and took one in older versions.  Both are tried, and the labels decide:
+of the right images they name the class, of others they do not.
 """
 
 import os
@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +41,8 @@ _WHOLE = 0.02  # of a pixel, by which a crop may miss whole pixels
 _EPOCHS = 100_000
 
 
-class LabelledBatch(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class LabelledBatch:
     """One file: boxes (b, 4) in shares of the image, flips (b,), partner (b,) or None, weight, patch, logits (b, k).
 
     `index` (b,) are the images, where the file has them.
@@ -131,7 +131,8 @@ class ImageOrder:
 
     def __str__(self) -> str:
         how = _DRAWS.get(self.draws, "the files say which images they are of")
-        return f"{self.agreement:.0%} of the labels agree with the classes of their images (chance {self.chance:.0%}): {how}"
+        agreement = f"{self.agreement:.0%} of the labels agree with the classes of their images"
+        return f"{agreement} (chance {self.chance:.0%}): {how}"
 
     def labelled(self, epoch: int, size: tuple[int, int]) -> Iterator[tuple[Tensor, View, Tensor]]:
         """The batches of an epoch, with their images and views.
@@ -150,8 +151,8 @@ class ImageOrder:
             yield images, _view(batch, size, self.files.path), batch.logits
         if hits / n < (self.agreement + self.chance) / 2:
             raise UsageError(
-                f"{self.files.path}: the labels of epoch {epoch} agree with {hits / n:.0%} of the classes, and others with "
-                f"{self.agreement:.0%}: it was made in another run; leave such epochs out"
+                f"{self.files.path}: the labels of epoch {epoch} agree with {hits / n:.0%} of the classes, those of "
+                f"others with {self.agreement:.0%}: the epoch is of another run; leave it out, and those after it"
             )
 
     @cached_property
@@ -160,7 +161,11 @@ class ImageOrder:
 
 
 def view_files(path: Path) -> ViewFiles | None:
-    """The label files in a folder; None where it holds none."""
+    """The label files in a folder; None where it holds none.
+
+    Raises:
+        UsageError: one between others is missing.
+    """
     if not (path / "epoch_0").is_dir():
         return None
     epochs = _count(path, r"epoch_(\d+)")
@@ -180,8 +185,8 @@ def image_order(files: ViewFiles, labels: Tensor) -> ImageOrder:
     """
     if files.n != len(labels):
         raise UsageError(
-            f"{files.path}: its labels are of {files.n:,} images, and there are {len(labels):,}; name the folder of the "
-            "images that were labelled"
+            f"{files.path}: its labels are of {files.n:,} images, and there are {len(labels):,}; name the folder of "
+            "the images that were labelled"
         )
     ways = (0,) if files.first.index is not None else tuple(_DRAWS)
     tried = [_tried(files, labels, draws) for draws in ways]
@@ -189,9 +194,7 @@ def image_order(files: ViewFiles, labels: Tensor) -> ImageOrder:
     deviation = (best.chance * (1 - best.chance) / (min(files.epochs, _TRIED) * len(labels))) ** 0.5
     if best.agreement < best.chance + max(_CLEAR * deviation, (1 - best.chance) / 10):
         found = "; ".join(str(one) for one in tried)
-        raise UsageError(
-            f"{files.path}: these labels are of other images, or in another order of the classes: {found}"
-        )
+        raise UsageError(f"{files.path}: these labels are of other images, or in another order of the classes: {found}")
     return best
 
 
@@ -254,9 +257,16 @@ def _protocol(made: DistilledSet, files: ViewFiles) -> Protocol:
 
 
 def _count(folder: Path, pattern: str) -> int:
-    """How many entries are numbered so from 0 on without a gap."""
+    """How many entries are numbered so, from 0 on.
+
+    Raises:
+        UsageError: one between others is missing.
+    """
     found = {int(match[1]) for name in os.listdir(folder) if (match := re.fullmatch(pattern, name)) and len(name) < 20}
     count = next(number for number in range(len(found) + 1) if number not in found)
+    if count < len(found):
+        name = re.sub(r"\(.*\)", str(count), pattern).replace("\\", "")
+        raise UsageError(f"{folder}: {name} is missing, and there are {len(found) - count:,} after it")
     return min(count, _EPOCHS)
 
 
@@ -272,6 +282,8 @@ def _batch(found: Tree, path: Path) -> LabelledBatch:
     if not fits or not logits.is_floating_point() or not boxes.is_floating_point():
         shapes = ", ".join(str(tuple(one.shape)) for one in (boxes, flips, logits))
         raise UsageError(f"{path}: crops, flips and logits have the shapes {shapes}, which do not fit one another")
+    if not bool(logits.isfinite().all()) or not bool(boxes.isfinite().all()):
+        raise UsageError(f"{path}: some logits or crops are NaN or infinite")
     index = found[6] if len(found) == 8 else None
     return LabelledBatch(
         boxes.double(),
@@ -315,8 +327,8 @@ def _view(batch: LabelledBatch, size: tuple[int, int], path: Path) -> View:
     boxes = exact.round().long()
     if float((exact - boxes).abs().max()) > _WHOLE:
         raise UsageError(
-            f"{path}: its crops are not whole pixels of images of {height} x {width}; the images that were labelled had "
-            "another size"
+            f"{path}: its crops are not whole pixels of images of {height} x {width}; the images that were labelled "
+            "had another size"
         )
     fits = (boxes[:, :2] >= 0).all() and (boxes[:, 2:] >= 1).all()
     if not fits or not (boxes[:, :2] + boxes[:, 2:] <= torch.tensor([height, width])).all():

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from dd.errors import UsageError, printable
 from dd.exchange.draft import Asked, Draft
 from dd.exchange.encoded import ImageTree, decoded, image_tree
 from dd.exchange.export import MARK
+from dd.exchange.fkd import ViewFiles, view_files
 from dd.exchange.reader import Reader, Recognised
 from dd.exchange.source import ForeignFiles
 
@@ -58,7 +59,7 @@ class ClassImages:
 class FolderReader(Reader):
     """Folders of classes."""
 
-    formats = {
+    formats: ClassVar[dict[str, str]] = {
         "sre2l": "SRe2L, CDA, CV-DD, EDC: folders new000 of JPEG files",
         "rded": "RDED: folders 00000 of JPEG files",
         "folder": "a folder of images for each class",
@@ -67,21 +68,54 @@ class FolderReader(Reader):
 
     def recognise(self, source: ForeignFiles) -> Sequence[Recognised]:
         """See `Reader`."""
-        if len(source.paths) != 1:
+        parts = _parts(source)
+        if parts is None:
             return ()
-        tree = image_tree(source.paths[0])
-        top = None if tree is None else _classes_in(tree.top)
-        if tree is None or top is None:
-            return ()
-        found = class_images(tree, source.paths[0])
-        return (Recognised(found.format, found.evidence),)
+        images, views = parts
+        tree = image_tree(images)
+        assert tree is not None, "it has class folders"
+        found = class_images(tree, images)
+        labels = () if views is None else (f"labels of views in {views.epochs:,} x {views.batches:,} files",)
+        return (Recognised(found.format, (*found.evidence, *labels)),)
 
     def read(self, source: ForeignFiles, recognised: Recognised, asked: Asked) -> Sequence[Draft]:
         """See `Reader`."""
-        path = source.paths[0]
-        tree = image_tree(path)
+        parts = _parts(source)
+        assert parts is not None, "it was recognised"
+        images, views = parts
+        tree = image_tree(images)
         assert tree is not None, "it was recognised"
-        return [folder_draft(tree, path, asked)]
+        draft = folder_draft(tree, images, asked)
+        if views is None:
+            return [draft]
+        return [replace(draft, views=views, files=(*draft.files, views.path), evidence=recognised.evidence)]
+
+
+def _parts(source: ForeignFiles) -> tuple[Path, ViewFiles | None] | None:
+    """The folder or archive of images and the label files that go with it; None where it is something else."""
+    if any(source.container(path) not in ("folder", "other") for path in source.paths) or len(source.paths) > 2:
+        return None
+    paths = list(source.paths)
+    if source.folder is not None and _views(source.folder) is None:  # which may hold both
+        inner = [path for path in sorted(source.folder.iterdir()) if path.is_dir()]
+        if len(inner) == 2 and any(map(_views, inner)):
+            paths = inner
+    labels = [views for path in paths if (views := _views(path))]
+    images = [path for path in paths if _views(path) is None]
+    if len(images) != 1 or len(labels) != len(paths) - 1:
+        return None
+    tree = image_tree(images[0])
+    if tree is None or _classes_in(tree.top) is None:
+        return None
+    return images[0], labels[0] if labels else None
+
+
+def _views(path: Path) -> ViewFiles | None:
+    """The label files in a folder, or in the only folder in it."""
+    if not path.is_dir():
+        return None
+    inner = [one for one in path.iterdir() if one.is_dir()]
+    return view_files(path) or (view_files(inner[0]) if len(inner) == 1 else None)
 
 
 def folder_draft(tree: ImageTree, path: Path, asked: Asked) -> Draft:
@@ -106,7 +140,7 @@ def folder_draft(tree: ImageTree, path: Path, asked: Asked) -> Draft:
         classes=found.classes,
         protocol=protocol_of(found.format, asked.dataset),
     )
-    return exported(draft, _mark(tree, path)) if found.format == "exported" else draft
+    return exported(draft, _mark(tree, path) or {})
 
 
 def class_images(tree: ImageTree, path: Path) -> ClassImages:

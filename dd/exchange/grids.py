@@ -6,6 +6,7 @@ Of such a picture little is left of a set: 8 bits, and often each image stretche
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class Cells:
 class GridReader(Reader):
     """One picture of many images."""
 
-    formats = {"grid": "a picture of a grid of images, as torchvision's make_grid"}
+    formats: ClassVar[dict[str, str]] = {"grid": "a picture of a grid of images, as torchvision's make_grid"}
 
     def recognise(self, source: ForeignFiles) -> Sequence[Recognised]:
         """See `Reader`."""
@@ -67,7 +68,7 @@ class GridReader(Reader):
                 family="folder",
                 evidence=(f"{cells.rows} rows of {cells.columns} cells of {cells.side} pixels{enlarged}",),
                 assumed=(
-                    "a picture holds 8 bits, and perhaps each image stretched between black and white: scores are lower",
+                    "a picture holds 8 bits, and perhaps each image stretched from black to white: scores are lower",
                 ),
             )
         ]
@@ -80,7 +81,9 @@ def _picture(path: Path) -> Tensor:
     try:
         with Image.open(path) as image:
             if image.width * image.height > _PIXELS:
-                raise UsageError(f"{path}: a picture of {image.width:,} x {image.height:,} pixels is larger than grids are")
+                raise UsageError(
+                    f"{path}: a picture of {image.width:,} x {image.height:,} pixels is larger than grids are"
+                )
             pixels = np.array(image.convert("RGB"))
     except UsageError:
         raise
@@ -108,8 +111,8 @@ def _cells(picture: Tensor, path: Path, asked: Asked) -> Cells:
     height, width = picture.shape[1:]
     if not found:
         raise UsageError(
-            f"{path}: a picture of {height} x {width} pixels is not a grid of square cells with {_PADDING} pixels of one "
-            "colour between them" + ("" if asked.rows is None else f", in {asked.rows} rows")
+            f"{path}: a picture of {height} x {width} pixels is not a grid of square cells with {_PADDING} pixels of "
+            "one colour between them" + ("" if asked.rows is None else f", in {asked.rows} rows")
         )
     ways = " or ".join(f"rows={one.rows} (cells of {one.side} pixels)" for one in found[:5])
     raise UsageError(f"{path}: it may be divided in several ways; say which: {ways}")

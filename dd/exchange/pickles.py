@@ -100,7 +100,9 @@ def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
 
 def _look(path: Path) -> None:
     size = path.stat().st_size
-    if zipfile.is_zipfile(path) and path.open("rb").read(2) == b"PK":
+    with path.open("rb") as file:
+        begin = file.read(2)
+    if begin == b"PK" and zipfile.is_zipfile(path):
         _look_zipped(path)
         return
     with path.open("rb") as file:

@@ -6,6 +6,7 @@ CCS, TDDS       the same, or a ranking of all images, which is no selection
 """
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ _KEYS = ("indices", "index", "idx", "selected_indices")
 class PositionReader(Reader):
     """Positions of images of the real data."""
 
-    formats = {
+    formats: ClassVar[dict[str, str]] = {
         "indices": "positions in the training data: DQ, RS2",
         "deepcore": "a checkpoint of DeepCore with its subset",
     }

@@ -9,7 +9,9 @@ from dd.exchange.draft import Asked, Draft
 from dd.exchange.reader import Reader, Recognised, files_in_words
 from dd.exchange.source import ForeignFiles
 
-_HOMES: tuple[str, ...] = ("dd.exchange.experiments", "dd.exchange.plain", "dd.exchange.jax")
+_HOMES = tuple(
+    f"dd.exchange.{name}" for name in ("experiments", "plain", "jax", "folders", "tables", "grids", "positions")
+)
 """Modules of readers, each with a list `READERS`."""
 
 

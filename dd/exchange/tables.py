@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ class _OwnBytes:
 class TableReader(Reader):
     """Parquet files with a column of images and one of labels."""
 
-    formats = {"parquet": "parquet with images and labels, as on the Hugging Face hub"}
+    formats: ClassVar[dict[str, str]] = {"parquet": "parquet with images and labels, as on the Hugging Face hub"}
 
     def recognise(self, source: ForeignFiles) -> Sequence[Recognised]:
         """See `Reader`."""
@@ -196,7 +196,9 @@ def _image_columns(schema: "pa.Schema", features: Mapping[str, Mapping[str, Any]
     import pyarrow.types as types
 
     called = [field.name for field in schema if features.get(field.name, {}).get("_type") == "Image"]
-    structs = [field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0]
+    structs = [
+        field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    ]
     binary = [field.name for field in schema if types.is_binary(field.type) or types.is_large_binary(field.type)]
     named = [name for name in _IMAGES if name in (*structs, *binary)]
     return called or (structs if len(structs) == 1 else named[:1]) or structs or binary
@@ -233,7 +235,9 @@ def _labels(found: TableFiles) -> tuple[Tensor, tuple[str, ...]]:
         ranks = {name: rank for rank, name in enumerate(names)}
         return torch.tensor([ranks[value] for value in values]), names
     odd = next(value for value in values if not isinstance(value, int) or isinstance(value, bool) or value < 0)
-    raise UsageError(f"{found.paths[0]}: the column {found.label!r} holds {printable(repr(odd), keep='')[:40]}, no class")
+    raise UsageError(
+        f"{found.paths[0]}: the column {found.label!r} holds {printable(repr(odd), keep='')[:40]}, no class"
+    )
 
 
 def _column(found: TableFiles, name: str) -> list[Any]:

@@ -43,6 +43,7 @@ Label = Callable[[Tensor, View, Tensor], Tensor]
 class _PackedInfo:
     info: dict[str, dict[str, str]]
 
+
 Labelled = tuple[Tensor, View, Tensor]
 """A batch: positions (b,) of its images, what made its views, and their logits (b, k)."""
 
