@@ -14,7 +14,8 @@ from dd.exchange.tree import Tree
 from dd.sizes import readable_size
 
 _HEADER = 10_000  # bytes, as numpy itself allows of files that are not trusted
-_KINDS = "biuf"
+_NUMBERS, _TEXTS = "biuf", "US"
+_ITEMS = 100_000  # texts at most: names of classes
 _NAMED = 64  # members at most: a set has images, labels and few more
 _FAILURES = (ValueError, OSError, EOFError, SyntaxError, TypeError, NotImplementedError, MemoryError, zipfile.error)
 
@@ -52,14 +53,15 @@ def read_npz_tree(path: Path) -> Tree:
     return found
 
 
-def _array(file: IO[bytes], size: int, named: str) -> torch.Tensor:
+def _array(file: IO[bytes], size: int, named: str) -> torch.Tensor | list[str]:
+    """Numbers as a tensor, texts as a list."""
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:
         raise ValueError(f"version {version} of the format is unknown")
     shape, fortran, dtype = read(file, max_header_size=_HEADER)
-    if dtype.kind not in _KINDS or dtype.hasobject:
-        raise UsageError(f"{named} is refused: it holds {dtype}, and only numbers are read; nothing in it was run")
+    if dtype.kind not in _NUMBERS + _TEXTS or dtype.hasobject:
+        raise UsageError(f"{named} is refused: it holds {dtype}, not numbers or texts; nothing in it was run")
     declared = math.prod(shape) * dtype.itemsize
     if declared > size or any(side < 0 for side in shape):
         raise UsageError(f"{named} is refused: it declares {readable_size(declared)}, and has {readable_size(size)}")
@@ -67,4 +69,6 @@ def _array(file: IO[bytes], size: int, named: str) -> torch.Tensor:
     if len(content) < declared:
         raise EOFError(f"{named} is cut off")
     array = np.frombuffer(bytearray(content), dtype).reshape(shape, order="F" if fortran else "C")
+    if dtype.kind in _TEXTS:
+        return [str(text) for text in array.astype("U").flatten()[:_ITEMS]]
     return torch.from_numpy(np.ascontiguousarray(array.astype(dtype.newbyteorder("="), copy=False)))

@@ -24,7 +24,7 @@ from dd.sizes import readable_size
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # with which the files of torch before 1.6 begin
 _EXPANDED = 64 << 20  # bytes that a tensor may have beyond its file, as one of a single value that is repeated
-_DEPTH, _NODES = 8, 1_000_000  # lists in lists, and values in all of them
+_DEPTH, _NODES = 8, 200_000  # lists in lists, and values in all of them
 _STORAGES = {
     f"{name}Storage": dtype
     for name, dtype in {
@@ -101,11 +101,10 @@ def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
 def _look(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
-        begin = file.read(2)
-    if begin == b"PK" and zipfile.is_zipfile(path):
-        _look_zipped(path)
-        return
-    with path.open("rb") as file:
+        if file.read(2) == b"PK":
+            _look_zipped(path)
+            return
+        file.seek(0)
         first = _Dry(file).load()
         if first != _MAGIC:
             raise _Refused("it is a pickle, but not one of torch.save (whose own files are tensors and plain values)")

@@ -36,12 +36,14 @@ class _Parts:
         labels: as many as images.
         lr: of students.
         files: that were read.
+        classes: names of the labels in their order, where they are in the file.
     """
 
     images: tuple[Tensor, ...]
     labels: Tensor | None
     lr: float | None
     files: tuple[Path, ...]
+    classes: tuple[str, ...] = ()
 
     def all_images(self) -> Tensor:
         return self.images[0] if len(self.images) == 1 else torch.cat(self.images)
@@ -90,6 +92,7 @@ class PlainTensors(Reader):
             files=parts.files,
             evidence=recognised.evidence,
             lr=_rate(parts),
+            classes=parts.classes,
         )
         if recognised.format == "lgm":
             return [replace(draft, value_space="pixels", family="")]
@@ -190,18 +193,35 @@ def _parts(source: ForeignFiles) -> _Parts | None:
         if found is None:
             return None
         tensors += found
-    return _sorted_out(tensors, paths)
+    parts = _sorted_out(tensors, paths)
+    named = [names for path in paths if (names := _classes(source.content(path)))]
+    return parts if parts is None or not named else replace(parts, classes=named[0])
 
 
 def _tensors(found: Tree) -> list[Tensor] | None:
-    """A tensor, or those of a dict of images and labels."""
+    """A tensor, or those of a dict of images, labels (soft ones, where it has both) and a learning rate."""
     if isinstance(found, Tensor):
         return [found]
-    if not isinstance(found, Mapping) or not 1 <= len(found) <= 3:
+    if not isinstance(found, Mapping):
         return None
-    known = {"images", "labels", "lr"} if len(found) > 1 else set(found)
-    tensors = [found[name] for name in found if name in known]
-    return [one for one in tensors if isinstance(one, Tensor)] if len(tensors) == len(found) else None
+    if len(found) == 1:
+        names: list[str | int] = [*found]
+    elif "images" in found:
+        names = ["images", "soft_label" if "soft_label" in found else "labels", "lr"]
+    else:
+        return None
+    tensors = [found[name] for name in names if name in found]
+    plain = [one for one in tensors if isinstance(one, Tensor)]
+    return plain if plain and len(plain) == len(tensors) else None
+
+
+def _classes(found: Tree) -> tuple[str, ...]:
+    """Names of classes beside images."""
+    names = found.get("classes") if isinstance(found, Mapping) else None
+    if not isinstance(names, Sequence) or isinstance(names, str | bytes):
+        return ()
+    texts = tuple(one for one in names if isinstance(one, str))
+    return texts if len(texts) == len(names) else ()
 
 
 def _sorted_out(tensors: Sequence[Tensor], paths: tuple[Path, ...]) -> _Parts | None:

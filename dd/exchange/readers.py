@@ -7,7 +7,8 @@ from importlib import import_module
 from dd.errors import UsageError, unknown
 from dd.exchange.draft import Asked, Draft
 from dd.exchange.reader import Reader, Recognised, files_in_words
-from dd.exchange.source import ForeignFiles
+from dd.exchange.source import TENSORS, ForeignFiles
+from dd.exchange.tree import outline
 
 _HOMES = tuple(
     f"dd.exchange.{name}" for name in ("experiments", "plain", "jax", "folders", "tables", "grids", "positions")
@@ -48,14 +49,23 @@ def _chosen(source: ForeignFiles, asked: Asked) -> tuple[Reader, Recognised]:
     if len(found) == 1:
         return found[0]
     if not found:
-        kinds = ", ".join(sorted({source.container(path) for path in source.paths}))
-        raise UsageError(f"{files_in_words(source.paths)}: no known format of distilled sets ({kinds})")
+        raise UsageError(f"{files_in_words(source.paths)}: no known format of distilled sets: {_contents(source)}")
     choices = "; or ".join(f"format={one.format} ({_known(one.format)})" for _, one in found)
     raise UsageError(f"{files_in_words(source.paths)} may be several things; say which: {choices}")
 
 
 def _known(name: str) -> str:
     return next(reader.formats[name] for reader in readers() if name in reader.formats)
+
+
+def _contents(source: ForeignFiles) -> str:
+    """What files hold that nothing knows."""
+    kinds = {source.container(path) for path in source.paths}
+    if kinds <= set(TENSORS):
+        return " and ".join(outline(source.content(path)) for path in source.paths[:3])
+    if kinds == {"other"}:
+        return "neither torch's .pt, nor .npz, .npy, msgpack, parquet or images"
+    return " and ".join(sorted(kinds))
 
 
 def _entry(found: Sequence[Draft], source: ForeignFiles, asked: Asked) -> list[Draft]:

@@ -15,6 +15,8 @@ from dd.io import existing
 Container = Literal["torch", "npz", "npy", "msgpack", "parquet", "image", "folder", "other"]
 """What a file is by its first bytes, whatever it is called."""
 
+TENSORS: tuple[Container, ...] = ("torch", "npz", "npy", "msgpack")
+"""Files of tensors, whose contents `ForeignFiles.content` gives."""
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM")
 
 
