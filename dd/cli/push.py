@@ -9,6 +9,8 @@ from dd.cli.common import LENIENT, emit, examples, json_option, log_to_stderr, s
 from dd.errors import UsageError, unknown
 from dd.sizes import readable_size
 
+_FLAGS = ("private", "force")
+
 
 @click.command(
     "push",
@@ -68,6 +70,7 @@ def _wish(values: dict[str, Any]) -> _Wished:
             )
         if key not in keys:
             raise unknown("key", key, keys)
-        if key in ("private", "force") and not isinstance(value, bool):
+        if key in _FLAGS and not isinstance(value, bool):
             raise UsageError(f"{key}={value}: say true or false")
-    return _Wished(**{key: value if isinstance(value, bool) else str(value) for key, value in values.items()})
+    given: dict[str, Any] = {key: value if key in _FLAGS else str(value) for key, value in values.items()}
+    return _Wished(**given)

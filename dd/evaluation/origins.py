@@ -16,6 +16,8 @@ ORIGINS = {
     "cvdd": "CV-DD and SRe2L++",
     "mealv2": "MEAL V2, with labels.ensemble=prob_mean",
     "rded": "RDED",
+    "rethinkdc-soft": "rethinkdc --soft, labels by torchvision's resnet18",
+    "rethinkdc-hard": "rethinkdc --hard, the images' own classes",
     "ncfm": "NCFM",
     "ast": "AST",
     "smoke": "ours, to see that everything works",

@@ -275,6 +275,18 @@ _OURS: dict[str, Protocol] = {
         views=ViewPolicy(tiles=2, crop=0.5, flip=True, mix="cutmix"),
         test_resize="shorter",
     ),
+    # rethinkdc: the same for every set, pruned or distilled.  Soft: torchvision's resnet18 (IMAGENET1K_V1) labels the
+    # mixed views while students train; hard: the images' own classes, nothing mixed (Yang et al. 2025, official code;
+    # there lr changes once an epoch, here at every step, and teacher and student are ImageNet-1K's 1000 classes)
+    "rethinkdc-soft": replace(_SOFT, protocol="rethinkdc-soft", batch=128, test_resize="shorter"),
+    "rethinkdc-hard": replace(
+        _SOFT,
+        protocol="rethinkdc-hard",
+        batch=128,
+        views=ViewPolicy(crop=0.08, flip=True),
+        temperature=1.0,
+        test_resize="shorter",
+    ),
     # NCFM: AdamW, lr halved at every fifth, IDC's augmentation per image, CutMix for half the batches (Wang et al.
     # 2025, official code, which reports the best of every 100th epoch on the test set; we report the last)
     "ncfm": Protocol(

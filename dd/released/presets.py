@@ -1,7 +1,14 @@
 """What the name of a repository says of the sets in it, where its files do not: which real images, which protocol."""
 
 import re
+from dataclasses import asdict, replace
 from typing import Any
+
+from dd.labels import LabelSettings
+from dd.sets import DistilledSet
+from dd.training.squeeze import SqueezeSettings
+
+_TEACHER = "torchvision:resnet18.IMAGENET1K_V1"
 
 # by owner and name; the first that fits
 _KNOWN: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -21,6 +28,18 @@ _WORDS = (
     ("fashion-mini", "fashion-mini"),
     ("mnist", "mnist"),
 )
+
+
+def labelled(distilled: DistilledSet, protocol: str) -> DistilledSet:
+    """The set with who labels the views of its students, where that is the protocol's affair and not the set's.
+
+    rethinkdc's soft labels are those of torchvision's resnet18 for the views of the moment.
+    """
+    if protocol != "rethinkdc-soft" or distilled.label_kind != "hard":
+        return distilled
+    labels, squeeze = LabelSettings(mode="live"), SqueezeSettings()
+    origin = {"teachers": [_TEACHER], "squeeze": asdict(squeeze), "labels": asdict(labels), "weights": None}
+    return replace(distilled, provenance={**distilled.provenance, "labeller": origin})
 
 
 def preset(repo: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dd.io import atomic_path, digest, home, locked, writable, write_json
 from dd.released.fetch import Measured, fetch, require_available, take
 from dd.released.hub import PREFIX, HubListing, HubPlace, fetch_from_hub, hub_place, listing
 from dd.released.index import known_set, known_sets
-from dd.released.presets import preset
+from dd.released.presets import labelled, preset
 from dd.released.record import NAME, Released
 from dd.runs import RunFolder
 from dd.sets import DistilledSet, load, save
@@ -215,7 +215,8 @@ def _imported(paths: Sequence[Path], asked: Mapping[str, Any], named: str) -> tu
     if len(found) > 1:
         entries = ", ".join(map(str, range(len(found))))
         raise UsageError(f"{named} holds {len(found)} sets; say which one: entry={entries}")
-    return found[0].set, (found[0].remark,) if found[0].remark else ()
+    made = labelled(found[0].set, str((found[0].set.protocol or {}).get("protocol", "")))
+    return made, (found[0].remark,) if found[0].remark else ()
 
 
 def _of_the_record(record: Released) -> dict[str, Any]:

@@ -22,6 +22,8 @@ sre2l-cifar adamw 1e-3 .01  400  128  - 30 0 0 0 0
 cda         adamw 1e-3 .01  300  128  - 20 0 0 1 0
 cvdd        adamw 1e-3 .01  300  16   8 20 0 0 1 0
 rded        adamw 1e-3 .01  300  50   - 20 0 0 1 .5
+rethinkdc-soft adamw 1e-3 .01 300 128 - 20 0 0 1 0
+rethinkdc-hard adamw 1e-3 .01 300 128 - 1  0 0 1 0
 ncfm        adamw 1e-3 .01  2000 128  - 1  0 0 0 .0625
 mealv2      sgd   .01  0    180  512  - 1  0 0 1 .1
 quick-soft  adamw 2e-3 .01  150  50   - 4  0 0 1 0
@@ -34,12 +36,15 @@ sre2l-cifar -   1 1 none      mixup  1  .8
 cda         .08 1 1 none      cutmix 1  1
 cvdd        .08 1 1 none      cutmix 1  1
 rded        .5  1 2 none      cutmix 1  1
+rethinkdc-soft .08 1 1 none   cutmix 1  1
+rethinkdc-hard .08 1 1 none   none   1  1
 ncfm        -   0 1 data      cutmix .5 1
 mealv2      .08 1 1 none      none   1  1
 quick-soft  .3  1 1 none      cutmix 1  1
 """
 # black pixels around an image before it is cropped to its size, and how test images are brought to theirs
-TOUCHED = {"sre2l-cifar": (4, None), "sre2l": (0, "shorter"), "cda": (0, "shorter"), "rded": (0, "shorter")}
+SHORTER = ("sre2l", "cda", "rded", "rethinkdc-soft", "rethinkdc-hard")
+TOUCHED = {"sre2l-cifar": (4, None), **dict.fromkeys(SHORTER, (0, "shorter"))}
 N = 2000  # images: 2, 8, 16, 40 or 125 steps a pass
 
 
