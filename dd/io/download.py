@@ -43,7 +43,7 @@ REDIRECTS = 5  # followed from one address
 LARGEST = 1 << 40  # bytes of a file whose size nobody stated
 OFFLINE = "DD_OFFLINE"
 
-_LATER = (  # answers of a server that may have another one in a moment
+LATER = (  # answers of a server that may have another one in a moment
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.INTERNAL_SERVER_ERROR,
     HTTPStatus.BAD_GATEWAY,
@@ -352,7 +352,7 @@ def _validator(response: http.client.HTTPResponse) -> str:
 def _passes(error: Exception, lately: bool) -> bool:
     """Whether it may be over in a moment; where nothing was ever received, an address that is not there stays so."""
     if isinstance(error, urllib.error.HTTPError):
-        return error.code in _LATER
+        return error.code in LATER
     if isinstance(error, urllib.error.URLError):
         return lately
     passing = ConnectionError | TimeoutError | ssl.SSLError | http.client.HTTPException

@@ -10,16 +10,17 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dd.errors import RunError, UsageError, in_one_line
 from dd.io import existing, sha256_file
-from dd.io.download import OFFLINE, offline
+from dd.io.download import LATER, OFFLINE, PAUSE, TRIES, offline
 from dd.runs.store import require_making
 from dd.sizes import readable_size
 
@@ -191,20 +192,35 @@ def fetch_from_hub(found: HubListing, files: Sequence[HubFile]) -> dict[str, Pat
     names = [file.path for file in files]
     patterns = [escape(name) for name in names] if len(names) <= _NAMED else [_common(names)]
     with spoken(place):
-        folder = Path(
-            snapshot_download(
-                place.repo,
-                repo_type=found.kind,
-                revision=place.revision,
-                allow_patterns=patterns,
-                cache_dir=_cache(),
-                endpoint=os.environ.get("HF_ENDPOINT") or None,
-            )
+        download = partial(
+            snapshot_download,
+            place.repo,
+            repo_type=found.kind,
+            revision=place.revision,
+            allow_patterns=patterns,
+            cache_dir=_cache(),
+            endpoint=os.environ.get("HF_ENDPOINT") or None,
         )
+        folder = Path(_patiently(download, place))
     here = {file.path: folder / file.path for file in files}
     for file in files:
         _require_whole(place, file, here[file.path])
     return here
+
+
+def _patiently(download: Callable[[], str], place: HubPlace) -> str:
+    """What a download gives, asked for again where the Hub is busy or a connection is lost; what came is kept."""
+    for failed in range(1, TRIES + 1):
+        try:
+            return download()
+        except Exception as error:  # its client's errors share no class
+            answer = getattr(error, "response", None)
+            passes = answer.status_code in LATER if answer is not None else not isinstance(error, OSError | ValueError)
+            if failed == TRIES or not passes:
+                raise
+            log.info("%s: %s; again in a moment", place, in_one_line(error))
+            time.sleep(PAUSE * 2 ** (failed - 1))
+    raise AssertionError("the last try raises")
 
 
 @contextlib.contextmanager
@@ -230,7 +246,9 @@ def spoken(place: HubPlace) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise UsageError(f"{place}: {in_one_line(error)}") from error
     except Exception as error:  # its client's errors share no class
-        raise ConnectionError(f"{place}: {in_one_line(error)}") from error
+        cause = error.__cause__ if isinstance(error, RuntimeError) else None  # which names the file alone
+        why = f" ({in_one_line(cause)})" if cause else ""
+        raise ConnectionError(f"{place}: {in_one_line(error)}{why}") from error
 
 
 def _require_whole(place: HubPlace, file: HubFile, path: Path) -> None:

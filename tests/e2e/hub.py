@@ -34,7 +34,7 @@ class Repo:
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """`repos` by name, `asked` lines of requests, `faults` that are eaten up, one a download: "cut" or "503"."""
+    """`repos` by name; `asked`, the requests; `faults`, one a download: "cut", "503"; `wrong`, what is sent instead."""
 
     daemon_threads = True
 
@@ -44,6 +44,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.faults: list[str] = []
+        self.wrong: dict[str, bytes] = {}
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def add(self, name: str, files: dict[str, bytes]) -> str:
@@ -224,6 +225,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        data = self.server.wrong.get(path, data)
         if fault == "cut":
             self.wfile.write(data[start : (start + len(data)) // 2])
             self.close_connection = True
