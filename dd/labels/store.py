@@ -132,11 +132,8 @@ class LabelStore:
         self._store.tensors(KIND, self.spec.key(epoch), lambda: (self._rows(batches()), {}), words)
 
     def remove_others(self) -> None:
-        """Delete the labels of any other spec from the folder."""
-        ours = {digest(self.spec.key(epoch)) for epoch in range(self.spec.epochs)}
-        for manifest in list(self._store.manifests(KIND)):
-            if digest(manifest["spec"]) not in ours:
-                self._store.remove(KIND, manifest["spec"])
+        """Delete the labels of any other spec from the folder, whole or partial."""
+        self._store.remove_others(KIND, (self.spec.key(epoch) for epoch in range(self.spec.epochs)))
 
     def bytes(self) -> int:
         """Size of the labels on disk."""

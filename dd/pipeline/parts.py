@@ -40,11 +40,10 @@ def part_spec(run: Run, number: int, of: int) -> dict[str, Any]:
     return {"set": set_key(run.recipe, run.task), "part": number, "of": of}
 
 
-def forget(run: Run, of: int) -> None:
+def forget_parts(run: Run, of: int) -> None:
     """Delete the artefacts of all `of` parts."""
     for number in range(of):
-        if run.task.store.has(KIND, spec := part_spec(run, number, of)):
-            run.task.store.remove(KIND, spec)
+        run.task.store.remove(KIND, part_spec(run, number, of))
 
 
 @dataclass(frozen=True)

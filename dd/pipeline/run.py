@@ -22,7 +22,7 @@ from dd.engine.method import prepare as prepared_by
 from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.evaluate import evaluate as scored
 from dd.evaluation.report import Report
-from dd.io import remove_state, write_text
+from dd.io import write_text
 from dd.labels import Labeller, LabelStore
 from dd.pipeline import synthesis
 from dd.pipeline.foreign import remember
@@ -82,8 +82,7 @@ def _stages(run: Run, held: "_Held", method: Method[P]) -> Outcome | None:
     pair, store = label(run, pair, labeller)
     show(run, pair)
     report = evaluate(run, pair, labeller, store)
-    run.folder.finish(report.to_dict())
-    remove_state(run.folder.checkpoint)
+    run.folder.finish(report.to_dict())  # last: a finished run is not cleaned up any more
     return Outcome(report, run.folder, fresh=True)
 
 
@@ -106,7 +105,7 @@ def synthesise(run: Run, held: "_Held", method: Method[P], prepared: P) -> Pair:
         with enough_memory("synthesising", lighter(run.recipe, "synthesise")):
             made = held.set.put(*synthesis.synthesised(run, method, prepared))
     held.release()
-    synthesis.forget_parts(run)  # the set now contains them
+    synthesis.forget(run)  # the set now contains it all
     write_text(run.folder.log_csv, made.info["log"])
     run.costs["synthesise"] = made.info["cost"]
     return _pair(run, made)

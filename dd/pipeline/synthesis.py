@@ -10,10 +10,10 @@ from dd.engine.checkpoint import Checkpoint
 from dd.engine.method import Method, Synthetic
 from dd.engine.synthesise import Watch, synthesise
 from dd.evaluation.evaluate import Evaluator
-from dd.io import digest, write_text
+from dd.io import digest, remove_state, write_text
 from dd.pipeline.begin import begin
 from dd.pipeline.pair import Pair
-from dd.pipeline.parts import SetParts, forget
+from dd.pipeline.parts import SetParts, forget_parts
 from dd.pipeline.plan import set_key
 from dd.pipeline.task import Run
 from dd.runs import Track, bar
@@ -28,7 +28,7 @@ def synthesised(run: Run, method: Method[P], prepared: P) -> Payload:
     """Make the set and the set at iteration 0, in the first process; the facts are `cost` and `log`."""
     if parts := _parts(run, method, prepared):
         if run.force:
-            forget_parts(run)
+            _forget_parts(run)
         return _in_parts(run, parts)
     return _whole(run, method, prepared)
 
@@ -42,10 +42,17 @@ def accompany(run: Run, method: Method[P], prepared: P) -> None:
     synthesise(method, run.task, prepared, syn, checkpoint, Watch(stop=run.stop))
 
 
-def forget_parts(run: Run) -> None:
-    """Delete the artefacts of the parts, if the set was made in parts."""
+def forget(run: Run) -> None:
+    """Delete everything that an interrupted synthesis resumes from."""
+    remove_state(run.folder.checkpoint)
+    shutil.rmtree(run.folder.parts, ignore_errors=True)
+    _forget_parts(run)
+
+
+def _forget_parts(run: Run) -> None:
+    """Delete the artefacts of the parts, if the set is made in parts."""
     if (count := len(run.recipe.method.parts(run.task))) > 1:
-        forget(run, count)
+        forget_parts(run, count)
 
 
 def _whole(run: Run, method: Method[P], prepared: P) -> Payload:
@@ -85,7 +92,6 @@ def _in_parts(run: Run, parts: SetParts[P]) -> Payload:
     parts.tracked()
     pair, facts = parts.collected(parts.wait())
     write_text(run.folder.log_csv, facts["log"])  # includes the rows of other processes
-    shutil.rmtree(run.folder.parts, ignore_errors=True)
     end, start = _described(run, pair.set, parts.method.iterations), _described(run, pair.start, 0)
     return Pair(end, start).payload(facts)
 

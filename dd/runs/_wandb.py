@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dd.errors import RunError
+from dd.io import write_text
 
 
 class WandbRun:
@@ -55,6 +56,5 @@ def _run_id(file: Path, resume: bool) -> str:
     if resume and file.is_file():
         return file.read_text(encoding="utf-8").strip()
     fresh = secrets.token_hex(4)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(fresh + "\n", encoding="utf-8")
+    write_text(file, fresh + "\n")
     return fresh

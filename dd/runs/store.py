@@ -14,8 +14,9 @@ The manifest is written last: an artefact without a manifest does not exist.
 import contextlib
 import json
 import logging
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 _wanted: ContextVar[list[str] | None] = ContextVar("wanted", default=None)
 _CHEAP = ("surveys",)  # plain values that a plan computes without storing them: they only read image headers
 _WAY_OUT = "set DD_HOME to a writable folder"
+_KEY = r"[0-9a-f]{16}"
+_UNFINISHED = ".unfinished.safetensors"
 
 Spec: TypeAlias = Mapping[str, Json]
 """Everything that determines an artefact."""
@@ -270,7 +273,7 @@ class Store:
 
     def unfinished(self, kind: str, spec: Spec) -> Path:
         """Return the path for intermediate state; whoever makes the artefact writes and deletes this file."""
-        return self.root / kind / f"{digest(spec)}.unfinished.safetensors"
+        return self.root / kind / f"{digest(spec)}{_UNFINISHED}"
 
     def peek(self, kind: str, spec: Spec) -> Artefact | None:
         """Return the artefact if it exists and is intact, else None; makes and logs nothing."""
@@ -280,15 +283,16 @@ class Store:
             return None
 
     def note(self, kind: str, spec: Spec, facts: Mapping[str, Json]) -> None:
-        """Write plain facts about `spec` unless they are already stored; without lock or log, the last writer wins."""
-        folder, path = writable(self.root / kind, self._way_out), self.path(kind, spec)
-        noted = json.loads(json.dumps({"spec": spec, **facts}))
+        """Write plain facts about `spec` unless they are already stored; without log, the last writer wins."""
+        path, noted = self.path(kind, spec), json.loads(json.dumps({"spec": spec, **facts}))
         try:
             if json.loads(path.read_text(encoding="utf-8")) == noted:
                 return
         except (OSError, ValueError):
             pass
-        write_json(folder / path.name, noted)
+        with self._lock(kind, spec, f"{kind} {digest(spec)}"):
+            self._sweep(kind, digest(spec))
+            write_json(path, noted)
 
     def manifests(self, kind: str) -> Iterator[dict[str, Any]]:
         """Yield the manifests of all existing artefacts of one kind, in no particular order; skips unreadable ones."""
@@ -311,14 +315,16 @@ class Store:
             return str(damage)
 
     def remove(self, kind: str, spec: Spec) -> int:
-        """Delete an artefact if it exists, waiting for any process making it; return the number of bytes freed."""
-        with self._lock(kind, spec, f"{kind} {digest(spec)}"):
-            files = [self.path(kind, spec), self._payload(kind, digest(spec))]
-            freed = sum(file.stat().st_size for file in files if file.is_file())
-            freed += remove_state(self.unfinished(kind, spec))
-            for file in files:  # manifest first
-                file.unlink(missing_ok=True)
-        return freed
+        """Delete all files of an artefact, waiting for any process making it; return the number of bytes freed."""
+        return self._remove(kind, digest(spec))
+
+    def remove_others(self, kind: str, specs: Iterable[Spec]) -> None:
+        """Delete all files of one kind, partial ones included, except those of the artefacts that `specs` determine."""
+        kept = {digest(spec) for spec in specs}
+        keys = {file.name.lstrip(".").partition(".")[0] for file in (self.root / kind).glob("*")}
+        for key in sorted(keys - kept):
+            if re.fullmatch(_KEY, key):  # any other file is not ours
+                self._remove(kind, key)
 
     def _get_or_make(
         self,
@@ -347,8 +353,28 @@ class Store:
         return found
 
     def _lock(self, kind: str, spec: Spec, what: str) -> contextlib.AbstractContextManager[None]:
-        folder = writable(self.root / kind, self._way_out)
-        return locked(folder / f"{digest(spec)}.lock", what)
+        return self._lock_key(kind, digest(spec), what)
+
+    def _lock_key(self, kind: str, key: str, what: str) -> contextlib.AbstractContextManager[None]:
+        return locked(writable(self.root / kind, self._way_out) / f"{key}.lock", what)
+
+    def _remove(self, kind: str, key: str) -> int:
+        folder = self.root / kind
+        if not any(file.suffix != ".lock" for pattern in (f"{key}.*", f".{key}.*") for file in folder.glob(pattern)):
+            return 0
+        with self._lock_key(kind, key, f"{kind} {key}"):
+            self._sweep(kind, key)
+            # manifest last: as long as anything is left, it exists
+            files = [folder / f"{key}{_UNFINISHED}", self._payload(kind, key), folder / f"{key}.json"]
+            freed = remove_state(files[0]) + sum(file.stat().st_size for file in files[1:] if file.is_file())
+            for file in files[1:]:
+                file.unlink(missing_ok=True)
+        return freed
+
+    def _sweep(self, kind: str, key: str) -> None:
+        """Delete partial files of a killed process; the caller holds the lock, so nobody is writing now."""
+        for stale in (self.root / kind).glob(f".{key}.*"):
+            stale.unlink(missing_ok=True)
 
     def _write(self, kind: str, spec: Spec, made: Payload) -> dict[str, Json]:
         tensors, info = made
@@ -368,9 +394,7 @@ class Store:
     def _make(self, kind: str, spec: Spec, write: Callable[[], dict[str, Json]], spent: float = 0.0) -> Artefact:
         manifest_path = self.path(kind, spec)
         manifest_path.unlink(missing_ok=True)
-        # remove partial files of a killed process; we hold the lock, so nobody is writing now
-        for stale in manifest_path.parent.glob(f".{manifest_path.stem}.*"):
-            stale.unlink(missing_ok=True)
+        self._sweep(kind, digest(spec))
         start = time.perf_counter()
         written = write()
         seconds = spent + time.perf_counter() - start

@@ -13,7 +13,7 @@ from dd.engine.method import Task
 from dd.engine.needs import Got, Need
 from dd.engine.synthesise import distil
 from dd.errors import RunError, UsageError
-from dd.runs.store import Payload, Wanted
+from dd.runs.store import Payload, Store, Wanted
 from dd.settings import identity
 from dd.training.committee import logits, published_prior
 from dd.training.loop import Fit, Trainer, accuracy
@@ -105,9 +105,12 @@ class Priors(Need[tuple[float, ...]]):
             RunError: a recovery diverged.
         """
         found = []
-        for (kind, spec, words), teacher in zip(self.artefacts(), got[self.staff], strict=True):
-            make = partial(_measure, self, teacher)
+        for number, teacher in enumerate(got[self.staff]):
+            recovery = _Recovery.of(self, number)
+            kind, spec, words = self.artefacts()[number]
+            make = partial(_measure, self, teacher, recovery)
             kept = self.task.store.value(kind, spec, make, words, describe=lambda value: f": {value:.2f} %")
+            recovery.forget(self.task.store)  # only once the prior is stored
             found.append(kept.value)
         return tuple(found)
 
@@ -134,22 +137,49 @@ def _alone(method: "SRe2L", settings: DistilSettings, number: int) -> "SRe2L":
     return replace(method, iterations=settings.iterations, start_from=start, **alone)
 
 
-def _measure(priors: Priors, teacher: Teacher) -> float:
-    method, task, settings = priors.method, priors.task, priors.settings
-    number = method.teachers.index(teacher.name)
-    alone, committee = _alone(method, settings, number), Committee((teacher,), (0.0,))
-    targets = torch.arange(task.classes, device=task.device).repeat_interleave(settings.ipc)
-    small = replace(task, targets=targets, seed=_SEED, part=None)
-    images = torch.empty(len(targets), *task.data.shape, device=task.device)
-    # recovered images do not depend on the student or its training
-    spec = {k: v for k, v in priors.spec(number).items() if k not in ("settings", "student")} | {"ipc": settings.ipc}
-    for at, batch in enumerate(small.in_parts(slots := list(alone.parts(small)))):
+@dataclass(frozen=True, eq=False)
+class _Recovery:
+    """How the images of one teacher's prior are recovered.
+
+    Attributes:
+        method: the method with this teacher alone.
+        task: the task of all images.
+        slots: for each batch, the places (b,) of its images.
+        specs: for each batch, the spec of its artefact.
+    """
+
+    method: "SRe2L"
+    task: Task
+    slots: Sequence[Tensor]
+    specs: Sequence[dict[str, Any]]
+
+    @classmethod
+    def of(cls, priors: Priors, number: int) -> "_Recovery":
+        task, settings = priors.task, priors.settings
+        alone = _alone(priors.method, settings, number)
+        targets = torch.arange(task.classes, device=task.device).repeat_interleave(settings.ipc)
+        small = replace(task, targets=targets, seed=_SEED, part=None)
+        slots = list(alone.parts(small))
+        # recovered images do not depend on the student or its training
+        spec = {k: v for k, v in priors.spec(number).items() if k not in ("settings", "student")}
+        return cls(alone, small, slots, [spec | {"ipc": settings.ipc, "batch": at} for at in range(len(slots))])
+
+    def forget(self, store: Store) -> None:
+        for spec in self.specs:
+            store.remove(BATCHES, spec)
+
+
+def _measure(priors: Priors, teacher: Teacher, recovery: _Recovery) -> float:
+    task, settings, slots = priors.task, priors.settings, recovery.slots
+    committee = Committee((teacher,), (0.0,))
+    images = torch.empty(len(recovery.task.targets), *task.data.shape, device=task.device)
+    for at, (batch, spec) in enumerate(zip(recovery.task.in_parts(slots), recovery.specs, strict=True)):
         places = slots[0] if batch.part is None else batch.part.slots
         words = f"batch {at + 1} of {len(slots)} of the prior of {teacher.name}"
-        kept = task.store.tensors(BATCHES, spec | {"batch": at}, partial(_recover, alone, batch, committee), words)
+        kept = task.store.tensors(BATCHES, spec, partial(_recover, recovery.method, batch, committee), words)
         assert kept.tensors is not None
         images[places.to(task.device)] = task.data.preprocess(kept.tensors["images"].to(task.device))
-    passes = -(-len(targets) // settings.batch)
+    passes = -(-len(images) // settings.batch)
     fit = Fit(settings.epochs * passes, settings.lr, momentum=0.9, weight_decay=5e-4)
     trainer = Trainer(task.build, task.compile, task.precision)
     paths = [(_SEED, "prior", student) for student in range(settings.students)]
@@ -157,8 +187,6 @@ def _measure(priors: Priors, teacher: Teacher) -> float:
         accuracy(student, task.data.holdout.batches(512))
         for student in trainer.train(paths, partial(_labelled, images, teacher, settings.batch), fit)
     ]
-    for at in range(len(slots)):
-        task.store.remove(BATCHES, spec | {"batch": at})
     return sum(scores) / len(scores)
 
 

@@ -263,6 +263,51 @@ def test_an_unfinished_making_has_a_file_that_goes_with_it(tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("kept", [".json", ".safetensors", ".unfinished.safetensors", ".unfinished.previous"])
+def test_whatever_a_killed_removal_left_is_removed_by_the_next(tmp_path, kept):
+    store = Store(tmp_path)
+    path = store.tensors("experts", SPEC, Maker()).path
+    unfinished = store.unfinished("experts", SPEC)
+    unfinished.write_bytes(b"half")
+    unfinished.with_suffix(".previous").write_bytes(b"half")
+    for file in tmp_path.glob("experts/*"):
+        if file.name not in (f"{path.stem}{kept}", f"{path.stem}.lock"):
+            file.unlink()
+    assert store.remove("experts", SPEC) > 0
+    assert [file.name for file in tmp_path.glob("experts/*")] == [f"{path.stem}.lock"]
+
+
+def test_nothing_is_touched_to_remove_what_is_not_there(tmp_path):
+    assert Store(tmp_path).remove("experts", SPEC) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_others_are_removed_with_all_that_was_left_of_them(tmp_path):
+    store = Store(tmp_path)
+    for seed in range(4):
+        store.tensors("labels", SPEC | {"seed": seed}, Maker())
+    orphan, listed, kept = (store.path("labels", SPEC | {"seed": seed}) for seed in range(3))
+    orphan.unlink()
+    listed.with_suffix(".safetensors").unlink()
+    half, note = tmp_path / "labels" / f".{'f' * 16}.json.half", tmp_path / "labels" / "README.md"
+    half.touch()
+    note.touch()
+    store.remove_others("labels", [SPEC | {"seed": 2}])
+    left = sorted(file.name for file in tmp_path.glob("labels/*") if file.suffix != ".lock")
+    assert left == sorted([kept.name, kept.with_suffix(".safetensors").name, note.name])
+
+
+def test_a_note_leaves_nothing_half_written(tmp_path):
+    store = Store(tmp_path)
+    store.note("pools", SPEC, {"shards": 1})
+    path = store.path("pools", SPEC)
+    stale = path.with_name(f".{path.name}.killed.json")
+    stale.touch()
+    store.note("pools", SPEC, {"shards": 2})
+    assert json.loads(path.read_text())["shards"] == 2
+    assert not stale.exists()
+
+
 def test_what_cannot_be_listed_takes_no_room(tmp_path):
     """The manifest does not fit on the disk any more: its payload goes, too."""
     store, before = Store(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
