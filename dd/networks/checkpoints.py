@@ -1,10 +1,10 @@
 """Read users' checkpoints: state dicts, optionally with metadata."""
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
 def _torch(path: Path) -> tuple[dict[str, object], dict[str, object]]:
     try:
         whole = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise UsageError(
             f"{path} holds more than tensors and plain values, which is not loaded as it could run code: "
             "save model.state_dict() instead of the model"

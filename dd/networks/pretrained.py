@@ -4,9 +4,10 @@ import contextlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from dd.networks.zoo import unknown_network
 
 IMAGENET = 1000  # classes of ImageNet-1k; both libraries order its outputs by WordNet id
 _FIXED = ("vit_", "maxvit")  # prefixes of torchvision networks with a fixed image size
+_ONLY, _NOT_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # torch's own variables
 _FILES = ("model.safetensors", "pytorch_model.bin")  # of a timm model on the Hub; the first that exists is used
 
 
@@ -51,7 +53,8 @@ def published(name: str) -> Published:
         RunError: the weights are not cached and cannot be downloaded.
     """
     library, _, model = name.partition(":")
-    with torch.random.fork_rng(devices=[]):  # building draws random weights before the published ones are loaded
+    # building draws random weights before the published ones are loaded
+    with torch.random.fork_rng(devices=[]), _tensors_only():
         return _timm(model, name) if library == "timm" else _torchvision(model, name)
 
 
@@ -61,6 +64,18 @@ def wnids(outputs: int) -> tuple[str, ...] | None:
 
     subset = infer_imagenet_subset({"num_classes": outputs})
     return tuple(ImageNetInfo(subset).label_names()) if subset else None
+
+
+@contextlib.contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Refuse files that would run code, whatever the libraries ask torch for: their caches may hold any file."""
+    before = {name: os.environ.pop(name, None) for name in (_ONLY, _NOT_ONLY)}
+    os.environ[_ONLY] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_ONLY]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _timm(model: str, name: str) -> Published:
@@ -110,7 +125,7 @@ def _torchvision(model: str, name: str) -> Published:
         if offline() and not (folder / weights.url.rpartition("/")[2]).is_file():
             raise ConnectionError(f"{OFFLINE} is set")
         network = models.get_model(bare, weights=weights, progress=False)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnpicklingError) as error:
         raise _no_weights(name, weights.url, str(folder), error) from error
     transforms, outputs = weights.transforms(), len(weights.meta["categories"])
     return Published(

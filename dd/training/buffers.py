@@ -6,11 +6,11 @@ neither the network nor the training images, so both are checked here before an 
 """
 
 import os
-import pickle
 import re
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -158,7 +158,7 @@ class Buffers:
 def _load(file: Path) -> Sequence[Any]:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise UsageError(
             f"{file} holds more than lists of tensors; it is not loaded, because it could run code"
         ) from error

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,6 +168,15 @@ def test_no_program_in_the_current_folder_is_handed_a_call(place):
         done = code_of("if=a", "of=b", cwd=place.path, env=place.environment | {"PATH": path}, capture_output=True)
         assert done.returncode == 2
         assert not (place.path / "ran").exists()
+
+
+def test_the_command_imports_nothing_of_the_current_folder(place):
+    for name in ("click", "rich", "pydantic", "numpy", "torch", "safetensors", "dd"):
+        (place.path / f"{name}.py").write_text("open('ran', 'w').close()\n")
+    command = [Path(sys.executable).with_name("dd"), "show", "method=mtt"]
+    done = subprocess.run(command, cwd=place.path, env=place.environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert not (place.path / "ran").exists()
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Published weights: from the libraries' caches, and in one line where there is neither cache nor network."""
 
+import os
 import urllib.error
 import urllib.request
 
@@ -84,6 +85,31 @@ def test_torchvision_from_its_cache(tmp_path):
     assert (found.outputs, found.size, list(found.mean)) == (1000, None, [0.485, 0.456, 0.406])
     assert found.classes is not None
     assert found.classes[0] == "n01440764"
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("it ran",))
+
+
+@pytest.mark.parametrize("variable", [None, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"])
+def test_nothing_in_published_weights_is_executed(tmp_path, monkeypatch, capsys, variable):
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    folder = tmp_path / "torch" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save({"weight": Evil()}, folder / "shufflenetv2_x0.5-f707e7126e.pth")
+    cached = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+    torch.save({"weight": Evil()}, cached / "snapshots" / "abc" / "pytorch_model.bin")
+    before = dict(os.environ)
+    for name in (SMALL, TINY):
+        with pytest.raises(RunError, match="could not be had"):
+            published(name)
+    assert "it ran" not in capsys.readouterr().out
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,15 @@ def test_a_wandb_run_goes_on_under_its_id(folder):
 
 
 @pytest.mark.slow
+def test_no_key_is_written(folder):
+    done = run_wandb(folder, "wandb", WANDB_MODE="offline", WANDB_API_KEY=(key := "5ec2e7" * 7)[:40])
+    assert done.returncode == 0, done.stderr
+    files = [path for path in folder.path.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    assert [path for path in files if key[:40].encode() in path.read_bytes()] == []
+
+
+@pytest.mark.slow
 def test_a_sweep_agent_switches_wandb_on_and_its_environment_is_respected(folder, tmp_path):
     (tmp_path / "w").mkdir()
     env = {"WANDB_DIR": str(tmp_path / "w"), "WANDB_RUN_ID": "mine", "WANDB_MODE": "offline"}
