@@ -59,6 +59,7 @@ WRITERS = {
     "export.py": "likewise",
     "fetch.py": "likewise",
     "new_method.py": "into a temporary folder that is renamed",
+    "push.py": "into a folder that is uploaded, and then gone",
     "track.py": "appends whole lines",
     "conformance.py": "in a temporary folder",
     "cost.py": "to the kernel: /proc/self/clear_refs",
