@@ -114,8 +114,9 @@ def _pulled(name: str, overrides: Mapping[str, Any]) -> "tuple[Path, Released | 
     from dd.released.hub import PREFIX
     from dd.released.pull import pull
 
-    # of a record the data set is known; on the Hub the files rarely say
-    said = {key: overrides[key] for key in ("dataset",) if key in overrides and name.startswith(PREFIX)}
+    # a record says these itself; on the Hub the files rarely do
+    keys = {"dataset": "dataset", "protocol": "eval.protocol"} if name.startswith(PREFIX) else {}
+    said = {key: overrides[given] for key, given in keys.items() if given in overrides}
     found = pull(name, said)
     for line in found.remarks:
         remark(f"{name}: {line}")

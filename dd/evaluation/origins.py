@@ -10,8 +10,6 @@ ORIGINS = {
     "sre2l": "SRe2L on ImageNet-1K",
     "sre2l-tiny": "SRe2L on Tiny-ImageNet",
     "sre2l-cifar": "SRe2L on CIFAR-100",
-    "rethinkdc-soft": "rethinkdc, with a published teacher's labels",
-    "rethinkdc-hard": "rethinkdc, with the images' classes",
     "cda": "CDA",
     "cvdd": "CV-DD and SRe2L++",
     "mealv2": "MEAL V2, with labels.ensemble=prob_mean",

@@ -231,17 +231,6 @@ _OURS: dict[str, Protocol] = {
         views=ViewPolicy(pad=4, flip=True, mix="mixup", mix_alpha=0.8),
         temperature=30.0,
     ),
-    # "Rethinking Dataset Compression": a published ResNet-18 labels the views while students train, or images keep
-    # their classes (official code and its configurations)
-    "rethinkdc-soft": replace(_SOFT, protocol="rethinkdc-soft", batch=128, test_resize="shorter"),
-    "rethinkdc-hard": replace(
-        _SOFT,
-        protocol="rethinkdc-hard",
-        batch=128,
-        test_resize="shorter",
-        temperature=1.0,
-        views=ViewPolicy(crop=0.08, flip=True),
-    ),
     # CDA: SRe2L with batches of 128 (Yin & Shen 2024, official scripts)
     "cda": replace(_SOFT, protocol="cda", batch=128, test_resize="shorter"),
     # SRe2L++ and CV-DD: batches of 16 as 2 x 8 (Cui et al. 2025, official scripts, which also vary cosine and lr with

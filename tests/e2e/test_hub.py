@@ -1,6 +1,7 @@
 """Publishing on the Hub and back, through its real client and a server on this machine."""
 
 import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
@@ -138,6 +139,61 @@ def test_python_loads_what_is_on_the_hub(hub, place, finished, monkeypatch):
     here, there = library.load("hf:me/it"), library.load(set_of(finished))
     assert torch.equal(here.images, there.images)
     assert here.digest() == there.digest()
+
+
+@pytest.fixture
+def rethinkdc(few):
+    """Parquet files as rethinkdc has them: PNG images and `class_id`, in two shards, classes in no order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folders = sorted((Path(few.partition(":")[2]) / "train").iterdir())
+    rows = [(c, folder / f"{i}.png") for i in (3, 5) for c, folder in enumerate(folders)]
+    found = {}
+    for number, part in enumerate((rows[:3], rows[3:])):
+        images = [{"bytes": path.read_bytes(), "path": path.name} for _, path in part]
+        table = pa.table({"image": images, "class_id": pa.array([c for c, _ in part], pa.int32())})
+        out = io.BytesIO()
+        pq.write_table(table, out)
+        found[f"data/train-{number:05d}-of-00002.parquet"] = out.getvalue()
+    return found
+
+
+STUDENTS = (
+    "eval.students=2",
+    "eval.epochs=2",
+    "eval.pilots=1",
+    "eval.full=false",
+    "student.depth=1",
+    "student.width=4",
+)
+
+
+@pytest.mark.parametrize("protocol", ["rethinkdc-hard", "rethinkdc-soft"])
+def test_a_parquet_set_is_scored_under_its_protocol(hub, dd, few, rethinkdc, protocol):
+    """Without a record; the soft protocol labels the views of set and control by a teacher."""
+    hub.add("me/rethinkdc-random-ipc-2", rethinkdc)
+    teachers = ("teachers=convnet", "hours=1") if protocol == "rethinkdc-soft" else ()
+    words = (few, f"eval.protocol={protocol}", *STUDENTS, *teachers, "device=cpu", "--json")
+    ended = dd("eval", "hf:me/rethinkdc-random-ipc-2", *words)
+    assert ended.code == 0, ended.err
+    report = ended.report
+    assert (report["protocol"]["protocol"], report["protocol"]["optimiser"]) == (protocol, "adamw")
+    assert len(report["accuracy"]["values"]) == len(report["control"]["values"]) == 2
+    assert (report["labels"] is not None) == (protocol == "rethinkdc-soft")
+    assert report["dataset"]["name"] == few.partition("=")[2]
+
+
+def test_a_set_is_checked_for_what_its_name_says(hub, dd, rethinkdc):
+    """And a name that says nothing asks for a word."""
+    hub.add("me/fashion-mini-ipc2", rethinkdc)
+    ended = dd("eval", "hf:me/fashion-mini-ipc2", *STUDENTS)
+    assert (ended.code, ended.out) == (2, "")
+    assert "8" in ended.err.splitlines()[-1], "pixels, where there should be 28"
+    hub.add("me/something", rethinkdc)
+    nameless = dd("eval", "hf:me/something", *STUDENTS)
+    assert nameless.code == 2
+    assert "dataset=" in nameless.err
 
 
 def test_another_set_is_replaced_only_on_demand(hub, dd, finished, place):
