@@ -105,6 +105,21 @@ def build(settings: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     return dataclasses.replace(settings, **changes)
 
 
+def conditions(settings: Any, prefix: str = "") -> dict[str, str]:
+    """Return the condition of every setting that has one, by dotted key: `{"experts.rho": "experts.kind=ftd"}`."""
+    found: dict[str, str] = {}
+    for name in _names(settings):
+        value, key = getattr(settings, name), f"{prefix}{key_of(name)}"
+        inner = conditions(value, f"{key}.") if dataclasses.is_dataclass(value) else {}
+        marks = [mark for mark in _marks(type(settings))[name] if isinstance(mark, OnlyWith)]
+        if marks:
+            other, values = f"{prefix}{key_of(marks[0].field)}", " or ".join(map(str, marks[0].values))
+            keys = entries(value, f"{key}.") if dataclasses.is_dataclass(value) else (key,)
+            inner = dict.fromkeys(keys, f"{other}={values}" if values else other) | inner
+        found |= inner
+    return found
+
+
 def _names(settings: Any) -> Iterator[str]:
     return (field.name for field in dataclasses.fields(settings) if field.init)
 

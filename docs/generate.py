@@ -134,7 +134,7 @@ def methods() -> str:
         found = about(entry.name)
         paper = f"<{found.paper}>\n\n" if found.paper else ""
         parts.append(f"## `{found.name}`\n\n{paper}{found.text}\n")
-        body = [(f"`{s.key}`", f"`{s.default}`", f"{s.about.removesuffix('.')} ({s.type})") for s in found.settings]
+        body = [(f"`{s.key}`", f"`{s.default}`", s.words) for s in found.settings]
         if body:
             parts.append(_table(["setting", "default", "what it is"], body) + "\n")
     return "\n".join(parts)

@@ -64,8 +64,7 @@ def _show(method: "About") -> None:
     table = plain_table("setting", "default", "" if method.settings else "(no settings of its own)")
     table.columns[1].max_width = _DEFAULTS
     for setting in method.settings:
-        words = f"{setting.about.removesuffix('.')} ({setting.type})" if setting.about else setting.type
-        table.add_row(setting.key, _value(setting.default), words)
+        table.add_row(setting.key, _value(setting.default), setting.words)
     print_table(console(), table)
     from dd.networks.names import ARCHITECTURES, NETWORKS
 

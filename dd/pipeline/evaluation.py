@@ -24,6 +24,7 @@ from dd.pipeline.outcome import Outcome
 from dd.pipeline.task import context, numerics, task_for
 from dd.recipes import Evaluation, resolve_evaluation
 from dd.released.pull import is_released, pull
+from dd.runs import RunFolder
 from dd.runs.cost import measured
 from dd.runs.stop import Stop
 from dd.sets import DistilledSet, hashed_once
@@ -117,11 +118,24 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
         evaluator = Evaluator(task, settings.eval, force=settings.force, labeller=labeller)
         if foreign:
             require_time(distilled, evaluator, store, settings.allowed.hours)
-        report = evaluate_set(distilled, None, evaluator, store=store, without=why)
+        report = evaluate_set(distilled, None if foreign else _start(distilled), evaluator, store=store, without=why)
     costs = {"evaluate": asdict(cost)}
     return replace(
         report, cost=costs, **context(settings.device), recipe_hash=str(distilled.provenance.get("recipe", ""))
     )
+
+
+def _start(distilled: DistilledSet) -> DistilledSet | None:
+    """Return the set at iteration 0 of the run that made a set, if both are still in the folder of that run."""
+    if distilled.path is None or distilled.path != RunFolder(distilled.path.parent).set:
+        return None
+    file = RunFolder(distilled.path.parent).start
+    try:
+        start = load_set(file)
+    except UsageError:
+        return None
+    same = all(start.provenance.get(key) == distilled.provenance.get(key) for key in ("recipe", "seed"))
+    return start if same and not is_foreign(start) else None
 
 
 def _teachers_named(origin: LabelOrigin | None, teachers: tuple[str, ...]) -> LabelOrigin | None:

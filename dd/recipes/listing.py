@@ -10,6 +10,7 @@ from dd.recipes import checks, tables
 from dd.recipes.layers import IN_CELLS, Layer, Parts, Problems
 from dd.recipes.schema import Leaf, describe, explained, flatten, groups, leaves
 from dd.recipes.tables import Cell, Expected, RecipeFile
+from dd.settings import conditions
 
 if TYPE_CHECKING:
     from dd.evaluation.protocols import Protocol
@@ -24,12 +25,20 @@ class Setting:
         default: its default value.
         type: the allowed values, in words.
         about: its description; empty if the field has no docstring.
+        only_with: the setting that it needs in order to matter, "experts.kind=ftd"; empty if it always matters.
     """
 
     key: str
     default: Any
     type: str
     about: str
+    only_with: str = ""
+
+    @property
+    def words(self) -> str:
+        """Description, allowed values and condition, in one line."""
+        words = f"{self.about.removesuffix('.')} ({self.type})" if self.about else self.type
+        return f"{words}; only with {self.only_with}" if self.only_with else words
 
 
 @dataclass(frozen=True)
@@ -83,9 +92,9 @@ def about(name: str) -> About:
 
     cls = registry.get(name)
     method = checks.instance(cls, name)
-    words = explained(method)
+    words, needed = explained(method), conditions(method)
     settings = (
-        Setting(leaf.key, leaf.default, describe(leaf.annotation), words.get(leaf.key, ""))
+        Setting(leaf.key, leaf.default, describe(leaf.annotation), words.get(leaf.key, ""), needed.get(leaf.key, ""))
         for leaf in leaves(method).values()
     )
     return About(cls.name, cls.paper, inspect.getdoc(cls) or "", tuple(settings))

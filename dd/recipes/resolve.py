@@ -221,6 +221,8 @@ def _check_preset(file: tables.RecipeFile, dataset: str, size: str, preset: str)
     where = [cell.name.rpartition(".")[0] for cell in file.cells.values() if cell.preset == preset]
     if where:
         raise UsageError(f"preset={preset} is not for {dataset}.{size}; it is for {', '.join(where)}")
+    if "," in preset:
+        raise UsageError(f"preset={preset}: a run takes one preset, of {', '.join(sorted(file.preset_names()))}")
     raise UsageError(f"unknown preset {preset!r}{nearest(preset, file.preset_names()) or '; this method has none'}")
 
 

@@ -48,17 +48,17 @@ class ExpertSettings:
     kind: Literal["sgd", "ftd", "ast"] = "sgd"
     """How experts are trained: "sgd"; "ftd", in flat regions (GSAM with adaptive perturbation); "ast", smooth ones."""
     rho: Annotated[float, Field(gt=0), OnlyWith("kind", ("ftd",))] = 0.01
-    """Radius of the perturbation (kind ftd)."""
+    """Radius of the perturbation."""
     alpha: Annotated[float, Field(ge=0), OnlyWith("kind", ("ftd",))] = 0.3
-    """Weight of the orthogonal component (kind ftd)."""
+    """Weight of the orthogonal component."""
     clip: Annotated[int, Field(ge=0), OnlyWith("kind", ("ast",))] = 10
-    """Number of initial epochs in which the loss factor rises from 1/2 towards 1; 0 for none (kind ast)."""
+    """Number of initial epochs in which the loss factor rises from 1/2 towards 1; 0 for none."""
     penalty: Annotated[float, Field(ge=0), OnlyWith("kind", ("ast",))] = 2.0
-    """Weight of the gradient penalty, see `dd.training.penalty`; 0 for none (kind ast)."""
+    """Weight of the gradient penalty, see `dd.training.penalty`; 0 for none."""
     decay: Annotated[float, Field(gt=0, le=1), OnlyWith("kind", ("ast",))] = 0.6
-    """Factor of the one lr decay, `epochs` // 2 + 2 epochs in; it also resets the momentum (kind ast)."""
+    """Factor of the one lr decay, `epochs` // 2 + 2 epochs in; it also resets the momentum."""
     drops: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], OnlyWith("kind", ("sgd", "ftd"))] = ()
-    """Shares of the epochs after which lr is multiplied by `drop`; momentum is kept (kinds sgd and ftd)."""
+    """Shares of the epochs after which lr is multiplied by `drop`; momentum is kept."""
     drop: Annotated[float, Field(gt=0, le=1), OnlyWith("drops")] = 0.2
     """Factor of lr at each of `drops`."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -4,10 +4,12 @@ import base64
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +57,9 @@ def test_run_load_and_evaluate(place, capsys):
     assert (small.images.shape, small.targets().shape) == ((10, 1, 28, 28), (10, 10))
     assert torch.equal(outcome.set.images, small.images)
     assert scored.accuracy.values == report.accuracy.values
+    assert scored.start is not None
+    assert report.start is not None
+    assert scored.start.values == report.start.values  # found in the folder of the run
     assert other.accuracy.values == report.accuracy.values[:1]
     assert isinstance(small, dd.DistilledSet)
     assert capsys.readouterr().out == ""
@@ -69,6 +74,20 @@ def test_a_set_of_a_convnet_trains_other_architectures(finished, arch):
     assert report.student["arch"] == arch
     assert len(report.accuracy.values) == 1
     assert 0 <= report.accuracy.mean <= 100
+
+
+def test_a_start_of_another_run_is_not_that_of_a_set(finished, tmp_path):
+    moved, how = tmp_path / "moved", {"compile": False, "device": "cpu", "eval.students": 1}
+    moved.mkdir()
+    with finished.entered():
+        outcome = dd.run("random", **SETTINGS)
+        shutil.copy(outcome.folder.set, moved)
+        assert dd.evaluate(moved / "set.safetensors", **how).start is None
+        start = dd.load(outcome.folder.start)
+        replace(start, provenance={**start.provenance, "recipe": "0" * 16}).save(moved / "start.safetensors")
+        assert dd.evaluate(moved / "set.safetensors", **how).start is None
+        start.save(moved / "start.safetensors")
+        assert dd.evaluate(moved / "set.safetensors", **how).start is not None
 
 
 def test_it_is_the_same_run_as_the_command_lines(finished):
@@ -122,7 +141,7 @@ def test_what_is_shown_is_short_and_a_notebook_sees_more(finished):
 
 def test_there_are_the_public_names_and_nothing_else():
     names = ["DataSettings", "DistilledSet", "NetworkSpec", "Outcome", "Protocol", "Report", "evaluate"]
-    names += ["list_methods", "list_protocols", "list_recipes", "load", "run"]
+    names += ["export", "import_sets", "list_methods", "list_protocols", "list_recipes", "load", "push", "run"]
     assert dir(dd) == sorted(dd.__all__) == names
     assert all(callable(getattr(dd, name)) for name in names)
     with pytest.raises(AttributeError, match="no attribute 'optimise'"):
@@ -132,6 +151,11 @@ def test_there_are_the_public_names_and_nothing_else():
 @pytest.mark.parametrize(
     "first", ["dd.run, dd.list_recipes", "dd.methods, dd.recipes, dd.data, dd.runs, dd.evaluation"]
 )
+def test_the_reference_has_every_public_name():
+    page = (Path(__file__).parents[2] / "docs/pages/reference/python.md").read_text(encoding="utf-8")
+    assert [name for name in dd.__all__ if not re.search(rf"\.{name}\b", page)] == []
+
+
 def test_the_names_stand_whatever_is_imported_first(first, place):
     """Importing dd.NAME binds NAME in dd: no public name may be that of a package."""
     second = (

@@ -13,7 +13,7 @@ from dd.networks import NetworkSpec
 from dd.recipes import Recipe, resolve
 from dd.recipes.layers import RunKeys
 from dd.recipes.schema import leaves
-from dd.settings import OnlyWith, Outside, build, entries, identity
+from dd.settings import OnlyWith, Outside, build, conditions, entries, identity
 from dd.training.experts import ExpertSettings
 
 # of no run: by them the same settings, files or images are reached another way
@@ -187,3 +187,14 @@ def test_marks_hold_for_what_they_name_and_what_is_part_of_it():
     assert identity(Inner(kind="c"), "run")["rate"] == 1
     assert identity(Inner(kind="c", on=False), "run") == {"lr": 0.1, "on": False}
     assert list(entries(Inner())) == ["lr", "from", "kind", "rate", "on"]
+
+
+def test_the_conditions_of_settings_are_named():
+    found = conditions(registry.get("mtt")())
+    assert found["experts.rho"] == "experts.kind=ftd"
+    assert found["experts.drops"] == "experts.kind=sgd or ftd"
+    assert found["experts.drop"] == "experts.drops"  # any value that is not empty
+    assert "lr_img" not in found
+    method = registry.get("sre2lpp")()
+    crops = {key for key in leaves(method) if key.startswith("crops.")}
+    assert crops == {key for key in conditions(method) if key.startswith("crops.")} != set()  # of the whole group
