@@ -21,6 +21,7 @@ _OWN = ("out", "force")
         "dd import res_DM_CIFAR10_ConvNet_10ipc.pt dataset=cifar10",
         "dd import images_best.pt labels_best.pt lr_best.pt dataset=cifar100",
         "dd import data_10000.pt dataset=cifar10 factor=2",
+        "dd import sre2l_in1k_rn18_4k_ipc50.zip FKD_cutmix_fp16 dataset=imagenet-1k size=224",
     ),
     short_help="Make a set of another project's files.",
 )
@@ -34,7 +35,9 @@ def command(path: str, settings: tuple[str, ...], as_json: bool) -> None:
     are.  dataset=NAME says which real images they stand for.  What files do not say can be said:
     value_space=pixels|bytes|normalised|normalised:NAME|zca|zca-normalised, class_order=data|sorted|A,B,...,
     labels=hard|probabilities|logits|centred|blocks|cycle, lr=X, factor=N (tiles to a side), augment=STRATEGY,
-    entry=N|all (which set of several), format=NAME, protocol=NAME, preprocess=standard|zca, size=PIXELS, uneven=true.
+    entry=N|all (which set of several), format=NAME, protocol=NAME, preprocess=standard|zca, size=PIXELS, uneven=true,
+    ipc=N (of a folder the first N of each class), rows=N (of a picture), label=COLUMN (of a table), teachers=A,B (label
+    views while students train).
     out=PATH is the file or the folder to write; force=true replaces what is there.
     """
     from dd.recipes import parse_overrides

@@ -41,6 +41,8 @@ class Asked:
     """The format's name, where several would do."""
     protocol: str | None = None
     """Name of the evaluation protocol that the set is meant for, see `dd.list_protocols`."""
+    teachers: Annotated[str, Field(min_length=1)] | None = None
+    """Teachers that label the views of the images while students train, by name; several with commas between."""
     preprocess: Literal["standard", "zca", "none"] | None = None
     """Which of our value spaces the images are brought to; None for the nearest to theirs."""
     uneven: bool = False

@@ -140,7 +140,8 @@ def folder_draft(tree: ImageTree, path: Path, asked: Asked) -> Draft:
         classes=found.classes,
         protocol=protocol_of(found.format, asked.dataset),
     )
-    return exported(draft, _mark(tree, path) or {})
+    facts = _mark(tree, path)
+    return draft if facts is None else exported(draft, facts)
 
 
 def class_images(tree: ImageTree, path: Path) -> ClassImages:

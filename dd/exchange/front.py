@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dd.errors import UsageError
 from dd.exchange.draft import Asked
 from dd.exchange.match import Match, Matched
 from dd.exchange.readers import drafts
@@ -13,7 +14,9 @@ from dd.io.typed import typed
 from dd.sets import DistilledSet
 
 
-def import_sets(paths: str | Path | Sequence[str | Path], *, dataset: str, **said: Any) -> list[DistilledSet]:
+def import_sets(
+    paths: str | Path | Sequence[str | Path], *, dataset: str, beside: str | Path | None = None, **said: Any
+) -> list[DistilledSet]:
     """Read sets that other projects made, checked and in our value space, as `dd import` does.
 
     `dd.import_sets("res_DM_CIFAR10_ConvNet_10ipc.pt", dataset="cifar10")` gives a set for every experiment in the file;
@@ -22,13 +25,20 @@ def import_sets(paths: str | Path | Sequence[str | Path], *, dataset: str, **sai
     Args:
         paths: files that belong together, or a folder.
         dataset: the real images that the sets stand for.
+        beside: the folder of labels of views, where files hold such: that in which the set will be saved.
         said: what the files do not say, or say wrongly: `value_space`, `class_order`, `labels`, `augment`, `lr`,
             `factor`, `entry`, `format`, `protocol`, `preprocess`, `size`, `uneven`, `device`; see `dd import --help`.
 
     Raises:
         UsageError: the files are of no known format, damaged, not of these images, or something must be said first.
     """
-    return [one.set for one in matched(paths, {"dataset": dataset, **said})]
+    found = matched(paths, {"dataset": dataset, **said})
+    if beside is None:
+        if any(one.labels for one in found):
+            raise UsageError("labels of views go into a folder, that of the set's file: beside=FOLDER")
+        return [one.set for one in found]
+    folder = user_path(beside, "beside")
+    return [one.set if one.labels is None else one.labels(folder) for one in found]
 
 
 def matched(paths: str | Path | Sequence[str | Path], said: Mapping[str, Any]) -> list[Matched]:

@@ -1,9 +1,9 @@
 """From a `Draft` and the real images it stands for to a `DistilledSet`: everything is checked before it is believed."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -16,16 +16,20 @@ from dd.errors import UsageError, printable, unknown
 from dd.evaluation.protocols import PROTOCOLS, Protocol, default_protocol
 from dd.exchange import spaces
 from dd.exchange.draft import Asked, Draft
+from dd.exchange.fkd import image_order, with_labels
 from dd.exchange.order import OrderCheck, order_of, require_order
 from dd.exchange.pixels import in_our_space
 from dd.exchange.shapes import laid_out, likely_side
 from dd.exchange.targets import Targets, targets
 from dd.io import digest, sha256_file
+from dd.labels import LabelSettings
 from dd.sets import DistilledSet
 from dd.sets.origin import KEY, Imported, OriginFile
 from dd.sets.tiles import decode
+from dd.training.teachers import SqueezeSettings
 
 _SQUASHED = "mtt"  # the family that squashes pictures of any shape into a square
+_TAUGHT = {"rethinkdc-hard": "rethinkdc-soft"}  # protocols, and the same with a teacher's labels
 _UNSAID = ("mtt",)  # families whose students have a learned lr, which some of their files lack
 
 
@@ -35,10 +39,13 @@ class Matched(NamedTuple):
     Attributes:
         set: of ours.
         remark: how well it fits the real images, in a line; "" where that was not tried.
+        labels: gives the set with the labels of its views in a store, which it writes into a folder, that of the set's
+            file; None where the files hold no such labels.
     """
 
     set: DistilledSet
     remark: str
+    labels: Callable[[Path], DistilledSet] | None = None
 
 
 class Match:
@@ -62,21 +69,23 @@ class Match:
         Raises:
             UsageError: it is not of these images, or something must be said first; the file is named.
         """
-        if draft.images.dim() == 1:
+        if draft.images.dim() < 3:
             return self._positions(draft)
         draft = self._shaped(draft)
         space = spaces.settle(draft, self.asked.dataset, self.asked.value_space)
         data = self._data(draft, self.asked.preprocess or ("zca" if space.word == "zca" else "standard"))
         labels = targets(draft, len(data.classes), self.asked.labels)
         order, why = order_of(draft, data, self.asked.class_order)
+        views = None if draft.views is None else image_order(draft.views, labels.values)
         labels = _reordered(labels, order)
         images, note = in_our_space(draft.images, space, data, lambda kind: self._whole(draft, kind))
-        assumed = [space.assumed, *labels.assumed, why, note]
+        assumed = [space.assumed, *labels.assumed, why, note, "" if views is None else str(views)]
         made = self._set(draft, images, labels, data, assumed)
         made.check()
         made.require_match(data)
         _require_counts(made, draft, self.asked.uneven)
-        return Matched(made, self._require_order(draft, made, data))
+        later = None if views is None else partial(with_labels, made, views, order)
+        return Matched(made, self._require_order(draft, made, data), later)
 
     def _shaped(self, draft: Draft) -> Draft:
         """With images (n, c, h, w) of the real images' shape, float32 or uint8, and finite."""
@@ -147,7 +156,7 @@ class Match:
 
     def _protocol(self, draft: Draft) -> tuple[Protocol, list[str]]:
         """The protocol that a set is meant for, and what had to be assumed for it."""
-        name = self.asked.protocol or draft.protocol
+        name = self.asked.protocol or (_TAUGHT.get(draft.protocol) if self.asked.teachers else "") or draft.protocol
         protocol = PROTOCOLS[name] if name else default_protocol(self.asked.dataset)
         if self.asked.augment not in (None, "none") and not protocol.augment:
             protocol = replace(protocol, augment=True)
@@ -172,18 +181,21 @@ class Match:
             "data": asdict(settings),
             "version": version("dd-workbench"),
             KEY: asdict(origin),
+            **({} if self.asked.teachers is None else {"labeller": _labeller(self.asked.teachers)}),
         }
 
     def _positions(self, draft: Draft) -> Matched:
         """A set of positions in the original training order."""
         data = self._whole(draft, self.asked.preprocess or "standard")
         index, n = draft.images.long(), len(data.train)
-        if not len(index) or int(index.min()) < 0 or int(index.max()) >= n:
+        if not index.numel() or int(index.min()) < 0 or int(index.max()) >= n:
             raise UsageError(f"{draft.files[0]}: its positions do not fit the {n:,} training images of {data.name}")
-        if len(index.unique()) < len(index):
+        if any(len(row.unique()) < len(row) for row in index.view(-1, index.shape[-1])):
             raise UsageError(f"{draft.files[0]}: the same position stands there twice")
         labels = Targets("hard", data.train.labels.cpu()[index])
-        made = replace(self._set(draft, index, labels, data, []), image_kind="indices")
+        made = replace(
+            self._set(draft, index, labels, data, []), image_kind="indices" if index.dim() == 1 else "schedule"
+        )
         made.check()
         made.require_match(data)
         return Matched(made, "")
@@ -201,6 +213,13 @@ class Match:
             labels = labels.repeat(made.decode_factor**2)
         fit = self._checks[data.size](decode(pixels, made.decode_factor), labels)
         return require_order(draft, fit, data, self.asked.class_order)
+
+
+def _labeller(teachers: str) -> dict[str, object]:
+    """Of teachers that label views while students train."""
+    names = [name.strip() for name in teachers.split(",")]
+    live = LabelSettings(mode="live")
+    return {"teachers": names, "squeeze": asdict(SqueezeSettings()), "labels": asdict(live), "weights": None}
 
 
 def _reordered(labels: Targets, order: Tensor) -> Targets:

@@ -8,6 +8,7 @@ A,B,...          the class of each label, by name or by its number in the data s
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dd.data import RealData
-from dd.errors import UsageError, unknown
+from dd.errors import UsageError, printable, unknown
 from dd.exchange.draft import Draft
 from dd.rng import generator
 
@@ -74,7 +75,7 @@ def order_of(draft: Draft, data: RealData, said: str | Sequence[str | int] | Non
         UsageError: names or numbers that are not the data set's, or not each of them once.
     """
     if said is None and draft.classes:
-        return _listed(draft.classes, data), ""
+        return _named(draft.classes, data)
     word = said if said is not None else draft.class_order
     if word is None:
         return torch.arange(len(data.classes)), ""
@@ -87,6 +88,29 @@ def order_of(draft: Draft, data: RealData, said: str | Sequence[str | int] | Non
         return torch.tensor(order), "" if said is not None or order == ids.tolist() else why
     listed = word.split(",") if isinstance(word, str) else word
     return _listed(listed, data), ""
+
+
+def _named(names: Sequence[str], data: RealData) -> tuple[Tensor, str]:
+    """The classes that the names of a format are of, however they are spelt; by their order where none is known.
+
+    Raises:
+        UsageError: some are the data set's, and others are not.
+    """
+    if all(name in data.classes for name in names):
+        return _listed(names, data), ""
+    ours = {_letters(name): c for c, name in enumerate(data.classes)}
+    found = [ours.get(_letters(name)) for name in names]
+    if len(ours) == len(data.classes) and None not in found:
+        return _listed([data.classes[c] for c in found if c is not None], data), ""
+    if len(names) == len(data.classes) and not any(name in data.classes for name in names):
+        shown = ", ".join(printable(name, keep="") for name in names[:3])
+        why = f"the names of the classes ({shown}, …) are not those of {data.name}: they are taken in its order"
+        return torch.arange(len(names)), f"{why} (class_order= says otherwise)"
+    return _listed(names, data), ""
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold()
 
 
 def _listed(listed: Sequence[str | int], data: RealData) -> Tensor:

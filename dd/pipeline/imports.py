@@ -75,22 +75,25 @@ def import_files(
     files = _files([one.set for one in found], None if out is None else str(out))
     for file, one in zip(files, found, strict=True):
         meant_for(one.set)
-        if not force and file.exists() and not _same(file, one.set):
+        if not force and file.exists() and not _same(file, one):
             raise UsageError(f"{file} is there already, with another content: say force=true, or out=PATH")
     return [_saved(file, one) for file, one in zip(files, found, strict=True)]
 
 
 def _saved(file: Path, one: Matched) -> Saved:
-    save(one.set, file)
+    save(one.set if one.labels is None else one.labels(file.parent), file)
     remember(file)
     origin = imported(one.set.provenance)
     assert origin is not None, "every import says where it is from"
     return Saved(file, load(file), origin, one.remark)
 
 
-def _same(file: Path, distilled: DistilledSet) -> bool:
+def _same(file: Path, one: Matched) -> bool:
     try:
-        return load(file).digest() == distilled.digest()
+        there = load(file)
+        if one.labels is not None:  # which are compared when they are made
+            return there.views is not None and there.labelled_sha256() == one.set.labelled_sha256()
+        return there.digest() == one.set.digest()
     except UsageError:
         return False
 
