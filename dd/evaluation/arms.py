@@ -65,6 +65,21 @@ def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
     return Arm(name, lambda _: digest, load, distilled.n * factor**2)
 
 
+def selection_arm(name: str, distilled: DistilledSet, data: RealData) -> Arm:
+    """Return the arm of the real images at a set's indices, with the labels of the set."""
+    distilled.check()
+    index, digest = distilled.images, replace(distilled, protocol=None, student=None).digest()
+
+    def load(_: int) -> tuple[Images, Tensor]:
+        targets = distilled.labels if distilled.label_kind == "hard" else distilled.targets()
+        targets = targets.to(data.train.labels.device)
+        if len(index) * math.prod(data.shape) * 4 > AT_ONCE:
+            return lambda some: data.train.images(index[some]), targets
+        return data.train.images(index), targets
+
+    return Arm(name, lambda _: digest, load, distilled.n)
+
+
 def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task, protocol: Protocol) -> Arm:
     """Return the arm of a set's images under the views of its label store, the same views for every student.
 

@@ -23,6 +23,7 @@ from dd.evaluation.arms import (
     control_arm,
     decoded_arm,
     full_arm,
+    selection_arm,
     set_arm,
     shuffled,
     stored_arm,
@@ -244,6 +245,8 @@ def evaluate(
 def own_arm(distilled: DistilledSet, evaluator: Evaluator, store: LabelStore | None) -> Arm:
     """Return the arm of the set itself, with the stored labels of its views, if any."""
     task, name = evaluator.task, "the distilled set"
+    if distilled.image_kind == "indices":
+        return selection_arm(name, distilled, task.data)
     if store is None:
         return set_arm(name, distilled, task.data.preprocess)
     return stored_arm(name, distilled, store, task, evaluator.protocol)

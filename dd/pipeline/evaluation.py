@@ -94,6 +94,8 @@ def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any], *,
 
 def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: bool) -> Report:
     distilled.check()
+    if distilled.image_kind == "schedule":
+        raise UsageError("a set of other images for every epoch (a schedule) cannot be scored by `dd eval`")
     meant = meant_for(distilled)
     settings = resolve_evaluation(
         overrides,

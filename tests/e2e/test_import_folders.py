@@ -55,7 +55,7 @@ def test_a_folder_becomes_a_set_and_is_scored(place, pictures, real):
     made = dd.load(place.path / "syn.safetensors")
     assert torch.equal(made.images, real)
     assert made.labels.tolist() == [c for c in range(CLASSES) for _ in range(IPC)]
-    scored = place.dd("eval", "syn.safetensors", *TINY, *STUDENT, "eval.epochs=40", "eval.lr=0.01", "--json")
+    scored = place.dd("eval", "syn.safetensors", *TINY, *STUDENT, "eval.epochs=400", "eval.lr=0.02", "--json")
     assert scored.code == 0, scored.err
     assert scored.report["accuracy"]["mean"] > 30  # five classes
 
