@@ -141,6 +141,17 @@ def test_what_is_offered(released):
     assert "value_space=zca-normalised" in completed("dd import x.pt value_space=zca-")
 
 
+def labelled(folder, labels):
+    """Label files of an epoch as FKD writes them: whole images, not mirrored, each mixed with itself."""
+    (folder / "epoch_0").mkdir(parents=True)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(42))
+    for number, index in enumerate(order.split(16)):
+        whole, n = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(len(index), 1), len(index)
+        logits = 9 * torch.nn.functional.one_hot(labels[index], 10).half()
+        kept = [whole, torch.zeros(n, dtype=torch.bool), torch.arange(n), 1.0, [0, 0, 4, 4], logits]
+        torch.save(kept, folder / "epoch_0" / f"batch_{number}.tar")
+
+
 def test_the_commands_of_the_page(released, capsys):
     blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("dd import")]
@@ -150,6 +161,8 @@ def test_the_commands_of_the_page(released, capsys):
     torch.save(images, "images_best.pt")
     torch.save(labels, "labels_best.pt")
     torch.save([images, labels], "data_10000.pt")
+    dd.export(dd.import_sets(released, dataset="fashion-mini")[0], "folder", "images")
+    labelled(Path("FKD_cutmix_fp16"), labels.sort().values)
     for line in lines:
         assert (
             run_command_line(line.replace("CIFAR10", "FashionMNIST").replace("cifar10", "fashion-mini").split()[1:])
