@@ -1,7 +1,7 @@
 """From a `Draft` and the real images it stands for to a `DistilledSet`: everything is checked before it is believed."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dd.data import DataSettings, RealData, kind_of, open_data
+from dd.data.positions import by_class
 from dd.errors import UsageError, printable, unknown
 from dd.evaluation.protocols import PROTOCOLS, Protocol, default_protocol
 from dd.exchange import spaces
@@ -28,6 +29,7 @@ from dd.sets.origin import KEY, Imported, OriginFile
 from dd.sets.tiles import decode
 from dd.training.teachers import SqueezeSettings
 
+_TRIED, _AT_ONCE = 5000, 250  # images of a set, at most, that are tried on the real ones; in memory
 _SQUASHED = "mtt"  # the family that squashes pictures of any shape into a square
 _TAUGHT = {"rethinkdc-hard": "rethinkdc-soft"}  # protocols, and the same with a teacher's labels
 _UNSAID = ("mtt",)  # families whose students have a learned lr, which some of their files lack
@@ -61,7 +63,7 @@ class Match:
         if asked.protocol is not None and asked.protocol not in PROTOCOLS:
             raise unknown("protocol", asked.protocol, PROTOCOLS)
         self.asked = asked
-        self._opened: dict[DataSettings, RealData] = {}
+        self._opened: dict[DataSettings, tuple[DataSettings, RealData]] = {}  # as they were in the end, and what came
 
     def set_of(self, draft: Draft) -> Matched:
         """A draft as a set of ours, in our value space.
@@ -121,21 +123,21 @@ class Match:
         device = torch.device(self.asked.device or "cpu")
         if settings not in self._opened:
             try:
-                data = open_data(self.asked.dataset, settings, device)
+                self._opened[settings] = settings, open_data(self.asked.dataset, settings, device)
             except UsageError as error:
                 side = likely_side(draft.images)
                 if settings.size is not None or side is None or "data.size" not in str(error):
                     raise
-                data = open_data(self.asked.dataset, replace(settings, size=side), device)
-            self._opened[settings] = data
-        return self._opened[settings]
+                sized = replace(settings, size=side)
+                self._opened[settings] = sized, open_data(self.asked.dataset, sized, device)
+        return self._opened[settings][1]
 
     def _set(
         self, draft: Draft, images: Tensor, labels: Targets, data: RealData, assumed: Iterable[str]
     ) -> DistilledSet:
         protocol, more = self._protocol(draft)
         lines = [*draft.assumed, *assumed, *more]
-        settings = next(known for known, opened in self._opened.items() if opened is data)
+        settings = next(settled for settled, opened in self._opened.values() if opened is data)
         tiles = draft.factor > 1 and draft.images.dim() == 4
         return DistilledSet(
             images=images,
@@ -150,7 +152,7 @@ class Match:
             lr=self.asked.lr or draft.lr,
             protocol=asdict(protocol),
             augment=data.augment if protocol.augment else "none",
-            provenance=self._provenance(draft, replace(settings, size=settings.size), [line for line in lines if line]),
+            provenance=self._provenance(draft, settings, [line for line in lines if line]),
             **draft.settings,
         )
 
@@ -185,7 +187,7 @@ class Match:
         }
 
     def _positions(self, draft: Draft) -> Matched:
-        """A set of positions in the original training order."""
+        """A set of positions in the original training order, (n,), or (e, n) for each epoch its own."""
         data = self._whole(draft, self.asked.preprocess or "standard")
         index, n = draft.images.long(), len(data.train)
         if not index.numel() or int(index.min()) < 0 or int(index.max()) >= n:
@@ -207,12 +209,17 @@ class Match:
     def _require_order(self, draft: Draft, made: DistilledSet, data: RealData) -> str:
         if data.size not in self._checks:
             self._checks[data.size] = OrderCheck(data)
-        pixels = data.preprocess.invert(made.pixels(data.preprocess)).cpu()
         labels = made.own_classes()
-        if made.decode_factor > 1:
-            labels = labels.repeat(made.decode_factor**2)
-        fit = self._checks[data.size](decode(pixels, made.decode_factor), labels)
-        return require_order(draft, fit, data, self.asked.class_order)
+        each = max(1, _TRIED // len(made.classes))
+        index = torch.cat([members[:each] for members in by_class(labels, len(made.classes))])
+        factor = made.decode_factor
+
+        def parts() -> Iterator[tuple[Tensor, Tensor]]:
+            for some in index.split(_AT_ONCE):
+                pixels = data.preprocess.invert(made.pixels(data.preprocess, some)).cpu()
+                yield decode(pixels, factor), labels[some].repeat(factor**2)
+
+        return require_order(draft, self._checks[data.size](parts()), data, self.asked.class_order)
 
 
 def _labeller(teachers: str) -> dict[str, object]:

@@ -9,7 +9,7 @@ A,B,...          the class of each label, by name or by its number in the data s
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -169,16 +169,18 @@ class OrderCheck:
         self._classes = len(data.classes)
         self._means, self._inverse = _discriminant(data)
 
-    def __call__(self, images: Tensor, labels: Tensor) -> OrderFit:
-        """How well labels fit.
+    def __call__(self, parts: Iterable[tuple[Tensor, Tensor]]) -> OrderFit:
+        """Say how well labels fit.
 
         Args:
-            images: (n, c, h, w), pixels where 0 is black and 1 white.
-            labels: int64 (n,), numbers of the data set's classes.
+            parts: images (m, c, h, w) as pixels where 0 is black and 1 white, with the number of each one's class in
+                the data set, int64 (m,).
         """
         k = self._classes
+        shrunk = [(_small(images), labels) for images, labels in parts]
+        small, labels = (torch.cat(tensors) for tensors in zip(*shrunk, strict=True))
         nearer = self._inverse @ self._means.T
-        scores = _small(images) @ nearer - 0.5 * (self._means.T * nearer).sum(0)
+        scores = small @ nearer - 0.5 * (self._means.T * nearer).sum(0)
         right = float((scores.argmax(1) == labels).double().mean())
         one_hot = F.one_hot(labels, k).double()
         table = one_hot.T @ scores / one_hot.sum(0).clamp_min(1)[:, None]  # [label, class]
@@ -189,7 +191,7 @@ class OrderCheck:
         rather = float((scores.argmax(1) == best[labels]).double().mean())
         told = k >= _SMALLEST and best_score - score > _BETTER
         told = told and (rather >= right + _RATHER or best_score > _by_chance(table))
-        return OrderFit(score, right, len(images), k, tuple(best.tolist()) if told else (), best_score)
+        return OrderFit(score, right, len(labels), k, tuple(best.tolist()) if told else (), best_score)
 
 
 def _by_chance(table: Tensor) -> float:

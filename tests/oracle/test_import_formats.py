@@ -379,8 +379,8 @@ def test_images_of_something_else_are_refused(tmp_path):
     images = torch.randn(20, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     torch.save({"data": [images, torch.arange(10).repeat_interleave(2)]}, tmp_path / "x.pt")
     with pytest.raises(UsageError, match="may be images of something else than fashion-mini"):
-        one(tmp_path / "x.pt")
-    assert torch.equal(one(tmp_path / "x.pt", class_order="data").images, images)
+        one(tmp_path / "x.pt", value_space="normalised")
+    assert torch.equal(one(tmp_path / "x.pt", value_space="normalised", class_order="data").images, images)
 
 
 @pytest.mark.parametrize(
@@ -406,6 +406,21 @@ def test_a_file_that_is_not_whole_is_refused(ours, tmp_path, change, words):
 def test_classes_of_different_sizes_if_it_is_said(ours, tmp_path):
     torch.save({"data": [ours.images[:-1], ours.labels[:-1]]}, tmp_path / "x.pt")
     assert one(tmp_path / "x.pt", uneven=True).ipc is None
+
+
+@pytest.mark.parametrize("shape", [(30,), (3, 10)])
+def test_positions_are_of_all_training_images(tmp_path, shape):
+    """A selection, and one for each epoch; images are counted before any are held out."""
+    whole = open_data(DATASET, DataSettings(holdout=0), "cpu")
+    chosen = torch.cat([whole.train.of_class(c)[5:8] for c in range(10)]).view(shape)
+    np.save(tmp_path / "x.npy", chosen.numpy())
+    made = one(tmp_path / "x.npy")
+    assert made.image_kind == ("indices" if len(shape) == 1 else "schedule")
+    assert torch.equal(made.images, chosen)
+    assert torch.equal(made.labels, whole.train.labels[chosen])
+    np.save(tmp_path / "x.npy", torch.cat([chosen, chosen], -1).numpy())
+    with pytest.raises(UsageError, match="stands there twice"):
+        one(tmp_path / "x.npy")
 
 
 # ---- the rules by themselves -----------------------------------------------------------------------------------------
@@ -455,6 +470,9 @@ def test_what_is_not_clear_must_be_said():
     both = replace(unclear, value_space=("normalised", "zca"), family="mtt")
     with pytest.raises(UsageError, match=r"say value_space=normalised or value_space=zca$"):
         settle(both, "cifar10", None)
+    rough = replace(both, images=both.images * 3)  # spread as normalised ones, but neighbours have nothing in common
+    with pytest.raises(UsageError, match=r"say value_space=normalised or value_space=zca$"):
+        settle(rough, "cifar10", None)
     assert settle(replace(both, value_space="normalised"), "cifar10", None).constants == "cifar10"
     assert settle(both, "cifar100", "normalised:cifar100").constants == "cifar100"
     with pytest.raises(UsageError, match="did you mean 'cifar10'"):
