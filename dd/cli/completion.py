@@ -68,7 +68,12 @@ _IMPORT: dict[str, tuple[str, ...]] = {  # keys of `dd import`, with their words
     "size": (),
     "out": (),
 }
-_KEYED = ("run", "show", "eval", "experts make")  # verbs with settings
+# further keys of some verbs, and the values of those that have few
+_OWN: dict[str, dict[str, list[str]]] = {
+    "sweep": {"trials": [], "workers": []},
+    "new sweep": {"over": [], "search": ["bayes", "grid", "random"], "trials": [], "to": []},
+}
+_KEYED = ("run", "show", "eval", "sweep", "experts make", "new sweep")  # verbs with settings
 
 
 @click.command(
@@ -110,7 +115,7 @@ def _candidates(before: list[str], last: str) -> Iterable[str]:
 
     if not before:
         return VERBS
-    verb = " ".join(before[:2]) if before[0] in ("experts", "data") and len(before) > 1 else before[0]
+    verb = " ".join(before[:2]) if before[0] in ("experts", "data", "new") and len(before) > 1 else before[0]
     known = indexed("completion", _known, plug_ins)
     if verb in ("methods", "recipes"):
         return known["methods"]
@@ -122,12 +127,14 @@ def _candidates(before: list[str], last: str) -> Iterable[str]:
         return _imports(known, last)
     if verb == "export":
         return [f"{key}={value}" for key, values in _EXPORT.items() for value in values]
+    if verb == "sweep" and len(before) == 1:
+        return _files(last, ".yaml")
     if verb in _KEYED:
-        return _settings(known, before, last)
+        return _settings({**known, "keys": known["keys"] | _OWN.get(verb, {})}, before, last)
     return {
+        "new": ("method", "sweep"),
         "experts": ("make", "verify", "prune"),
         "data": ("check",),
-        "new": ("method",),
         "completion": tuple(_SCRIPTS),
     }.get(verb, ())
 
@@ -192,12 +199,18 @@ def _known() -> dict[str, Any]:
     from dd.recipes.checks import instance
     from dd.recipes.layers import BARE
     from dd.recipes.schema import leaves
+    from dd.runs.trackers import tracker_names
 
     datasets = [source.name.removesuffix("PATH") for source in list_sources()]
     keys = {key: _choices(leaf.annotation) for key, leaf in BARE.items()}
     for prefix, part in (("data.", DataSettings()), ("student.", NetworkSpec()), ("eval.", Protocol())):
         keys |= {key: _choices(leaf.annotation) for key, leaf in leaves(part, prefix).items()}
-    keys |= {"dataset": datasets, "eval.protocol": list(PROTOCOLS), "device": ["auto", "cpu", "cuda", "mps"]}
+    keys |= {
+        "track": list(tracker_names()),
+        "dataset": datasets,
+        "eval.protocol": list(PROTOCOLS),
+        "device": ["auto", "cpu", "cuda", "mps"],
+    }
     methods: dict[str, Any] = {}
     for entry in registry.list_methods():
         if entry.error is not None:

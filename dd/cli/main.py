@@ -21,6 +21,7 @@ VERBS = (
     "pull",
     "push",
     "import",
+    "sweep",
     "export",
     "show",
     "methods",

@@ -68,6 +68,15 @@ class Evaluator:
         holdout = tuple(row["holdout"] for row in rows if row["holdout"] is not None)
         return Score(tuple(row["test"] for row in rows), holdout, lr, note, **_by_class(rows))
 
+    def held_out(self, arm: Arm, lr: float, students: int) -> tuple[float, ...]:
+        """Held-out accuracies in percent of `students` students on an arm; no test image is looked at.
+
+        Raises:
+            UsageError: nothing is held out.
+        """
+        self.require_holdout()
+        return tuple(self._student(arm, lr, j, tested=False)["holdout"] for j in range(students))
+
     def better_lr(self, arm: Arm, candidates: Sequence[float], students: int) -> Score:
         """Train at the candidate lr with the best held-out accuracy, judged by a few pilot students."""
         if len(candidates) == 1:
@@ -81,13 +90,19 @@ class Evaluator:
         tried = ", ".join(f"{lr:.4g}: {mean:.1f} %" for lr, mean in zip(candidates, means, strict=True))
         return self.score(arm, best, students, f"better of {tried} on held-out images")
 
+    def require_holdout(self) -> None:
+        """Raise `UsageError` where nothing is held out."""
+        if not len(self.task.data.holdout):
+            raise UsageError(f"{self.task.data.name} has no held-out images to choose by; give a larger data.holdout")
+
     def probe(self, distilled: DistilledSet) -> float:
         """Return the held-out accuracy in percent of one briefly trained student; for a curve, never for selection."""
         steps = min(self.protocol.probe_steps, self.protocol.total_steps(distilled.n))
         brief = Evaluator(self.task, replace(self.protocol, steps=steps, epochs=None), labeller=self.labeller)
         brief._trainer = self._shared_trainer()
         arm = set_arm("probe", distilled, self.task.data.preprocess)
-        return brief._student(arm, self.lr_of(distilled), 0)["holdout"]
+        (accuracy,) = brief.held_out(arm, self.lr_of(distilled), 1)
+        return accuracy
 
     def lr_of(self, distilled: DistilledSet) -> float:
         """Return the set's learned lr, or the protocol's lr if the set has none.
@@ -124,7 +139,8 @@ class Evaluator:
         each = [after - before for before, after in itertools.pairwise(ended)]
         return min(each[1:] or each, default=0.0)  # the first step includes compilation and data loading
 
-    def _student(self, arm: Arm, lr: float, j: int) -> dict[str, Any]:
+    def _student(self, arm: Arm, lr: float, j: int, *, tested: bool = True) -> dict[str, Any]:
+        """What student j reached; without `tested` on held-out images alone."""
         task = self.task
         spec = {
             "version": VERSION,
@@ -143,15 +159,22 @@ class Evaluator:
         if self.labeller is not None and arm.temperature is None:
             spec["labels"] = self.labeller.facts
         what = f"student {j + 1} on {arm.name} (lr {lr:.4g})"
-        train = partial(self._train, arm, lr, j)
-        return task.store.value(KIND, spec, train, what, force=self.force, describe=_test_accuracy).value
+        train, words = partial(self._train, arm, lr, j), _test_accuracy
+        if not tested:
+            whole = None if self.force else task.store.peek(KIND, spec)
+            if whole is not None and whole.value["holdout"] is not None:
+                return whole.value
+            spec, train, words = spec | {"tested": False}, partial(train, tested=False), _holdout_accuracy
+        return task.store.value(KIND, spec, train, what, force=self.force, describe=words).value
 
-    def _train(self, arm: Arm, lr: float, j: int) -> dict[str, Any]:
+    def _train(self, arm: Arm, lr: float, j: int, tested: bool = True) -> dict[str, Any]:
         data, began = self.task.data, time.perf_counter()
         batches, temperature = self._batches(arm, j)
         fit = self.protocol.fit(arm.n, lr, data.augment, temperature)
         network = next(self._shared_trainer().train([(self.task.seed, "student", j)], batches, fit))
         holdout = accuracy(network, data.holdout.batches(512)) if len(data.holdout) else None
+        if not tested:
+            return {"holdout": holdout, "seconds": time.perf_counter() - began}
         logits, labels = predict(network, data.tested(self.protocol.test_resize).batches(512))
         predicted = logits.argmax(1)
         classes, balanced = recall(predicted, labels, len(data.classes))
@@ -309,3 +332,7 @@ def _full(evaluator: Evaluator) -> tuple[Score | None, str]:
 
 def _test_accuracy(row: dict[str, Any]) -> str:
     return f": {row['test']:.2f} %"
+
+
+def _holdout_accuracy(row: dict[str, Any]) -> str:
+    return f": {row['holdout']:.2f} % of held-out images"

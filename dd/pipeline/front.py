@@ -32,7 +32,7 @@ def run(  # noqa: PLR0913  the keys of `dd run`, by name for completion in edito
     eval: "str | Protocol | Mapping[str, Any] | None" = None,
     out: str | Path | None = None,
     force: bool = False,
-    track: str | None = None,
+    track: str | Sequence[str] | None = None,
     **settings: Any,
 ) -> Outcome:
     """Distil and evaluate, as `dd run` does with the same settings: the same recipe, hash and folder.
@@ -63,7 +63,7 @@ def run(  # noqa: PLR0913  the keys of `dd run`, by name for completion in edito
         eval: how students are trained: the name of a protocol (`dd.list_protocols()`), a `Protocol`, or a mapping.
         out: the folder that holds all runs; None for `$DD_RUNS` or ./runs.
         force: repeat what is already finished.
-        track: "wandb" or "none".
+        track: who follows the run: "wandb", "trackio" or both; "none" for nobody.
         settings: every other key of `dd run`: the method's own, by name or in groups (`experts={"count": 20}`,
             `experts=ExpertSettings(count=20)`), `precision`, `deterministic`, `compile`, `recipe`; dotted keys as
             `**{"eval.students": 3}`.

@@ -90,7 +90,7 @@ class SetParts(Generic[P]):
     def tracked(self) -> None:
         """Make the parts with a progress bar and a log; called in the first process only."""
         run, first, total = self.run, self._next(), len(self.tasks) * self.method.iterations
-        tracker = Track(run.folder, resume_at=first, track=run.track, config=run.recipe.flat(), name=run.recipe.name)
+        tracker = Track(run.folder, resume_at=first, trackers=run.trackers)
         with tracker, bar("synthesise", total, first) as progress:
 
             def show(it: int, scalars: Mapping[str, Any]) -> None:
@@ -127,7 +127,7 @@ class SetParts(Generic[P]):
         start = method.finish(syn, task, self.prepared)
         offset, every = number * method.iterations, -(-len(self.tasks) * method.iterations // ROWS)
         first, history = checkpoint.iteration(), checkpoint.log()
-        tracker = Track(folder, resume_at=offset + first, history=history, track="none")
+        tracker = Track(folder, resume_at=offset + first, history=history)
         with measured(task.device) as cost, tracker as own:
 
             def note(it: int, scalars: Mapping[str, Any]) -> None:

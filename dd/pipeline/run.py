@@ -25,6 +25,7 @@ from dd.evaluation.report import Report
 from dd.io import write_text
 from dd.labels import Labeller, LabelStore
 from dd.pipeline import synthesis
+from dd.pipeline.following import followed, require_holdout, tell, tell_again
 from dd.pipeline.foreign import remember
 from dd.pipeline.label import label as labelled
 from dd.pipeline.label import require_room
@@ -38,6 +39,8 @@ from dd.runs import RunFolder
 from dd.runs.memory import enough_memory
 from dd.runs.stop import Stop
 from dd.runs.store import Artefact, Making
+from dd.runs.track import parse_log, replayed
+from dd.runs.trackers import Trackers, in_agent
 from dd.sets import DistilledSet, save
 
 log = logging.getLogger(__name__)
@@ -47,15 +50,44 @@ Left = Literal["nothing", "report", "set"]
 
 
 def run_recipe(
-    recipe: Recipe, *, out: str | None = None, force: bool = False, track: str | None = None, command: str = ""
+    recipe: Recipe, *, out: str | None = None, force: bool = False, track: tuple[str, ...] = (), command: str = ""
 ) -> Outcome | None:
     """Execute all stages from real images to the report, skipping finished work and resuming interrupted work.
 
     Under torchrun the processes share the synthesis.  The first process does everything else; the others return None.
+
+    Args:
+        recipe: the settings.
+        out: the folder that holds all runs.
+        force: repeat what is already finished.
+        track: the trackers that follow the run, see `dd.runs.trackers.chosen`.
+        command: the command that started it.
     """
     folder = locate(recipe, out)
+    if in_agent():
+        require_holdout(recipe)
     if not force and folder.is_finished():
-        return finished(folder) if parallel.is_first() else None
+        return _reported(recipe, folder, track)
+    with begun(recipe, folder, force=force, command=command) as (run, held):
+        if held.left == "nothing":
+            return _reported(recipe, folder, track)
+        with followed(run, track) if parallel.is_first() else contextlib.nullcontext(run) as run:
+            return _stages(run, held, run.recipe.method)
+
+
+@contextlib.contextmanager
+def begun(
+    recipe: Recipe, folder: RunFolder, *, force: bool = False, command: str = "", trackers: Trackers | None = None
+) -> "Iterator[tuple[Run, Held]]":
+    """Lock a run's folder, open its data, settle its recipe, and find the remaining work.
+
+    Args:
+        recipe: the settings.
+        folder: the run's folder.
+        force: repeat what is already finished.
+        command: the command that started it.
+        trackers: the trackers that follow it.
+    """
     command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     stop = Stop(f"everything finished is kept; {_way_on(command, force)}")
     with stop.watching(), parallel.processes(recipe.device) as device:
@@ -63,15 +95,22 @@ def run_recipe(
         with enough_memory("reading the images", lighter(recipe, "data")):
             task = make_task(recipe)  # may raise, so check before writing or clearing anything
         recipe = settled(recipe, task, {} if force else folder.settings())
-        run = Run(recipe, task, folder, stop, command, force, track)
+        run = Run(recipe, task, folder, stop, command, force, Trackers() if trackers is None else trackers)
         with _held(run) as held, numerics(recipe):
-            return _stages(run, held, recipe.method)
+            yield run, held
 
 
-def _stages(run: Run, held: "_Held", method: Method[P]) -> Outcome | None:
+def _reported(recipe: Recipe, folder: RunFolder, track: tuple[str, ...]) -> Outcome | None:
+    """Report a run that was finished before; return None in secondary processes."""
+    if not parallel.is_first():
+        return None
+    outcome = finished(folder)
+    tell_again(recipe, outcome, track)
+    return outcome
+
+
+def _stages(run: Run, held: "Held", method: Method[P]) -> Outcome | None:
     """Execute the stages in order."""
-    if held.left == "nothing":
-        return finished(run.folder) if parallel.is_first() else None
     _require_room_for_labels(run)  # may raise, so check before hours of work
     prepared = prepare(run, method)
     if not parallel.is_first():
@@ -83,6 +122,7 @@ def _stages(run: Run, held: "_Held", method: Method[P]) -> Outcome | None:
     show(run, pair)
     report = evaluate(run, pair, labeller, store)
     run.folder.finish(report.to_dict())  # last: a finished run is not cleaned up any more
+    tell(run, method, report)
     return Outcome(report, run.folder, fresh=True)
 
 
@@ -97,16 +137,20 @@ def prepare(run: Run, method: Method[P]) -> P:
     return prepared
 
 
-def synthesise(run: Run, held: "_Held", method: Method[P], prepared: P) -> Pair:
+def synthesise(run: Run, held: "Held", method: Method[P], prepared: P) -> Pair:
     """Return the set and the set at iteration 0, stored under the key `set_key`."""
     assert held.set is not None
     made = held.set.found
+    found = made is not None
     if made is None:
         with enough_memory("synthesising", lighter(run.recipe, "synthesise")):
             made = held.set.put(*synthesis.synthesised(run, method, prepared))
     held.release()
     synthesis.forget(run)  # the set now contains it all
     write_text(run.folder.log_csv, made.info["log"])
+    if found and run.trackers.listening:  # they have not seen its log
+        for row in replayed(parse_log(made.info["log"])[1]):
+            run.trackers.log(row)
     run.costs["synthesise"] = made.info["cost"]
     return _pair(run, made)
 
@@ -148,7 +192,7 @@ def _require_room_for_labels(run: Run) -> None:
 
 
 @dataclass(frozen=True)
-class _Held:
+class Held:
     """The remaining work of a run, and the lock on the set's artefact.
 
     Attributes:
@@ -163,7 +207,7 @@ class _Held:
 
 
 @contextlib.contextmanager
-def _held(run: Run) -> Iterator[_Held]:
+def _held(run: Run) -> Iterator[Held]:
     """Lock a run against concurrent starts for the duration of the block.
 
     Under torchrun the first process determines the remaining work and tells the others, which only help with the set.
@@ -183,7 +227,7 @@ def _held(run: Run) -> Iterator[_Held]:
         left = parallel.agreed(left)
         if left == "report" and not parallel.is_first():
             left = "nothing"
-        yield _Held(left, making, place.close)
+        yield Held(left, making, place.close)
 
 
 def _is_whole(run: Run) -> bool:

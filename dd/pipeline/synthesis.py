@@ -61,14 +61,7 @@ def _whole(run: Run, method: Method[P], prepared: P) -> Payload:
     start = _described(run, method.finish(syn, task, prepared), 0)
     first = checkpoint.iteration()
     evaluator = Evaluator(task, recipe.eval, labeller=method.labeller(task, prepared))
-    track = Track(
-        run.folder,
-        resume_at=first,
-        history=checkpoint.log(),
-        track=run.track,
-        config=recipe.flat(),
-        name=recipe.name,
-    )
+    track = Track(run.folder, resume_at=first, history=checkpoint.log(), trackers=run.trackers)
     with measured(task.device) as cost, track, bar("synthesise", method.iterations, first) as progress:
 
         def show(it: int, scalars: Mapping[str, Any]) -> None:

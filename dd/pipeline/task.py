@@ -19,6 +19,7 @@ from dd.runs import RunFolder, Store
 from dd.runs.cost import measured
 from dd.runs.memory import enough_memory
 from dd.runs.stop import Stop
+from dd.runs.trackers import Trackers
 from dd.training.compiled import can_compile
 
 
@@ -87,7 +88,7 @@ class Run:
         stop: pending signals.
         command: the command that started it.
         force: repeat what is already finished.
-        track: "wandb", "none" or None, see `Track`.
+        trackers: the trackers that follow it.
         costs: "seconds", "peak_memory" and further values of each finished stage, by stage name.
     """
 
@@ -97,7 +98,7 @@ class Run:
     stop: Stop
     command: str
     force: bool
-    track: str | None
+    trackers: Trackers = field(default_factory=Trackers)
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @contextlib.contextmanager

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from dd.errors import UsageError, close_matches
 from dd.recipes import checks
 from dd.recipes.schema import Leaf, flatten, groups, leaves
+from dd.runs.trackers import chosen
 from dd.settings import Outside, build, identity
 
 if TYPE_CHECKING:
@@ -58,6 +59,23 @@ class RunKeys:
     """Set to start from: its file, or the folder of its run."""
 
 
+def _named(value: Any) -> Any:
+    """Convert null to the default, and lists to tuples."""
+    if value is None:
+        return ()
+    if value == "none":  # would otherwise be read as null
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _trackers(names: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        chosen(names)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return names
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """Options of a run that are not part of its settings."""
@@ -68,8 +86,10 @@ class RunOptions:
     """Folder that holds all runs."""
     force: bool = False
     """Repeat finished work."""
-    track: Literal["wandb", "none"] | None = None
-    """Where to report the run's progress."""
+    track: Annotated[tuple[str, ...], BeforeValidator(_named), AfterValidator(_trackers)] = ()
+    """Trackers that follow the run, in addition to its log.csv: "wandb", "trackio" or both ("wandb,trackio"); "none"
+    for none.  () stands for wandb inside a W&B agent, and for none elsewhere.
+    """
 
 
 _KEYS, OPTIONS = leaves(RunKeys()), leaves(RunOptions())

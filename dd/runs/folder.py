@@ -180,8 +180,9 @@ class RunFolder:
         writable(self.path, _WAY_OUT)
         with locked(self.path / ".lock", f"the run in {self.path}"):
             # remove partial files of a killed process; we hold the lock, so nobody is writing now
-            for file in (*self._files(), previous(self.checkpoint)):
-                for stale in self.path.glob(f".{file.name}.*"):
+            names = [file.name for file in (*self._files(), previous(self.checkpoint))]
+            for name in (*names, "*-id"):  # a tracker's id
+                for stale in self.path.glob(f".{name}.*"):
                     stale.unlink(missing_ok=True)
             yield
 

@@ -90,7 +90,7 @@ def progress_plot(path: Path, csv_path: Path) -> None:
         )
         if (points := curve(rows, name))
     ]
-    figure = _figure(7.0, 0.8 + 2.2 * max(len(curves), 1))
+    figure = new_figure(7.0, 0.8 + 2.2 * max(len(curves), 1))
     axes = figure.subplots(max(len(curves), 1), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (label, style, points) in zip(axes, curves, strict=False):
         its, values = zip(*points, strict=True)
@@ -104,7 +104,7 @@ def progress_plot(path: Path, csv_path: Path) -> None:
     if not curves:
         axes[0].text(0.5, 0.5, "nothing was logged", ha="center", va="center", transform=axes[0].transAxes)
     axes[-1].set_xlabel("outer iteration")
-    _write(path, figure)
+    save_figure(path, figure)
 
 
 def curve(rows: Sequence[dict[str, str]], name: str) -> list[tuple[int, float]]:
@@ -132,7 +132,7 @@ def _save_sheet(
 ) -> None:
     head, foot = 44, 20 if caption else 0  # pixels above and below the images, for two lines and one line of text
     high, wide = canvas.shape[0] + head + foot, canvas.shape[1]
-    figure = _figure(wide / _DPI, high / _DPI, layout=None)
+    figure = new_figure(wide / _DPI, high / _DPI, layout=None)
     ax = figure.add_axes((0, foot / high, 1, canvas.shape[0] / high))
     ax.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, wide, canvas.shape[0], 0))
     ax.set_axis_off()
@@ -144,7 +144,7 @@ def _save_sheet(
             _text(ax, c * step + (k + 0.5) * width, -8, title, room=width, size=7)
     if caption:
         _text(ax, wide / 2, canvas.shape[0] + 15, caption, room=wide, size=8)
-    _write(path, figure)
+    save_figure(path, figure)
 
 
 def _text(ax: "Axes", x: float, y: float, text: str, room: float, size: float) -> None:
@@ -158,7 +158,8 @@ def _text(ax: "Axes", x: float, y: float, text: str, room: float, size: float) -
     ax.text(x, y, text, fontsize=size, ha="center", va="bottom", parse_math=False, family="DejaVu Sans", clip_on=False)
 
 
-def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
+    """An empty figure of so many inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -167,7 +168,8 @@ def _figure(width: float, height: float, layout: Literal["constrained"] | None =
     return figure
 
 
-def _write(path: Path, figure: "Figure") -> None:
+def save_figure(path: Path, figure: "Figure") -> None:
+    """Write a figure as PNG, whole or not at all."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI, facecolor="white")
 

@@ -1,19 +1,17 @@
-"""Scalars of a run: always a CSV file, and Weights & Biases when asked."""
+"""Scalars of a run: always a CSV file, and whoever else follows the run."""
 
 import csv
 import io
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, SupportsFloat
 
-from dd.errors import unknown
 from dd.io import write_text
 from dd.runs.folder import RunFolder
+from dd.runs.trackers import LogRow, Trackers
 
 Scalar = SupportsFloat | str | None
-TRACKERS = ("wandb", "none")
 
 
 class Track:
@@ -28,9 +26,7 @@ class Track:
         *,
         resume_at: int = 0,
         history: str | None = None,
-        track: str | None = None,
-        config: Mapping[str, object] | None = None,
-        name: str | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         """Open the log.
 
@@ -38,21 +34,9 @@ class Track:
             folder: the run's folder.
             resume_at: the iteration that comes next; rows of it and of later ones are dropped, since they come again.
             history: the log up to there; None: what the file holds.
-            track: "wandb" to log there too, "none" not to; None: only inside a W&B sweep agent.
-            config: the resolved recipe, shown by W&B.
-            name: of the run, shown by W&B.
-
-        Raises:
-            UsageError: `track` names no tracker.
-            RunError: W&B cannot start.
+            trackers: who is given every new row, too.
         """
-        if track is not None and track not in TRACKERS:
-            raise unknown("tracker", track, TRACKERS)
-        self._wandb = None
-        if track == "wandb" or (track is None and os.environ.get("WANDB_SWEEP_ID")):
-            from dd.runs._wandb import WandbRun
-
-            self._wandb = WandbRun(folder.path, resume=resume_at > 0, config=dict(config or {}), name=name)
+        self._trackers = Trackers() if trackers is None else trackers
         self._path = folder.log_csv
         self._columns, rows = read_log(self._path) if history is None else parse_log(history)
         self._columns = self._columns or ["it"]
@@ -72,19 +56,15 @@ class Track:
             self._rewrite(read_log(self._path)[1])
         self._file.write(_line([row.get(name) for name in self._columns]))
         self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log(row)
+        self._trackers.log(row)
 
     def text(self) -> str:
         """The log so far, as its file has it."""
         return self._path.read_text(encoding="utf-8")
 
-    def close(self, failed: bool = False) -> None:
-        """Close the file, and mark the W&B run as finished or failed."""
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
-        if self._wandb is not None:
-            self._wandb.close(failed)
-            self._wandb = None
 
     def __enter__(self) -> Self:
         return self
@@ -92,7 +72,7 @@ class Track:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(failed=error is not None)
+        self.close()
 
     def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
         if hasattr(self, "_file"):
@@ -123,6 +103,19 @@ def parse_log(text: str) -> tuple[list[str], list[dict[str, str]]]:
     columns = table[0]
     good = (cells for cells in table[1:] if len(cells) == len(columns) and cells[0].isdecimal())
     return columns, [dict(zip(columns, cells, strict=True)) for cells in good]
+
+
+def replayed(rows: Sequence[Mapping[str, str]]) -> Iterator[LogRow]:
+    """Rows of a log as they were logged, for who was not there."""
+    for row in rows:
+        yield {"it": int(row["it"]), **{name: _read(cell) for name, cell in row.items() if name != "it"}}
+
+
+def _read(cell: str) -> str | float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell or None
 
 
 def _line(cells: Sequence[object]) -> str:

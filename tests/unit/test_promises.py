@@ -48,7 +48,8 @@ RUNS_CODE = {"eval": (), "exec": ("registry.py",), "compile": ("registry.py",), 
 SAFE = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
 RUNS_CODE |= {"torch.save": ("export.py",)}  # a .pt file, where one is asked for
 UNSAFE = {"pickle", "marshal", "shelve", "yaml", "dill", "joblib"}
-LOOKS_THROUGH = "pickles.py"  # a dry run, in which every global is a note of its name
+# a dry run, in which every global is a note of its name; YAML's safe loader, without aliases
+LOOKS_THROUGH = {"pickle": "pickles.py", "yaml": "yaml_file.py"}
 # what writes: through `dd.io.atomic`, but for the rows of a log, a recipe of the tests that we ship, and the kernel
 WRITES = {"write_text", "write_bytes", "savefig", "savez", "to_csv", "tofile", "mkstemp"}
 WRITERS = {
@@ -61,6 +62,7 @@ WRITERS = {
     "new_method.py": "into a temporary folder that is renamed",
     "push.py": "into a folder that is uploaded, and then gone",
     "track.py": "appends whole lines",
+    "study.py": "cuts a half-written line off a journal to which whole lines are appended",
     "conformance.py": "in a temporary folder",
     "cost.py": "to the kernel: /proc/self/clear_refs",
 }
@@ -92,7 +94,8 @@ def runs_what_it_reads(source: str, file: str) -> list[str]:
         names += [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
         for name in names:
             # which `torch.load` raises
-            if name.partition(".")[0] in UNSAFE and not name.endswith("UnpicklingError") and file != LOOKS_THROUGH:
+            package = name.partition(".")[0]
+            if package in UNSAFE and not name.endswith("UnpicklingError") and file != LOOKS_THROUGH.get(package):
                 found.append(name)
     return found
 

@@ -244,7 +244,7 @@ def test_all_problems_are_named_at_once(toy):
         ({"device": "cuda:99"}, "device=cuda:99"),
         ({"eval.steps": 5, "eval.epochs": 6}, "give one of steps and epochs"),
         ({"window_start": 11, "iterations": 10}, "window_start=11 lies after iterations=10"),
-        ({"track": "tensorboard"}, "expected 'wandb' or 'none' or null"),
+        ({"track": "tensorboard"}, "unknown tracker 'tensorboard'"),
         ({"force": "perhaps"}, "expected true or false"),
     ],
     ids=str,

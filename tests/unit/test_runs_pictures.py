@@ -69,11 +69,11 @@ def test_any_channels_values_and_names_will_do(tmp_path, channels):
 def test_the_log_is_drawn_whatever_it_holds(tmp_path):
     folder = RunFolder(tmp_path)
     progress_plot(tmp_path / "none.png", folder.log_csv)
-    with Track(folder, track="none") as track:
+    with Track(folder) as track:
         for it in range(20):
             track.log(it, loss=float("nan") if it == 3 else 1000.0 / (1 + it**3), skipped=it % 7 == 0)
     progress_plot(tmp_path / "loss.png", folder.log_csv)
-    with Track(folder, track="none", resume_at=20) as track:
+    with Track(folder, resume_at=20) as track:
         track.log(20, lr=0.01, note="text")
         track.log(20, probe=0.5)
     progress_plot(tmp_path / "all.png", folder.log_csv)

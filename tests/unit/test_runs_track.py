@@ -7,7 +7,6 @@ import time
 import pytest
 import torch
 
-from dd.errors import UsageError
 from dd.runs import RunFolder, Track, read_log
 
 
@@ -17,8 +16,7 @@ def table(folder: RunFolder) -> list[list[str]]:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> RunFolder:
-    monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
+def folder(tmp_path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
@@ -78,16 +76,11 @@ def test_a_file_that_is_no_log_is_started_afresh(folder):
     assert table(folder) == [["it", "loss"], ["5", "1"]]
 
 
-def test_an_unknown_tracker_is_refused(folder):
-    with pytest.raises(UsageError, match="unknown tracker 'wandd'; did you mean 'wandb'"):
-        Track(folder, track="wandd")
-
-
 ENDLESS = """
 import sys
 from pathlib import Path
 from dd.runs import RunFolder, Track
-track = Track(RunFolder(Path(sys.argv[1])), track="none")
+track = Track(RunFolder(Path(sys.argv[1])))
 it = 0
 while True:
     track.log(it, loss=it / 3, **{f"column{it // 100}": it} if it < 2000 else {})
@@ -112,76 +105,3 @@ def test_a_kill_at_any_time_leaves_a_valid_log(folder, delay):
     with Track(folder, resume_at=200) as track:
         track.log(200, loss=0.0)
     assert [len(cells) for cells in table(folder)] == [len(columns)] * 202
-
-
-WANDB = """
-import sys
-from pathlib import Path
-from dd.runs import RunFolder, Track
-track = sys.argv[2] if len(sys.argv) > 2 else None
-for resume_at in (0, 2):
-    with Track(RunFolder(Path(sys.argv[1])), resume_at=resume_at, config={"m": "datm"}, track=track) as log:
-        for it in range(resume_at, resume_at + 2):
-            log.log(it, loss=0.5, note=None)
-print("wandb" in sys.modules)
-"""
-
-
-def run_wandb(folder, *arguments, **env):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    home = {"HOME": str(folder.path.parent), "XDG_CACHE_HOME": str(folder.path.parent / "cache")}
-    command = [sys.executable, "-W", "error", "-c", WANDB, folder.path, *arguments]
-    return subprocess.run(command, env={**clean, **home, **env}, capture_output=True, text=True, timeout=120)
-
-
-def test_wandb_is_not_even_imported_unless_asked_for(folder):
-    done = run_wandb(folder)
-    assert (done.stdout, done.stderr) == ("False\n", "")
-
-
-def test_track_none_keeps_wandb_off_inside_a_sweep(folder):
-    assert run_wandb(folder, "none", WANDB_SWEEP_ID="abc").stdout == "False\n"
-
-
-@pytest.mark.slow
-def test_a_wandb_run_goes_on_under_its_id(folder):
-    done = run_wandb(folder, "wandb", WANDB_MODE="offline")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "True\n"
-    name = (folder.path / "wandb-id").read_text().strip()
-    kept = [path.name for path in (folder.path / "wandb").glob("offline-run-*")]
-    assert len(kept) == 2
-    assert all(f"-{name}" in path for path in kept)
-    assert [row["it"] for row in read_log(folder.log_csv)[1]] == ["0", "1", "2", "3"]
-
-
-@pytest.mark.slow
-def test_no_key_is_written(folder):
-    done = run_wandb(folder, "wandb", WANDB_MODE="offline", WANDB_API_KEY=(key := "5ec2e7" * 7)[:40])
-    assert done.returncode == 0, done.stderr
-    files = [path for path in folder.path.rglob("*") if path.is_file()]
-    assert any(path.suffix == ".wandb" for path in files)
-    assert [path for path in files if key[:40].encode() in path.read_bytes()] == []
-
-
-@pytest.mark.slow
-def test_a_sweep_agent_switches_wandb_on_and_its_environment_is_respected(folder, tmp_path):
-    (tmp_path / "w").mkdir()
-    env = {"WANDB_DIR": str(tmp_path / "w"), "WANDB_RUN_ID": "mine", "WANDB_MODE": "offline"}
-    done = run_wandb(folder, WANDB_SWEEP_ID="abc", **env)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "True\n"
-    assert "WARNING" not in done.stderr
-    kept = [path.name for path in (tmp_path / "w" / "wandb").glob("offline-run-*")]
-    assert kept
-    assert all("-mine" in path for path in kept)
-    assert os.listdir(folder.path) == ["log.csv"]
-
-
-@pytest.mark.slow
-def test_wandb_that_cannot_start_is_one_clear_line(folder):
-    done = run_wandb(folder, "wandb", WANDB_MODE="nonsense")
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("dd.errors.RunError: W&B could not start (")
-    assert last.endswith("set WANDB_MODE=offline, or leave out track=wandb")

@@ -1,0 +1,10 @@
+"""Sweeps over settings: one YAML file for W&B's agents and, without an account, for this machine.
+
+Trials are ranked by held-out accuracy; only the winner is scored on test images, once.
+"""
+
+from dd.sweeps.draft import draft
+from dd.sweeps.local import Swept, sweep
+from dd.sweeps.yaml_file import Parameter, SweepFile, read_sweep
+
+__all__ = ["Parameter", "SweepFile", "Swept", "draft", "read_sweep", "sweep"]
