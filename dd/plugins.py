@@ -4,6 +4,7 @@ A package declares an entry point, `NAME = "module:object"`, in one of `GROUPS`.
 for.  A plug-in that is broken takes nothing else down: it is listed with its error and left out otherwise.
 """
 
+import json
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,12 @@ class PlugIn:
     def package(self) -> str:
         """The distribution that declares it, or all of them."""
         return " and ".join(sorted(point.dist.name if point.dist else point.module for point in self.points))
+
+    @property
+    def editable(self) -> bool:
+        """Whether it is an editable install (PEP 610), so that its code may change while its version does not."""
+        facts = [point.dist.read_text("direct_url.json") for point in self.points if point.dist]
+        return any(json.loads(text).get("dir_info", {}).get("editable", False) for text in facts if text)
 
     def load(self) -> object:
         """Import it.

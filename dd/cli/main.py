@@ -141,8 +141,18 @@ def _unexpected(error: Exception, as_json: bool) -> int:
             return _end(f"{_shortened(str(error.filename))}: {error.strerror}", 2, as_json)
     if not as_json:
         sys.stderr.write(printable("".join(traceback.format_exception(error))))
+    if place := _of_a_plug_in(error):
+        return _end(f"{type(error).__name__}: {' '.join(str(error).split())}; the error is in {place}", 1, as_json)
     report = "this is a bug in dd: please report it with these lines and the output of `dd doctor`"
     return _end(f"{type(error).__name__}: {' '.join(str(error).split())}; {report}", 1, as_json)
+
+
+def _of_a_plug_in(error: Exception) -> str:
+    """Return where in the code of a method that is not ours an error arose; "" if no such code was running."""
+    registry = sys.modules.get("dd.engine.registry")
+    files = {str(file) for file in (registry.files() or ())} if registry else set()
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name}" if frames else ""
 
 
 def _shortened(text: str, most: int = 100) -> str:

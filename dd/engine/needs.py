@@ -1,11 +1,16 @@
 """Prerequisites of a method: declared once, listed by a plan, fetched by a run, passed to `Method.prepare`."""
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from torch import Tensor
+
+from dd.engine.code import code_in_the_making
+from dd.errors import UsageError
 from dd.runs.store import Artefact, Payload, Store, Wanted
 
 T = TypeVar("T")
@@ -42,7 +47,8 @@ class Made(Need[Artefact]):
     Attributes:
         name: name of the need, and kind of the artefact.
         store: where the artefact is kept.
-        spec: JSON-serialisable values that determine the artefact completely.
+        spec: JSON-serialisable values that determine the artefact completely.  While its method is under development,
+            the code of `make` counts too.
         make: computes (tensors by name, JSON-serialisable facts) from the results of the earlier needs; called only if
             the store does not have the artefact.
         words: description in plans and in the log, for example "statistics of cifar10".
@@ -56,11 +62,32 @@ class Made(Need[Artefact]):
 
     def artefacts(self) -> Sequence[Wanted]:
         """Return the single artefact."""
-        return [Wanted(self.name, self.spec, self.words)]
+        return [Wanted(self.name, self._key(), self.words)]
 
     def fetch(self, got: "Got") -> Artefact:
         """Return the artefact, creating it if needed; see `Store.tensors`."""
-        return self.store.tensors(self.name, self.spec, partial(self.make, got), self.words)
+        return self.store.tensors(self.name, self._key(), partial(self._made, got), self.words)
+
+    def _key(self) -> dict[str, Any]:
+        code = code_in_the_making(self.make)
+        key = self.spec | {"code": code} if code else self.spec
+        try:
+            json.dumps(key)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"the spec of Made({self.name!r}) must be JSON-serialisable: {error}") from error
+        return key
+
+    def _made(self, got: "Got") -> Payload:
+        payload = self.make(got)
+        if not (isinstance(payload, tuple) and len(payload) == 2 and all(isinstance(one, Mapping) for one in payload)):
+            raise UsageError(
+                f"`make` of Made({self.name!r}) returns {type(payload).__name__}; it must return a pair of mappings: "
+                "tensors by name, and JSON-serialisable facts"
+            )
+        if odd := [name for name, value in payload[0].items() if not isinstance(value, Tensor)]:
+            kind = type(payload[0][odd[0]]).__name__
+            raise UsageError(f"`make` of Made({self.name!r}) gives {odd[0]!r} as {kind}, not as a torch.Tensor")
+        return payload
 
 
 class Got:
@@ -74,5 +101,5 @@ class Got:
 
     def __getitem__(self, need: Need[T]) -> T:
         if need.name not in self._found:
-            raise KeyError(f"{need.name!r} is used in `prepare`, but `needs` does not list it")
+            raise UsageError(f"{need.name!r} is used in `prepare`, but `needs` does not list it")
         return self._found[need.name]

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from dd.engine.code import instructions, is_edited
 from dd.errors import RunError, UsageError, in_one_line, unknown
 from dd.io import digest, sha256_file, user_path
 from dd.plugins import PlugIn, plug_ins
@@ -49,15 +49,29 @@ def register(name: str) -> Callable[[M], M]:
     """
 
     def decorate(cls: M) -> M:
-        other = _registered.get(name)
-        holder = _builtin().get(name, cls.__module__) if other is None else other.__module__
-        if holder != cls.__module__ or (other is not None and _source(other) != _source(cls)):
-            raise UsageError(f"method name {name!r} is taken by {holder}; choose another in {cls.__module__}")
+        holder = _holder(name, cls)
+        if holder is not None:
+            here = _source_file(cls) or cls.__module__
+            raise UsageError(f"method name {name!r} is taken by {holder}; choose another name in {here}")
         cls.name = name
         _registered[name] = cls
         return cls
 
     return decorate
+
+
+def _holder(name: str, cls: type) -> str | None:
+    """Return the module or file of another method that has a name; None if it is free for this class."""
+    other = _registered.get(name)
+    if other is None:
+        module = _builtin().get(name, cls.__module__)
+        return None if module == cls.__module__ else module
+    if (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__):
+        return None
+    file = _source_file(other)  # a file that is imported both as a module and by its path holds one method
+    if file is not None and file == _source_file(cls) and other.__qualname__ == cls.__qualname__:
+        return None
+    return other.__module__ if file is None or other.__module__.startswith("dd.") else str(file)
 
 
 def names() -> list[str]:
@@ -122,14 +136,15 @@ def reference(cls: "type[Method]") -> str:
 def in_the_making(cls: "type[Method]") -> str:
     """Return the hash of the file of a method under development, part of its recipe; "" for a packaged method.
 
-    For a class defined in a notebook, the hash covers the class's own functions, but not the functions they call.
+    An editable install is under development too.  For a class defined in a notebook, the hash covers the class's own
+    functions, but not the functions they call.
     """
-    if _established(cls):
+    if _established(cls) and not is_edited(cls.__module__):
         return ""
-    if (file := _file(cls)) is not None:
+    if (file := _source_file(cls)) is not None:
         return sha256_file(file)
     functions = {name: value.__code__ for name, value in sorted(vars(cls).items()) if inspect.isfunction(value)}
-    return digest({name: _instructions(value) for name, value in functions.items()}, length=64)
+    return digest({name: instructions(value) for name, value in functions.items()}, length=64)
 
 
 def list_methods(pattern: str = "*") -> list[MethodEntry]:
@@ -204,16 +219,6 @@ def _source_file(cls: "type[Method]") -> Path | None:
     return path if path.is_file() and path.suffix == ".py" else None
 
 
-def _instructions(code: CodeType) -> list[Any]:
-    """Return what a function does, without line numbers or file names."""
-    constants = [_instructions(c) if isinstance(c, CodeType) else _constant(c) for c in code.co_consts]
-    return [code.co_code.hex(), list(code.co_names), list(code.co_varnames), constants]
-
-
-def _constant(value: Any) -> str:
-    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
-
-
 def _load(plug_in: PlugIn) -> None:
     cls = plug_in.load()
     if plug_in.name in _registered:  # by the decorator of its class
@@ -257,7 +262,3 @@ def _from_file(text: str) -> "type[Method]":
             f"{path} registers {len(here)} methods ({', '.join(here) or 'none'}); name one as {path.name}:NAME"
         )
     return next(iter(here.values()))
-
-
-def _source(cls: type) -> tuple[str, str]:
-    return cls.__module__, cls.__qualname__

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from dd.engine import parallel
 from dd.engine.checkpoint import Checkpoint
 from dd.engine.method import LR_FLOOR, Method, Objective, Skip, Synthetic, Task
-from dd.errors import RunError
+from dd.errors import RunError, UsageError
 from dd.runs.allocator import keep_large_buffers
 from dd.runs.stop import Stop
 from dd.sets import DistilledSet
@@ -234,7 +234,10 @@ def _update(outcome: Objective, syn: Synthetic, optimisers: Sequence[Optimizer],
         raise RunError(_not_finite(f"the term {bad[0]!r} of the objective is {values[bad[0]]}", it))
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
-    torch.stack([value.double() for value in terms.values()]).sum().backward()
+    total = torch.stack([value.double() for value in terms.values()]).sum()
+    if not total.requires_grad:
+        raise UsageError("the loss does not depend on the variables: nothing in it has a gradient")
+    total.backward()
     for name, variable in syn.named_parameters():
         if variable.grad is not None and not torch.isfinite(variable.grad).all():
             raise RunError(_not_finite(f"the gradient of {name!r} is not finite", it))

@@ -30,7 +30,7 @@ def main() -> int:
         plugins = [plugin]
     # dd is imported already, and a project whose warnings are errors would stop at pytest's warning about that
     quiet = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
-    return pytest.main(["--pyargs", "dd.testing", *quiet, *sys.argv[1:]], plugins=plugins)
+    return pytest.main(["--pyargs", "dd.testing", *quiet, "--tb=short", *sys.argv[1:]], plugins=plugins)
 
 
 if __name__ == "__main__":
