@@ -30,9 +30,12 @@ from dd.errors import UsageError, in_one_line, printable
 from dd.exchange import zips
 from dd.exchange.draft import Asked
 from dd.networks.spec import USUAL_SIDE
+from dd.runs.cost import total_memory
 from dd.sizes import readable_size
 
 _LINK = 0o120000  # of a member's mode in a zip file
+_BLOCK, _USTAR = 512, slice(257, 262)  # of a tar file's first header, and its mark
+_SHARE = 0.5  # of the memory, that images may take
 _LARGEST = 4 << 30  # bytes of a tar file's images, which are in memory
 _GREY = 24  # grey levels that JPEG makes the channels of a grey image differ by, at most
 _DAMAGED = (
@@ -159,9 +162,7 @@ def image_tree(path: Path) -> ImageTree | None:
         begin = file.read(2)
     if begin == b"PK":
         return _zip(path)
-    if tarfile.is_tarfile(path):
-        return _tar(path)
-    return None
+    return _tar(path) if _is_tar(path) else None
 
 
 def decoded(items: Items, named: str, asked: Asked) -> Tensor:
@@ -179,6 +180,12 @@ def decoded(items: Items, named: str, asked: Asked) -> Tensor:
     good = [one for one in found if isinstance(one, Header)]
     side, kind = _side(good, named, asked), kind_of(asked.dataset)
     channels = 1 if all(one.grey for one in good) else 3
+    needed, there = len(items) * channels * side**2, total_memory(torch.device("cpu"))
+    if needed > _SHARE * there:
+        raise UsageError(
+            f"{named}: its {len(items):,} images of {side} pixels take {readable_size(needed)}, and there are "
+            f"{readable_size(there)} of memory; take fewer (ipc=N) or smaller ones (size=N)"
+        )
     labels = torch.zeros(len(items), dtype=torch.int64)
     images, _, broken = decode_split(EncodedSplit(items, labels), found, Target(channels, side))
     if broken:
@@ -241,6 +248,15 @@ def _tar(path: Path) -> ImageTree:
     except _DAMAGED as error:
         raise UsageError(f"{path} cannot be read: {in_one_line(error)}") from error
     return _Archive(path, {name: len(data) for name, data in kept.items()}, kept.__getitem__)
+
+
+def _is_tar(path: Path) -> bool:
+    """Whether it begins as one, packed or not; `tarfile.is_tarfile` would read what its first header declares."""
+    try:
+        with _unpacked(path) as content:
+            return content.read(_BLOCK)[_USTAR] == b"ustar"
+    except _DAMAGED:
+        return False
 
 
 def _unpacked(path: Path) -> IO[bytes]:

@@ -10,11 +10,13 @@ changed: an epoch takes two permutations today, and took one in older versions. 
 of the right images they name the class, of others they do not.
 """
 
+import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -28,7 +30,9 @@ from dd.io import digest, sha256_file
 from dd.labels import LabelSettings, LabelStore
 from dd.labels.spec import LabelSpec
 from dd.rng import generator
+from dd.runs import bar
 from dd.sets import DistilledSet
+from dd.sizes import readable_size
 from dd.views import View, ViewPolicy
 from dd.views.view import Mix
 
@@ -230,14 +234,8 @@ def with_labels(made: DistilledSet, order: ImageOrder, classes: Tensor, beside: 
         images=made.labelled_sha256(),
         teachers=({"files": files.identity()},),
     )
-    store, columns = LabelStore(beside, spec, own), classes.argsort()
-    for epoch in store.missing():
-        store.keep(
-            epoch,
-            lambda epoch=epoch: (
-                (images, view, logits[:, columns]) for images, view, logits in order.labelled(epoch, (height, width))
-            ),
-        )
+    store = LabelStore(beside, spec, own)
+    _fill(store, order, classes.argsort())
     return replace(
         made,
         label_kind="views",
@@ -246,6 +244,38 @@ def with_labels(made: DistilledSet, order: ImageOrder, classes: Tensor, beside: 
         protocol=asdict(protocol),
         path=beside / "set.safetensors",
     )
+
+
+def _fill(store: LabelStore, order: ImageOrder, columns: Tensor) -> None:
+    """Make the epochs that are not there; of files that turn out to be wrong none is left."""
+    missing, is_new = store.missing(), not store.path.parent.exists()
+    size, free = store.spec.bytes() * len(missing) // store.spec.epochs, _free(store.path)
+    if size > free:
+        raise UsageError(f"the labels take {readable_size(size)} in {store.path}, and {readable_size(free)} are free")
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, View, Tensor]]:
+        height, width = store.spec.shape[1:]
+        for images, view, logits in order.labelled(epoch, (height, width)):
+            yield images, view, logits[:, columns]
+
+    done = store.spec.epochs - len(missing)
+    try:
+        with bar("import", store.spec.epochs, done) as progress:
+            for number, epoch in enumerate(missing, done + 1):
+                store.keep(epoch, partial(batches, epoch))
+                progress.update(number)
+    except UsageError:
+        store.remove(missing)
+        if is_new:
+            with contextlib.suppress(OSError):
+                store.path.parent.rmdir()
+        raise
+
+
+def _free(folder: Path) -> int:
+    """Bytes that are free where a folder is, or will be."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free
 
 
 def _protocol(made: DistilledSet, files: ViewFiles) -> Protocol:

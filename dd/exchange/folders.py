@@ -269,6 +269,9 @@ def _classes_in(top: Folder) -> Folder | None:
 
 def _numbers(names: Sequence[str]) -> dict[str, int] | None:
     """The numbers in the names, where all are a common word and a number; None otherwise."""
+    last = [int(name[-3:]) for name in names if re.fullmatch(r".*\D\d{3}", name, re.ASCII | re.DOTALL)]
+    if len(last) == len(names) > 1 and sorted(last) == list(range(len(names))):  # D3HR's own reading of CIFAR
+        return dict(zip(names, last, strict=True))
     found = [_NUMBERED.fullmatch(name) for name in names]
     matches = [match for match in found if match]
     if len(matches) < len(names) or len({match[1] for match in matches}) > 1 or any(len(m[2]) > 9 for m in matches):

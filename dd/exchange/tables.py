@@ -22,6 +22,7 @@ from dd.exchange.export import SOFT
 from dd.exchange.folders import exported, require_ipc
 from dd.exchange.reader import Reader, Recognised
 from dd.exchange.source import ForeignFiles
+from dd.sizes import readable_size
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +31,7 @@ _IMAGES = ("image", "img", "pixel_values", "jpg", "png")
 _LABELS = ("label", "labels", "class_id", "class", "target", "fine_label", "cls")
 _COARSE = re.compile("coarse|super", re.IGNORECASE)
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(.*)\.parquet", re.ASCII)
+_IMAGE_BYTES = 32  # that no encoded image is smaller than
 _METADATA = 64 << 20  # characters
 
 
@@ -91,6 +93,7 @@ class TableReader(Reader):
     def read(self, source: ForeignFiles, recognised: Recognised, asked: Asked) -> Sequence[Draft]:
         """See `Reader`."""
         found = table_files(_paths(source), asked.label)
+        _require_plausible(found.paths)
         labels, names = _labels(found)
         named = source.paths[0]
         items = _OwnBytes(Rows.of(found.paths, found.image, Path()))
@@ -158,6 +161,16 @@ def _schema(path: Path) -> "pa.Schema":
         return pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{path} cannot be read as parquet: {in_one_line(error)}") from error
+
+
+def _require_plausible(paths: Sequence[Path]) -> None:
+    """See that files have no more rows than encoded images fit in them: a few bytes can stand for billions of rows."""
+    import pyarrow.parquet as pq
+
+    for path in paths:
+        rows, size = pq.read_metadata(path).num_rows, path.stat().st_size
+        if rows > size // _IMAGE_BYTES:
+            raise UsageError(f"{path} is refused: it declares {rows:,} rows, but is a file of {readable_size(size)}")
 
 
 def _require_all_shards(paths: Sequence[Path]) -> None:

@@ -7,6 +7,7 @@ are regenerated from the seed (replay="seed"), or the rows also hold their crop 
 how a label is stored.
 """
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -130,6 +131,14 @@ class LabelStore:
             raise ValueError("views of others cannot be drawn again: this needs replay='records'")
         words = f"labels of epoch {epoch + 1} in {self.path}"
         self._store.tensors(KIND, self.spec.key(epoch), lambda: (self._rows(batches()), {}), words)
+
+    def remove(self, epochs: Iterable[int]) -> None:
+        """Delete some epochs, and the folder if nothing else is in it."""
+        for epoch in epochs:
+            self._store.remove(KIND, self.spec.key(epoch))
+            (self.path / f"{digest(self.spec.key(epoch))}.lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def remove_others(self) -> None:
         """Delete the labels of any other spec from the folder, whole or partial."""

@@ -1,5 +1,7 @@
 """Label files as SRe2L and EDC write them, by torch's sampler and torchvision's crops: what students are shown."""
 
+import os
+import shutil
 from dataclasses import replace
 from itertools import chain
 
@@ -178,6 +180,24 @@ def test_an_epoch_of_another_run(tmp_path):
         with_labels(a_set(), order, torch.arange(K), tmp_path)
 
 
+class Runs:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def test_a_label_file_that_would_run_code(tmp_path, monkeypatch):
+    """The last of them, when others are made already: nothing is run, and nothing left."""
+    monkeypatch.chdir(tmp_path)
+    relabelled(tmp_path / "FKD", today(N, 8))
+    order = image_order(view_files(tmp_path / "FKD"), LABELS)
+    torch.save([Runs()] * 6, tmp_path / "FKD" / "epoch_7" / "batch_3.tar")
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (tmp_path / "made", tmp_path):
+        with pytest.raises(UsageError, match="nothing in it was run"):
+            with_labels(a_set(), order, torch.arange(K), folder)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_files_of_another_kind(tmp_path):
     relabelled(tmp_path / "FKD", today(N, 1))
     path = tmp_path / "FKD" / "epoch_0" / "batch_1.tar"
@@ -211,11 +231,16 @@ def folder_of(root):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
 
 
-@pytest.mark.parametrize("apart", [True, False])
-def test_a_folder_and_its_label_files_are_recognised(tmp_path, apart):
+@pytest.mark.parametrize("how", ["apart", "together", "zipped"])
+def test_a_folder_and_its_label_files_are_recognised(tmp_path, how):
     folder_of(tmp_path / "syn" / "images")
     relabelled(tmp_path / "syn" / "FKD_cutmix_fp16", today(N, 2))
-    named = (tmp_path / "syn" / "FKD_cutmix_fp16", tmp_path / "syn" / "images") if apart else (tmp_path / "syn",)
+    named = (
+        (tmp_path / "syn" / "FKD_cutmix_fp16", tmp_path / "syn" / "images") if how == "apart" else (tmp_path / "syn",)
+    )
+    if how == "zipped":
+        shutil.make_archive(str(tmp_path / "images"), "zip", tmp_path / "syn" / "images")
+        named = (tmp_path / "images.zip", tmp_path / "syn" / "FKD_cutmix_fp16")
     (draft,) = drafts(ForeignFiles(named), Asked())
     assert (draft.format, draft.views.epochs, draft.views.batches) == ("sre2l", 2, 4)
     assert torch.equal(draft.images, images())
