@@ -83,22 +83,30 @@ class Named(UserDict[str, T]):
     that are broken; `broken` says why.  A plug-in cannot replace one of ours.
     """
 
-    def __init__(self, what: str, ours: Mapping[str, T], accept: Callable[[str, object], T]) -> None:
+    def __init__(
+        self,
+        what: str,
+        ours: Mapping[str, T],
+        accept: Callable[[str, object], T],
+        reserved: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         """Our own things, and how to get one from a plug-in.
 
         Args:
             what: a key of `GROUPS`.
             ours: by name.
             accept: turns name and object of an entry point into a thing; raises `ValueError` if it cannot be one.
+            reserved: whether a further name is our own, without being in `ours`.
         """
         super().__init__(ours)
+        self._reserved = reserved
         self._what = what
         self._accept = accept
         self._loaded: dict[str, T] = {}  # networks are asked for thousands of times; a look at all packages takes 25 ms
 
     def __missing__(self, name: str) -> T:
         if name not in self._loaded:
-            plug_in = plug_ins(self._what).get(name)
+            plug_in = None if self._reserved(name) else plug_ins(self._what).get(name)
             if plug_in is None:
                 raise KeyError(name)
             given = plug_in.load()
@@ -109,7 +117,9 @@ class Named(UserDict[str, T]):
         return self._loaded[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.data or name in self._loaded or name in plug_ins(self._what)
+        if name in self.data or name in self._loaded:
+            return True
+        return isinstance(name, str) and not self._reserved(name) and name in plug_ins(self._what)
 
     def __iter__(self) -> Iterator[str]:
         yield from list(self.data)
@@ -123,7 +133,7 @@ class Named(UserDict[str, T]):
         """Why plug-ins cannot be used, by name."""
         found = {}
         for name, plug_in in plug_ins(self._what).items():
-            if name in self.data:
+            if name in self.data or self._reserved(name):
                 found[name] = f"the package {plug_in.package} declares a {self._what} {name!r}, a name of dd's own"
                 continue
             try:

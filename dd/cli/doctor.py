@@ -147,10 +147,12 @@ def _plug_ins() -> dict[str, str]:
     from dd.evaluation.protocols import PROTOCOLS
     from dd.networks.names import NETWORKS
     from dd.plugins import plug_ins
+    from dd.runs.trackers import TRACKERS
 
     broken = {entry.name: entry.error for entry in list_methods() if entry.error is not None}
     found = {("method", name): (plug_in, broken.get(name)) for name, plug_in in plug_ins("method").items()}
-    for what, named in (("dataset", CATALOGUE), ("network", NETWORKS), ("protocol", PROTOCOLS)):
+    kinds = {"dataset": CATALOGUE, "network": NETWORKS, "protocol": PROTOCOLS, "tracker": TRACKERS}
+    for what, named in kinds.items():
         wrong = named.broken()
         found |= {(what, name): (plug_in, wrong.get(name)) for name, plug_in in plug_ins(what).items()}
     return {f"{what} {name}": f"broken: {why}" if why else one.package for (what, name), (one, why) in found.items()}

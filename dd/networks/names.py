@@ -23,17 +23,15 @@ def is_ours(arch: str) -> bool:
 def is_zoo_name(arch: str) -> bool:
     """Whether a name is `timm:NAME`, `torchvision:NAME` or a plug-in's: networks configured by `arch` alone."""
     library, colon, _ = arch.partition(":")
-    return library in LIBRARIES if colon else not is_ours(arch) and arch in NETWORKS
+    return library in LIBRARIES if colon else arch in NETWORKS
 
 
-def _accept(name: str, given: object) -> NetworkMaker:
+def _accept(_name: str, given: object) -> NetworkMaker:
     """Validate the function that a plug-in registers under a name."""
-    if is_ours(name):
-        raise ValueError(f"{name!r} is a name of dd's own")
     if not callable(given):
         raise ValueError(f"it is of type {type(given).__name__}, not a function of channels, size and classes")
     return cast(NetworkMaker, given)
 
 
-NETWORKS: Named[NetworkMaker] = Named("network", {}, _accept)
+NETWORKS: Named[NetworkMaker] = Named("network", {}, _accept, is_ours)
 """Networks of plug-ins: functions of channels, size in pixels and number of classes that return a fresh `nn.Module`."""

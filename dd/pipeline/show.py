@@ -54,13 +54,14 @@ def judged(report: Report, recipe: Recipe, command: str, remark: str = "") -> Re
     verdict, note = "unverified", "no recorded number for these settings"
     if expect and "accuracy" in expect:
         low, high = expect["accuracy"]
+        whose = "published" if expect.get("source") else "recipe's"
         inside = low <= report.accuracy.mean <= high
         under = f" under {recipe.eval.in_words()}" if len(recipe.numbers) > 1 else ""
         verdict, note = ("inside" if inside else "outside"), f"expected {low} to {high} %{under}"
         if not expect.get("verified", False):
             verdict, note = (
                 "unverified",
-                f"{verdict} of the published band {low} to {high} %{under}, which we have not reproduced",
+                f"{verdict} of the {whose} band {low} to {high} %{under}, which we have not reproduced",
             )
     elif recipe.changed:
         note = f"settings differ from the recipe's: {', '.join(recipe.changed[:5])}"

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar, cast
 
 from dd.errors import UsageError, in_one_line, unknown
 from dd.io import write_text
-from dd.plugins import plug_ins
+from dd.plugins import Named
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +120,21 @@ class Tracker(Protocol):
         ...
 
 
+def _accept(_name: str, given: object) -> type[Tracker]:
+    """Return the class that a plug-in gives under a name."""
+    missing = [call for call in ("log", "results", "close") if not callable(getattr(given, call, None))]
+    if not isinstance(given, type) or missing:
+        raise ValueError("it is not a class with log, results and close")
+    return cast(type[Tracker], given)
+
+
+TRACKERS: Named[type[Tracker]] = Named("tracker", {}, _accept, lambda name: name in (*_KNOWN, *LOCAL))
+"""Trackers of plug-ins."""
+
+
 def tracker_names() -> tuple[str, ...]:
     """Return the names that `track=` accepts."""
-    return (*_KNOWN, *(name for name in plug_ins("tracker") if name not in (*_KNOWN, *LOCAL)), *LOCAL)
+    return (*_KNOWN, *TRACKERS, *LOCAL)
 
 
 def in_agent() -> bool:
@@ -137,7 +149,7 @@ def chosen(track: Sequence[str] = ()) -> tuple[str, ...]:
         UsageError: unknown tracker.
     """
     for name in track:
-        if name not in tracker_names():
+        if name not in (*_KNOWN, *LOCAL) and name not in TRACKERS:
             raise unknown("tracker", name, tracker_names())
     if not track:
         return ("wandb",) if in_agent() else ()
@@ -152,12 +164,7 @@ def tracker_class(name: str) -> type[Tracker]:
         RunError: a plug-in that fails to import, or is not a tracker.
     """
     if name not in _KNOWN:
-        plug_in = plug_ins("tracker")[name]
-        given = plug_in.load()
-        missing = [call for call in ("log", "results", "close") if not callable(getattr(given, call, None))]
-        if not isinstance(given, type) or missing:
-            raise plug_in.broken("is not a class with log, results and close")
-        return cast(type[Tracker], given)
+        return TRACKERS[name]
     module, _, attribute = _KNOWN[name].partition(":")
     try:
         found = getattr(import_module(module), attribute)

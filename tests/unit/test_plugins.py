@@ -16,6 +16,7 @@ from dd.evaluation.protocols import PROTOCOLS, Protocol, list_protocols
 from dd.networks import NetworkSpec, build_network
 from dd.networks.names import NETWORKS
 from dd.plugins import GROUPS, plug_ins
+from dd.runs.trackers import TRACKERS, tracker_class
 
 GOOD = """
 import torch
@@ -29,6 +30,12 @@ def read():
 
 dots = CatalogueEntry("dots", "two classes", "MIT", 1, None, ((0.5,), (0.25,)), "none", side=8, read=read)
 long = Protocol(steps=7, students=1)
+
+class lines:
+    def __init__(self, subject): pass
+    def log(self, row): pass
+    def results(self, results): pass
+    def close(self, failed): pass
 
 def thin(channels, size, classes):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * size * size, classes))
@@ -59,7 +66,7 @@ def install(tmp_path, monkeypatch):
     yield put
     for name in modules:
         sys.modules.pop(name, None)
-    for named in (CATALOGUE, PROTOCOLS, NETWORKS):
+    for named in (CATALOGUE, PROTOCOLS, NETWORKS, TRACKERS):
         named._loaded.clear()
     for name in [name for name, cls in registry._registered.items() if cls.__module__ in modules]:
         del registry._registered[name]
@@ -67,7 +74,8 @@ def install(tmp_path, monkeypatch):
 
 def test_a_package_gives_data_a_network_and_a_protocol(install, capsys):
     points = [("dataset", "dots = {module}:dots"), ("network", "thin = {module}:thin")]
-    install("dd_good", [*points, ("protocol", "long = {module}:long")])
+    install("dd_good", [*points, ("protocol", "long = {module}:long"), ("tracker", "lines = {module}:lines")])
+    assert "lines" in TRACKERS
     assert "dd_good" not in sys.modules  # nothing is imported before it is asked for
     assert all(name in named for name, named in (("dots", CATALOGUE), ("long", PROTOCOLS), ("thin", NETWORKS)))
     assert "dd_good" not in sys.modules
@@ -77,6 +85,7 @@ def test_a_package_gives_data_a_network_and_a_protocol(install, capsys):
     assert raw.where == "the package dd_good"
     assert PROTOCOLS["long"] == Protocol(protocol="long", steps=7, students=1)  # it goes by the name declared
     assert list_protocols("long") == [PROTOCOLS["long"]]
+    assert tracker_class("lines").__name__ == "lines"
     shape = {"channels": 1, "size": 8, "classes": 2}
     one, two = (build_network(NetworkSpec("thin"), **shape, generator=torch.Generator()) for _ in range(2))
     assert one(torch.zeros(3, 1, 8, 8)).shape == (3, 2)
@@ -143,17 +152,19 @@ def test_the_listings_say_what_is_broken(install, capsys):
         assert "broken: the" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("what", ["method", "dataset", "network", "protocol"])
+@pytest.mark.parametrize("what", ["method", "dataset", "network", "protocol", "tracker"])
 def test_a_name_taken_twice_says_by_whom(install, what):
     install("dd_one", [(what, "both = {module}:long")])
     install("dd_two", [(what, "both = {module}:long")])
     lookup = {"method": registry.get, "dataset": CATALOGUE.__getitem__, "network": NETWORKS.__getitem__}
+    lookup["tracker"] = tracker_class
     with pytest.raises(UsageError, match=f"the {what} name 'both' is taken by dd_one and dd_two"):
         lookup.get(what, PROTOCOLS.__getitem__)("both")
 
 
 @pytest.mark.parametrize(
-    ("what", "name"), [("dataset", "cifar10"), ("protocol", "mtt"), ("method", "dm"), ("network", "ConvNetD3")]
+    ("what", "name"),
+    [("dataset", "cifar10"), ("protocol", "mtt"), ("method", "dm"), ("network", "ConvNetD3"), ("tracker", "wandb")],
 )
 def test_ours_cannot_be_replaced(install, what, name):
     install("dd_thief", [(what, f"{name} = {{module}}:nothing")])
@@ -169,7 +180,10 @@ def test_ours_cannot_be_replaced(install, what, name):
                 build_network(NetworkSpec(name, width=4), channels=1, size=8, classes=2, generator=torch.Generator())
             ).__name__.lower()
         )
-        assert name in NETWORKS.broken()
+        assert "a name of dd's own" in NETWORKS.broken()[name]
+    elif what == "tracker":
+        assert tracker_class(name).__module__ == "dd.runs._wandb"
+        assert "a name of dd's own" in TRACKERS.broken()[name]
     else:
         named = CATALOGUE if what == "dataset" else PROTOCOLS
         assert named[name] is named.data[name]
