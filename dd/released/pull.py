@@ -221,7 +221,7 @@ def _imported(paths: Sequence[Path], asked: Mapping[str, Any], named: str) -> tu
 
 def _of_the_record(record: Released) -> dict[str, Any]:
     """What a record says of its files, by key of `dd import`."""
-    texts = ("dataset", "labels", "value_space", "class_order", "augment", "protocol", "format")
+    texts = ("dataset", "value_space", "class_order", "augment", "protocol", "format")
     said: dict[str, Any] = {key: getattr(record, key) for key in texts if getattr(record, key)}
     return said | {key: getattr(record, key) for key in ("factor", "entry") if getattr(record, key) is not None}
 

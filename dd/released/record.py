@@ -87,8 +87,8 @@ def _band(mean: float, std: float | None) -> str:
 class Released:
     """A set that somebody released, and where.
 
-    The fields on what its files mean (`dataset` to `entry`) are those of `dd import`; "" and None leave them to the
-    files.
+    What its files mean (`dataset`, `format`, `value_space`, `class_order`, `augment`, `factor`, `entry`, `protocol`) is
+    told to `dd import`; "" and None leave it to the files.
     """
 
     name: Annotated[str, Field(max_length=200)]
@@ -114,6 +114,7 @@ class Released:
     data_licence: Text = "not stated"
     """Of the real data that it was made from, as their owners state it."""
     labels: Text = ""
+    """What its labels are, for people."""
     value_space: Text = ""
     class_order: Text = ""
     augment: Text = ""
@@ -154,7 +155,7 @@ class Released:
 
     def key(self) -> str:
         """Hash of all that decides what is kept of it here: another one for other files, or another reading."""
-        read = (self.labels, self.value_space, self.class_order, self.augment, self.factor, self.entry)
+        read = (self.value_space, self.class_order, self.augment, self.factor, self.entry)
         files = [(file.path, file.size, file.sha256) for file in self.files]
         return digest([list(self.where), [list(f) for f in files], self.format, self.dataset, list(read)])
 
