@@ -111,13 +111,13 @@ def _scored(file: str, overrides: Mapping[str, Any]) -> _Scored:
 
 def _pulled(name: str, overrides: Mapping[str, Any]) -> "tuple[Path, Released | None]":
     """A released set on this machine, and its record."""
+    from dd.pipeline.evaluation import pull_set
     from dd.released.hub import PREFIX
-    from dd.released.pull import pull
 
     # a record says these itself; on the Hub the files rarely do
     keys = {"dataset": "dataset", "protocol": "eval.protocol"} if name.startswith(PREFIX) else {}
     said = {key: overrides[given] for key, given in keys.items() if given in overrides}
-    found = pull(name, said)
+    found = pull_set(name, said)
     for line in found.remarks:
         remark(f"{name}: {line}")
     return found.path, found.record

@@ -46,10 +46,11 @@ def command(name: str, settings: tuple[str, ...], as_json: bool) -> None:
             raise UsageError(f"{key}={own[key]}: say true or false")
     log_to_stderr()
     from dd.io import user_path
-    from dd.released.pull import copied, pull
+    from dd.pipeline.evaluation import pull_set
+    from dd.released.pull import copied
 
     by_hand = [user_path(str(one), "from") for one in _several(own["from"])]
-    found = pull(name, values, trust=bool(own["trust"]), by_hand=by_hand)
+    found = pull_set(name, values, trust=bool(own["trust"]), by_hand=by_hand)
     path = found.path
     if own["out"] is not None:
         path = copied(found, user_path(str(own["out"]), "out"), force=bool(own["force"]))

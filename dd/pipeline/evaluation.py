@@ -1,6 +1,6 @@
 """Evaluation of existing sets: `dd.load` and `dd.evaluate`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report
 from dd.labels import LabelStore
 from dd.networks import NetworkSpec
-from dd.pipeline.foreign import is_foreign, require_modest, require_teachers
+from dd.pipeline.foreign import is_foreign, remember, require_modest, require_teachers
 from dd.pipeline.label import label_spec, stored_labels
 from dd.pipeline.meant import LabelOrigin, meant_for
 from dd.pipeline.outcome import Outcome
 from dd.pipeline.task import context, numerics, task_for
 from dd.recipes import Evaluation, resolve_evaluation
-from dd.released.pull import is_released, pull
+from dd.released.pull import Pulled, is_released, pull
 from dd.runs import RunFolder
 from dd.runs.cost import measured
 from dd.runs.stop import Stop
@@ -45,10 +45,20 @@ def load(made: str | Path | Outcome) -> DistilledSet:
     """
     file = made.folder.set if isinstance(made, Outcome) else made
     if isinstance(file, str) and is_released(file):
-        file = pull(file).path
+        file = pull_set(file).path
     distilled = load_set(file)
     meant_for(distilled)
     return distilled
+
+
+def pull_set(
+    name: str, said: Mapping[str, Any] | None = None, *, trust: bool = False, by_hand: Sequence[Path] = ()
+) -> Pulled:
+    """Fetch a released set as `dd.released.pull.pull` does; one that ships with this package counts as made here."""
+    found = pull(name, said, trust=trust, by_hand=by_hand)
+    if found.record is not None and found.record.is_shipped:
+        remember(found.path)
+    return found
 
 
 def evaluate(

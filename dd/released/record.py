@@ -149,6 +149,11 @@ class Released:
         return sum(sizes) if sizes and len(sizes) == len(self.files) else None
 
     @property
+    def is_shipped(self) -> bool:
+        """Whether it is a part of this package."""
+        return bool(self.where) and self.where[0].startswith("package:")
+
+    @property
     def is_sealed(self) -> bool:
         """Whether the record says which bytes the set is."""
         return bool(self.files) and all(file.sha256 for file in self.files)

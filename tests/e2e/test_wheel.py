@@ -45,6 +45,8 @@ def test_what_is_in_it(wheel):
     for file in (*(CHECKOUT / "dd").rglob("*.py"), *(CHECKOUT / "methods").rglob("*.py")):
         assert str(file.relative_to(CHECKOUT)).replace("methods/", "dd/methods/", 1) in names
     assert "dd/data/sources/imagenet_subsets.toml" in names
+    for file in (CHECKOUT / "assets" / "released").rglob("*.*"):
+        assert f"dd/{file.relative_to(CHECKOUT)}" in names
     assert any(name.endswith("LICENSE") for name in names)
 
 
@@ -65,6 +67,8 @@ def test_it_works_where_there_is_no_checkout(wheel, place, short, tmp_path):
 
     cells = {(row["method"], row["cell"]) for row in call("recipes")["recipes"]}
     assert {("mtt", "fashion-mini.ipc10"), ("datm", "cifar10.ipc50"), ("random", "fashion-mini.ipc1")} <= cells
+    assert "dm/fashion-mini-ipc1" in {row["name"] for row in call("sets", "fashion-mini")["sets"]}
+    assert Path(call("pull", "random/fashion-mini-ipc1")["set"]).is_relative_to(place.home)
     report = call("run", *short)
     assert report["dataset"]["where"].startswith(str(installed))
     assert report["files"]["set"].startswith(str(place.runs))
