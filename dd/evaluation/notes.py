@@ -32,7 +32,7 @@ def notes_on(accuracy: Score, start: Score | None, outside: float | None, data: 
 
 
 def assumed_at_import(provenance: Mapping[str, Any]) -> tuple[str, ...]:
-    """What an imported set's files did not say, one line each; none for a set that was distilled here."""
+    """List what an imported set's files did not say, one line each; nothing for a set that was distilled here."""
     origin = imported(provenance)
     return () if origin is None else tuple(f"assumed at import: {line}" for line in origin.assumed)
 

@@ -44,13 +44,13 @@ def rows(report: Report) -> list[list[str]]:
 
 
 def stated_by(report: Report) -> tuple[StatedScore, ...]:
-    """What the authors of an imported set say that it reaches."""
+    """Return what the authors of an imported set say that it reaches."""
     origin = imported(report.provenance)
     return () if origin is None else origin.stated
 
 
 def stated_in_words(score: StatedScore) -> str:
-    """`26.50 ± 0.60`, the deviation theirs or that of their numbers."""
+    """Format a stated score: `26.50 ± 0.60`, with their deviation or that of their numbers."""
     many = len(score.values) > 1
     std = statistics.stdev(score.values) if many and score.std is None else score.std
     return f"{statistics.fmean(score.values):.2f}" + ("" if std is None else f" ± {std:.2f}")

@@ -21,7 +21,7 @@ _FAILURES = (ValueError, OSError, EOFError, SyntaxError, TypeError, NotImplement
 
 
 def read_npy(path: Path) -> Tree:
-    """The array of a `.npy` file, as a tensor.
+    """Read the array of a `.npy` file as a tensor.
 
     Raises:
         UsageError: it is damaged, holds objects, or declares more than it has.
@@ -34,7 +34,7 @@ def read_npy(path: Path) -> Tree:
 
 
 def read_npz_tree(path: Path) -> Tree:
-    """The arrays of a `.npz` file by name, as tensors.
+    """Read the arrays of a `.npz` file by name, as tensors; texts as lists.
 
     Raises:
         UsageError: it is damaged, holds objects, or declares more than a file of its size holds.
@@ -54,7 +54,7 @@ def read_npz_tree(path: Path) -> Tree:
 
 
 def _array(file: IO[bytes], size: int, named: str) -> torch.Tensor | list[str]:
-    """Numbers as a tensor, texts as a list."""
+    """Read numbers as a tensor, texts as a list."""
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:

@@ -1,6 +1,7 @@
 """From a `Draft` and the real images it stands for to a `DistilledSet`: everything is checked before it is believed."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -20,7 +21,7 @@ from dd.exchange.draft import Asked, Draft
 from dd.exchange.fkd import image_order, with_labels
 from dd.exchange.order import OrderCheck, order_of, require_order
 from dd.exchange.pixels import in_our_space
-from dd.exchange.shapes import laid_out, likely_side
+from dd.exchange.shapes import laid_out, likely_side, named_set
 from dd.exchange.targets import Targets, targets
 from dd.io import digest, sha256_file
 from dd.labels import LabelSettings
@@ -66,7 +67,7 @@ class Match:
         self._opened: dict[DataSettings, tuple[DataSettings, RealData]] = {}  # as they were in the end, and what came
 
     def set_of(self, draft: Draft) -> Matched:
-        """A draft as a set of ours, in our value space.
+        """Make a draft a set of ours, in our value space.
 
         Raises:
             UsageError: it is not of these images, or something must be said first; the file is named.
@@ -82,6 +83,7 @@ class Match:
         labels = _reordered(labels, order)
         images, note = in_our_space(draft.images, space, data, lambda kind: self._whole(draft, kind))
         assumed = [space.assumed, *labels.assumed, why, note, "" if views is None else str(views)]
+        assumed += _unlike_its_name(draft, self.asked.dataset, labels)
         made = self._set(draft, images, labels, data, assumed)
         made.check()
         made.require_match(data)
@@ -187,7 +189,7 @@ class Match:
         }
 
     def _positions(self, draft: Draft) -> Matched:
-        """A set of positions in the original training order, (n,), or (e, n) for each epoch its own."""
+        """Make a set of positions in the original training order, (n,), or (e, n) for each epoch its own."""
         data = self._whole(draft, self.asked.preprocess or "standard")
         index, n = draft.images.long(), len(data.train)
         if not index.numel() or int(index.min()) < 0 or int(index.max()) >= n:
@@ -227,6 +229,20 @@ def _labeller(teachers: str) -> dict[str, object]:
     names = [name.strip() for name in teachers.split(",")]
     live = LabelSettings(mode="live")
     return {"teachers": names, "squeeze": asdict(SqueezeSettings()), "labels": asdict(live), "weights": None}
+
+
+def _unlike_its_name(draft: Draft, dataset: str, labels: Targets) -> list[str]:
+    """What the name of a file of tensors says that is not so; the user's word and the contents are believed."""
+    name, found = draft.files[0].name, list[str]()
+    said = named_set(name)
+    if said and not dataset.startswith(said.split("-")[0]):
+        found.append(f"the file's name speaks of {said}, but the images fit {dataset}")
+    each = re.search(r"(?<!\d)(\d+)ipc|ipc[_-]?(\d+)", name, re.IGNORECASE)
+    if each and labels.values.dim() == 1 and draft.files[0].is_file():
+        ipc, rest = divmod(len(draft.images), len(labels.values.unique()))
+        if rest or ipc != int(each[1] or each[2]):
+            found.append(f"the file's name speaks of {each[1] or each[2]} images per class, but it holds {ipc}")
+    return found
 
 
 def _reordered(labels: Targets, order: Tensor) -> Targets:

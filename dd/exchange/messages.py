@@ -20,7 +20,7 @@ _FAILURES = (ValueError, OSError, EOFError, TypeError, RecursionError, MemoryErr
 
 
 def read(path: Path) -> Tree:
-    """What a checkpoint of flax holds: maps of tensors and plain values.
+    """Read a checkpoint of flax: maps of tensors and plain values.
 
     Raises:
         UsageError: it is damaged, holds what is no array, or declares more than it has.

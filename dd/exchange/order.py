@@ -64,7 +64,7 @@ class OrderFit:
 
 
 def order_of(draft: Draft, data: RealData, said: str | Sequence[str | int] | None) -> tuple[Tensor, str]:
-    """The class of each label, int64 (k,) numbers of the data set's classes; and what was taken for granted.
+    """Return the class of each label, int64 (k,) numbers of the data set's classes; and what was taken for granted.
 
     Args:
         draft: what the format says.
@@ -131,7 +131,7 @@ def _listed(listed: Sequence[str | int], data: RealData) -> Tensor:
 
 
 def require_order(draft: Draft, fit: OrderFit, data: RealData, said: object) -> str:
-    """How well labels fit the real images, in a line; nothing is refused where the user said the order.
+    """Say in a line how well labels fit the real images; nothing is refused if the user said the order.
 
     Raises:
         UsageError: they do not, or another order fits much better; it is named.
@@ -195,7 +195,7 @@ class OrderCheck:
 
 
 def _by_chance(table: Tensor) -> float:
-    """What the best order reaches where every row of the table is shuffled."""
+    """Return what the best order reaches if every row of the table is shuffled."""
     rng = generator(0, "exchange", "chance")
     found = []
     for _ in range(_TRIED[len(table) > _MANY]):

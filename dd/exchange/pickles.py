@@ -75,7 +75,7 @@ class _Refused(Exception):
 
 
 def read(path: Path) -> Tree:
-    """What a file of `torch.save` holds, tensors on the CPU, without their history.
+    """Read a file of `torch.save`: tensors on the CPU, without their history.
 
     Raises:
         UsageError: it needs a global that could run code, declares more than it has, or is damaged; the file is named.
@@ -92,7 +92,7 @@ def read(path: Path) -> Tree:
 
 
 def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """What numpy's scalars and arrays are rebuilt by, under their old and their new names."""
+    """Return what rebuilds numpy's scalars and arrays, under their old and their new names."""
     rebuilt: dict[str, Any] = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.empty(0).__reduce__()[0]}
     both = [(function, f"{module}.{name}") for module in _NUMPY for name, function in rebuilt.items()]
     return [*both, np.ndarray, np.dtype, *_SAFE_DTYPES]
@@ -174,11 +174,11 @@ class _Dry(pickle.Unpickler):
         self.storages: dict[str, int] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """A note of a global that is allowed."""
+        """Return a note of a global that is allowed."""
         return _stand_in(module, name)
 
     def persistent_load(self, pid: Any) -> Any:
-        """A note of a storage, whose size is checked."""
+        """Return a note of a storage, whose size is checked."""
         said = pid[:5] if isinstance(pid, tuple) and len(pid) >= 5 else ("", None, None, None, None)
         word, kind, key, _, count = said
         if (
@@ -256,7 +256,7 @@ class _Nodes:
         self.left, self.bytes = _NODES, max(size, _EXPANDED)
 
     def plain(self, value: Any, depth: int = 0) -> Tree:
-        """Lists and dicts of tensors and plain values.
+        """Return lists and dicts of tensors and plain values.
 
         Raises:
             _Refused: anything else, or more than programs write.

@@ -18,7 +18,7 @@ _AT_ONCE = 1000
 def in_our_space(
     images: Tensor, space: ValueSpace, data: RealData, whole: Callable[[str], RealData]
 ) -> tuple[Tensor, str]:
-    """Images of a file as a set of `data` has them, and what was done, in a line; "" where it is no news.
+    """Bring images of a file into the space of `data`; the second value says what was done, "" if nothing notable.
 
     Where theirs is ours to the last constant they stay as they are, to the bit; values are never clamped.
 

@@ -39,7 +39,7 @@ class Reader(ABC):
 
     @abstractmethod
     def recognise(self, source: ForeignFiles) -> Sequence[Recognised]:
-        """The formats that the files may be of; none where they are nothing this reader knows.
+        """Return the formats that the files may be of; none if this reader knows none of them.
 
         It looks at contents (keys, shapes, types), never at names alone, and raises nothing for files that are not its
         own.
@@ -47,7 +47,7 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, source: ForeignFiles, recognised: Recognised, asked: Asked) -> Sequence[Draft]:
-        """The sets in the files, in their order.
+        """Read the sets in the files, in their order.
 
         Raises:
             UsageError: they are damaged, or something must be said first; one line, with what to type.
@@ -55,6 +55,6 @@ class Reader(ABC):
 
 
 def files_in_words(paths: Sequence[Path]) -> str:
-    """The files in words: one by its name, several by the first and how many there are."""
+    """Name files in words: one by its name, several by the first and how many there are."""
     first = str(paths[0])
     return first if len(paths) == 1 else f"{first} and {len(paths) - 1} more"

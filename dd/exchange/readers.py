@@ -18,12 +18,12 @@ _HOMES = tuple(
 
 @cache
 def readers() -> tuple[Reader, ...]:
-    """All of them."""
+    """Return all readers."""
     return tuple(reader for home in _HOMES for reader in import_module(home).READERS)
 
 
 def drafts(source: ForeignFiles, asked: Asked) -> list[Draft]:
-    """The sets in files from elsewhere, as they are there.
+    """Read the sets in files from elsewhere, as they are there.
 
     Raises:
         UsageError: they are of no known format, or of several that only `format=` tells apart; or they are damaged.
@@ -59,7 +59,7 @@ def _known(name: str) -> str:
 
 
 def _contents(source: ForeignFiles) -> str:
-    """What files hold that nothing knows."""
+    """Describe files of no known format."""
     kinds = {source.container(path) for path in source.paths}
     if kinds <= set(TENSORS):
         return " and ".join(outline(source.content(path)) for path in source.paths[:3])

@@ -21,7 +21,7 @@ _NAMES = {  # of data sets, as files of others spell them
 
 
 def laid_out(draft: Draft, shape: tuple[int, int, int], dataset: str) -> Tensor:
-    """A draft's images as (n, c, h, w).
+    """Bring a draft's images to (n, c, h, w).
 
     Args:
         draft: whose images are (n, c, h, w), (n, h, w, c), (c, h, w, n) or (n, h, w).
@@ -48,7 +48,7 @@ def laid_out(draft: Draft, shape: tuple[int, int, int], dataset: str) -> Tensor:
 
 
 def likely_side(images: Tensor) -> int | None:
-    """Height and width of square images in whatever layout; None where they are not square."""
+    """Return height and width of square images in whatever layout; None if they are not square."""
     if images.dim() < 3:
         return None
     for one, other in ((2, 3), (1, 2)):
@@ -73,14 +73,17 @@ def _another(draft: Draft, shape: tuple[int, int, int], dataset: str) -> UsageEr
         and here in ((kind.channels, kind.side, kind.side), (kind.side, kind.side, kind.channels))
     ]
     ways = f"; such images are in {', '.join(fits)}" if fits else ""
+    side, own = likely_side(draft.images), kind_of(dataset)
+    if side is not None and side != shape[1] and (own is None or own.side is None):
+        ways += f"; size={side} brings the real images to theirs"
     return UsageError(
         f"{draft.files[0]}: its images are {_words(here)}{named}, and those of {dataset} are {_words(shape)} "
-        f"(channels, height, width){ways}: say dataset=NAME of what they are"
+        f"(channels, height, width){ways}"
     )
 
 
 def named_set(name: str) -> str:
-    """The data set that a file's name speaks of, as ours are called; "" for none."""
+    """Return the data set that a file's name speaks of, as ours are called; "" for none."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     return next((ours for word, ours in _NAMES.items() if word in plain), "")
 

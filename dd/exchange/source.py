@@ -43,15 +43,15 @@ class ForeignFiles:
 
     @cached_property
     def folder(self) -> Path | None:
-        """The folder, where the user names one and nothing else."""
+        """The folder, if the user names one and nothing else."""
         return self.paths[0] if len(self.paths) == 1 and os.path.isdir(self.paths[0]) else None
 
     def container(self, path: Path) -> Container:
-        """What a file is, by its first bytes."""
+        """Tell what a file is, by its first bytes."""
         return container(path)
 
     def content(self, path: Path) -> Tree:
-        """What is in a file of tensors (`torch`, `npz`, `npy`, `msgpack`), read once; nothing in it is run.
+        """Read a file of tensors (`torch`, `npz`, `npy`, `msgpack`), once; nothing in it is run.
 
         Raises:
             UsageError: it is damaged, holds what could run code, or declares more than it has; the file is named.
@@ -62,7 +62,7 @@ class ForeignFiles:
 
 
 def container(path: Path) -> Container:
-    """What a file is, by its first bytes."""
+    """Tell what a file is, by its first bytes."""
     if os.path.isdir(path):
         return "folder"
     with path.open("rb") as file:

@@ -142,7 +142,7 @@ class ValueSpace:
 
 
 def settle(draft: Draft, dataset: str, said: str | None) -> ValueSpace:
-    """The value space of a draft's images, by what the user said, what the format says, and what the values look like.
+    """Settle the value space of a draft's images, by the user's word, the format and the values.
 
     Raises:
         UsageError: they disagree, or say too little; the choices are named.
@@ -198,7 +198,7 @@ def _with_constants(word: str, family: Family, dataset: str, assumed: str) -> Va
 
 
 def constants_of(family: Family, dataset: str) -> str:
-    """Name of the constants that a family's authors normalise a data set with; "ours" where they have none."""
+    """Return the name of the constants that a family's authors normalise a data set with; "ours" if they have none."""
     table: Mapping[str, str] = _TABLES.get(family, {})
     if dataset in table:
         return table[dataset]

@@ -40,7 +40,7 @@ class Targets:
 
 
 def targets(draft: Draft, classes: int, said: str | None) -> Targets:
-    """The labels of a draft.
+    """Return the labels of a draft.
 
     Args:
         draft: its labels are of any number type.
@@ -72,7 +72,7 @@ def targets(draft: Draft, classes: int, said: str | None) -> Targets:
 
 
 def kind_of_rows(labels: Tensor) -> str:
-    """A word for labels (n,) or (n, k): ids; one-hot rows, probabilities, centred targets or logits."""
+    """Return a word for labels (n,) or (n, k): ids; one-hot rows, probabilities, centred targets or logits."""
     if labels.dim() == 1:
         return "hard"
     rows = labels.double()

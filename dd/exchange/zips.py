@@ -13,7 +13,7 @@ _DAMAGED = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFErr
 
 
 def names(path: Path) -> list[str]:
-    """Names of the members; none where the directory cannot be read."""
+    """Return the names of the members; none if the directory cannot be read."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.namelist()
@@ -22,7 +22,7 @@ def names(path: Path) -> list[str]:
 
 
 def members(path: Path, *, packed: bool) -> dict[str, int]:
-    """Sizes in bytes of what would come out, by name.
+    """Return the sizes in bytes of what would come out, by name.
 
     Args:
         path: the zip file.

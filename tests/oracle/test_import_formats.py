@@ -1,5 +1,6 @@
 """Every format of tensors that others release: files built as documented come back as the sets they were made of."""
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from dd.data import DataSettings, open_data
 from dd.data.preprocess import moments, standard, whitening, zca
@@ -96,7 +98,7 @@ def test_every_experiment_is_a_set_with_the_scores_of_its_own(experiments):
         assert score.values == pytest.approx((50 + 2 * number, 51 + 2 * number))
 
 
-@pytest.mark.parametrize("disguise", ["renamed", "double", "half", "old torch", "with a history"])
+@pytest.mark.parametrize("disguise", ["renamed", "double", "half", "old torch", "old numpy", "with a history"])
 def test_experiments_in_disguise(experiments, data, disguise):
     path, pairs = experiments
     held = torch.load(path, weights_only=False)
@@ -107,12 +109,20 @@ def test_experiments_in_disguise(experiments, data, disguise):
         held["data"] = [[torch.nn.Parameter(images), labels] for images, labels in held["data"]]
     other = path.with_name("cifar10_ipc10.bin" if disguise == "renamed" else path.name)
     torch.save(held, other, _use_new_zipfile_serialization=disguise != "old torch")
+    if disguise == "old numpy":  # whose module of scalars had another name
+        with zipfile.ZipFile(other) as file:
+            members = {name: file.read(name) for name in file.namelist()}
+        with zipfile.ZipFile(other, "w") as file:
+            for name, content in members.items():
+                file.writestr(name, content.replace(b"numpy._core", b"numpy.core"))
     (made,) = import_sets(other, dataset=DATASET, entry=1)
     assert close(made, pairs[1].pixels, data, 2e-3 if disguise == "half" else 1e-5)
     assert torch.equal(made.labels, pairs[1].labels)
     assert made.protocol["protocol"] == ("dc" if disguise == "renamed" else "mtt")
     assumed = imported(made.provenance).assumed
     assert any("whether DC, DSA or DM" in line for line in assumed) == (disguise == "renamed")
+    unlike = [line for line in assumed if "the file's name speaks of" in line]
+    assert len(unlike) == (2 if disguise == "renamed" else 0)  # another data set, and 10 images per class
 
 
 def test_an_experiment_that_is_not_there(experiments):
@@ -360,6 +370,30 @@ def test_kip_is_refused_with_the_reason(ours, tmp_path):
     np.savez(tmp_path / "x.npz", images=unit.permute(0, 2, 3, 1).numpy(), labels=centred(ours.labels).numpy())
     with pytest.raises(UsageError, match="KIP centres every image"):
         one(tmp_path / "x.npz")
+
+
+def test_real_images_of_any_size_are_brought_to_the_set(tmp_path):
+    """A user's pictures, and a set that was made of them at 16 pixels."""
+    chance = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for c, colour in enumerate(((200, 20, 20), (20, 200, 20), (20, 20, 200))):
+            folder = tmp_path / "pictures" / part / f"class{c}"
+            folder.mkdir(parents=True)
+            for number in range(6):
+                noise = chance.integers(0, 40, (20 + 3 * number, 30, 3), dtype=np.uint8)
+                Image.fromarray(noise + np.array(colour, dtype=np.uint8)).save(folder / f"{number}.png")
+    colours = torch.tensor([[200.0, 20, 20], [20, 200, 20], [20, 20, 200]]) / 255
+    pixels = colours.repeat_interleave(4, 0)[:, :, None, None] + torch.rand(12, 3, 16, 16) * 0.15
+    paths = saved(tmp_path, images_best=pixels, labels_best=torch.arange(3).repeat_interleave(4))
+    with pytest.raises(UsageError, match=r"size=16 brings the real images to theirs"):
+        one(paths, dataset=f"folder:{tmp_path / 'pictures'}")
+    made = one(paths, dataset=f"folder:{tmp_path / 'pictures'}", size=16)
+    assert made.images.shape == (12, 3, 16, 16)
+    assert made.provenance["data"]["size"] == 16
+    assert made.provenance["data"]["resize"] == "squash"  # as the trajectory family does
+    made.require_match(open_data(made.source, DataSettings(size=16, resize="squash"), "cpu"))
+    with pytest.raises(UsageError, match=r"images are 3 x 16 x 16.* 3 x 24 x 24"):
+        one(paths, dataset=f"folder:{tmp_path / 'pictures'}", size=24)
 
 
 # ---- what is wrong ---------------------------------------------------------------------------------------------------
