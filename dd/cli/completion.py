@@ -66,6 +66,11 @@ _IMPORT: dict[str, tuple[str, ...]] = {  # keys of `dd import`, with their words
     "lr": (),
     "factor": (),
     "size": (),
+    "device": ("cpu", "cuda", "mps"),
+    "ipc": (),
+    "label": (),
+    "rows": (),
+    "teachers": (),
     "out": (),
 }
 # further keys of some verbs, and the values of those that have few

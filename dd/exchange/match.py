@@ -164,9 +164,14 @@ class Match:
         protocol = PROTOCOLS[name] if name else default_protocol(self.asked.dataset)
         if self.asked.augment not in (None, "none") and not protocol.augment:
             protocol = replace(protocol, augment=True)
-        unsaid = draft.family in _UNSAID and draft.lr is None and self.asked.lr is None
-        why = f"the file holds no learning rate: students use the protocol's {protocol.lr:g} (lr= says otherwise)"
-        return protocol, [why] if unsaid else []
+        assumed = []
+        if not name:
+            assumed.append(f"scored as {protocol.protocol}, as other sets of these images (protocol= says otherwise)")
+        if draft.family in _UNSAID and draft.lr is None and self.asked.lr is None:
+            assumed.append(
+                f"the file holds no learning rate: students use the protocol's {protocol.lr:g} (lr= says otherwise)"
+            )
+        return protocol, assumed
 
     def _provenance(self, draft: Draft, settings: DataSettings, assumed: list[str]) -> dict[str, object]:
         origin = Imported(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import dd
 from dd.cli.completion import completed
 from dd.cli.main import run_command_line
 from dd.data import DataSettings, open_data
+from dd.errors import UsageError
 from dd.evaluation.report import Report
 from dd.evaluation.table import html, rows
+from dd.exchange import Asked
 
 PAGE = Path(__file__).parents[2] / "docs" / "pages" / "howto" / "released.md"
 QUICK = ("student.width=4", "eval.students=2", "eval.epochs=1", "eval.batch=20", "eval.full=false", "compile=false")
@@ -139,6 +142,25 @@ def test_what_is_offered(released):
     assert released.name in completed("dd import ")
     assert "dataset=fashion-mini" in completed("dd import x.pt dataset=fash")
     assert "value_space=zca-normalised" in completed("dd import x.pt value_space=zca-")
+    offered = {word.removesuffix("=") for word in completed("dd import x.pt ") if word.endswith("=")}
+    assert offered == {field.name for field in fields(Asked)} | {"out", "force"}
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"stated": [{"values": [1000.0]}]}, "less than or equal to 100"),
+        ({"stated": [{"values": []}]}, "at least 1 item"),
+        ({"files": [{"name": "x", "bytes": 1, "sha256": "../x"}]}, "pattern"),
+        ({"format": "dc", "run": "rm"}, "unknown key"),
+        ({"assumed": ["x"] * 101}, "at most 100 items"),
+    ],
+)
+def test_what_a_set_says_of_its_import_is_data(released, said, words):
+    (made, _) = dd.import_sets(released, dataset="fashion-mini")
+    replace(made, provenance={**made.provenance, "imported": {"format": "dc", **said}}).save("x.safetensors")
+    with pytest.raises(UsageError, match=words):
+        dd.load("x.safetensors")
 
 
 def labelled(folder, labels):
