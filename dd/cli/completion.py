@@ -3,6 +3,7 @@
 The printed script calls `dd completion SHELL --line LINE` to get the candidates for the last word of a line.
 """
 
+import logging
 import shlex
 from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
@@ -43,6 +44,12 @@ _INSTALLED = (
     "dd completion zsh >> ~/.zshrc",
     "dd completion fish > ~/.config/fish/completions/dd.fish",
 )
+_WORDS = {  # the keys of verbs that take few
+    "pull": ("out", "trust", "from", "force", "dataset", "value_space", "class_order", "entry"),
+    "push": ("licence", "private", "force", "dataset"),
+    "sets": (),
+}
+_OF_SETS = ("eval", "export", "push", "pull", "sets")
 _TRUTH = ("true", "false")
 _EXPORT = {
     "form": ("folder", "parquet", "pt", "npz", "safetensors"),
@@ -126,12 +133,10 @@ def _candidates(before: list[str], last: str) -> Iterable[str]:
         return known["methods"]
     if verb == "data check":
         return known["datasets"]
-    if verb in ("eval", "export") and len(before) == 1:
-        return _sets(last)
+    if verb in _OF_SETS:
+        return _for_a_set(verb, before, last)
     if verb == "import":
         return _imports(known, last)
-    if verb == "export":
-        return [f"{key}={value}" for key, values in _EXPORT.items() for value in values]
     if verb == "sweep" and len(before) == 1:
         return _files(last, ".yaml")
     if verb in _KEYED:
@@ -142,6 +147,17 @@ def _candidates(before: list[str], last: str) -> Iterable[str]:
         "data": ("check",),
         "completion": tuple(_SCRIPTS),
     }.get(verb, ())
+
+
+def _for_a_set(verb: str, before: list[str], last: str) -> Iterable[str]:
+    """What follows a verb that takes a set: the set, then keys."""
+    if len(before) == 1:
+        return _released() if verb in ("sets", "pull") else [*_sets(last), *_released()]
+    if verb == "eval":
+        return _settings(indexed("completion", _known, plug_ins), before, last)
+    if verb == "export":
+        return [f"{key}={value}" for key, values in _EXPORT.items() for value in values]
+    return [f"{key}=" for key in _WORDS[verb]]
 
 
 def _settings(known: dict[str, Any], before: list[str], last: str) -> Iterable[str]:
@@ -170,6 +186,14 @@ def _imports(known: dict[str, Any], last: str) -> Iterable[str]:
         return [*dict.fromkeys(files), *(f"{name}=" for name in _IMPORT)]
     listed = {"dataset": known["keys"]["dataset"], "protocol": known["keys"]["eval.protocol"]}
     return [f"{key}={one}" for one in listed.get(key, _IMPORT.get(key, ()))]
+
+
+def _released() -> list[str]:
+    """The names of released sets; an index of the user's that is broken is no matter here."""
+    from dd.released.index import known_sets
+
+    logging.getLogger("dd.released").setLevel(logging.ERROR)
+    return list(known_sets())
 
 
 def _sets(begun: str) -> list[str]:

@@ -273,3 +273,13 @@ def test_the_home_may_be_anywhere(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="set DD_HOME"):
         pull("dm/fashion-mini-ipc1")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_names_and_keys_are_completed():
+    from dd.cli.completion import completed
+
+    assert "dm/fashion-mini-ipc1" in completed("dd pull dm/fashion-mini-ipc")
+    assert "dm/fashion-mini-ipc1" in completed("dd eval dm/fashion-mini-ipc")
+    assert completed("dd pull dm/fashion-mini-ipc1 tr") == ["trust="]
+    assert completed("dd push a b lic") == ["licence="]
+    assert completed("dd pus") == ["push"]
