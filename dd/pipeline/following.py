@@ -48,7 +48,7 @@ def tell_again(recipe: Recipe, outcome: Outcome, track: tuple[str, ...]) -> None
     A W&B agent always does: for W&B every trial is a new run, even if its settings are not.
     """
     subject = _subject(recipe, outcome.folder)
-    names = [name for name in chosen(track) if subject.known(name) is None or (in_agent() and name == "wandb")]
+    names = [name for name in chosen(track) if not subject.told(name) or (in_agent() and name == "wandb")]
     if not names:
         return
     trackers = Trackers(names, subject)

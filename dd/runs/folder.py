@@ -181,7 +181,7 @@ class RunFolder:
         with locked(self.path / ".lock", f"the run in {self.path}"):
             # remove partial files of a killed process; we hold the lock, so nobody is writing now
             names = [file.name for file in (*self._files(), previous(self.checkpoint))]
-            for name in (*names, "*-id"):  # a tracker's id
+            for name in (*names, "*-id", "*-told"):  # of trackers
                 for stale in self.path.glob(f".{name}.*"):
                     stale.unlink(missing_ok=True)
             yield

@@ -94,10 +94,19 @@ class Subject:
 
     def remember(self, tracker: str, name: str) -> None:
         """Store the id that a tracker uses for this run."""
+        self._file(tracker, "told").unlink(missing_ok=True)
         write_text(self._file(tracker), name + "\n")
 
-    def _file(self, tracker: str) -> Path:
-        return self.folder / f"{tracker}-id"
+    def mark_told(self, tracker: str) -> None:
+        """Note that a tracker has received the results of this run."""
+        write_text(self._file(tracker, "told"), "")
+
+    def told(self, tracker: str) -> bool:
+        """Return whether a tracker has received the results of this run."""
+        return self._file(tracker, "told").is_file()
+
+    def _file(self, tracker: str, what: str = "id") -> Path:
+        return self.folder / f"{tracker}-{what}"
 
 
 class Tracker(Protocol):
@@ -192,7 +201,7 @@ class Trackers:
             UsageError: a package that a tracker needs is not installed.
         """
         classes = {name: tracker_class(name) for name in names}
-        self._watch = watch
+        self._watch, self._subject = watch, subject
         self._at_work: dict[str, Tracker] = {}
         self._left_out: list[Tracker] = []
         for name, cls in classes.items():
@@ -213,6 +222,8 @@ class Trackers:
         for name, tracker in list(self._at_work.items()):
             with self._guarded(name):
                 tracker.results(results)
+                if self._subject is not None:
+                    self._subject.mark_told(name)
 
     def close(self, failed: bool = False) -> None:
         """See `Tracker`; trackers that failed earlier are closed as well, silently."""

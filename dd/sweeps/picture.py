@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 8  # settings, at most
 _COLUMNS = 3
+_RATIO = 8  # of the largest to the smallest value, above which the axis is logarithmic
 
 
 def draw_sweep(path: Path, metric: str, rows: Sequence[Mapping[str, Any]], best: int) -> None:
@@ -38,17 +39,20 @@ def draw_sweep(path: Path, metric: str, rows: Sequence[Mapping[str, Any]], best:
 
 
 def _by_trial(ax: "Axes", rows: Sequence[Mapping[str, Any]], whole: Sequence[Mapping[str, Any]], best: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     reached, top = [], -math.inf
     for row in whole:
         top = max(top, row["value"])
         reached.append(top)
-    numbers = [row["trial"] for row in whole]
+    numbers = [row["trial"] + 1 for row in whole]
     ax.plot(numbers, reached, drawstyle="steps-post", linewidth=1.0, color="tab:grey", label="best so far")
     _points(ax, numbers, [row["value"] for row in whole], [row["trial"] == best for row in whole])
-    pruned = [(row["trial"], row["probes"][-1]) for row in rows if row["state"] == "pruned" and row["probes"]]
+    pruned = [(row["trial"] + 1, row["probes"][-1]) for row in rows if row["state"] == "pruned" and row["probes"]]
     if pruned:
         ax.plot(*zip(*pruned, strict=True), "x", color="tab:red", markersize=4, label="stopped early (last probe)")
     ax.set_xlabel("trial")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize="x-small")
     ax.grid(alpha=0.3)
 
@@ -57,7 +61,7 @@ def _by_setting(ax: "Axes", key: str, whole: Sequence[Mapping[str, Any]], best: 
     values = [row["settings"][key] for row in whole]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         values = [str(value) for value in values]
-    elif min(values) > 0 and max(values) > 20 * min(values):
+    elif min(values) > 0 and max(values) > _RATIO * min(values):
         ax.set_xscale("log")
     _points(ax, values, [row["value"] for row in whole], [row["trial"] == best for row in whole])
     ax.set_xlabel(key)

@@ -122,6 +122,11 @@ def test_a_finished_run_is_told_once_to_who_has_not_heard_of_it(followed, few):
     ended = place.process("run", *words, **environment)
     assert ended.report["fresh"] is False
     assert len(list(place.folder().glob("wandb/offline-run-*"))) == 1
+    assert {path.name for path in place.folder().glob("*-told")} == {"wandb-told", "trackio-told"}
+    (place.folder() / "wandb-told").unlink()  # as where the connection was lost at the end
+    ended = place.process("run", *words, **environment)
+    assert len(list(place.folder().glob("wandb/offline-run-*"))) == 2
+    assert (place.folder() / "wandb-told").is_file()
     words, environment = offline(place, *BRIEF, few, "--json", WANDB_SWEEP_ID="s", WANDB_RUN_ID="again")
     ended = place.process("run", *words, **environment, WANDB_DIR=str(place.path))
     assert ended.report["fresh"] is False, ended.err

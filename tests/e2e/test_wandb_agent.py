@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -307,6 +308,21 @@ def test_a_set_has_its_experts_for_ancestors(place, small, serve):
         answers.files[next(n for n in names if n.endswith("set.safetensors"))]
         == (place.folder() / "set.safetensors").read_bytes()
     )
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_as_the_same_run_and_sends_no_row_twice(place, long, serve):
+    answers = serve().answers
+    env = environment(place, answers.address)
+    run = place.start("run", *long, "track=wandb", **env)
+    killed = run.signal_when(signal.SIGKILL, lambda: any(len(rows) > 12 for rows in answers.history.values()))
+    assert killed.code == -signal.SIGKILL
+    ended = place.process("run", *long, "track=wandb", **env)
+    assert ended.code == 0, ended.err
+    assert "synthesis resumes at iteration" in ended.err
+    (rows,) = answers.history.values()
+    assert [row["it"] for row in rows if "loss" in row] == list(range(60))
+    assert sum("eval/holdout" in row for row in rows) == 1
 
 
 @pytest.mark.slow
