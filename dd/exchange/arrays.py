@@ -1,6 +1,7 @@
 """numpy's files: what their headers declare is checked against what is there before memory is taken."""
 
 import math
+import tokenize
 import zipfile
 from pathlib import Path
 from typing import IO
@@ -17,7 +18,17 @@ _HEADER = 10_000  # bytes, as numpy itself allows of files that are not trusted
 _NUMBERS, _TEXTS = "biuf", "US"
 _ITEMS = 100_000  # texts at most: names of classes
 _NAMED = 64  # members at most: a set has images, labels and few more
-_FAILURES = (ValueError, OSError, EOFError, SyntaxError, TypeError, NotImplementedError, MemoryError, zipfile.error)
+_FAILURES = (
+    ValueError,
+    tokenize.TokenError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    TypeError,
+    NotImplementedError,
+    MemoryError,
+    zipfile.error,
+)
 
 
 def read_npy(path: Path) -> Tree:

@@ -175,7 +175,7 @@ def decoded(items: Items, named: str, asked: Asked) -> Tensor:
     """
     found = headers(items, range(len(items)))
     if broken := [one for one in found if isinstance(one, Broken)]:
-        listed = some([f"{printable(one.file, keep='')} ({one.reason})" for one in broken])
+        listed = some([f"{printable(one.file, keep='')} ({in_one_line(printable(one.reason))})" for one in broken])
         raise UsageError(f"{named}: {len(broken):,} of {len(items):,} images cannot be read: {listed}")
     good = [one for one in found if isinstance(one, Header)]
     side, kind = _side(good, named, asked), kind_of(asked.dataset)

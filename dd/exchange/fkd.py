@@ -60,6 +60,11 @@ class LabelledBatch:
     logits: Tensor
     index: Tensor | None
 
+    @cached_property
+    def named(self) -> Tensor:
+        """(b,) the largest class of each label."""
+        return self.logits.argmax(1)
+
 
 @dataclass(frozen=True, eq=False)
 class ViewFiles:
@@ -436,8 +441,7 @@ def _tried(files: ViewFiles, labels: Tensor, draws: int) -> ImageOrder:
 
 def _hits(batch: LabelledBatch, labels: Tensor) -> Tensor:
     """(b,) whether each label's largest class is that of its image, or of the one mixed in: 1 or 0."""
-    named = batch.logits.argmax(1)
-    right = named == labels
+    right = batch.named == labels
     if batch.partner is not None:
-        right |= named == labels[batch.partner]
+        right |= batch.named == labels[batch.partner]
     return right.double()

@@ -127,7 +127,7 @@ def folder_draft(tree: ImageTree, path: Path, asked: Asked) -> Draft:
     found = class_images(tree, path)
     if asked.ipc is not None:
         found = first_of_each(found, asked.ipc, path)
-    else:
+    elif not asked.uneven:
         require_ipc(path, len(found.paths), len(found.labels.unique()))
     draft = Draft(
         format=found.format,

@@ -20,7 +20,7 @@ from dd.exchange.draft import Asked, Draft
 from dd.exchange.encoded import decoded
 from dd.exchange.export import SOFT
 from dd.exchange.folders import exported, require_ipc
-from dd.exchange.reader import Reader, Recognised
+from dd.exchange.reader import Reader, Recognised, files_in_words
 from dd.exchange.source import ForeignFiles
 from dd.sizes import readable_size
 
@@ -88,7 +88,7 @@ class TableReader(Reader):
         if not paths:
             return ()
         kinds = ", ".join(f"{field.name} ({field.type})" for field in list(_schema(paths[0]))[:4])
-        return (Recognised("parquet", (f"{len(paths)} parquet files with the columns {kinds}"[:200],)),)
+        return (Recognised("parquet", (f"{files_in_words(paths)}: columns {kinds}"[:300],)),)
 
     def read(self, source: ForeignFiles, recognised: Recognised, asked: Asked) -> Sequence[Draft]:
         """See `Reader`."""
@@ -99,7 +99,8 @@ class TableReader(Reader):
         items = _OwnBytes(Rows.of(found.paths, found.image, Path()))
         if len(items) != len(labels):
             raise UsageError(f"{named}: it has {len(items):,} images, and {len(labels):,} labels")
-        require_ipc(named, len(labels), len(names) or len(labels.unique()))
+        if not asked.uneven:
+            require_ipc(named, len(labels), len(names) or len(labels.unique()))
         draft = Draft(
             format=recognised.format,
             images=decoded(items, str(named), asked),

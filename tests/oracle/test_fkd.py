@@ -180,6 +180,27 @@ def test_an_epoch_of_another_run(tmp_path):
         with_labels(a_set(), order, torch.arange(K), tmp_path)
 
 
+def test_damage_anywhere_in_a_label_file_is_one_line(tmp_path):
+    """Bytes changed at random places: the labels are refused, or are those of before."""
+    relabelled(tmp_path / "FKD", today(N, 1))
+    path, rng = tmp_path / "FKD" / "epoch_0" / "batch_2.tar", np.random.default_rng(0)
+    whole = path.read_bytes()
+    for number in range(40):
+        spoilt = bytearray(whole)
+        start = int(rng.integers(len(whole)))
+        spoilt[start : start + 20] = rng.bytes(min(20, len(whole) - start))
+        path.write_bytes(spoilt)
+        said = ""
+        try:
+            order = image_order(view_files(tmp_path / "FKD"), LABELS)
+            made = with_labels(a_set(), order, torch.arange(K), tmp_path / f"{number}")
+        except UsageError as error:
+            said = str(error)
+        else:
+            assert made.label_store().verify() == {}
+        assert len(said.splitlines()) <= 1
+
+
 class Runs:
     def __reduce__(self):
         return os.system, ("touch ran",)

@@ -297,6 +297,55 @@ def test_archives_that_are_cut_off(tmp_path):
         assert "cannot be read" in refused(path) or "no known format" in refused(path)
 
 
+def answer(function, *arguments):
+    """What is refused, in words; "read" where nothing is."""
+    try:
+        function(*arguments)
+    except UsageError as error:
+        return str(error)
+    return "read"
+
+
+@pytest.mark.parametrize("kind", ["zip", "", "gz", "xz", "bz2", "parquet", "png", "npy", "json"])
+def test_damage_anywhere_is_one_line(tmp_path, kind):
+    """Bytes changed, cut out or doubled at random places: it is read, or refused; nothing else."""
+    rng = np.random.default_rng(0)
+    laid_out(tmp_path / "set", *FAMILIES["rded"])
+    path = tmp_path / "damaged"
+    if kind == "parquet":
+        table(path, {"image": rows(pixels()), "label": LABELS})
+    elif kind == "png":
+        save_image(pixels() / 255, tmp_path / "grid.png")
+        (tmp_path / "grid.png").rename(path)
+    elif kind == "npy":
+        np.save(tmp_path / "x.npy", np.arange(0, 100, 3))
+        (tmp_path / "x.npy").rename(path)
+    elif kind == "json":
+        names = [f"{c:05}" for c in range(CLASSES)]
+        path = tmp_path / "set" / "dd-export.json"
+        path.write_text(
+            json.dumps({"folders": names, "classes": names, "lr": 0.1, "decode_factor": 1, "protocol": None})
+        )
+    else:
+        archived(tmp_path / "set", path, kind)
+    whole = path.read_bytes()
+    named = tmp_path / "set" if kind == "json" else path
+    read(named, size=SIDE)
+    for _ in range(30):
+        spoilt = bytearray(whole)
+        start, length = int(rng.integers(len(whole))), int(rng.integers(1, 60))
+        way = rng.integers(3)
+        if way == 0:
+            spoilt[start : start + length] = rng.bytes(min(length, len(whole) - start))
+        elif way == 1:
+            del spoilt[start : start + length]
+        else:
+            spoilt[start:start] = spoilt[start : start + length]
+        path.write_bytes(spoilt)
+        said = answer(drafts, ForeignFiles([named]), Asked(size=SIDE))
+        assert len(said.splitlines()) == 1
+
+
 def test_links_in_a_folder_lead_to_no_other_image_twice(tmp_path):
     laid_out(tmp_path / "set", *FAMILIES["words"])
     os.symlink(tmp_path / "set" / "class-0", tmp_path / "set" / "class-9")
