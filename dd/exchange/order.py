@@ -26,7 +26,8 @@ _REAL = 5000  # real images looked at, at most
 _RIDGE = 0.1  # of the mean variance, added to the covariance within classes
 _CLEAR, _FEW = 3.0, 2.0  # deviations of a random order by which an order fits; for two images a class or fewer
 _BETTER = 1.5  # deviations by which another order must fit better to be named
-_RATHER = 0.3  # of the images, by which more must be nearest to their class in it, or more than chance reaches
+_RATHER = 0.15, 0.3  # of the images, by which more must be nearest to their class in it; the latter of few images
+_LEAST = 0.3, 0.5  # of the images, that must be
 _TRIED = 50, 10  # tables of chance; of many classes
 _SOME, _MANY = 30, 200
 _SMALLEST = 5  # classes, from which on orders can be told apart by their scores
@@ -190,7 +191,8 @@ class OrderCheck:
         score, best_score = _deviations(table, given), _deviations(table, best)
         rather = float((scores.argmax(1) == best[labels]).double().mean())
         told = k >= _SMALLEST and best_score - score > _BETTER
-        told = told and (rather >= right + _RATHER or best_score > _by_chance(table))
+        few = len(labels) <= 2 * k
+        told = told and (rather >= max(right + _RATHER[few], _LEAST[few]) or best_score > _by_chance(table))
         return OrderFit(score, right, len(labels), k, tuple(best.tolist()) if told else (), best_score)
 
 

@@ -49,9 +49,18 @@ def _chosen(source: ForeignFiles, asked: Asked) -> tuple[Reader, Recognised]:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise UsageError(f"{files_in_words(source.paths)}: no known format of distilled sets: {_contents(source)}")
+        raise UsageError(f"{files_in_words(source.paths)}: {_unknown(source)}")
     choices = "; or ".join(f"format={one.format} ({_known(one.format)})" for _, one in found)
     raise UsageError(f"{files_in_words(source.paths)} may be several things; say which: {choices}")
+
+
+def _unknown(source: ForeignFiles) -> str:
+    """Say what is wrong with files that are of no known format together."""
+    if len(source.paths) > 1:
+        alone = ForeignFiles(source.paths[:1])
+        if any(one.certain for reader in readers() for one in reader.recognise(alone)):
+            return "these do not belong together, the first is a set by itself: import one after the other"
+    return f"no known format of distilled sets: {_contents(source)}"
 
 
 def _known(name: str) -> str:
@@ -69,7 +78,7 @@ def _contents(source: ForeignFiles) -> str:
 
 
 def _entry(found: Sequence[Draft], source: ForeignFiles, asked: Asked) -> list[Draft]:
-    if not isinstance(asked.entry, int):
+    if not isinstance(asked.entry, int) or (asked.entry == 0 and [draft.entry for draft in found] == [""]):
         return list(found)
     picked = [draft for draft in found if draft.entry == str(asked.entry)]
     if not picked:

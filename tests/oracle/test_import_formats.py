@@ -156,6 +156,14 @@ def test_shuffled_images_keep_their_labels_and_shuffled_classes_are_noticed(expe
     assert torch.equal(one(path, class_order="data").labels, ORDER[pairs[0].labels])
 
 
+def test_files_that_do_not_belong_together(experiments):
+    path, _ = experiments
+    other = path.with_name("other.pt")
+    other.write_bytes(path.read_bytes())
+    with pytest.raises(UsageError, match="do not belong together, the first is a set by itself"):
+        import_sets([path, other], dataset=DATASET)
+
+
 def test_states_of_a_run_must_be_chosen(experiments):
     path, pairs = experiments
     history = path.with_name("res_DataDAM_FashionMNIST_ConvNet_2ipc_.pt")
@@ -179,6 +187,7 @@ def test_the_pair_that_datadam_released_has_float_class_ids(ours, tmp_path):
     made = one(path)
     assert torch.equal(made.labels, ours.labels)
     assert made.protocol["protocol"] == "datadam"
+    assert torch.equal(one(path, entry=0).images, made.images)
 
 
 # ---- MTT, FTD, TESLA, DATM -------------------------------------------------------------------------------------------
