@@ -17,6 +17,8 @@ from typing import Any
 
 from dd.errors import RunError, UsageError, in_one_line, printable
 from dd.io import atomic_path, digest, home, locked, writable, write_json
+from dd.labels import LabelStore
+from dd.labels.store import KIND
 from dd.released.fetch import Measured, fetch, require_available, take
 from dd.released.hub import PREFIX, HubListing, HubPlace, fetch_from_hub, hub_place, listing
 from dd.released.index import known_set, known_sets
@@ -175,29 +177,38 @@ def _own(found: HubListing) -> list[Any]:
     else:
         own = found.named(_OURS)
         names = [own] if own else []
-    folder = os.path.dirname(names[0].path) if names else ""
-    beside = [
-        file
-        for file in found.files
-        if _LABELS.fullmatch(os.path.basename(file.path)) and os.path.dirname(file.path) == folder
-    ]
-    return [*names, *beside] if names else []
+    if not names:
+        return []
+    folder = os.path.dirname(names[0].path)
+    return [*names, *(file for file in found.files if _is_label(Path(file.path)) and _beside(file.path) == folder)]
+
+
+def _is_label(path: Path) -> bool:
+    """Whether a file holds labels of views: packed ones, or those of one epoch."""
+    return _LABELS.fullmatch(path.name) is not None or path.parent.name == KIND
+
+
+def _beside(path: str) -> str:
+    """The folder of the set that a file of labels belongs to."""
+    folder = os.path.dirname(path)
+    return os.path.dirname(folder) if os.path.basename(folder) == KIND else folder
 
 
 def _place(folder: Path, files: Sequence[Path]) -> None:
     """Put files of a set of ours where sets are, the labels first; the set is whole once it is there."""
-    labels = sorted(file for file in files if _LABELS.fullmatch(file.name))
+    labels = sorted(filter(_is_label, files))
     sets = [file for file in files if file not in labels]
     if len(sets) != 1 or sets[0].suffix != ".safetensors":
         raise UsageError(f"{', '.join(file.name for file in sets) or 'nothing'}: one set.safetensors was expected")
     made = load(sets[0])
     if made.views is not None:
-        from dd.labels import LabelStore
-
         if not labels:
             raise UsageError("the set was released without the labels of its views, labels-00001-of-….safetensors")
-        store = LabelStore(folder, made.views.spec, made.labels)
-        store.unpack(labels)
+        packed = [file for file in labels if _LABELS.fullmatch(file.name)]
+        for file in labels:
+            if file not in packed:
+                _copy(file, folder / KIND / file.name)
+        LabelStore(folder, made.views.spec, made.labels).unpack(packed)
         replace(made, path=RunFolder(folder).set).label_store()  # it holds what the set was saved with
     _copy(sets[0], RunFolder(folder).set)
     shutil.rmtree(folder / "files", ignore_errors=True)

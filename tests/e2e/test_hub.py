@@ -1,9 +1,13 @@
 """Publishing on the Hub and back, through its real client and a server on this machine."""
 
+import functools
+import hashlib
+import http.server
 import importlib.util
 import io
 import json
 import sys
+import threading
 from pathlib import Path
 
 import huggingface_hub
@@ -12,6 +16,7 @@ import safetensors.torch
 import torch
 from huggingface_hub import constants
 
+import dd as library
 from dd.cli.main import run_command_line
 
 _SPEC = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub.py"))
@@ -22,6 +27,11 @@ _SPEC.loader.exec_module(server)
 # the client's own transport warns, of itself
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 QUICK = ("eval.students=1", "eval.steps=3", "eval.pilots=1", "eval.full=false", "device=cpu")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
 
 
 @pytest.fixture
@@ -129,8 +139,6 @@ def test_a_set_on_the_hub_is_scored_and_remembered(hub, dd, finished):
 
 
 def test_python_loads_what_is_on_the_hub(hub, place, finished, monkeypatch):
-    import dd as library
-
     for name, value in {"HF_ENDPOINT": hub.url, "HF_HOME": str(place.path / "hf"), "HF_TOKEN": server.TOKEN}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DD_HOME", str(place.home))
@@ -182,6 +190,60 @@ def test_a_parquet_set_is_scored_under_its_protocol(hub, dd, few, rethinkdc, pro
     assert len(report["accuracy"]["values"]) == len(report["control"]["values"]) == 2
     assert (report["labels"] is not None) == (protocol == "rethinkdc-soft")
     assert report["dataset"]["name"] == few.partition("=")[2]
+
+
+def test_a_folder_of_images_is_scored(hub, dd, few):
+    """With files beside it that are no images."""
+    root = Path(few.partition(":")[2]) / "train"
+    images = {
+        f"images/{folder.name}/{i}.png": (folder / f"{i}.png").read_bytes() for folder in root.iterdir() for i in (2, 4)
+    }
+    hub.add("me/pictures", {**images, "README.md": b"# A set", "other/x.txt": b"no image"})
+    ended = dd("eval", "hf:me/pictures/images", few, *STUDENTS, "eval.protocol=rethinkdc-hard", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.report["dataset"]["name"] == few.partition("=")[2]
+    assert [line for line in hub.asked if "x.txt" in line or "README" in line] == []
+
+
+def test_labels_of_views_in_a_folder_come_along(hub, dd, place):
+    """As a run leaves them, two files an epoch; packed ones are tested with the sets that ship."""
+    assert dd("pull", "cda/fashion-mini-ipc10", "out=mine").code == 0
+    mine = place.path / "mine"
+    paths = [path for path in mine.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors")]
+    hub.add("me/soft", {f"a/{path.relative_to(mine)}": path.read_bytes() for path in paths})
+    pulled = dd("pull", "hf:me/soft/a", "out=again")
+    assert pulled.code == 0, pulled.err
+    library.load(place.path / "again" / "set.safetensors").label_store()
+    hub.add("me/bare", {"set.safetensors": (mine / "set.safetensors").read_bytes()})
+    bare = dd("pull", "hf:me/bare")
+    assert bare.code == 2
+    assert "without the labels of its views" in bare.err
+
+
+def test_a_record_of_others_leads_to_a_set(dd, place):
+    """An index and a file of dataset condensation's format on the web: fetched, recognised, kept."""
+    (place.path / "web").mkdir()
+    dd("pull", "dm/fashion-mini-ipc1", "out=mine")
+    assert dd("export", "mine", "form=pt", "out=web/res_DM.pt").code == 0
+    handler = functools.partial(Quiet, directory=str(place.path / "web"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{web.server_port}"
+        facts = 'method = "dm"\ndataset = "fashion-mini"\nformat = "dc"\nfiles = [{ path = "res_DM.pt" }]'
+        index = f'format = 1\n[[set]]\nname = "they/fashion-mini-ipc1"\nwhere = ["{url}"]\n{facts}\n'
+        (place.path / "web" / "index.toml").write_text(index)
+        known = {"DD_INDEX": f"{url}/index.toml"}
+        refused = dd("pull", "they/fashion-mini-ipc1", **known)
+        assert refused.code == 2
+        assert "nobody states a checksum of they/fashion-mini-ipc1" in refused.err
+        pulled = dd("pull", "they/fashion-mini-ipc1", "trust=true", **known)
+        assert pulled.code == 0, pulled.err
+        sha256 = hashlib.sha256((place.path / "web" / "res_DM.pt").read_bytes()).hexdigest()
+        assert f"sha256 {sha256}" in pulled.err
+        web.shutdown()
+    again = dd("pull", "they/fashion-mini-ipc1", "out=theirs", **known)
+    assert again.code == 0, again.err
+    assert torch.allclose(library.load(pulled.out.strip()).images, library.load(place.path / "mine").images, atol=1e-5)
 
 
 def test_a_set_is_checked_for_what_its_name_says(hub, dd, rethinkdc):
