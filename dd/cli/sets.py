@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dd.cli.common import STRICT, console, emit, examples, json_option, log_to_stderr, plain_table, print_table, remark
+from dd.io.download import without_secrets
 from dd.sizes import readable_size
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _card(record: "Released", as_json: bool) -> None:
     for key, value in texts.items():
         table.add_row(key.replace("_", " "), value)
     for place in record.where:
-        table.add_row("at", place)
+        table.add_row("at", without_secrets(place) if "://" in place else place)
     for file in record.files:
         size = "size not stated" if file.size is None else readable_size(file.size)
         table.add_row("file", f"{file.path}, {size}, sha256 {file.sha256 or 'not stated'}")

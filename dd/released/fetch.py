@@ -53,6 +53,9 @@ def fetch(record: Released, folder: Path, *, trust: bool) -> list[Measured]:
     """
     require_available(record)
     require_trust(record, trust)
+    for file in record.files:
+        if not _is_right(_target(file, folder), file):
+            _target(file, folder).unlink(missing_ok=True)  # damaged since, or of an earlier record
     problem = ""
     for where in _together(record.where):
         try:
@@ -68,7 +71,13 @@ def take(record: Released, files: Sequence[Path], folder: Path) -> list[Measured
     Raises:
         UsageError: they are other files than the record's.
     """
-    expected = record.files or tuple(ReleasedFile(path.name) for path in files)
+    try:
+        expected = record.files or tuple(ReleasedFile(path.name) for path in files)
+    except ValueError as error:
+        raise UsageError(f"from=: {error}") from error
+    if len({file.path for file in expected}) < len(expected):
+        raise UsageError(f"from={','.join(map(str, files))}: two files have the same name; rename one")
+    shutil.rmtree(folder, ignore_errors=True)  # what was given before may have been other files
     if len(files) != len(expected):
         names = ", ".join(file.path for file in expected)
         raise UsageError(f"{record.name} has {len(expected)} files: give all, from={names}")
@@ -203,6 +212,14 @@ def _target(file: ReleasedFile, folder: Path) -> Path:
     if not os.path.normpath(target).startswith(os.path.normpath(folder) + os.sep):
         raise UsageError(f"{file.path} is not below its folder")
     return target
+
+
+def _is_right(path: Path, file: ReleasedFile) -> bool:
+    try:
+        _measured(path, file)
+    except (ConnectionError, OSError):
+        return False
+    return True
 
 
 def _measured(path: Path, file: ReleasedFile, named: Path | None = None) -> Measured:

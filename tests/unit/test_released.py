@@ -153,6 +153,28 @@ def test_files_that_were_fetched_by_hand(a_set, tmp_path):
     assert not list(tmp_path.glob("more/*"))
 
 
+def test_other_files_by_hand_take_the_place_of_the_first(a_set, tmp_path):
+    by_hand = record(a_set, where=(), files=())
+    one, two = tmp_path / "one" / "x.pt", tmp_path / "two" / "x.pt"
+    for path in (one, two):
+        path.parent.mkdir()
+        path.write_bytes(path.parent.name.encode())
+    for path in (one, two):
+        (came,) = take(by_hand, [path], tmp_path / "files")
+        assert came.path.read_bytes() == path.read_bytes()
+    with pytest.raises(UsageError, match="two files have the same name"):
+        take(by_hand, [one, two], tmp_path / "files")
+    with pytest.raises(UsageError, match="is not one below a folder"):
+        take(by_hand, [tmp_path / ".hidden"], tmp_path / "files")
+
+
+def test_what_was_damaged_since_is_fetched_again(a_set, tmp_path):
+    (came,) = fetch(record(a_set), tmp_path / "files", trust=False)
+    came.path.write_bytes(b"damaged")
+    (again,) = fetch(record(a_set), tmp_path / "files", trust=False)
+    assert again.path.read_bytes() == a_set[0].read_bytes()
+
+
 def test_without_a_checksum_it_takes_a_word(a_set, tmp_path):
     unknown = record(a_set, files=(ReleasedFile("set.safetensors"),))
     with pytest.raises(
