@@ -10,6 +10,8 @@ from torch.utils.data import BatchSampler, RandomSampler
 from torchvision.transforms import RandomResizedCrop
 
 import dd
+from dd.data import open_data
+from dd.data.preprocess import from_state
 from dd.errors import UsageError
 
 from .conftest import Place
@@ -22,7 +24,7 @@ IPC, CLASSES, SIDE = 4, 5, 12
 @pytest.fixture(scope="module")
 def real(pictures):
     """Images of the data set, class by class, uint8 (n, 3, h, w)."""
-    data = dd.data.open_data(pictures.removeprefix("dataset="), dd.DataSettings(holdout=0), "cpu")
+    data = open_data(pictures.removeprefix("dataset="), dd.DataSettings(holdout=0), "cpu")
     return torch.cat([data.train.raw(data.train.of_class(c)[:IPC]) for c in range(CLASSES)])
 
 
@@ -189,7 +191,7 @@ def test_a_set_that_leaves_comes_back(place, pictures, made, form):
     before, after = dd.load(made), dd.load(place.path / "back.safetensors")
     order, theirs = before.labels.argsort(stable=True), after.labels.argsort(stable=True)
     assert torch.equal(before.labels[order], after.labels[theirs])
-    space = dd.data.preprocess.from_state(before.space)
+    space = from_state(before.space)
     ours, again = (space.invert(one.pixels(space)[at]) for one, at in ((before, order), (after, theirs)))
     assert torch.allclose(ours, again, atol=0.51 / 255 if form in ("folder", "parquet") else 1e-5)
 
