@@ -190,7 +190,7 @@ def _spoken(url: str) -> Iterator[None]:
 
 def _from_hub(record: Released, where: str, folder: Path) -> list[Measured]:
     found = listing(hub_place(where))
-    wanted = [_on_hub(found, file) for file in record.files] or list(found.files)
+    wanted = [_on_hub(found, file) for file in record.files] or found.data
     here = fetch_from_hub(found, wanted)
     expected = record.files or tuple(ReleasedFile(_below(found, file), file.size, file.sha256) for file in wanted)
     return [_copied(here[one.path], file, folder) for one, file in zip(wanted, expected, strict=True)]

@@ -35,6 +35,7 @@ RepoKind = Literal["dataset", "model"]
 
 _PLACE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.%-]+))?(?:/(?P<path>.+))?")
 _COMMIT = re.compile("[0-9a-f]{40}")
+_TEXT = re.compile(r"(?i).*\.(?:md|txt|rst|pdf)|LICEN[CS]E.*|CITATION.*")
 _MOST = 200_000  # files of a repository
 _NAMED = 500  # files that are asked for one by one; of more the whole folder
 _ENTERED = "HF_TOKEN, or `hf auth login`"
@@ -87,6 +88,11 @@ class HubListing:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
+
+    @property
+    def data(self) -> list[HubFile]:
+        """Its files but for texts for people: cards, licences, lists."""
+        return [file for file in self.files if not _TEXT.fullmatch(os.path.basename(file.path))]
 
     def named(self, path: str) -> HubFile | None:
         """The file of that path below the place, or None."""

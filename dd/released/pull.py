@@ -121,7 +121,10 @@ def _of_record(record: Released, said: Mapping[str, Any], trust: bool, by_hand: 
             _place(folder, [one.path for one in came])
         else:
             asked = {**_of_the_record(record), **said}
-            made, remarks = _imported([one.path for one in came], asked, record.name)
+            paths = [one.path for one in came]
+            # files that a record names belong together in its order; of a whole repository the folder is read
+            together = paths if by_hand or record.files or len(paths) == 1 else [files]
+            made, remarks = _imported(together, asked, record.name)
             save(made, target)
             return Pulled(target, record, _unstated(record, came), remarks)
     return Pulled(target, record, _unstated(record, came))
@@ -150,7 +153,7 @@ def _from_listing(found: HubListing, said: Mapping[str, Any]) -> Pulled:
     target = RunFolder(folder).set
     if target.is_file():
         return Pulled(target)
-    files = ours or list(found.files)
+    files = ours or found.data
     size = sum(file.size for file in files)
     count = f"{len(files):,} file{'s' if len(files) > 1 else ''}"
     log.info("%s: %s, %s, at commit %s", place.repo, count, readable_size(size), place.revision[:12])

@@ -180,7 +180,7 @@ STUDENTS = (
 @pytest.mark.parametrize("protocol", ["rethinkdc-hard", "rethinkdc-soft"])
 def test_a_parquet_set_is_scored_under_its_protocol(hub, dd, few, rethinkdc, protocol):
     """Without a record; the soft protocol labels the views of set and control by a teacher."""
-    hub.add("me/rethinkdc-random-ipc-2", rethinkdc)
+    hub.add("me/rethinkdc-random-ipc-2", {**rethinkdc, "README.md": b"# A set", "LICENSE": b"none"})
     teachers = ("teachers=convnet", "hours=1") if protocol == "rethinkdc-soft" else ()
     words = (few, f"eval.protocol={protocol}", *STUDENTS, *teachers, "device=cpu", "--json")
     ended = dd("eval", "hf:me/rethinkdc-random-ipc-2", *words)
@@ -203,6 +203,19 @@ def test_a_folder_of_images_is_scored(hub, dd, few):
     assert ended.code == 0, ended.err
     assert ended.report["dataset"]["name"] == few.partition("=")[2]
     assert [line for line in hub.asked if "x.txt" in line or "README" in line] == []
+
+
+def test_a_record_may_name_a_whole_repository(hub, dd, few, place):
+    """As those of rethinkdc and D3HR do; what was measured is printed file by file."""
+    root = Path(few.partition(":")[2]) / "train"
+    pngs = {f"ipc2/{one.parent.name}/{one.name}": one.read_bytes() for one in root.glob("*/[24].png")}
+    hub.add("they/them", {**pngs, "ipc2/train.txt": b"/home/they/x.png"})
+    facts = f'method = "x"\ndataset = "{few.partition("=")[2]}"\nformat = "folder"\nwhere = ["hf:they/them/ipc2"]'
+    (place.path / "index.toml").write_text(f'format = 1\n[[set]]\nname = "they/few-ipc2"\n{facts}\n')
+    ended = dd("pull", "they/few-ipc2", "trust=true", "--json", DD_INDEX="index.toml")
+    assert ended.code == 0, ended.err
+    assert len(ended.report["measured"]) == 6
+    assert len(library.load(ended.report["set"]).labels) == 6
 
 
 def test_labels_of_views_in_a_folder_come_along(hub, dd, place):

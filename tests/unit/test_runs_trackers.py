@@ -152,7 +152,9 @@ def test_a_tracker_of_an_installed_package_follows_a_run(tmp_path, monkeypatch):
     facts = tmp_path / "mine-1.0.dist-info"
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text("[dd.trackers]\ntheirs = their_tracker:Lines\nwrong = their_tracker:Wrong\n")
+    (facts / "entry_points.txt").write_text(
+        "[dd.trackers]\ntheirs = their_tracker:Lines\nwrong = their_tracker:Wrong\n"
+    )
     (tmp_path / "their_tracker.py").write_text(PLUG_IN)
     monkeypatch.syspath_prepend(tmp_path)
     assert chosen(["theirs"]) == ("theirs",)
