@@ -48,7 +48,9 @@ def bring(folder: RunFolder) -> Released:
         # a set is saved without where it was made
         save(replace(made, provenance={**made.provenance, "command": command}, path=None), RunFolder(place).set)
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(place, target, ignore=shutil.ignore_patterns(".*"))
+        target.mkdir()
+        for file in place.glob("[!.]*"):
+            shutil.copy(file, target)
     files = sorted(target.iterdir())
     return Released(
         name=f"{method}/{name}",

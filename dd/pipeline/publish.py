@@ -17,6 +17,7 @@ from dd.released.hub import PREFIX, hub_place
 from dd.released.push import Publication, publish_folder, publish_to_hub
 from dd.runs import RunFolder
 from dd.sets import DistilledSet
+from dd.sets.origin import imported
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,11 @@ def push(
     report = made.report if isinstance(made, Outcome) else _report(distilled)
     if report is None:
         log.warning("the card says nothing of what the set scores, as no report of its run is beside it")
+    if imported(distilled.provenance) is not None:
+        log.warning("others made this set: see that its licence lets you publish it")
     facts = CardFacts(
         name=named(distilled),
-        place=str(to),
+        place=str(to) if str(to).startswith(PREFIX) else "FOLDER",  # nobody else has this folder
         licence=licence or NOT_STATED,
         data_licence=str(report.dataset.get("licence") or NOT_STATED) if report else NOT_STATED,
         paper=_paper(distilled),

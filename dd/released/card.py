@@ -10,6 +10,7 @@ import torch
 from dd.errors import printable
 from dd.evaluation.report import SCORES, Report, Score
 from dd.sets import DistilledSet
+from dd.sets.origin import imported
 from dd.sizes import readable_size
 
 PREVIEW = "preview.png"
@@ -106,8 +107,10 @@ def _labels(distilled: DistilledSet) -> str:
 
 
 def _made(distilled: DistilledSet, facts: CardFacts) -> Iterator[str]:
-    made = distilled.provenance
+    made, origin = distilled.provenance, imported(distilled.provenance)
+    of = "" if origin is None else ", ".join(file.name for file in origin.files)
     rows = {
+        "made by": f"others; imported from {of} (format {origin.format})" if origin else "",
         "method": made.get("method"),
         "paper": facts.paper,
         "made with": f"dd {made['version']}" if made.get("version") else "",
@@ -147,8 +150,8 @@ def _use(distilled: DistilledSet, facts: CardFacts) -> Iterator[str]:
         "```\n"
         "pip install dd-workbench\n"
         f"dd eval {facts.place}      # fresh students on it, and on random real images\n"
-        f"dd pull {facts.place} out=FOLDER\n"
-        "```"
+        + (f"dd pull {facts.place} out=FOLDER\n" if facts.place != "FOLDER" else "")
+        + "```"
     )
     yield (
         "`set.safetensors` is exact: `safetensors.torch.load_file` gives its tensors `images` and `labels`, and its "

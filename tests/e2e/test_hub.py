@@ -348,3 +348,19 @@ def test_a_folder_appears_whole_or_not_at_all(dd, finished, place):
 def test_the_verbs_need_no_hub_for_what_ships(place):
     with place.entered(DD_OFFLINE="1"):
         assert run_command_line(["pull", "random/fashion-mini-ipc1"]) == 0
+
+
+def test_a_set_of_others_says_so_in_its_card(place):
+    """And its publisher is reminded of its licence; a folder's own path is nobody's business."""
+    for words in (("pull", "dm/fashion-mini-ipc1", "out=mine"), ("export", "mine", "form=pt", "out=res_DM.pt")):
+        assert place.dd(*words).code == 0
+    made = place.dd("import", "res_DM.pt", "dataset=fashion-mini", "out=theirs.safetensors")
+    assert made.code == 0, made.err
+    pushed = place.dd("push", "theirs.safetensors", "published")
+    assert pushed.code == 0, pushed.err
+    assert "others made this set: see that its licence lets you publish it" in pushed.err
+    text = (place.path / "published" / "README.md").read_text()
+    assert "imported from res_DM.pt (format dc)" in text
+    assert "It was not scored when this was written." in text
+    assert "license: unknown" in text
+    assert str(place.path) not in text
