@@ -39,7 +39,11 @@ def test_what_is_in_it(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"dd"}
     assert [name for name in names if "tests/" in name or "benchmarks" in name] == []
-    for here, there in (("experiments/recipes", "dd/experiments/recipes"), ("assets/fashion-mini", None)):
+    for here, there in (
+        ("experiments/recipes", "dd/experiments/recipes"),
+        ("experiments/sweeps", "dd/experiments/sweeps"),
+        ("assets/fashion-mini", None),
+    ):
         for file in (CHECKOUT / here).iterdir():
             assert f"{there or 'dd/' + here}/{file.name}" in names
     for file in (*(CHECKOUT / "dd").rglob("*.py"), *(CHECKOUT / "methods").rglob("*.py")):
