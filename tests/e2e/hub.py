@@ -122,7 +122,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         name = f"{asked.get('organization') or 'me'}/{asked['name']}"
         if name in self.server.repos:
             return self.json({"error": "exists", "url": f"{self.server.url}/datasets/{name}"}, 409)
-        repo = self.server.repos[name] = Repo(bool(asked.get("private")))
+        repo = self.server.repos[name] = Repo(bool(asked.get("private")) or asked.get("visibility") == "private")
         repo.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
         self.json({"url": f"{self.server.url}/datasets/{name}", "name": name})
 

@@ -323,6 +323,14 @@ def test_what_cannot_be_is_one_line(hub, dd, finished, words, code, line):
     assert "me/new" not in hub.repos
 
 
+def test_a_new_repository_may_be_private(hub, dd, finished):
+    """Then others do not see it, and its owner does."""
+    assert dd("push", str(finished.folder()), "hf:me/mine", "private=true").code == 0
+    assert hub.repos["me/mine"].private
+    assert dd("pull", "hf:me/mine").code == 0
+    assert dd("pull", "hf:me/mine", token="", DD_HOME="elsewhere").code == 2
+
+
 def test_a_wrong_token_is_not_shown(hub, dd, finished):
     ended = dd("push", str(finished.folder()), "hf:me/it", token="hf_wrong")
     assert ended.code in (1, 2)
