@@ -137,9 +137,14 @@ def test_exit_codes_of_runs(way, code, words, capsys, tmp_path):
     assert "Traceback" not in told.err
 
 
-def test_our_own_faults_show_a_traceback_and_ask_for_a_report(capsys, tmp_path):
-    (tmp_path / "failing.py").write_text(FAILING)
-    args = ["run", "method=failing.py", "way=bug", "ipc=1", "compile=false", "device=cpu"]
+def test_our_own_faults_show_a_traceback_and_ask_for_a_report(capsys, monkeypatch):
+    from dd.cli import doctor
+
+    def slip():
+        raise ZeroDivisionError("a slip")
+
+    monkeypatch.setattr(doctor, "_devices", slip)
+    args = ["doctor"]
     assert run_command_line(args) == 1
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("Traceback") for line in lines)
@@ -147,6 +152,15 @@ def test_our_own_faults_show_a_traceback_and_ask_for_a_report(capsys, tmp_path):
     assert "dd doctor" in lines[-1]
     assert run_command_line([*args, "--json"]) == 1
     assert json.loads(capsys.readouterr().err.splitlines()[-1])["exit_code"] == 1
+
+
+def test_a_fault_of_a_method_names_its_file(capsys, tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    assert run_command_line(["run", "method=failing.py", "way=bug", "ipc=1", "compile=false", "device=cpu"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("Traceback") for line in lines)
+    assert "ZeroDivisionError: a slip; the error is in" in lines[-1]
+    assert "failing.py, line" in lines[-1]
 
 
 def test_a_plug_in_that_cannot_be_imported_is_a_failed_run(capsys, tmp_path):
