@@ -68,15 +68,19 @@ class ReleasedScore:
         real = "no control stated" if self.control is None else ""
         facts = (
             f"protocol {self.protocol}",
-            f"{self.students} students" if self.students else "",
+            _counted(self.students, "student"),
             self.student,
             real or f"random real images {_band(self.control or 0.0, self.control_std)}",
             f"on {self.device}" if self.device else "",
-            f"{self.threads} threads" if self.threads else "",
+            _counted(self.threads, "thread"),
             self.seeds,
             f"by {self.by}",
         )
         return f"{self.band()} % ({', '.join(filter(None, facts))})"
+
+
+def _counted(number: int | None, what: str) -> str:
+    return "" if number is None else f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _band(mean: float, std: float | None) -> str:
