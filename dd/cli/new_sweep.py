@@ -25,7 +25,7 @@ def sweep(settings: tuple[str, ...]) -> None:
 
     from dd.cli.sweep import whole_number
     from dd.errors import UsageError
-    from dd.io import user_path, write_text
+    from dd.io import user_path, writable, write_text
     from dd.recipes import parse_overrides
     from dd.sweeps import draft
 
@@ -37,6 +37,7 @@ def sweep(settings: tuple[str, ...]) -> None:
     path = user_path(str(to or f"sweep-{Path(str(words['method'])).stem}.yaml"), "to", absolute=False)
     if path.exists():
         raise UsageError(f"{path} already exists: choose another file with to=FILE")
+    writable(path.parent, "choose another file with to=FILE")
     write_text(path, text)
     click.echo(str(path))
     remark(f"next: dd sweep {path}, or with an account: wandb sweep {path}")

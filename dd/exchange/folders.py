@@ -65,6 +65,7 @@ class FolderReader(Reader):
         "folder": "a folder of images for each class",
         "exported": "what dd export wrote",
     }
+    keys: ClassVar[tuple[str, ...]] = ("ipc",)
 
     def recognise(self, source: ForeignFiles) -> Sequence[Recognised]:
         """See `Reader`."""

@@ -39,6 +39,7 @@ class GridReader(Reader):
     """One picture of many images."""
 
     formats: ClassVar[dict[str, str]] = {"grid": "a picture of a grid of images, as torchvision's make_grid"}
+    keys: ClassVar[tuple[str, ...]] = ("ipc", "rows")
 
     def recognise(self, source: ForeignFiles) -> Sequence[Recognised]:
         """See `Reader`."""

@@ -44,6 +44,7 @@ class OrderFit:
         images: how many there are.
         best: the order of classes that fits best, as `class_order=` takes it; () where it is not to be told.
         best_score: the score of the order that fits best, whether it can be told or not.
+        present: classes that have an image.
     """
 
     score: float
@@ -52,13 +53,15 @@ class OrderFit:
     classes: int
     best: tuple[int, ...]
     best_score: float
+    present: int
 
     @property
     def fits(self) -> bool:
         """Whether labels and images belong together."""
-        if self.classes < _SMALLEST:
+        if self.present < _SMALLEST:  # too few to tell orders apart
             chance = 1 / self.classes
-            return (self.right - chance) / math.sqrt(chance * (1 - chance) / self.images) >= _CLEAR
+            above = (self.right - chance) / math.sqrt(chance * (1 - chance) / self.images)
+            return above >= _CLEAR - 1e-9 or self.right == 1
         clear = self.score >= (_FEW if self.images <= 2 * self.classes else _CLEAR)
         # of many classes some order always fits much better by chance, but a wrong one never fits clearly
         return clear and (self.classes > _SOME or self.best_score - self.score <= _BETTER)
@@ -190,10 +193,11 @@ class OrderCheck:
         best, given = _best(table), torch.arange(k)
         score, best_score = _deviations(table, given), _deviations(table, best)
         rather = float((scores.argmax(1) == best[labels]).double().mean())
-        told = k >= _SMALLEST and best_score - score > _BETTER
+        present = len(labels.unique())
+        told = present >= _SMALLEST and best_score - score > _BETTER
         few = len(labels) <= 2 * k
         told = told and (rather >= max(right + _RATHER[few], _LEAST[few]) or best_score > _by_chance(table))
-        return OrderFit(score, right, len(labels), k, tuple(best.tolist()) if told else (), best_score)
+        return OrderFit(score, right, len(labels), k, tuple(best.tolist()) if told else (), best_score, present)
 
 
 def _by_chance(table: Tensor) -> float:

@@ -26,6 +26,10 @@ class Recognised:
     certain: bool = True
 
 
+PARTIAL = ("ipc", "rows", "label")
+"""Fields of `Asked` that only some readers use."""
+
+
 class Reader(ABC):
     """A family of formats.
 
@@ -33,9 +37,11 @@ class Reader(ABC):
 
     Attributes:
         formats: names of the formats it reads, with a line on each.
+        keys: those keys of `PARTIAL` that it uses.
     """
 
     formats: ClassVar[dict[str, str]]
+    keys: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def recognise(self, source: ForeignFiles) -> Sequence[Recognised]:

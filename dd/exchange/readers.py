@@ -6,7 +6,7 @@ from importlib import import_module
 
 from dd.errors import UsageError, unknown
 from dd.exchange.draft import Asked, Draft
-from dd.exchange.reader import Reader, Recognised, files_in_words
+from dd.exchange.reader import PARTIAL, Reader, Recognised, files_in_words
 from dd.exchange.source import TENSORS, ForeignFiles
 from dd.exchange.tree import outline
 
@@ -29,6 +29,12 @@ def drafts(source: ForeignFiles, asked: Asked) -> list[Draft]:
         UsageError: they are of no known format, or of several that only `format=` tells apart; or they are damaged.
     """
     reader, recognised = _chosen(source, asked)
+    for key in PARTIAL:
+        if getattr(asked, key) is not None and key not in reader.keys:
+            raise UsageError(
+                f"{files_in_words(source.paths)}: {key}={getattr(asked, key)} says nothing of the format "
+                f"{recognised.format}; leave it out"
+            )
     found = list(reader.read(source, recognised, asked))
     return _entry(found, source, asked)
 

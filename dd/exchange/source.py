@@ -36,6 +36,11 @@ class ForeignFiles:
         if not paths:
             raise UsageError("name the files to be imported: dd import PATH dataset=NAME")
         self.paths = tuple(existing(path, str(path)) for path in paths)
+        for path in self.paths:
+            if path.suffix == ".safetensors":
+                raise UsageError(
+                    f"{path}: safetensors is the form of dd's own sets, which need no import: dd eval {path}"
+                )
         self._found: dict[Path, Tree] = {}
 
     def __repr__(self) -> str:

@@ -148,9 +148,13 @@ def settle(draft: Draft, dataset: str, said: str | None) -> ValueSpace:
         UsageError: they disagree, or say too little; the choices are named.
     """
     seen = look(draft.images)
+    are_bytes = draft.images.dtype == torch.uint8
     if said is not None:
-        return _said(said, draft.family, dataset)
-    if draft.images.dtype == torch.uint8:
+        space = _said(said, draft.family, dataset)
+        if are_bytes and space.word not in ("bytes", "pixels"):
+            raise UsageError(f"{draft.files[0]}: its images are bytes of pixels, which value_space={said} cannot be")
+        return space
+    if are_bytes:
         return ValueSpace("bytes")
     offered = (draft.value_space,) if isinstance(draft.value_space, str) else draft.value_space
     fitting = [word for word in offered if _KINDS[word] == seen.kind]

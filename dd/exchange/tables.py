@@ -81,6 +81,7 @@ class TableReader(Reader):
     """Parquet files with a column of images and one of labels."""
 
     formats: ClassVar[dict[str, str]] = {"parquet": "parquet with images and labels, as on the Hugging Face hub"}
+    keys: ClassVar[tuple[str, ...]] = ("label",)
 
     def recognise(self, source: ForeignFiles) -> Sequence[Recognised]:
         """See `Reader`."""

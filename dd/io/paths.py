@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import re
 import stat
 from pathlib import Path
 
 from dd.errors import UsageError
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def user_path(text: str | Path, what: str = "", *, absolute: bool = True) -> Path:
@@ -19,6 +22,8 @@ def user_path(text: str | Path, what: str = "", *, absolute: bool = True) -> Pat
     Raises:
         UsageError: `text` cannot be a path.
     """
+    if _ADDRESS.match(str(text)):
+        raise UsageError(f"{_said(text, what)!r} is an address on the web, not a path on this machine")
     try:
         path = Path(text).expanduser()
         # only malformed paths fail here; callers report a missing or overlong one
@@ -26,9 +31,12 @@ def user_path(text: str | Path, what: str = "", *, absolute: bool = True) -> Pat
             os.stat(path)
         str(path).encode()  # recipes and reports store it as text
     except (RuntimeError, ValueError) as error:  # unknown user's home; NUL; bytes that are not UTF-8
-        named = f"{what}{'' if what.endswith(':') else '='}{text}" if what else str(text)
-        raise UsageError(f"{named!r} is not a path: {error}") from error
+        raise UsageError(f"{_said(text, what)!r} is not a path: {error}") from error
     return path.absolute() if absolute else path
+
+
+def _said(text: str | Path, what: str) -> str:
+    return f"{what}{'' if what.endswith(':') else '='}{text}" if what else str(text)
 
 
 def existing(path: Path, named: str) -> Path:

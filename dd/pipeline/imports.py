@@ -9,7 +9,7 @@ from typing import Any
 from dd.errors import UsageError
 from dd.exchange.front import matched
 from dd.exchange.match import Matched
-from dd.io import user_path
+from dd.io import user_path, writable
 from dd.pipeline.foreign import remember
 from dd.pipeline.meant import meant_for
 from dd.sets import DistilledSet, load, save
@@ -77,6 +77,8 @@ def import_files(
         meant_for(one.set)
         if not force and file.exists() and not _same(file, one):
             raise UsageError(f"{file} is there already, with another content: say force=true, or out=PATH")
+    for folder in {file.parent for file in files}:
+        writable(folder, "choose another place with out=PATH")
     return [_saved(file, one) for file, one in zip(files, found, strict=True)]
 
 
@@ -100,7 +102,7 @@ def _same(file: Path, one: Matched) -> bool:
 
 def _files(found: Sequence[DistilledSet], out: str | None) -> list[Path]:
     """A file for each set."""
-    path = user_path(out or ".", "out", absolute=False)
+    path = user_path("." if out is None else out, "out", absolute=False)
     folder = out is None or out.endswith("/") or path.is_dir()
     if not folder and path.suffix != _SUFFIX:
         raise UsageError(f"out={out}: a set's file ends in {_SUFFIX}; a folder in /")

@@ -110,7 +110,8 @@ def small_text(key: str, path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{key}={path}: not a {key}: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{key}={path}: not a {key}: {why}") from error
 
 
 def readable(key: str, path: str) -> Path:

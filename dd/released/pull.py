@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from dd.errors import RunError, UsageError, in_one_line, printable
+from dd.exchange.draft import Asked
 from dd.io import atomic_path, digest, home, locked, writable, write_json
+from dd.io.typed import typed
 from dd.labels import LabelStore
 from dd.labels.store import KIND
 from dd.released.fetch import Measured, fetch, require_available, take
@@ -77,9 +79,12 @@ def pull(
     """
     given = {key: value for key, value in (said or {}).items() if value is not None}
     try:
+        typed(Asked, given, "")  # before anything is fetched
         if text.startswith(PREFIX):
             return _of_hub(hub_place(text), given)
         record = known_set(text)
+        if given and record.format == "dd":
+            raise UsageError(f"{text} says all of itself: leave out {', '.join(f'{key}=' for key in given)}")
         return _of_record(record, given, trust, by_hand)
     except (ConnectionError, FileNotFoundError) as error:
         raise RunError(f"{text} could not be fetched ({in_one_line(error)}); the same command resumes") from error
@@ -92,12 +97,14 @@ def copied(pulled: Pulled, out: Path, *, force: bool = False) -> Path:
         UsageError: another set is there and `force` is not given, or the folder cannot be written to.
         RunError: the disk is full.
     """
-    writable(out, "choose another folder with out=FOLDER")
     target = RunFolder(out).set
+    if out.suffix == target.suffix:
+        raise UsageError(f"out={out} names a file; a set and its labels go into a folder: out={out.with_suffix('')}")
     if target.exists() and not force and target.read_bytes() != pulled.path.read_bytes():
         raise UsageError(
             f"{target} is another set; choose another folder with out=FOLDER, or replace it with force=true"
         )
+    writable(out, "choose another folder with out=FOLDER")
     save(load(pulled.path), target)
     return target
 
@@ -105,7 +112,7 @@ def copied(pulled: Pulled, out: Path, *, force: bool = False) -> Path:
 def _of_record(record: Released, said: Mapping[str, Any], trust: bool, by_hand: Sequence[Path]) -> Pulled:
     folder = home() / "released" / record.name / digest([record.key(), _plain(said)])
     target = RunFolder(folder).set
-    if target.is_file():
+    if target.is_file() and not by_hand:
         return Pulled(target, record)
     if not by_hand:
         require_available(record)
@@ -113,7 +120,7 @@ def _of_record(record: Released, said: Mapping[str, Any], trust: bool, by_hand: 
         log.info("%s", line)
     writable(folder, _WAY_OUT)
     with locked(folder / ".lock", record.name):
-        if target.is_file():
+        if target.is_file() and not by_hand:
             return Pulled(target, record)
         files = folder / "files"
         came = take(record, by_hand, files) if by_hand else fetch(record, files, trust=trust)

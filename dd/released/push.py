@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from dd.errors import RunError, UsageError, in_one_line
 from dd.exchange.contents import Contents
 from dd.exchange.export import export_set
-from dd.io import atomic_folder, sha256_file, write_text
+from dd.io import atomic_folder, sha256_file, writable, write_text
 from dd.released.card import PARQUET, PREVIEW, CardFacts, card
 from dd.released.hub import HubListing, HubPlace, api, git_blob, listing, require_online, spoken
 from dd.runs import RunFolder
@@ -60,6 +60,7 @@ def publish_folder(
         if not (force and is_ours):
             way_out = "replace it with force=true" if is_ours else "choose another folder"
             raise UsageError(f"{folder} is there already; {way_out}")
+    writable(folder.parent, "choose another folder")
     with atomic_folder(folder) as temporary:
         _write(distilled, facts, temporary, contents)
     return Publication(str(folder), str(folder), dict(_sizes(folder)))

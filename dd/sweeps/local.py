@@ -97,6 +97,9 @@ def work(file: str | Path, words: Mapping[str, Any], *, trials: int | None = Non
     _Job.of(file, words, trials, command).work(wait=False)
 
 
+_SAME = ("out", "force", "track")  # options under which a run's results are the same
+
+
 @dataclass(frozen=True)
 class _Job:
     """One process of a sweep."""
@@ -117,6 +120,8 @@ class _Job:
         _refuse_code(path, file, words)
         if options.force:
             raise UsageError("force=true: a sweep resumes; to start over, delete its folder or rename the sweep")
+        if idle := [p.key for p in file.parameters if p.key in _SAME]:
+            raise UsageError(f"{path}: {idle[0]} changes nothing that is measured, so there is nothing to sweep")
         both = [p.key for p in file.parameters if p.key in words]
         if both:
             raise UsageError(f"{both[0]} is swept by {path}: leave out {both[0]}=")

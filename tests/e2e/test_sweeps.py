@@ -174,6 +174,8 @@ def test_the_commands_of_the_page_run_as_they_stand_there(place):
     assert "best of 1 trials" in ended.out
     refused = place.dd("new", "sweep", "method=dm")
     assert (refused.code, "sweep-dm.yaml already exists" in refused.err) == (2, True)
+    refused = place.dd("new", "sweep", "method=dm", "to=sweep-dm.yaml/x")
+    assert (refused.code, "cannot write to sweep-dm.yaml (File exists)" in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +196,7 @@ def test_the_commands_of_the_page_run_as_they_stand_there(place):
         ({"method": "grid"}, [], "lr_img needs values: [..]"),
         ({"early_terminate": {"type": "envelope"}}, [], "the only type is hyperband"),
         ({"parameters": {"method": {"value": "dm"}}}, [], "there is nothing to sweep"),
+        ({"parameters": {"method": {"value": "dm"}, "out": {"values": ["a", "b"]}}}, [], "out changes nothing"),
         ({"parameters": {"method": {"value": "dm"}, "lr_img": {"min": -1.0, "max": 1.0}}}, [], "lr_img=-1.0 is out of"),
         ({"parameters": {"method": {"value": "dm"}, "lr_img": {"mu": 1, "sigma": 2}}}, [], "lr_img: mu is not read"),
     ],

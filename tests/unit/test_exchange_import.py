@@ -109,6 +109,44 @@ def test_wrong_use_is_one_line_and_writes_nothing(place, capsys, words, answer):
     assert {path.name for path in place.iterdir()} <= {"x.pt", "home"}
 
 
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["out=file/sets/"], "cannot write to file/sets (Not a directory); choose another place with out=PATH"),
+        (["out=https://host/x.safetensors"], "is an address on the web"),
+        (["ipc=1"], "ipc=1 says nothing of the format dc"),
+        (["rows=2"], "rows=2 says nothing of the format dc"),
+        (["label=fine"], "label=fine says nothing of the format dc"),
+        (["beside.safetensors"], "dd's own sets, which need no import: dd eval"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(released, place, capsys, words, answer):
+    (place / "file").touch()
+    (place / "beside.safetensors").touch()
+    assert answer in said(capsys, "import", released.name, "dataset=fashion-mini", *words, code=2)
+    assert {path.name for path in place.iterdir()} == {"beside.safetensors", "file", "home", released.name} - (
+        set() if (place / "home").exists() else {"home"}
+    )
+
+
+@pytest.mark.parametrize("classes", [[8], [1, 5, 8, 9]])
+def test_a_set_of_few_classes_is_known_by_its_images(released, place, capsys, classes):
+    images, labels = torch.load(released, weights_only=False)["data"][0]
+    some = torch.isin(labels, torch.tensor(classes))
+    torch.save({"data": [[images[some], labels[some]]], "accs_all_exps": {}}, "few.pt")
+    out = said(capsys, "import", "few.pt", "dataset=fashion-mini", "uneven=true", "out=few.safetensors")
+    assert f"{2 * len(classes)} pixels, hard labels" in out
+    torch.save({"data": [[images[some], (labels[some] + 2) % 10]], "accs_all_exps": {}}, "other.pt")
+    told = said(capsys, "import", "other.pt", "dataset=fashion-mini", "uneven=true", "out=other.safetensors", code=2)
+    assert "class_order=data imports them all the same" in told
+
+
+def test_bytes_have_no_other_value_space(place, capsys):
+    np.save("bytes.npy", np.arange(7840, dtype=np.uint8).reshape(10, 1, 28, 28))
+    told = said(capsys, "import", "bytes.npy", "dataset=fashion-mini", "value_space=zca", code=2)
+    assert "its images are bytes of pixels, which value_space=zca cannot be" in told
+
+
 def test_what_nothing_knows_is_described(place, capsys):
     torch.save({"epoch": 3, "state": {"weight": torch.ones(2, 3)}, "names": ["a"]}, place / "x.pt")
     told = said(capsys, "import", "x.pt", "dataset=fashion-mini", code=2)

@@ -205,9 +205,9 @@ def test_every_path_takes_one_road(tmp_path, monkeypatch, text, path):
     assert home() == tmp_path / path
 
 
-@pytest.mark.parametrize("text", ["~nobody-here/x", "a\0b", "mai\udce9"])
+@pytest.mark.parametrize("text", ["~nobody-here/x", "a\0b", "mai\udce9", "https://host/x", "s3://bucket"])
 def test_what_is_no_path_is_one_line(text):
-    with pytest.raises(UsageError, match="is not a path") as caught:
+    with pytest.raises(UsageError, match=r"is not a path|is an address on the web, not a path") as caught:
         user_path(text, "init")
     assert "init=" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dd
 from dd.errors import RunError, UsageError
 from dd.released import index as module
 from dd.released.fetch import fetch, take
@@ -233,6 +234,40 @@ def test_another_set_is_not_overwritten(a_set, tmp_path):
         copied(pulled, out)
     copied(pulled, out, force=True)
     assert target.read_bytes() == pulled.path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ({"datase": "x"}, "unknown key 'datase'; did you mean 'dataset'"),
+        ({"dataset": "cifar10"}, "dm/fashion-mini-ipc1 says all of itself: leave out dataset="),
+    ],
+)
+def test_a_set_of_ours_says_all_of_itself(tmp_path, said, answer):
+    with pytest.raises(UsageError, match=answer):
+        pull("dm/fashion-mini-ipc1", said)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_set_goes_into_a_folder(tmp_path):
+    with pytest.raises(UsageError, match=r"mine.safetensors names a file; a set and its labels go into a folder"):
+        copied(pull("dm/fashion-mini-ipc1"), tmp_path / "mine.safetensors")
+    assert not (tmp_path / "mine.safetensors").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(a_set, tmp_path):
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for place, answer in {"file/sets/mine": "cannot write to", "https://host/x": "is an address on the web"}.items():
+        with pytest.raises(UsageError, match=answer):
+            dd.push(a_set[0], place)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_files_given_by_hand_are_taken_though_the_set_is_here(tmp_path):
+    pull("dm/fashion-mini-ipc1")
+    with pytest.raises(UsageError, match=r"nowhere: no such file"):
+        pull("dm/fashion-mini-ipc1", by_hand=[tmp_path / "nowhere"])
 
 
 def test_a_place_that_cannot_be_had_is_a_run_that_failed(tmp_path, monkeypatch):
