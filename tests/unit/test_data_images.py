@@ -92,7 +92,10 @@ def written(folder, name):
     path = folder / name
     form = {"jfif": "JPEG", "jpe": "JPEG"}.get(suffix)
     image = KINDS[name]()
-    image.save(path, form, **({"transparency": image.info["transparency"]} if "transparency" in image.info else {}))
+    how = {"transparency": image.info["transparency"]} if "transparency" in image.info else {}
+    if image.mode == "YCbCr":  # Pillow 12 cannot read back the ones that it writes without compression
+        how["compression"] = "tiff_lzw"
+    image.save(path, form, **how)
     return path
 
 
