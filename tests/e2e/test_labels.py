@@ -42,6 +42,7 @@ def finished_epochs(place):
     return len(list(place.runs.glob("*/*/*/*/labels/[!.]*.json")))
 
 
+@pytest.mark.slow
 def test_a_run_with_teachers_killed_in_every_stage(place, taught, whole, same_run):
     again = ("run", *taught, "--json")
 

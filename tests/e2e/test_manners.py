@@ -335,22 +335,34 @@ def test_an_early_interrupt_is_one_line(place):
 # --- listings and completion ------------------------------------------------------------------------------------------
 
 
+LISTING = """
+import contextlib, io, json, sys
+from dd.cli.main import run_command_line
+found = []
+for words in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run_command_line(words)
+    found.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps([found, "torch" in sys.modules]))
+"""
+
+
 def test_a_listing_does_not_wait_for_torch(place):
-    watch = (
-        "import sys; from dd.cli.main import run_command_line; "
-        "code = run_command_line(sys.argv[1:]); sys.exit(code or (7 if 'torch' in sys.modules else 0))"
-    )
-    verbs = ("methods", "recipes", "recipes --protocols", "data", "experts")
-    words = ("completion bash --line=dd\\ run\\ method=da",)
-    for verb in (*verbs, *words):
-        command = ["sh", "-c", f'exec {sys.executable} -c "{watch}" {verb}']
-        first, second = (
-            subprocess.run(command, env=place.environment, cwd=place.path, capture_output=True, text=True)
-            for _ in range(2)
-        )
-        assert first.returncode in (0, 7), first.stderr
-        assert second.returncode == 0, (verb, second.stderr)
-        assert (first.stdout, first.stderr) == (second.stdout, second.stderr)
+    verbs = [["methods"], ["recipes"], ["recipes", "--protocols"], ["data"], ["experts"]]
+    verbs.append(["completion", "bash", "--line=dd run method=da"])
+
+    def listed(asked):
+        command = [sys.executable, "-c", LISTING, json.dumps(asked)]
+        done = subprocess.run(command, env=place.environment, cwd=place.path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    first, _ = listed(verbs)
+    assert [code for code, _, _ in first] == [0] * len(verbs)
+    for verb, before in zip(verbs, first, strict=True):
+        (again,), waited = listed([verb])
+        assert (again, waited) == (before, False), verb
 
 
 def test_a_listing_is_made_anew_when_what_it_lists_has_changed(place, monkeypatch):
