@@ -25,7 +25,7 @@ from dd.exchange.shapes import laid_out, likely_side, named_set
 from dd.exchange.targets import Targets, targets
 from dd.io import digest, sha256_file
 from dd.labels import LabelSettings
-from dd.sets import DistilledSet
+from dd.sets import DistilledSet, is_finite
 from dd.sets.origin import KEY, Imported, OriginFile
 from dd.sets.tiles import decode
 from dd.training.teachers import SqueezeSettings
@@ -94,7 +94,7 @@ class Match:
     def _shaped(self, draft: Draft) -> Draft:
         """With images (n, c, h, w) of the real images' shape, float32 or uint8, and finite."""
         images = draft.images
-        if not images.numel() or (images.dtype.is_floating_point and not bool(images.isfinite().all())):
+        if not images.numel() or not is_finite(images):
             raise UsageError(f"{draft.files[0]}: its images are empty, or some values are NaN or infinite")
         known = kind_of(self.asked.dataset)
         if known is not None and known.side is not None and self.asked.size is None:

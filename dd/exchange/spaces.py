@@ -65,6 +65,7 @@ _KINDS: dict[str, SpaceKind] = {
     "zca-normalised": "whitened",
 }
 _SAMPLE = 1 << 20  # values looked at
+_WHOLE = 1 << 24  # values of images looked at whole
 _BAND = -0.05, 1.05  # of pixels that are not clamped
 _TAIL = 1e-3
 _DIM, _FLAT = 0.2, 0.1  # mean and deviation, one of which pixels have: images of unit norm are near zero
@@ -102,12 +103,12 @@ class Look:
 def look(images: Tensor) -> Look:
     """Tell the value space of images (n, c, h, w) by their values; a few of these are enough."""
     if images.dtype == torch.uint8:
-        values = images.float()
-        return Look("bytes", float(values.min()), float(values.max()), float(values.mean()), float(values.std()))
+        values = images[:: _every(images)].float()
+        return Look("bytes", float(images.min()), float(images.max()), float(values.mean()), float(values.std()))
     flat = images.flatten()
     some = flat[:: max(1, len(flat) // _SAMPLE)].double()
     low, high = (float(some.quantile(q)) for q in (_TAIL, 1 - _TAIL))
-    mean, std = float(some.mean()), float(images.transpose(0, 1).flatten(1).double().std(1).mean())
+    mean, std = float(some.mean()), float(images[:: _every(images)].transpose(0, 1).flatten(1).double().std(1).mean())
     kind: SpaceKind = "unclear"
     if low >= _BAND[0] and high <= _BAND[1] and (mean > _DIM or std > _FLAT):
         kind = "pixels"
@@ -118,6 +119,11 @@ def look(images: Tensor) -> Look:
     elif abs(mean) < _CENTRED and std < _NARROW:
         kind = "whitened"
     return Look(kind, low, high, mean, std, _smoothness(images))
+
+
+def _every(images: Tensor) -> int:
+    """Which images are looked at whole: so many that they take little memory."""
+    return max(1, images.numel() // _WHOLE)
 
 
 def _smoothness(images: Tensor) -> float:

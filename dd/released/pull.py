@@ -110,7 +110,9 @@ def copied(pulled: Pulled, out: Path, *, force: bool = False) -> Path:
 
 
 def _of_record(record: Released, said: Mapping[str, Any], trust: bool, by_hand: Sequence[Path]) -> Pulled:
-    folder = home() / "released" / record.name / digest([record.key(), _plain(said)])
+    here = home() / "released" / record.name
+    folder = here / digest([record.key(), _plain(said)])
+    files = here / digest([record.key(), {}]) / "files"  # whatever is said of them, they come once
     target = RunFolder(folder).set
     if target.is_file() and not by_hand:
         return Pulled(target, record)
@@ -122,10 +124,13 @@ def _of_record(record: Released, said: Mapping[str, Any], trust: bool, by_hand: 
     with locked(folder / ".lock", record.name):
         if target.is_file() and not by_hand:
             return Pulled(target, record)
-        files = folder / "files"
         came = take(record, by_hand, files) if by_hand else fetch(record, files, trust=trust)
         if record.format == "dd":
-            _place(folder, [one.path for one in came])
+            try:
+                _place(folder, [one.path for one in came])
+            except UsageError:
+                shutil.rmtree(files, ignore_errors=True)  # another try fetches them again
+                raise
         else:
             asked = {**_of_the_record(record), **said}
             paths = [one.path for one in came]

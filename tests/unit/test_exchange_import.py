@@ -16,7 +16,9 @@ from dd.data import DataSettings, open_data
 from dd.errors import UsageError
 from dd.evaluation.report import Report
 from dd.evaluation.table import html, rows
-from dd.exchange import Asked
+from dd.exchange import Asked, spaces
+from dd.exchange.spaces import look
+from dd.sets import is_finite
 
 PAGE = Path(__file__).parents[2] / "docs" / "pages" / "howto" / "released.md"
 QUICK = ("student.width=4", "eval.students=2", "eval.epochs=1", "eval.batch=20", "eval.full=false", "compile=false")
@@ -228,3 +230,18 @@ def test_the_commands_of_the_page(released, capsys):
             run_command_line(line.replace("CIFAR10", "FashionMNIST").replace("cifar10", "fashion-mini").split()[1:])
             == 0
         )
+
+
+def test_a_look_at_large_images_takes_little_memory(monkeypatch):
+    images = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole = look(images)
+    monkeypatch.setattr(spaces, "_WHOLE", images.numel() // 8)
+    few, some_bytes = look(images), look((images * 40 + 128).clamp(0, 255).byte())
+    assert (few.kind, few.low, few.high, few.mean) == (whole.kind, whole.low, whole.high, whole.mean)
+    assert few.std == pytest.approx(whole.std, rel=0.1)
+    assert (some_bytes.kind, some_bytes.low, some_bytes.high) == ("bytes", 0, 255)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            assert is_finite(images.to(kind))
+            assert not is_finite(torch.where(images == images.max(), bad, images).to(kind))
+    assert is_finite(torch.empty(0))

@@ -264,6 +264,33 @@ def test_a_folder_that_cannot_be_made_is_one_line(a_set, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_what_was_no_set_is_fetched_again(a_set, tmp_path, monkeypatch):
+    path, _ = a_set
+    whole = path.read_bytes()
+    text = 'name = "x/y-ipc2"\nmethod = "x"\ndataset = "somewhere"\nfiles = [{ path = "set.safetensors" }]\n'
+    monkeypatch.setenv("DD_INDEX", str(written(tmp_path, f'{text}where = ["{path.parent.as_posix()}"]')))
+    path.write_bytes(b"<html>come back later</html>")
+    with pytest.raises(UsageError, match=r"set\.safetensors"):
+        pull("x/y-ipc2", trust=True)
+    path.write_bytes(whole)
+    assert pull("x/y-ipc2", trust=True).path.read_bytes() == whole
+
+
+def test_files_come_once_whatever_is_said_of_them(tmp_path, monkeypatch):
+    shipped = dd.load("dm/fashion-mini-ipc1")
+    there = tmp_path / "there" / "images.pt"
+    there.parent.mkdir()
+    torch.save(shipped.images, there)
+    text = 'name = "x/y-ipc1"\nmethod = "x"\ndataset = "fashion-mini"\nformat = "tensors"\n'
+    place = f'files = [{{ path = "images.pt" }}]\nwhere = ["{there.parent.as_posix()}"]'
+    monkeypatch.setenv("DD_INDEX", str(written(tmp_path, text + place)))
+    first = pull("x/y-ipc1", trust=True)
+    there.unlink()
+    second = pull("x/y-ipc1", {"lr": 0.5}, trust=True)
+    assert (load(second.path).lr, load(first.path).lr) == (0.5, None)
+    assert torch.equal(load(first.path).images, load(second.path).images)
+
+
 def test_files_given_by_hand_are_taken_though_the_set_is_here(tmp_path):
     pull("dm/fashion-mini-ipc1")
     with pytest.raises(UsageError, match=r"nowhere: no such file"):
