@@ -1,7 +1,7 @@
-"""Files of other projects: theirs become our sets, ours become files that theirs read.
+"""Exchange with other projects: import their files as our sets, and export our sets to formats that they read.
 
-What a user says is an `Asked`; a `Reader` recognises files by contents and gives a `Draft` for each set in them, which
-`Match` checks against the real images.
+An `Asked` holds the user's options. A `Reader` recognises files by their contents and returns a `Draft` of each set in
+them, and `Match` checks the drafts against the real images.
 """
 
 from dd.exchange.draft import Asked, Draft

@@ -1,4 +1,4 @@
-"""numpy's files: what their headers declare is checked against what is there before memory is taken."""
+"""numpy files: sizes declared in a header are checked against the file before memory is allocated."""
 
 import math
 import tokenize
@@ -14,10 +14,10 @@ from dd.exchange import zips
 from dd.exchange.tree import Tree
 from dd.sizes import readable_size
 
-_HEADER = 10_000  # bytes, as numpy itself allows of files that are not trusted
+_HEADER = 10_000  # bytes; numpy's own limit for untrusted files
 _NUMBERS, _TEXTS = "biuf", "US"
-_ITEMS = 100_000  # texts at most: names of classes
-_NAMED = 64  # members at most: a set has images, labels and few more
+_ITEMS = 100_000  # maximum number of strings (class names)
+_NAMED = 64  # maximum number of members: a set has images, labels and little else
 _FAILURES = (
     ValueError,
     tokenize.TokenError,
@@ -35,7 +35,7 @@ def read_npy(path: Path) -> Tree:
     """Read the array of a `.npy` file as a tensor.
 
     Raises:
-        UsageError: it is damaged, holds objects, or declares more than it has.
+        UsageError: the file is damaged, holds objects, or declares more data than it has.
     """
     try:
         with path.open("rb") as file:
@@ -45,10 +45,10 @@ def read_npy(path: Path) -> Tree:
 
 
 def read_npz_tree(path: Path) -> Tree:
-    """Read the arrays of a `.npz` file by name, as tensors; texts as lists.
+    """Read the arrays of a `.npz` file by name: numbers as tensors, strings as lists.
 
     Raises:
-        UsageError: it is damaged, holds objects, or declares more than a file of its size holds.
+        UsageError: the file is damaged, holds objects, or declares more data than a file of its size can hold.
     """
     sizes = zips.members(path, packed=True)
     if len(sizes) > _NAMED:
@@ -65,7 +65,7 @@ def read_npz_tree(path: Path) -> Tree:
 
 
 def _array(file: IO[bytes], size: int, named: str) -> torch.Tensor | list[str]:
-    """Read numbers as a tensor, texts as a list."""
+    """Read numbers as a tensor, strings as a list."""
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:

@@ -1,4 +1,4 @@
-"""What of a distilled set other programs can use: pixels, a class for every image, soft labels; and what they miss."""
+"""The parts of a distilled set that other programs can use (pixels, classes, soft labels), and what is lost."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,18 +17,19 @@ from dd.sizes import readable_size
 
 Tiles = Literal["decoded", "kept"]
 _AT_ONCE = 128  # images in memory as pixels
-_EXACT = 0.01  # grey levels; what float32 leaves of bytes that were normalised
+_EXACT = 0.01  # grey levels; float32 rounding error of bytes that were normalised and converted back
 _HALF = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """The images of a set in the order in which they leave it, the tiles of one image after another.
+    """The images of a set in the order of their export; tiles of the same image are consecutive.
 
     Attributes:
         distilled: the set.
-        data: the images that it was distilled from, opened as the set says; needed for indices and whitened pixels.
-        tiles: whether mosaics are decoded or left as they are stored.
+        data: the images that it was distilled from, opened with the settings of the set; needed for indices and
+            whitened pixels.
+        tiles: whether mosaics are decoded or exported as stored.
     """
 
     distilled: DistilledSet
@@ -45,17 +46,17 @@ class Contents:
 
     @property
     def factor(self) -> int:
-        """Tiles per side that are cut apart."""
+        """Tiles per side of each image that is decoded."""
         return self.distilled.decode_factor if self.tiles == "decoded" else 1
 
     @property
     def n(self) -> int:
-        """Number of images that leave."""
+        """Number of exported images."""
         return self.distilled.n * self.factor**2
 
     @property
     def is_exact(self) -> bool:
-        """Whether the pixels are bytes as they are stored."""
+        """Whether the pixels are stored as bytes."""
         return self.factor == 1 and (self.distilled.images.dtype == torch.uint8 or self._indices)
 
     @cached_property
@@ -70,7 +71,7 @@ class Contents:
 
     @cached_property
     def soft(self) -> Tensor | None:
-        """float32 (n, k), the labels of the set as they are stored; None for classes and for labels of views.
+        """float32 (n, k), the stored labels of the set; None for hard labels and for labels of views.
 
         Raises:
             UsageError: representations name no class.
@@ -81,7 +82,7 @@ class Contents:
         return None if kind in ("hard", "views") else self._ordered(self.distilled.labels)
 
     def pixels(self) -> Iterator[Tensor]:
-        """The images in pieces: uint8 (b, c, h, w) as they are stored, or float32 where 0 is black and 1 white.
+        """Yield batches of images: stored bytes, uint8 (b, c, h, w), or float32 from 0 (black) to 1 (white).
 
         Float values are not clamped.
         """
@@ -89,16 +90,16 @@ class Contents:
             yield self._piece(index)
 
     def bytes(self) -> Iterator[Tensor]:
-        """The same, all as uint8: clamped and rounded."""
+        """Yield the same batches as uint8, clamped and rounded."""
         for piece in self.pixels():
             yield piece if piece.dtype == torch.uint8 else (piece * 255).round().clamp(0, 255).byte()
 
     def losses(self, *, eight_bits: bool, soft: str) -> list[str]:
-        """What does not leave with the images, one line each.
+        """Return what the export loses, one line each.
 
         Args:
-            eight_bits: whether the form holds bytes.
-            soft: where the form keeps soft labels; "" where it does not.
+            eight_bits: whether the format stores bytes.
+            soft: where the format stores soft labels; "" if it does not.
         """
         said = [*self._of_images(eight_bits), *self._of_labels(soft)]
         return [*said, *self._of_use()]
@@ -129,7 +130,7 @@ class Contents:
         return from_state(self.distilled.space) if self.data is None else self.data.preprocess
 
     def _ordered(self, labels: Tensor) -> Tensor:
-        """Labels of the images that leave, from those that are stored: of images, or of tiles by `decode`'s order."""
+        """Return the labels of exported images, from those stored per image or per tile (in the order of `decode`)."""
         stored = self.distilled.n
         if self.factor == 1:
             return labels[:stored]
@@ -178,7 +179,7 @@ class Contents:
             yield f"how its students are trained: {', '.join(said)}"
 
     def _by_bytes(self) -> tuple[bool, float]:
-        """Whether bytes round the values, and the share of these that bytes clip; half a grey level counts for none."""
+        """Return whether bytes round the values, and the share of values clipped by more than half a grey level."""
         farthest, outside = 0.0, 0
         for piece in self.pixels():
             levels = piece * 255
@@ -189,7 +190,7 @@ class Contents:
 
 
 def needs_data(distilled: DistilledSet) -> bool:
-    """Whether the pixels of a set can be had only with the data it was distilled from: indices, whitened pixels."""
+    """Return whether the pixels of a set (indices, whitened pixels) need the data that it was distilled from."""
     if distilled.image_kind in ("indices", "schedule"):
         return True
     return distilled.images.is_floating_point() and distilled.space.get("kind") == "zca"

@@ -1,7 +1,7 @@
-"""Encoded images from elsewhere, in a folder, a zip or a tar file, and their way to pixels; nothing is unpacked.
+"""Encoded images in a folder, a zip file or a tar file, decoded to pixels without unpacking anything to disk.
 
-Archives are read member by member, in memory: a member that would climb out of a folder, a link or a device has no way
-to do harm, and is refused all the same, because no program that writes sets writes it.
+Archives are read in memory, member by member, so paths outside the archive, links and devices cannot do harm. They are
+still refused: no program that exports sets writes them.
 """
 
 import bz2
@@ -33,11 +33,11 @@ from dd.networks.spec import USUAL_SIDE
 from dd.runs.cost import total_memory
 from dd.sizes import readable_size
 
-_LINK = 0o120000  # of a member's mode in a zip file
-_BLOCK, _USTAR = 512, slice(257, 262)  # of a tar file's first header, and its mark
-_SHARE = 0.5  # of the memory, that images may take
-_LARGEST = 4 << 30  # bytes of a tar file's images, which are in memory
-_GREY = 24  # grey levels that JPEG makes the channels of a grey image differ by, at most
+_LINK = 0o120000  # file type in the mode of a zip member
+_BLOCK, _USTAR = 512, slice(257, 262)  # of a tar file's first header, and the position of its magic
+_SHARE = 0.5  # maximum share of memory for images
+_LARGEST = 4 << 30  # bytes of the images of a tar file, held in memory
+_GREY = 24  # grey levels by which JPEG lets the channels of a grey image differ, at most
 _DAMAGED = (
     tarfile.TarError,
     lzma.LZMAError,
@@ -51,24 +51,24 @@ _DAMAGED = (
 
 
 class ImageTree(Protocol):
-    """Folders of encoded images, wherever they are."""
+    """A tree of folders of encoded images, on disk or in an archive."""
 
     @property
     def top(self) -> Folder:
-        """The uppermost folder."""
+        """Return the root folder."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was passed over."""
+        """Return the remarks on ignored files."""
         ...
 
     def items(self, paths: Sequence[str]) -> Items:
-        """Images by their paths below the top."""
+        """Return the images at paths relative to the root."""
         ...
 
     def text(self, path: str, most: int) -> str | None:
-        """The content of a small text file; None where there is none, or it is larger than so many bytes."""
+        """Return the content of a text file; None if it does not exist or has more than `most` bytes."""
         ...
 
 
@@ -150,11 +150,11 @@ class _Archive:
 
 
 def image_tree(path: Path) -> ImageTree | None:
-    """The images below a folder or in an archive; None for a file that is no archive.
+    """Open the images in a folder or an archive; None if the file is not an archive.
 
     Raises:
-        UsageError: it is damaged, or an archive that no program writes: members that climb out of it, links, or more in
-            it than a file of its size holds.
+        UsageError: the archive is damaged or suspicious: paths outside of it, links, or more content than a file of its
+            size can hold.
     """
     if path.is_dir():
         return _OnDisk(path)
@@ -166,12 +166,12 @@ def image_tree(path: Path) -> ImageTree | None:
 
 
 def decoded(items: Items, named: str, asked: Asked) -> Tensor:
-    """Encoded images as bytes of pixels, uint8 (n, c, side, side).
+    """Decode images to bytes of pixels, uint8 (n, c, side, side).
 
-    They keep their size, or get `asked.size`.  Colour images of a grey data set become grey where they show no colour.
+    Images are resized to `asked.size`, if given. For a grey data set, colour images that show no colour become grey.
 
     Raises:
-        UsageError: some are damaged, they differ in size, or are larger than networks take; `size=` is the way out.
+        UsageError: images are damaged, differ in size, or are too large for the networks; the message suggests `size=`.
     """
     found = headers(items, range(len(items)))
     if broken := [one for one in found if isinstance(one, Broken)]:
@@ -191,12 +191,12 @@ def decoded(items: Items, named: str, asked: Asked) -> Tensor:
     if broken:
         raise UsageError(f"{named}: {len(broken):,} images cannot be read: {some([one.file for one in broken])}")
     if channels == 3 and kind is not None and kind.channels == 1 and shows_no_colour(images):
-        return images[:, 1:2].contiguous()  # of JPEG's channels the least rounded
+        return images[:, 1:2].contiguous()  # the channel that JPEG rounds least
     return images
 
 
 def shows_no_colour(images: Tensor) -> bool:
-    """Whether the three channels of images (n, 3, h, w) are the same, but for what JPEG makes of them."""
+    """Return whether the three channels of images (n, 3, h, w) are equal up to JPEG artefacts."""
     return all(bool((part.amax(1) - part.amin(1) <= _GREY).all()) for part in images.split(256))
 
 
@@ -231,7 +231,7 @@ def _zip(path: Path) -> ImageTree:
 
 
 def _tar(path: Path) -> ImageTree:
-    """Its images are read in one pass, as a packed one cannot be read otherwise."""
+    """Read all images in one pass: a compressed archive has no random access."""
     kept: dict[str, bytes] = {}
     most = min(_LARGEST, zips.most_of(path.stat().st_size))
     try:
@@ -251,7 +251,7 @@ def _tar(path: Path) -> ImageTree:
 
 
 def _is_tar(path: Path) -> bool:
-    """Whether it begins as one, packed or not; `tarfile.is_tarfile` would read what its first header declares."""
+    """Check the magic, compressed or not; `tarfile.is_tarfile` would read as much as the first header declares."""
     try:
         with _unpacked(path) as content:
             return content.read(_BLOCK)[_USTAR] == b"ustar"
@@ -269,14 +269,14 @@ def _unpacked(path: Path) -> IO[bytes]:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream of which no more than so many bytes are read, whatever it holds."""
+    """A stream that yields at most `most` bytes."""
 
     def __init__(self, content: IO[bytes], path: Path, most: int) -> None:
         super().__init__()
         self._content, self._path, self._most, self._left = content, path, most, most
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
+        """Read the next bytes."""
         if size < 0 or size > self._left:
             raise UsageError(f"{self._path} is refused: more than {readable_size(self._most)} would come out of it")
         found = self._content.read(size)
@@ -293,7 +293,7 @@ def _require_inside(path: Path, name: str) -> None:
 
 
 def _folders(name: str, files: dict[str, int]) -> Folder:
-    """The tree that the paths of files make, hidden things left out, as `walk` gives it."""
+    """Build the tree of files from their paths, without hidden ones, as `walk` returns it."""
     top = Folder(name, "")
     for path in sorted(files):
         *above, last = [part for part in path.split("/") if part not in ("", ".")]

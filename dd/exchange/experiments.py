@@ -1,7 +1,7 @@
 """Files of the gradient and distribution matching family: dicts with the sets of several experiments as `data`.
 
 DC, DSA and DM (Zhao & Bilen) write `{"data": [[images, labels], ...], "accs_all_exps": {network: accuracies}}`, with an
-entry for each experiment that is done.  DataDAM's training code writes the same, but an entry at every evaluation; its
+entry for each finished experiment. DataDAM's training code writes the same, but with an entry for each evaluation; its
 released files hold `{"data": [images, labels]}`.
 """
 
@@ -20,11 +20,11 @@ from dd.exchange.source import ForeignFiles
 from dd.exchange.tree import Tree
 from dd.sets.origin import StatedScore
 
-_EXPERIMENTS = 5  # that the family's code runs
+_EXPERIMENTS = 5  # number of experiments that the family's code runs
 _METHOD = re.compile(r"res_(DC|DSA|DM|DataDAM)_|(datadam)", re.IGNORECASE)
 _HISTORY = re.compile(r"ipc_\.\w+$")
 _PROTOCOLS = {"dc": "dc", "dsa": "mtt", "dm": "mtt", "datadam": "datadam"}
-_MNIST = "crop_scale_rotate"  # with which DC evaluates MNIST, and there alone it augments
+_MNIST = "crop_scale_rotate"  # DC's augmentation for evaluation on MNIST; it uses none elsewhere
 _HISTORIES = "datadam-history"
 
 
@@ -105,13 +105,13 @@ def _draft(pair: _Pair, path: Path, recognised: Recognised, method: str, asked: 
 
 
 def _method(path: Path) -> str:
-    """What the name says that made it, as the family's code names files; "" where it says nothing."""
+    """Return the method from a file name of the family's code; "" if the name does not tell."""
     match = _METHOD.search(path.name)
     return (match[1] or match[2]).lower() if match else ""
 
 
 def _is_history(path: Path, entries: int) -> str:
-    """Why the entries are taken for states of one run; "" where they are not."""
+    """Return why the entries are taken for states of one run; "" if they are not."""
     if entries > _EXPERIMENTS:
         return f"more entries than the {_EXPERIMENTS} experiments that DC, DSA and DM run"
     if entries > 1 and (_method(path) == "datadam" or _HISTORY.search(path.name)):
@@ -120,7 +120,7 @@ def _is_history(path: Path, entries: int) -> str:
 
 
 def _pair(value: Tree) -> _Pair | None:
-    """Images of three or four axes with as many labels."""
+    """Return images of three or four axes with as many labels, or None."""
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or len(value) != 2:
         return None
     images, labels = value
@@ -130,7 +130,7 @@ def _pair(value: Tree) -> _Pair | None:
 
 
 def _pairs(value: Tree) -> list[_Pair]:
-    """All of a list that is of pairs; none where it is not."""
+    """Return the pairs of a list; empty unless it consists of pairs."""
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return []
     found = [_pair(one) for one in value]
@@ -139,7 +139,7 @@ def _pairs(value: Tree) -> list[_Pair]:
 
 
 def _stated(scores: Tree, entries: int, apart: bool) -> list[tuple[StatedScore, ...]]:
-    """The accuracies of each entry, in percent, where each experiment has its equal part of them."""
+    """Return the accuracies of each entry, in percent, if they divide equally among the experiments."""
     every: list[tuple[StatedScore, ...]] = [()] * entries
     if not isinstance(scores, Mapping) or not apart:
         return every

@@ -1,11 +1,11 @@
-"""A distilled set in forms that other programs read: folders of PNG files, parquet, `.pt`, `.npz`; or its own file.
+"""Write a distilled set as a folder of PNG files, parquet, `.pt` or `.npz` for other programs, or as its own file.
 
-folder       CLASS/00000.png, a folder for each class whose names sort in label order, as torchvision's ImageFolder and
-             every other reader of class folders label them; `dd-export.json` says the rest
+folder       CLASS/00000.png, with folder names that sort in label order, because readers of class folders such as
+             torchvision's ImageFolder number them so; `dd-export.json` has the rest
 parquet      columns "image" and "label" as Hugging Face `datasets` writes them, soft labels in a column of their own
-pt           what dataset condensation's loaders read: {"data": [[images, labels]], "accs_all_exps": {}}, normalised
+pt           the format of dataset condensation's loaders: {"data": [[images, labels]], "accs_all_exps": {}}, normalised
 npz          images (n, h, w, c) from 0 to 1, labels, names of the classes, soft labels
-safetensors  the set itself, with its labels of views beside it
+safetensors  the set itself, next to its labels of views
 """
 
 import json
@@ -40,7 +40,7 @@ SUFFIXES: Mapping[Form, str] = {
     "npz": ".npz",
 }
 MARK = "dd-export.json"
-"""The file in an exported folder that says what it is; no reader of class folders minds it."""
+"""The description file in an exported folder; readers of class folders ignore it."""
 SOFT = "soft_label"
 _ROWS = 128  # of a row group
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{name}{n}" for name in ("com", "lpt") for n in range(1, 10))}
@@ -48,14 +48,14 @@ _DEVICES = {"con", "prn", "aux", "nul", *(f"{name}{n}" for name in ("com", "lpt"
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        path: the file or the folder.
-        form: its form.
-        images: how many.
-        bytes: what it takes on disk.
-        lost: what of the set is not in it, one line each.
+        path: the file or folder.
+        form: its format.
+        images: number of images.
+        bytes: size on disk.
+        lost: the parts of the set that it lacks, one line each.
     """
 
     path: Path
@@ -65,25 +65,24 @@ class Exported:
     lost: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return a JSON-able dict."""
         return {**asdict(self), "path": str(self.path), "lost": list(self.lost)}
 
 
 def export_set(
     contents: Contents, path: Path, form: Form, *, normalised: Preprocess | None = None, force: bool = False
 ) -> Exported:
-    """Write a set in another form; the file or folder appears whole or not at all.
+    """Write a set in another format; the file or folder is complete or does not appear.
 
     Args:
-        contents: the set, with its data where it needs them.
-        path: where; nothing may be there.
-        form: see this module; a set's own file is written by `export_own`.
-        normalised: of "pt", how the data set's pixels are normalised, where `is_normalised` says that the set's own
-            space is another.
-        force: replace a file, or a folder that an export wrote.
+        contents: the set, with its real data if needed.
+        path: the file or folder to write, which must not exist.
+        form: a format of this module; `export_own` writes the set's own file.
+        normalised: for "pt", the normalisation of the data set's pixels, if `is_normalised` returns False for the set.
+        force: replace an existing file, or a folder that an export wrote.
 
     Raises:
-        UsageError: the form cannot hold the set, something is there, or it cannot be written there.
+        UsageError: the format cannot represent the set, or the path exists or is not writable.
         RunError: the disk is full.
     """
     if form not in SUFFIXES or form == "safetensors":
@@ -107,17 +106,17 @@ def export_set(
 
 
 def export_own(distilled: DistilledSet, path: Path, *, force: bool = False) -> Exported:
-    """Write a set's own file, with its labels of views beside it; nothing is lost.  Errors as of `export_set`."""
+    """Write a set's own file next to its labels of views, without loss. Raises the same errors as `export_set`."""
     require_free(path, "safetensors", force=force)
     save(distilled, path)
     return Exported(path, "safetensors", distilled.n, path.stat().st_size)
 
 
 def require_free(path: Path, form: Form, *, force: bool) -> None:
-    """See that an export may go to a path; see `export_set`.
+    """Check that an export may write to a path, see `export_set`.
 
     Raises:
-        UsageError: something is there that may not be replaced, or nothing can be written there.
+        UsageError: the path exists and may not be replaced, or is not writable.
     """
     writable(path.parent, "choose another place with out=PATH")
     if not path.exists() and not path.is_symlink():
@@ -131,15 +130,16 @@ def require_free(path: Path, form: Form, *, force: bool) -> None:
 
 
 def is_normalised(distilled: DistilledSet) -> bool:
-    """Whether the set's own space is that of pixels by mean and deviation, which `.pt` files have."""
+    """Return whether the set's value space is the one of `.pt` files: pixels normalised by mean and deviation."""
     space = distilled.space
     return space.get("kind") == "standard" and not (set(space["mean"]) == {0.0} and set(space["std"]) == {1.0})
 
 
 def class_folders_of(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """A folder's name for each class, such that sorting the names gives the order of the labels.
+    """Return a folder name for each class, such that the names sort in label order.
 
-    Plain names where they sort so already and every file system takes them; else with the label in front.
+    Class names are used unchanged if they sort so already and are valid in every file system; else the label comes
+    first.
     """
     if sorted(classes) == list(classes) and all(map(_is_plain, classes)) and _differ(classes):
         return classes
@@ -153,7 +153,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _differ(names: tuple[str, ...]) -> bool:
-    """Whether they do where capital letters make no difference, and sort there as here."""
+    """Return whether names differ, and keep their order, on a file system that ignores case."""
     lower = [name.lower() for name in names]
     return len(set(lower)) == len(lower) and sorted(lower) == lower
 
@@ -197,7 +197,7 @@ def _write_parquet(contents: Contents, path: Path) -> None:
 
 
 def _schema(contents: Contents) -> "pa.Schema":
-    """As `datasets` writes it, whose metadata names the types of the columns."""
+    """Return the schema that `datasets` writes, with the types of the columns in its metadata."""
     import pyarrow as pa
 
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -216,7 +216,7 @@ def _schema(contents: Contents) -> "pa.Schema":
 def _write_pt(contents: Contents, path: Path, normalised: Preprocess | None) -> None:
     distilled = contents.distilled
     if normalised is None and contents.factor == 1 and distilled.images.is_floating_point():
-        images = distilled.images  # to the bit
+        images = distilled.images  # bit for bit
     else:
         normalise = from_state(distilled.space) if normalised is None else normalised
         images = torch.cat([_encoded(piece, normalise) for piece in contents.pixels()])
@@ -242,7 +242,7 @@ def _write_npz(contents: Contents, path: Path) -> None:
 
 
 def _facts(contents: Contents) -> dict[str, Any]:
-    """What images and labels alone do not tell, in plain JSON values."""
+    """Return what images and labels do not tell, as JSON-able values."""
     distilled = contents.distilled
     kept = replace(distilled, views=None, label_kind="hard" if distilled.views else distilled.label_kind)
     names = ("source", "label_kind", "space", "lr", "protocol", "student", "augment")
@@ -252,7 +252,7 @@ def _facts(contents: Contents) -> dict[str, Any]:
 
 
 def _png(pixels: Tensor) -> bytes:
-    """A PNG file of uint8 (c, h, w)."""
+    """Encode uint8 (c, h, w) as a PNG file."""
     from PIL import Image
 
     rows = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)

@@ -1,13 +1,13 @@
-"""Label files of the FKD family (SRe2L, CDA, CV-DD, EDC), made into a store of labels of views.
+"""Label files of the FKD family (SRe2L, CDA, CV-DD, EDC), converted to a store of labels of views.
 
-`epoch_0/batch_0.tar` is no tar file, but a list that torch saved: crops as shares of an image's height and width
-(top, left, height, width), flips, which image of the batch is mixed into each, the weight, CutMix's box (top, left,
-bottom, right), and the teacher's logits of the whole batch.  EDC adds the position of each image, and an order of tiles
-that its code never applies: it joins them in their old order.
+`epoch_0/batch_0.tar` is not a tar file, but a list saved by torch: crops as fractions of an image's height and width
+(top, left, height, width), flips, the partner with which each image is mixed, the mixing weight, CutMix's box (top,
+left, bottom, right), and the teacher's logits for the batch. EDC adds the position of each image, and an order of tiles
+that its code never applies: it joins them in the original order.
 
-The other files do not say which images a batch is of.  That follows from torch's sampler with seed 42, whose draws have
-changed: an epoch takes two permutations today, and took one in older versions.  Both are tried, and the labels decide:
-of the right images they name the class, of others they do not.
+The other files do not record the images of a batch. These follow from torch's sampler with seed 42, whose draws have
+changed: an epoch draws two permutations in current versions, and one in older versions. Both are tried, and the labels
+decide: they name the classes of the right images only.
 """
 
 import contextlib
@@ -36,20 +36,20 @@ from dd.sizes import readable_size
 from dd.views import View, ViewPolicy
 from dd.views.view import Mix
 
-_SEED = 42  # of the sampler in all published code
+_SEED = 42  # of the sampler, in all published code
 _DRAWS = {2: "two permutations an epoch, as torch draws today", 1: "one permutation an epoch, as older torch drew"}
-_TRIED = 4  # epochs by which the order is chosen
-_SHUFFLES = 8  # by which chance is measured
+_TRIED = 4  # epochs from which the order is chosen
+_SHUFFLES = 8  # from which the chance level is estimated
 _CLEAR = 5  # deviations above chance
-_WHOLE = 0.02  # of a pixel, by which a crop may miss whole pixels
+_WHOLE = 0.02  # of a pixel: tolerance for crops at whole pixels
 _EPOCHS = 100_000
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledBatch:
-    """One file: boxes (b, 4) in shares of the image, flips (b,), partner (b,) or None, weight, patch, logits (b, k).
+    """One file: boxes (b, 4) in fractions of the image, flips (b,), partner (b,) or None, weight, patch, logits (b, k).
 
-    `index` (b,) are the images, where the file has them.
+    `index` (b,) holds the positions of the images, if the file has them.
     """
 
     boxes: Tensor
@@ -62,7 +62,7 @@ class LabelledBatch:
 
     @cached_property
     def named(self) -> Tensor:
-        """(b,) the largest class of each label."""
+        """The most probable class of each label, (b,)."""
         return self.logits.argmax(1)
 
 
@@ -72,8 +72,8 @@ class ViewFiles:
 
     Attributes:
         path: the folder.
-        epochs: how many.
-        batches: files of an epoch.
+        epochs: number of epochs.
+        batches: number of files per epoch.
     """
 
     path: Path
@@ -90,22 +90,22 @@ class ViewFiles:
 
     @cached_property
     def n(self) -> int:
-        """How many images they are of."""
+        """Number of labelled images."""
         rest = 0 if self.batches == 1 else len(self.read(0, self.batches - 1).flips)
         return len(self.first.flips) * max(1, self.batches - 1) + rest
 
     @property
     def mix(self) -> Mix:
-        """How batches are mixed."""
+        """The mixing of batches."""
         if self.first.partner is None:
             return "none"
         return "mixup" if self.first.patch is None else "cutmix"
 
     def read(self, epoch: int, number: int) -> LabelledBatch:
-        """One batch.
+        """Read one batch.
 
         Raises:
-            UsageError: the file is missing, damaged, would run code, or is of another kind; it is named.
+            UsageError: the file is missing, damaged, of another kind, or would run code; the message names it.
         """
         path = self.path / f"epoch_{epoch}" / f"batch_{number}.tar"
         if not path.is_file():
@@ -113,7 +113,7 @@ class ViewFiles:
         return _batch(pickles.read(path), path)
 
     def identity(self) -> str:
-        """A hash of the names and sizes of all files, and of the content of the first and the last."""
+        """Hash the names and sizes of all files, and the contents of the first and the last."""
         names = [f"epoch_{e}/batch_{b}.tar" for e in range(self.epochs) for b in range(self.batches)]
         sizes = [os.stat(self.path / name).st_size if (self.path / name).is_file() else -1 for name in names]
         ends = [sha256_file(self.path / name) for name in (names[0], names[-1]) if (self.path / name).is_file()]
@@ -122,14 +122,14 @@ class ViewFiles:
 
 @dataclass(frozen=True, eq=False)
 class ImageOrder:
-    """Which images the batches are of.
+    """The order of the images in the label files.
 
     Attributes:
-        files: the labels.
-        labels: int64 (n,), the class of every image as the logits number classes, in the order of `ImageFolder`.
-        draws: permutations that an epoch takes; 0 where the files say which images they are of.
-        agreement: share in [0, 1] of labels that name the class of their image, or of the one mixed in.
-        chance: the same for shuffled images.
+        files: the label files.
+        labels: int64 (n,), the class of every image by its column of the logits, in the order of `ImageFolder`.
+        draws: permutations per epoch; 0 if the files record their images.
+        agreement: fraction of labels that name the class of their image, or of its partner.
+        chance: the same fraction for shuffled images.
     """
 
     files: ViewFiles
@@ -144,14 +144,14 @@ class ImageOrder:
         return f"{agreement} (chance {self.chance:.0%}): {how}"
 
     def labelled(self, epoch: int, size: tuple[int, int]) -> Iterator[tuple[Tensor, View, Tensor]]:
-        """The batches of an epoch, with their images and views.
+        """Yield the batches of an epoch: image positions, view, logits.
 
         Args:
             epoch: from 0.
             size: height and width of the images in pixels.
 
         Raises:
-            UsageError: the labels of this epoch are of other images, or of images of another size.
+            UsageError: the labels of this epoch belong to other images, or to images of another size.
         """
         hits, n = 0.0, 0
         for batch, images in _paired(self.files, self._sampler, self.draws, epoch):
@@ -170,7 +170,7 @@ class ImageOrder:
 
 
 def view_files(path: Path) -> ViewFiles | None:
-    """The label files in a folder; None where it holds none.
+    """Find the label files in a folder; None if there are none.
 
     Raises:
         UsageError: one between others is missing.
@@ -183,14 +183,14 @@ def view_files(path: Path) -> ViewFiles | None:
 
 
 def image_order(files: ViewFiles, labels: Tensor) -> ImageOrder:
-    """Which images the batches are of.
+    """Determine which images the batches belong to.
 
     Args:
         files: the label files.
-        labels: int64 (n,), the class of every image as the logits number classes, in the order of `ImageFolder`.
+        labels: int64 (n,), the class of every image by its column of the logits, in the order of `ImageFolder`.
 
     Raises:
-        UsageError: they are of another number of images, or in no order do the labels agree with the classes.
+        UsageError: the number of images differs, or the labels agree with the classes in no order.
     """
     if files.n != len(labels):
         raise UsageError(
@@ -208,16 +208,16 @@ def image_order(files: ViewFiles, labels: Tensor) -> ImageOrder:
 
 
 def with_labels(made: DistilledSet, order: ImageOrder, classes: Tensor, beside: Path) -> DistilledSet:
-    """A set with the labels of its views in a store beside it, from label files.
+    """Return a set with a label store next to it, converted from label files.
 
     Args:
         made: the set, with hard labels.
-        order: which images the files are of, in the set's order.
-        classes: int64 (k,), the class of the set that each column of the logits is of.
+        order: the images of the files, as positions in the set.
+        classes: int64 (k,), the class of the set for each column of the logits.
         beside: the folder of the set's file.
 
     Raises:
-        UsageError: the files are damaged, or not of these images.
+        UsageError: the files are damaged, or belong to other images.
         RunError: the disk is full; finished epochs stay.
     """
     files, own = order.files, made.own_classes()
@@ -252,7 +252,7 @@ def with_labels(made: DistilledSet, order: ImageOrder, classes: Tensor, beside: 
 
 
 def _fill(store: LabelStore, order: ImageOrder, columns: Tensor) -> None:
-    """Make the epochs that are not there; of files that turn out to be wrong none is left."""
+    """Convert the missing epochs; if the files turn out to be wrong, remove all of them."""
     missing, is_new = store.missing(), not store.path.parent.exists()
     size, free = store.spec.bytes() * len(missing) // store.spec.epochs, _free(store.path)
     if size > free:
@@ -278,13 +278,13 @@ def _fill(store: LabelStore, order: ImageOrder, columns: Tensor) -> None:
 
 
 def _free(folder: Path) -> int:
-    """Bytes that are free where a folder is, or will be."""
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     return shutil.disk_usage(there).free
 
 
 def _protocol(made: DistilledSet, files: ViewFiles) -> Protocol:
-    """How students are trained on the labels: in the batches that were labelled, for as many epochs as there are."""
+    """Return the protocol for training on the labels: the labelled batches, for as many epochs as there are labels."""
     name = str((made.protocol or {}).get("protocol", ""))
     known = PROTOCOLS[name if name in PROTOCOLS and PROTOCOLS[name].temperature > 1 else "sre2l"]
     views = ViewPolicy(crop=0.08, flip=True, mix=files.mix)
@@ -292,7 +292,7 @@ def _protocol(made: DistilledSet, files: ViewFiles) -> Protocol:
 
 
 def _count(folder: Path, pattern: str) -> int:
-    """How many entries are numbered so, from 0 on.
+    """Count the entries whose names match, numbered from 0.
 
     Raises:
         UsageError: one between others is missing.
@@ -346,7 +346,7 @@ def _positions(index: Tree, b: int, path: Path) -> Tensor:
 
 
 def _patch(patch: Tree, path: Path) -> tuple[int, int, int, int] | None:
-    """Top, left, height, width of CutMix's box; the file has top, left, bottom, right."""
+    """Return CutMix's box as top, left, height, width; the file stores top, left, bottom, right."""
     if patch is None:
         return None
     values = patch.flatten().tolist() if isinstance(patch, Tensor) else patch
@@ -384,7 +384,7 @@ def _view(batch: LabelledBatch, size: tuple[int, int], path: Path) -> View:
 def _paired(
     files: ViewFiles, sampler: "_Permutations", draws: int, epoch: int
 ) -> Iterator[tuple[LabelledBatch, Tensor]]:
-    """The batches of an epoch and the positions of their images."""
+    """Yield the batches of an epoch and the positions of their images."""
     whole, n = len(files.first.flips), files.n
     sampled = sampler.at(epoch * draws) if draws else None
     seen = torch.zeros(n, dtype=torch.bool)
@@ -410,13 +410,13 @@ def _paired(
 
 
 class _Permutations:
-    """Of n images, one after another from a generator with the seed of FKD."""
+    """Consecutive permutations of n images, from a generator with FKD's seed."""
 
     def __init__(self, n: int) -> None:
         self._n, self._next, self._rng = n, 0, torch.Generator().manual_seed(_SEED)
 
     def at(self, number: int) -> Tensor:
-        """The one that comes after `number` others."""
+        """Return permutation `number`, from 0."""
         if number < self._next:
             self._next, self._rng = 0, torch.Generator().manual_seed(_SEED)
         while self._next < number:
@@ -427,7 +427,7 @@ class _Permutations:
 
 
 def _tried(files: ViewFiles, labels: Tensor, draws: int) -> ImageOrder:
-    # the first epoch is the same whatever the draws
+    # the first epoch is the same for any number of draws
     epochs = range(min(1, files.epochs - 1), min(files.epochs, _TRIED + 1))
     rng, sampler = generator(0, "exchange", "fkd"), _Permutations(len(labels))
     hits, chance = list[Tensor](), list[Tensor]()
@@ -440,7 +440,7 @@ def _tried(files: ViewFiles, labels: Tensor, draws: int) -> ImageOrder:
 
 
 def _hits(batch: LabelledBatch, labels: Tensor) -> Tensor:
-    """(b,) whether each label's largest class is that of its image, or of the one mixed in: 1 or 0."""
+    """Return (b,), 1 if a label's most probable class is that of its image or of its partner, else 0."""
     right = batch.named == labels
     if batch.partner is not None:
         right |= batch.named == labels[batch.partner]

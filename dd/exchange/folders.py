@@ -1,11 +1,11 @@
-"""Folders of images, a folder for each class, as they are or in a zip or tar file.
+"""Images in one folder per class, on disk or in a zip or tar file.
 
-SRe2L, CDA, CV-DD, EDC, DELT   new000/class000_id000.jpg; EDC leaves `…_iter0999.jpg` of its way beside them
+SRe2L, CDA, CV-DD, EDC, DELT   new000/class000_id000.jpg; EDC also leaves intermediate images, `…_iter0999.jpg`
 RDED                           00000/class00000_id00000.jpg
-D3HR                           n01440764/0.png, or names that end in the number of the class
-others                         names of classes, of whatever kind
+D3HR                           n01440764/0.png, or names that end in the class number
+others                         any class names
 
-A number in a folder's name is its class.  The rank among the names is not: `new1000` comes before `new101`.
+A number in a folder's name is its class. Its rank among the names is not: `new1000` sorts before `new101`.
 """
 
 import json
@@ -29,7 +29,7 @@ from dd.exchange.source import ForeignFiles
 
 _NUMBERED = re.compile(r"(\D*)(\d+)", re.ASCII)
 _WNID = re.compile(r"n\d{8}", re.ASCII)
-_SMALLEST_WNID = 1_000_000  # n01440764 is the first of ImageNet; lower numbers are classes, written like one
+_SMALLEST_WNID = 1_000_000  # n01440764 is ImageNet's first; smaller numbers are class numbers in its style
 _FILE = re.compile(r"class(\d+)_id(\d+)(?:_iter(\d+))?", re.ASCII)
 _MARK_BYTES = 16 << 20
 _SPLITS = ("train", "training")
@@ -37,15 +37,15 @@ _SPLITS = ("train", "training")
 
 @dataclass(frozen=True, eq=False)
 class ClassImages:
-    """Images by class, in the order in which torchvision's `ImageFolder` lists them.
+    """Images by class, in the order of torchvision's `ImageFolder`.
 
     Attributes:
         format: name of the format.
-        paths: of the images, below the top of their tree.
+        paths: paths of the images, relative to the root of their tree.
         labels: int64 (n,).
-        classes: names in label order; () where labels are numbers of classes.
-        evidence: what the format was recognised by.
-        assumed: what was taken for granted.
+        classes: names in label order; () if labels are class numbers.
+        evidence: the features by which the format was recognised.
+        assumed: assumptions that were made.
     """
 
     format: str
@@ -93,11 +93,11 @@ class FolderReader(Reader):
 
 
 def _parts(source: ForeignFiles) -> tuple[Path, ViewFiles | None] | None:
-    """The folder or archive of images and the label files that go with it; None where it is something else."""
+    """Return the folder or archive of images and its label files; None if the source is something else."""
     if any(source.container(path) not in ("folder", "other") for path in source.paths) or len(source.paths) > 2:
         return None
     paths = list(source.paths)
-    if source.folder is not None and _views(source.folder) is None:  # which may hold both
+    if source.folder is not None and _views(source.folder) is None:  # a folder may contain both
         inner = [path for path in sorted(source.folder.iterdir()) if path.is_dir()]
         if len(inner) == 2 and any(map(_views, inner)):
             paths = inner
@@ -112,7 +112,7 @@ def _parts(source: ForeignFiles) -> tuple[Path, ViewFiles | None] | None:
 
 
 def _views(path: Path) -> ViewFiles | None:
-    """The label files in a folder, or in the only folder in it."""
+    """Find the label files in a folder, or in its only subfolder."""
     if not path.is_dir():
         return None
     inner = [one for one in path.iterdir() if one.is_dir()]
@@ -120,10 +120,10 @@ def _views(path: Path) -> ViewFiles | None:
 
 
 def folder_draft(tree: ImageTree, path: Path, asked: Asked) -> Draft:
-    """The set in a tree of class folders.
+    """Read the set in a tree of class folders.
 
     Raises:
-        UsageError: see `class_images` and `decoded`; or the number of images is not what the name says.
+        UsageError: see `class_images` and `decoded`; or the number of images contradicts the name.
     """
     found = class_images(tree, path)
     if asked.ipc is not None:
@@ -146,10 +146,10 @@ def folder_draft(tree: ImageTree, path: Path, asked: Asked) -> Draft:
 
 
 def class_images(tree: ImageTree, path: Path) -> ClassImages:
-    """The images of a tree by class.
+    """List the images of a tree by class.
 
     Raises:
-        UsageError: it holds no class folders, or they contradict their files.
+        UsageError: there are no class folders, or their names contradict those of their files.
     """
     top = _classes_in(tree.top)
     if top is None:
@@ -181,7 +181,7 @@ def class_images(tree: ImageTree, path: Path) -> ClassImages:
 
 
 def first_of_each(found: ClassImages, ipc: int, path: Path) -> ClassImages:
-    """The first `ipc` images of every class by the names of their files, as authors take smaller sets from larger ones.
+    """Return the first `ipc` images of each class by file name, as authors derive smaller sets from larger ones.
 
     Raises:
         UsageError: a class has fewer.
@@ -200,10 +200,10 @@ def first_of_each(found: ClassImages, ipc: int, path: Path) -> ClassImages:
 
 
 def require_ipc(path: Path, n: int, classes: int) -> None:
-    """See that a set has as many images per class as its name says.
+    """Check the number of images per class against the name of the set.
 
     Raises:
-        UsageError: the name says another number.
+        UsageError: they differ.
     """
     for name in (path.name, path.parent.name):
         if said := re.search(r"(?:^|[^a-z])ipc[-_]?(\d+)|(\d+)[-_]?ipc(?:[^a-z]|$)", name.lower()):
@@ -217,7 +217,7 @@ def require_ipc(path: Path, n: int, classes: int) -> None:
 
 
 def protocol_of(format: str, dataset: str) -> str:
-    """Name of the protocol that a format's authors train students under; "" for none."""
+    """Return the name of the evaluation protocol of a format's authors; "" for none."""
     if format == "rded":
         return "rded"
     if format != "sre2l":
@@ -226,7 +226,7 @@ def protocol_of(format: str, dataset: str) -> str:
 
 
 def exported(draft: Draft, facts: Mapping[str, Any]) -> Draft:
-    """A draft of what `dd export` wrote, with the facts that it noted."""
+    """Complete the draft of an export of `dd export` with the facts recorded in it."""
     protocol, lr, factor = facts.get("protocol"), facts.get("lr"), facts.get("decode_factor", 1)
     name = protocol.get("protocol") if isinstance(protocol, dict) else ""
     rate = float(lr) if isinstance(lr, int | float) and 0 < lr <= 1000 else None
@@ -247,7 +247,7 @@ def _listed(
     assumed: Sequence[str] = (),
 ) -> ClassImages:
     paths, labels = list[str](), list[int]()
-    for name, folder in top.filled.items():  # ascending by name, as ImageFolder has them
+    for name, folder in top.filled.items():  # sorted by name, as in ImageFolder
         found = folder.files()
         paths += found
         labels += [numbers[name]] * len(found)
@@ -255,11 +255,11 @@ def _listed(
 
 
 def _classes_in(top: Folder) -> Folder | None:
-    """The folder that holds the class folders: the uppermost one, or one in it that holds all images."""
+    """Return the folder of the class folders: the root, or a subfolder that contains all images."""
     while not top.images and top.filled:
         inner = list(top.filled.values())
         train = [folder for folder in inner if folder.name.lower() in _SPLITS and folder.filled]
-        if train and len(inner) <= 3:  # beside real images for validation
+        if train and len(inner) <= 3:  # next to real images for validation
             top = train[0]
         elif len(inner) == 1 and inner[0].filled:
             top = inner[0]
@@ -269,9 +269,9 @@ def _classes_in(top: Folder) -> Folder | None:
 
 
 def _numbers(names: Sequence[str]) -> dict[str, int] | None:
-    """The numbers in the names, where all are a common word and a number; None otherwise."""
+    """Return the numbers in the names if all consist of a common word and a number; else None."""
     last = [int(name[-3:]) for name in names if re.fullmatch(r".*\D\d{3}", name, re.ASCII | re.DOTALL)]
-    if len(last) == len(names) > 1 and sorted(last) == list(range(len(names))):  # D3HR's own reading of CIFAR
+    if len(last) == len(names) > 1 and sorted(last) == list(range(len(names))):  # the names of D3HR's CIFAR sets
         return dict(zip(names, last, strict=True))
     found = [_NUMBERED.fullmatch(name) for name in names]
     matches = [match for match in found if match]
@@ -285,7 +285,7 @@ def _numbers(names: Sequence[str]) -> dict[str, int] | None:
 
 
 def _kind(folders: Mapping[str, Folder]) -> str:
-    """The format, by the names of folders and files."""
+    """Return the format, judged by the names of folders and files."""
     name, folder = next(iter(folders.items()))
     if not _FILE.fullmatch(_stem(_a_file(folder))):
         return "folder"
@@ -301,7 +301,7 @@ def _require_agreement(folders: Mapping[str, Folder], numbers: Mapping[str, int]
 
 
 def _without_intermediate(found: ClassImages, path: Path) -> ClassImages:
-    """Without what EDC saves of the images on their way."""
+    """Remove EDC's intermediate images."""
     said = [_FILE.fullmatch(_stem(name.rsplit("/", 1)[-1])) for name in found.paths]
     kept = [place for place, one in enumerate(said) if one is None or one[3] is None]
     dropped = len(found.paths) - len(kept)
@@ -315,7 +315,7 @@ def _without_intermediate(found: ClassImages, path: Path) -> ClassImages:
 
 
 def _mark(tree: ImageTree, path: Path) -> dict[str, Any] | None:
-    """What an export noted of the folder."""
+    """Return the facts that an export recorded in the folder, or None."""
     top = _classes_in(tree.top)
     text = None if top is None or MARK not in top.others else tree.text(join(top.path, MARK), _MARK_BYTES)
     if text is None:

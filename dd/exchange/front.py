@@ -1,4 +1,4 @@
-"""`dd.import_sets`: files of others as sets of ours."""
+"""`dd.import_sets`: import files of other projects."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,20 +17,21 @@ from dd.sets import DistilledSet
 def import_sets(
     paths: str | Path | Sequence[str | Path], *, dataset: str, beside: str | Path | None = None, **said: Any
 ) -> list[DistilledSet]:
-    """Read sets that other projects made, checked and in our value space, as `dd import` does.
+    """Read sets of other projects, check them, and convert them to our value space, as `dd import` does.
 
-    `dd.import_sets("res_DM_CIFAR10_ConvNet_10ipc.pt", dataset="cifar10")` gives a set for every experiment in the file;
-    `dd.evaluate(sets[0])` scores one under the protocol that its authors use.
+    `dd.import_sets("res_DM_CIFAR10_ConvNet_10ipc.pt", dataset="cifar10")` returns one set per experiment in the file;
+    `dd.evaluate(sets[0])` scores one under its authors' protocol.
 
     Args:
         paths: files that belong together, or a folder.
         dataset: the real images that the sets stand for.
-        beside: the folder of labels of views, where files hold such: that in which the set will be saved.
-        said: what the files do not say, or say wrongly: `value_space`, `class_order`, `labels`, `augment`, `lr`,
+        beside: the folder in which the set will be saved, for its labels of views, if the files have any.
+        said: options for facts that the files omit or state wrongly: `value_space`, `class_order`, `labels`, `augment`,
+            `lr`,
             `factor`, `entry`, `format`, `protocol`, `preprocess`, `size`, `uneven`, `device`; see `dd import --help`.
 
     Raises:
-        UsageError: the files are of no known format, damaged, not of these images, or something must be said first.
+        UsageError: the files have no known format, are damaged, do not match these images, or need a further option.
     """
     found = matched(paths, {"dataset": dataset, **said})
     if beside is None:
@@ -42,7 +43,7 @@ def import_sets(
 
 
 def matched(paths: str | Path | Sequence[str | Path], said: Mapping[str, Any]) -> list[Matched]:
-    """As `import_sets`, with what was found out on the way.
+    """Return the sets of `import_sets` with the findings of their checks.
 
     Raises:
         UsageError: see `import_sets`.

@@ -1,6 +1,6 @@
-"""Pictures in which a set is shown: cells in rows, as `torchvision.utils.make_grid` lays them out.
+"""Pictures of a whole set: cells in rows, as laid out by `torchvision.utils.make_grid`.
 
-Of such a picture little is left of a set: 8 bits, and often each image stretched to black and white of its own.
+Such a picture preserves little of the set: 8 bits per value, and often a contrast stretched for each image.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from dd.exchange.encoded import shows_no_colour
 from dd.exchange.reader import Reader, Recognised
 from dd.exchange.source import ForeignFiles
 
-_PADDING = 2  # pixels between cells and around them, unless something else is asked of torchvision
-_ALIKE = 12  # grey levels that JPEG makes of a line of one colour
-_PIXELS = 100_000_000  # of a picture
-_SMALLEST = 8  # pixels of a cell
+_PADDING = 2  # pixels between and around cells; torchvision's default
+_ALIKE = 12  # grey levels by which JPEG lets a line of one colour vary
+_PIXELS = 100_000_000  # largest picture
+_SMALLEST = 8  # side of a cell in pixels
 
 
 @dataclass(frozen=True)
 class Cells:
-    """How a picture is divided: rows and columns of cells of `side` pixels, each enlarged `times`."""
+    """The layout of a picture: rows and columns of cells of `side` pixels, each enlarged `times`."""
 
     rows: int
     columns: int
@@ -94,10 +94,10 @@ def _picture(path: Path) -> Tensor:
 
 
 def _cells(picture: Tensor, path: Path, asked: Asked) -> Cells:
-    """How the picture is divided.
+    """Determine the layout of a picture.
 
     Raises:
-        UsageError: in no way, or in several; `rows=` tells.
+        UsageError: no layout fits, or several do; `rows=` decides.
     """
     found = _divisions(picture, asked.rows)
     known = kind_of(asked.dataset)
@@ -120,7 +120,7 @@ def _cells(picture: Tensor, path: Path, asked: Asked) -> Cells:
 
 
 def _divisions(picture: Tensor, rows: int | None) -> list[Cells]:
-    """All divisions into square cells whose lines between are of one colour."""
+    """Return all layouts of square cells with lines of a single colour between them."""
     height, width = picture.shape[1:]
     found = list[Cells]()
     for side in range(_SMALLEST, min(height, width) - 2 * _PADDING + 1):
@@ -134,7 +134,7 @@ def _divisions(picture: Tensor, rows: int | None) -> list[Cells]:
 
 
 def _has_lines(picture: Tensor, step: int) -> bool:
-    """Whether what would lie between cells is of one colour."""
+    """Return whether the lines between cells would have a single colour."""
     height, width = picture.shape[1:]
     rows, columns = torch.zeros(height, dtype=torch.bool), torch.zeros(width, dtype=torch.bool)
     for padding in range(_PADDING):
@@ -145,7 +145,7 @@ def _has_lines(picture: Tensor, step: int) -> bool:
 
 
 def _shrunk(picture: Tensor, cells: Cells, wanted: int) -> Cells:
-    """Cells of the wanted side, where each pixel is shown as a square of several."""
+    """Return cells of the wanted side, if each of their pixels is enlarged to a square."""
     times, rest = divmod(cells.side, wanted)
     if rest or times < 2:
         return cells
@@ -155,7 +155,7 @@ def _shrunk(picture: Tensor, cells: Cells, wanted: int) -> Cells:
 
 
 def _cut(picture: Tensor, cells: Cells) -> tuple[Tensor, int]:
-    """The images row by row, uint8 (n, 3, side, side), and how many cells at the end are blank."""
+    """Return the images row by row, uint8 (n, 3, side, side), and the number of blank cells at the end."""
     shown = cells.side * cells.times
     step = shown + _PADDING
     inner = picture[:, _PADDING:, _PADDING:]

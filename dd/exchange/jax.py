@@ -1,4 +1,4 @@
-"""Files of methods that are written in JAX: FRePo, RCIG, KIP.  Images are (n, h, w, c), labels regression targets."""
+"""Files of methods written in JAX: FRePo, RCIG, KIP. Images are (n, h, w, c), labels are regression targets."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -16,7 +16,7 @@ _Prototypes = tuple[str, Tensor, Tensor, str]
 
 
 class Jax(Reader):
-    """FRePo's and KIP's `.npz`, FRePo's and RCIG's checkpoints of flax."""
+    """`.npz` files of FRePo and KIP, flax checkpoints of FRePo and RCIG."""
 
     formats: ClassVar[dict[str, str]] = {
         "frepo": "FRePo: whitened images, centred targets",
@@ -61,7 +61,7 @@ class Jax(Reader):
 
 
 def _found(source: ForeignFiles) -> _Prototypes | None:
-    """Format, images, labels and evidence."""
+    """Return format, images, labels and evidence."""
     if len(source.paths) != 1:
         return None
     path = source.paths[0]
@@ -92,7 +92,7 @@ def _of_checkpoint(found: Tree) -> _Prototypes | None:
 
 
 def _prototypes(found: Tree, depth: int) -> tuple[Tensor, Tensor] | None:
-    """`x_proto` and `y_proto`, wherever they are in a map of maps."""
+    """Find `x_proto` and `y_proto` anywhere in nested maps."""
     if not isinstance(found, Mapping) or depth == 0:
         return None
     images, labels = found.get("x_proto"), found.get("y_proto")

@@ -1,4 +1,4 @@
-"""From a `Draft` and the real images it stands for to a `DistilledSet`: everything is checked before it is believed."""
+"""Check a `Draft` against the real images that it stands for, and convert it to a `DistilledSet`."""
 
 import os
 import re
@@ -30,20 +30,20 @@ from dd.sets.origin import KEY, Imported, OriginFile
 from dd.sets.tiles import decode
 from dd.training.teachers import SqueezeSettings
 
-_TRIED, _AT_ONCE = 5000, 250  # images of a set, at most, that are tried on the real ones; in memory
-_SQUASHED = "mtt"  # the family that squashes pictures of any shape into a square
-_TAUGHT = {"rethinkdc-hard": "rethinkdc-soft"}  # protocols, and the same with a teacher's labels
-_UNSAID = ("mtt",)  # families whose students have a learned lr, which some of their files lack
+_TRIED, _AT_ONCE = 5000, 250  # maximum number of images of a set compared with real ones; of these in memory
+_SQUASHED = "mtt"  # the family that resizes images to squares regardless of their aspect ratio
+_TAUGHT = {"rethinkdc-hard": "rethinkdc-soft"}  # protocols, and their variants with a teacher's labels
+_UNSAID = ("mtt",)  # families with a learned lr of students, which some of their files lack
 
 
 class Matched(NamedTuple):
-    """What came of a draft.
+    """The result of matching a draft.
 
     Attributes:
-        set: of ours.
-        remark: how well it fits the real images, in a line; "" where that was not tried.
-        labels: gives the set with the labels of its views in a store, which it writes into a folder, that of the set's
-            file; None where the files hold no such labels.
+        set: the distilled set.
+        remark: one line on how well it fits the real images; "" if that was not checked.
+        labels: given the folder of the set's file, writes the label store of views there and returns the set with it;
+            None if the files have no labels of views.
     """
 
     set: DistilledSet
@@ -52,10 +52,10 @@ class Matched(NamedTuple):
 
 
 class Match:
-    """The real images that files are matched with, opened once for all sets of them.
+    """Matches drafts with real images, which are opened once for all drafts.
 
     Args:
-        asked: what the user says; its `dataset` is named.
+        asked: the user's options; `dataset` is required.
     """
 
     def __init__(self, asked: Asked) -> None:
@@ -64,13 +64,13 @@ class Match:
         if asked.protocol is not None and asked.protocol not in PROTOCOLS:
             raise unknown("protocol", asked.protocol, PROTOCOLS)
         self.asked = asked
-        self._opened: dict[DataSettings, tuple[DataSettings, RealData]] = {}  # as they were in the end, and what came
+        self._opened: dict[DataSettings, tuple[DataSettings, RealData]] = {}  # the final settings, and the data
 
     def set_of(self, draft: Draft) -> Matched:
-        """Make a draft a set of ours, in our value space.
+        """Convert a draft to a distilled set in our value space.
 
         Raises:
-            UsageError: it is not of these images, or something must be said first; the file is named.
+            UsageError: the draft does not match these images, or needs a further option; the message names the file.
         """
         if draft.images.dim() < 3:
             return self._positions(draft)
@@ -92,7 +92,7 @@ class Match:
         return Matched(made, self._require_order(draft, made, data), later)
 
     def _shaped(self, draft: Draft) -> Draft:
-        """With images (n, c, h, w) of the real images' shape, float32 or uint8, and finite."""
+        """Bring images to the shape of the real ones, (n, c, h, w), float32 or uint8; all values must be finite."""
         images = draft.images
         if not images.numel() or not is_finite(images):
             raise UsageError(f"{draft.files[0]}: its images are empty, or some values are NaN or infinite")
@@ -118,7 +118,7 @@ class Match:
         return self._open(self._settings(draft, preprocess), draft)
 
     def _whole(self, draft: Draft, preprocess: str) -> RealData:
-        """All training images as one part, as the authors of others' sets have them."""
+        """Open all training images without a held-out part, as the authors of the formats use them."""
         return self._open(replace(self._settings(draft, preprocess), holdout=0.0), draft)
 
     def _open(self, settings: DataSettings, draft: Draft) -> RealData:
@@ -159,7 +159,7 @@ class Match:
         )
 
     def _protocol(self, draft: Draft) -> tuple[Protocol, list[str]]:
-        """The protocol that a set is meant for, and what had to be assumed for it."""
+        """Return the protocol of the set, and the assumptions made for it."""
         name = self.asked.protocol or (_TAUGHT.get(draft.protocol) if self.asked.teachers else "") or draft.protocol
         protocol = PROTOCOLS[name] if name else default_protocol(self.asked.dataset)
         if self.asked.augment not in (None, "none") and not protocol.augment:
@@ -194,7 +194,7 @@ class Match:
         }
 
     def _positions(self, draft: Draft) -> Matched:
-        """Make a set of positions in the original training order, (n,), or (e, n) for each epoch its own."""
+        """Convert positions in the original training order, (n,), or (e, n) with one selection per epoch."""
         data = self._whole(draft, self.asked.preprocess or "standard")
         index, n = draft.images.long(), len(data.train)
         if not index.numel() or int(index.min()) < 0 or int(index.max()) >= n:
@@ -230,14 +230,14 @@ class Match:
 
 
 def _labeller(teachers: str) -> dict[str, object]:
-    """Of teachers that label views while students train."""
+    """Return the provenance entry for teachers that label views while students train."""
     names = [name.strip() for name in teachers.split(",")]
     live = LabelSettings(mode="live")
     return {"teachers": names, "squeeze": asdict(SqueezeSettings()), "labels": asdict(live), "weights": None}
 
 
 def _unlike_its_name(draft: Draft, dataset: str, labels: Targets) -> list[str]:
-    """What the name of a file of tensors says that is not so; the user's word and the contents are believed."""
+    """Return where the name of a file contradicts the user's options and the contents, which take precedence."""
     name, found = draft.files[0].name, list[str]()
     said = named_set(name)
     if said and not dataset.startswith(said.split("-")[0]):
@@ -251,7 +251,7 @@ def _unlike_its_name(draft: Draft, dataset: str, labels: Targets) -> list[str]:
 
 
 def _reordered(labels: Targets, order: Tensor) -> Targets:
-    """Labels of the file as those of the data set, whose class number `order[i]` is the file's label i."""
+    """Renumber labels of the file by classes of the data set: the file's label i is class `order[i]`."""
     if labels.values.dim() == 1:
         return replace(labels, values=order[labels.values])
     return replace(labels, values=labels.values[:, order.argsort()].contiguous())
@@ -259,7 +259,7 @@ def _reordered(labels: Targets, order: Tensor) -> Targets:
 
 def _require_counts(made: DistilledSet, draft: Draft, uneven: bool) -> None:
     counts = torch.bincount(made.own_classes(), minlength=len(made.classes))
-    learned = draft.labels is not None and draft.labels.dim() == 2  # whose largest may be of any class
+    learned = draft.labels is not None and draft.labels.dim() == 2  # the largest value may be in any class
     if uneven or learned or int(counts.min()) == int(counts.max()):
         return
     absent = [made.classes[c] for c in (counts == 0).nonzero().flatten().tolist()]

@@ -1,4 +1,4 @@
-"""Checkpoints of flax: msgpack whose extension types are arrays, decoded here."""
+"""Checkpoints of flax: msgpack with arrays as extension types, which this module decodes."""
 
 import math
 from pathlib import Path
@@ -12,18 +12,18 @@ from dd.exchange.tree import Tree
 from dd.sizes import readable_size
 
 _ARRAY, _SCALAR = 1, 3  # extension types of flax.serialization; 2 is a complex number
-_ITEMS = 10_000  # of a map or list: parameters by name
-_LARGEST = 4 << 30  # bytes of a file
+_ITEMS = 10_000  # maximum number of items in a map or list
+_LARGEST = 4 << 30  # maximum bytes of a file
 _DEPTH = 64
 _DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
 _FAILURES = (ValueError, OSError, EOFError, TypeError, RecursionError, MemoryError, msgpack.UnpackException)
 
 
 def read(path: Path) -> Tree:
-    """Read a checkpoint of flax: maps of tensors and plain values.
+    """Read a checkpoint of flax as maps of tensors and plain values.
 
     Raises:
-        UsageError: it is damaged, holds what is no array, or declares more than it has.
+        UsageError: the file is damaged, holds objects other than arrays, or declares more data than it has.
     """
     size = path.stat().st_size
     if size > _LARGEST:

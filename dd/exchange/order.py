@@ -1,9 +1,9 @@
-"""Which class each label of a file is, tried on the real images: a wrong order makes every number meaningless.
+"""Determine the class of each label, and check it on real images: a wrong order makes every score meaningless.
 
-Words, as `class_order=` takes them and a `Draft` states them:
+Values of `class_order=` and `Draft.class_order`:
 
-data             as the data set has them
-sorted           the data set's class names in alphabetical order (ImageNet's subsets as `ImageFolder` has them)
+data             the order of the data set
+sorted           the alphabetical order of the data set's class names (subsets of ImageNet in `ImageFolder`)
 A,B,...          the class of each label, by name or by its number in the data set
 """
 
@@ -21,17 +21,17 @@ from dd.errors import UsageError, printable, unknown
 from dd.exchange.draft import Draft
 from dd.rng import generator
 
-_SIDE = 8  # pixels to which images are shrunk: noise that a set began with goes, what classes look like stays
-_REAL = 5000  # real images looked at, at most
+_SIDE = 8  # pixels to which images are shrunk: this removes initial noise and preserves the look of the classes
+_REAL = 5000  # maximum number of real images
 _RIDGE = 0.1  # of the mean variance, added to the covariance within classes
-_CLEAR, _FEW = 3.0, 2.0  # deviations of a random order by which an order fits; for two images a class or fewer
-_BETTER = 1.5  # deviations by which another order must fit better to be named
-_RATHER = 0.15, 0.3  # of the images, by which more must be nearest to their class in it; the latter of few images
-_LEAST = 0.3, 0.5  # of the images, that must be
-_TRIED = 50, 10  # tables of chance; of many classes
+_CLEAR, _FEW = 3.0, 2.0  # deviations above a random order from which an order fits; for at most two images per class
+_BETTER = 1.5  # deviations by which another order must be better to be named
+_RATHER = 0.15, 0.3  # share of images by which more must be nearest to their class under it; for few images
+_LEAST = 0.3, 0.5  # share of images that must be nearest to their class
+_TRIED = 50, 10  # number of shuffled tables; for many classes
 _SOME, _MANY = 30, 200
-_SMALLEST = 5  # classes, from which on orders can be told apart by their scores
-_LONGEST = 120  # classes up to which an order is written out
+_SMALLEST = 5  # minimum number of classes for distinguishing orders by their scores
+_LONGEST = 120  # maximum number of classes for which an order is written out
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class OrderFit:
     """How well labels fit the real images.
 
     Attributes:
-        score: deviations above what a random order of the classes reaches.
-        right: share in [0, 1] of images that are nearest to the class of their label.
-        images: how many there are.
-        best: the order of classes that fits best, as `class_order=` takes it; () where it is not to be told.
-        best_score: the score of the order that fits best, whether it can be told or not.
-        present: classes that have an image.
+        score: deviations above a random order of the classes.
+        right: fraction of images that are nearest to the class of their label.
+        images: number of images.
+        best: the order of classes that fits best, as a value of `class_order=`; () if it cannot be determined.
+        best_score: the score of the order that fits best, even if the order cannot be determined.
+        present: number of classes that have images.
     """
 
     score: float
@@ -57,26 +57,26 @@ class OrderFit:
 
     @property
     def fits(self) -> bool:
-        """Whether labels and images belong together."""
-        if self.present < _SMALLEST:  # too few to tell orders apart
+        """Whether labels and images match."""
+        if self.present < _SMALLEST:  # too few to distinguish orders
             chance = 1 / self.classes
             above = (self.right - chance) / math.sqrt(chance * (1 - chance) / self.images)
             return above >= _CLEAR - 1e-9 or self.right == 1
         clear = self.score >= (_FEW if self.images <= 2 * self.classes else _CLEAR)
-        # of many classes some order always fits much better by chance, but a wrong one never fits clearly
+        # with many classes, some order always fits much better by chance, but a wrong one never fits clearly
         return clear and (self.classes > _SOME or self.best_score - self.score <= _BETTER)
 
 
 def order_of(draft: Draft, data: RealData, said: str | Sequence[str | int] | None) -> tuple[Tensor, str]:
-    """Return the class of each label, int64 (k,) numbers of the data set's classes; and what was taken for granted.
+    """Return the class of each label, int64 (k,) indices of the data set's classes, and the assumption made.
 
     Args:
-        draft: what the format says.
+        draft: the draft, with the order that its format defines.
         data: the real images.
-        said: what the user says; None for nothing.
+        said: the user's option; None if not given.
 
     Raises:
-        UsageError: names or numbers that are not the data set's, or not each of them once.
+        UsageError: names or numbers of unknown classes, or classes that do not occur exactly once.
     """
     if said is None and draft.classes:
         return _named(draft.classes, data)
@@ -95,10 +95,10 @@ def order_of(draft: Draft, data: RealData, said: str | Sequence[str | int] | Non
 
 
 def _named(names: Sequence[str], data: RealData) -> tuple[Tensor, str]:
-    """The classes that the names of a format are of, however they are spelt; by their order where none is known.
+    """Return the classes for the names of a format, ignoring differences in spelling; by rank if no name is known.
 
     Raises:
-        UsageError: some are the data set's, and others are not.
+        UsageError: only some of the names are known.
     """
     if all(name in data.classes for name in names):
         return _listed(names, data), ""
@@ -135,10 +135,10 @@ def _listed(listed: Sequence[str | int], data: RealData) -> Tensor:
 
 
 def require_order(draft: Draft, fit: OrderFit, data: RealData, said: object) -> str:
-    """Say in a line how well labels fit the real images; nothing is refused if the user said the order.
+    """Return one line on how well labels fit the real images; an order given by the user is never refused.
 
     Raises:
-        UsageError: they do not, or another order fits much better; it is named.
+        UsageError: they do not fit, or another order fits much better; the message names it.
     """
     share = f"{100 * fit.right:.0f} % of the images are nearest to the real images of their class"
     line = f"{share} (chance {100 / len(data.classes):.0f} %)"
@@ -160,10 +160,10 @@ def require_order(draft: Draft, fit: OrderFit, data: RealData, said: object) -> 
 
 
 class OrderCheck:
-    """Tries labels on real images, by what they look like at 8 x 8 pixels.
+    """Checks labels on real images at 8 x 8 pixels.
 
-    Linear discriminant analysis of a few thousand real images says how near each image is to each class; of this the
-    mean over the images of each label is compared with all other orders of the classes.
+    Linear discriminant analysis of a few thousand real images measures how near each image is to each class. The mean
+    over the images of each label is compared with all other orders of the classes.
 
     Args:
         data: the real images.
@@ -174,11 +174,10 @@ class OrderCheck:
         self._means, self._inverse = _discriminant(data)
 
     def __call__(self, parts: Iterable[tuple[Tensor, Tensor]]) -> OrderFit:
-        """Say how well labels fit.
+        """Measure how well labels fit.
 
         Args:
-            parts: images (m, c, h, w) as pixels where 0 is black and 1 white, with the number of each one's class in
-                the data set, int64 (m,).
+            parts: images (m, c, h, w) from 0 (black) to 1 (white), and their classes in the data set, int64 (m,).
         """
         k = self._classes
         shrunk = [(_small(images), labels) for images, labels in parts]
@@ -188,7 +187,7 @@ class OrderCheck:
         right = float((scores.argmax(1) == labels).double().mean())
         one_hot = F.one_hot(labels, k).double()
         table = one_hot.T @ scores / one_hot.sum(0).clamp_min(1)[:, None]  # [label, class]
-        table = table - table.mean(0)  # what all images have in common says nothing
+        table = table - table.mean(0)  # what all images have in common is uninformative
         table = table / table.std(1, keepdim=True).clamp_min(1e-12)
         best, given = _best(table), torch.arange(k)
         score, best_score = _deviations(table, given), _deviations(table, best)
@@ -201,7 +200,7 @@ class OrderCheck:
 
 
 def _by_chance(table: Tensor) -> float:
-    """Return what the best order reaches if every row of the table is shuffled."""
+    """Return the score that the best order reaches on tables with shuffled rows."""
     rng = generator(0, "exchange", "chance")
     found = []
     for _ in range(_TRIED[len(table) > _MANY]):
@@ -212,7 +211,7 @@ def _by_chance(table: Tensor) -> float:
 
 
 def _deviations(table: Tensor, order: Tensor) -> float:
-    """By how many deviations the sum of table[i, order[i]] is above that of a random order (exact mean, variance)."""
+    """Return by how many deviations sum table[i, order[i]] exceeds that of a random order (exact mean and variance)."""
     k = len(table)
     centred = table - table.mean(0) - table.mean(1, keepdim=True) + table.mean()
     deviation = math.sqrt(float((centred**2).sum()) / max(k - 1, 1))
@@ -226,7 +225,7 @@ def _best(table: Tensor) -> Tensor:
 
 
 def _discriminant(data: RealData) -> tuple[Tensor, Tensor]:
-    """Class means (k, d) and the inverse of the covariance within classes (d, d) of some real images, small."""
+    """Return class means (k, d) and the inverse within-class covariance (d, d) of some real images, shrunk."""
     k = len(data.classes)
     each = max(2, _REAL // k)
     rng = generator(0, "exchange", "order")
@@ -246,6 +245,6 @@ def _discriminant(data: RealData) -> tuple[Tensor, Tensor]:
 
 
 def _small(images: Tensor) -> Tensor:
-    """(n, d) float64, each image without its own mean brightness."""
+    """Return shrunk images, (n, d) float64, each without its mean brightness."""
     x = F.adaptive_avg_pool2d(images.double(), min(_SIDE, images.shape[-1])).flatten(1)
     return x - x.mean(1, keepdim=True)

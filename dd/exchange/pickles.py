@@ -1,7 +1,7 @@
-"""Files that `torch.save` wrote: looked through with nothing of them run, then read by `torch.load(weights_only=True)`.
+"""Files of `torch.save`: inspected without running anything, then read by `torch.load(weights_only=True)`.
 
-The look is a dry run of the pickle in which every global is an inert note of its name: which globals it needs, and how
-large its tensors are, is known before torch allocates for what a header merely declares.
+The inspection is a dry run of the pickle with inert stand-ins for all globals. It finds the required globals and the
+sizes of the tensors before torch allocates memory that a header merely declares.
 """
 
 import io
@@ -22,9 +22,9 @@ from dd.exchange import zips
 from dd.exchange.tree import Tree
 from dd.sizes import readable_size
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # with which the files of torch before 1.6 begin
-_EXPANDED = 64 << 20  # bytes that a tensor may have beyond its file, as one of a single value that is repeated
-_DEPTH, _NODES = 8, 200_000  # lists in lists, and values in all of them
+_MAGIC = 0x1950A86A20F9469CFC6C  # the magic of files of torch before 1.6
+_EXPANDED = 64 << 20  # bytes that tensors may exceed their file by, for example by expanding a single value
+_DEPTH, _NODES = 8, 200_000  # maximum depth of nesting, and maximum number of values
 _STORAGES = {
     f"{name}Storage": dtype
     for name, dtype in {
@@ -71,14 +71,14 @@ _FAILURES = (
 
 
 class _Refused(Exception):
-    """Why a pickle is not read."""
+    """The reason for refusing a pickle."""
 
 
 def read(path: Path) -> Tree:
-    """Read a file of `torch.save`: tensors on the CPU, without their history.
+    """Read a file of `torch.save`: tensors on the CPU, detached from their graph.
 
     Raises:
-        UsageError: it needs a global that could run code, declares more than it has, or is damaged; the file is named.
+        UsageError: the file needs a global that could run code, declares more data than it has, or is damaged.
     """
     try:
         _look(path)
@@ -92,7 +92,7 @@ def read(path: Path) -> Tree:
 
 
 def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Return what rebuilds numpy's scalars and arrays, under their old and their new names."""
+    """Return the functions that rebuild numpy scalars and arrays, under their old and new names."""
     rebuilt: dict[str, Any] = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.empty(0).__reduce__()[0]}
     both = [(function, f"{module}.{name}") for module in _NUMPY for name, function in rebuilt.items()]
     return [*both, np.ndarray, np.dtype, *_SAFE_DTYPES]
@@ -109,7 +109,7 @@ def _look(path: Path) -> None:
         if first != _MAGIC:
             raise _Refused("it is a pickle, but not one of torch.save (whose own files are tensors and plain values)")
         for _ in range(2):
-            _Dry(file).load()  # version of the format, sizes of integers
+            _Dry(file).load()  # format version, sizes of integers
         dry = _Dry(file)
         dry.load()
         _require(sum(dry.storages.values()), size)
@@ -138,7 +138,7 @@ def _require(declared: int, there: int) -> None:
 
 
 class _Note:
-    """Of a global: it does nothing, whatever a pickle does with it."""
+    """A stand-in for a global: it does nothing, whatever a pickle does with it."""
 
     def __init__(self, name: str = "") -> None:
         self.name = name
@@ -160,7 +160,7 @@ class _Note:
 
 
 class _Dry(pickle.Unpickler):
-    """Reads one pickle of a file with inert globals.
+    """Reads one pickle of a file, with stand-ins for globals.
 
     Attributes:
         storages: bytes declared, by key.
@@ -174,11 +174,11 @@ class _Dry(pickle.Unpickler):
         self.storages: dict[str, int] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a note of a global that is allowed."""
+        """Return the stand-in for an allowed global."""
         return _stand_in(module, name)
 
     def persistent_load(self, pid: Any) -> Any:
-        """Return a note of a storage, whose size is checked."""
+        """Return the stand-in for a storage, after checking its size."""
         said = pid[:5] if isinstance(pid, tuple) and len(pid) >= 5 else ("", None, None, None, None)
         word, kind, key, _, count = said
         if (
@@ -196,14 +196,14 @@ class _Dry(pickle.Unpickler):
 
 
 class _Inert(_Note):
-    """Of what may stand in a pickle, but is not to be called."""
+    """A stand-in for a global that may occur in a pickle, but must not be called."""
 
     def __call__(self, *args: object) -> _Note:
         raise _Refused(f"it calls {self.name}")
 
 
 class _Typed(_Note):
-    """Of numpy's types of numbers."""
+    """A stand-in for a numpy dtype."""
 
     def __call__(self, *args: object) -> _Note:
         if not args or not isinstance(args[0], str) or not _DTYPES.fullmatch(args[0]):
@@ -211,13 +211,13 @@ class _Typed(_Note):
         return _Typed(args[0])
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and nothing else."""
+        """Accept the byte order and nothing else."""
         if not isinstance(state, tuple) or len(state) != 8 or state[2:] != (None, None, None, -1, -1, 0):
             raise _Refused("it holds a numpy type of its own making")
 
 
 class _Array(_Note):
-    """Of numpy's arrays, which begin empty."""
+    """A stand-in for a numpy array, which must start empty."""
 
     def __call__(self, *args: object) -> _Note:
         if len(args) != 3 or args[1] != (0,):
@@ -243,14 +243,14 @@ def _stand_in(module: str, name: str) -> _Note:
 
 
 def _require_memo(file: IO[bytes]) -> None:
-    """Refuse what fills memory in the reading of a pickle: a place in the memo beyond the number of places."""
+    """Refuse memo indices beyond the number of entries, which would fill memory while the pickle is read."""
     for places, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if opcode.name in ("BINPUT", "LONG_BINPUT", "PUT") and isinstance(argument, int) and argument > places + 256:
             raise _Refused("its memo is not one that programs write")
 
 
 class _Nodes:
-    """Takes what was read to plain values, and counts how many."""
+    """Converts contents to plain values, and limits their number."""
 
     def __init__(self, size: int) -> None:
         self.left, self.bytes = _NODES, max(size, _EXPANDED)
@@ -259,7 +259,7 @@ class _Nodes:
         """Return lists and dicts of tensors and plain values.
 
         Raises:
-            _Refused: anything else, or more than programs write.
+            _Refused: other values, or too many of them.
         """
         self.left -= 1
         if self.left < 0 or depth > _DEPTH:

@@ -1,4 +1,4 @@
-"""From the value space of a file into ours, exactly: to pixels where 0 is black and 1 white, and from there."""
+"""Exact conversion from the value space of a file to ours, by way of pixels from 0 (black) to 1 (white)."""
 
 from collections.abc import Callable
 
@@ -10,26 +10,26 @@ from dd.data.preprocess import moments, whitening
 from dd.errors import UsageError
 from dd.exchange.spaces import NAMED, ValueSpace
 
-_EPS = 0.1  # of the published whitenings
-_LARGEST = 12_288  # numbers of an image up to which a matrix of their square is made
+_EPS = 0.1  # of the published implementations of whitening
+_LARGEST = 12_288  # values per image up to which a square matrix of that size is built
 _AT_ONCE = 1000
 
 
 def in_our_space(
     images: Tensor, space: ValueSpace, data: RealData, whole: Callable[[str], RealData]
 ) -> tuple[Tensor, str]:
-    """Bring images of a file into the space of `data`; the second value says what was done, "" if nothing notable.
+    """Convert images of a file to the value space of `data`; also return a remark on the conversion, or "".
 
-    Where theirs is ours to the last constant they stay as they are, to the bit; values are never clamped.
+    If both spaces have the same constants, images are returned unchanged, bit for bit. Values are never clamped.
 
     Args:
-        images: float32 or uint8 (n, c, h, w); bytes stay bytes.
-        space: of `images`.
-        data: whose space they go to.
-        whole: opens all training images as one part, preprocessed in the way that is named.
+        images: float32 or uint8 (n, c, h, w); uint8 is preserved.
+        space: value space of `images`.
+        data: the real data with the target space.
+        whole: opens all training images as one part, given the name of a preprocessing.
 
     Raises:
-        UsageError: the way back from theirs cannot be had.
+        UsageError: the file's space cannot be inverted.
     """
     if images.dtype == torch.uint8:
         return images, ""
@@ -64,7 +64,7 @@ def _pixels(images: Tensor, space: ValueSpace, data: RealData, whole: Callable[[
 
 
 def _unwhitened(images: Tensor, space: ValueSpace, everything: RealData) -> Tensor:
-    """Undo z = (y - m) T of normalised y; T from the covariance of pixels, scaled."""
+    """Invert z = (y - m) T of normalised y; T is derived from the scaled covariance of pixels."""
     size = images[0].numel()
     if size > _LARGEST:
         raise UsageError(
@@ -82,7 +82,7 @@ def _unwhitened(images: Tensor, space: ValueSpace, everything: RealData) -> Tens
 
 
 def _constants(space: ValueSpace, data: RealData) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (c, 1, 1) float64; "ours" are those of `data`."""
+    """Return mean and deviation, (c, 1, 1) float64; "ours" are those of `data`."""
     if space.constants == "ours":
         state = data.preprocess.state()
         found = state["mean"].tolist(), state["std"].tolist()

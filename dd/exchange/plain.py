@@ -1,7 +1,7 @@
-"""Files of plain tensors: images, beside them labels, perhaps a learning rate.
+"""Files of plain tensors: images, usually labels, sometimes a learning rate.
 
-MTT, FTD and TESLA write `images_best.pt` and `labels_best.pt`, DATM `lr_best.pt` too; IDC, DREAM and NCFM a list of
-images and labels in one file; LGM a dict of them.  Others write images alone, ordered by class, or numpy's files.
+MTT, FTD and TESLA write `images_best.pt` and `labels_best.pt`, DATM also `lr_best.pt`; IDC, DREAM and NCFM write a list
+of images and labels in one file; LGM a dict of both. Other methods write only images, ordered by class, or numpy files.
 """
 
 import re
@@ -22,21 +22,21 @@ from dd.exchange.targets import kind_of_rows
 from dd.exchange.tree import Tree
 
 _TENSORS = ("torch", "npy", "npz")
-_BEST = ("images_best", "ema_images_best")  # names in a folder of the trajectory family
-_LGM = 256  # pixels of a side of LGM's images
-_INVERSE = re.compile(r"images_zca_")  # the inverse of whitened images, despite the name
+_BEST = ("images_best", "ema_images_best")  # file names of the trajectory family
+_LGM = 256  # side of LGM's images in pixels
+_INVERSE = re.compile(r"images_zca_")  # images with the whitening inverted, despite the name
 
 
 @dataclass(frozen=True, eq=False)
 class _Parts:
-    """What files hold, by the part that it plays.
+    """The contents of files by role.
 
     Attributes:
-        images: one tensor, or several parts of one in order.
-        labels: as many as images.
-        lr: of students.
-        files: that were read.
-        classes: names of the labels in their order, where they are in the file.
+        images: one tensor, or its parts in order.
+        labels: one per image.
+        lr: learning rate of students.
+        files: the files that were read.
+        classes: class names in label order, if stored in the file.
     """
 
     images: tuple[Tensor, ...]
@@ -50,7 +50,7 @@ class _Parts:
 
 
 class PlainTensors(Reader):
-    """Images and labels in files of their own, or together in a dict."""
+    """Images and labels in separate files, or together in a dict."""
 
     formats: ClassVar[dict[str, str]] = {
         "mtt": "MTT, FTD: images and class ids",
@@ -117,7 +117,7 @@ class PlainTensors(Reader):
 
 
 class Lists(Reader):
-    """Images and labels in a list: IDC, DREAM and NCFM, whose images are mosaics of smaller ones."""
+    """Images and labels in a list: IDC, DREAM and NCFM, whose images are mosaics of tiles."""
 
     formats: ClassVar[dict[str, str]] = {"idc": "IDC, DREAM, NCFM: pixels, several small images in each"}
 
@@ -140,7 +140,7 @@ class Lists(Reader):
                 "factor=2 (NCFM; IDC and DREAM at up to 64 pixels), factor=3 (IDC and DREAM on ImageNet) or factor=1 "
                 "(IDC-I, whose images are whole)"
             )
-        order = pair[1].flatten().long().argsort(stable=True)  # of NCFM's files positions mean nothing
+        order = pair[1].flatten().long().argsort(stable=True)  # NCFM's files are in arbitrary order
         return [
             Draft(
                 format=recognised.format,
@@ -172,10 +172,10 @@ def _is_lgm(parts: _Parts) -> bool:
 
 
 def _rate(parts: _Parts) -> float | None:
-    """The learning rate of the files.
+    """Return the learning rate of the files.
 
     Raises:
-        UsageError: no student can be trained with it.
+        UsageError: the rate is not usable for training.
     """
     if parts.lr is not None and not 0 < parts.lr <= 1000:
         raise UsageError(f"{files_in_words(parts.files)}: its learning rate is {parts.lr:g}; say lr=NUMBER")
@@ -183,7 +183,7 @@ def _rate(parts: _Parts) -> float | None:
 
 
 def _parts(source: ForeignFiles) -> _Parts | None:
-    """The tensors of the files that are named and of those that belong to them; None where there are others."""
+    """Return the tensors of the named files and their companions; None if the files have other contents."""
     paths = _with_siblings(source)
     if not paths or any(source.container(path) not in _TENSORS for path in paths):
         return None
@@ -199,7 +199,7 @@ def _parts(source: ForeignFiles) -> _Parts | None:
 
 
 def _tensors(found: Tree) -> list[Tensor] | None:
-    """A tensor, or those of a dict of images, labels (soft ones, where it has both) and a learning rate."""
+    """Return a tensor, or those of a dict: images, labels (the soft ones if it has both) and a learning rate."""
     if isinstance(found, Tensor):
         return [found]
     if not isinstance(found, Mapping):
@@ -216,7 +216,7 @@ def _tensors(found: Tree) -> list[Tensor] | None:
 
 
 def _classes(found: Tree) -> tuple[str, ...]:
-    """Names of classes beside images."""
+    """Return the class names stored with images."""
     names = found.get("classes") if isinstance(found, Mapping) else None
     if not isinstance(names, Sequence) or isinstance(names, str | bytes):
         return ()
@@ -225,12 +225,12 @@ def _classes(found: Tree) -> tuple[str, ...]:
 
 
 def _sorted_out(tensors: Sequence[Tensor], paths: tuple[Path, ...]) -> _Parts | None:
-    """Which of the tensors are images, labels, a learning rate, by their shapes."""
+    """Identify images, labels and learning rate by shape."""
     images = [one for one in tensors if one.dim() >= 3]
     rest = [one for one in tensors if one.dim() in (1, 2)]
     rates = [one for one in tensors if one.dim() == 0]
     single = [one for one in rest if one.numel() == 1 and one.dtype.is_floating_point]
-    if not rates and len(rest) == 2 and single:  # a rate that was saved as a list of one number
+    if not rates and len(rest) == 2 and single:  # a rate saved as a list of one number
         rates, rest = single[:1], [one for one in rest if one is not single[0]]
     if not images or len(rest) > 1 or len(rates) > 1 or len({one.shape[1:] for one in images}) > 1:
         return None
@@ -238,7 +238,7 @@ def _sorted_out(tensors: Sequence[Tensor], paths: tuple[Path, ...]) -> _Parts | 
 
 
 def _with_siblings(source: ForeignFiles) -> tuple[Path, ...]:
-    """The files that are named; beside a single one of images, those of labels and learning rate that go with it."""
+    """Return the named files; for a single file of images, add the matching ones of labels and learning rate."""
     paths = source.paths
     if source.folder is not None:
         best = [source.folder / f"{name}.pt" for name in _BEST]
@@ -251,7 +251,7 @@ def _with_siblings(source: ForeignFiles) -> tuple[Path, ...]:
 
 
 def _in_order(paths: tuple[Path, ...]) -> tuple[Path, ...]:
-    """Parts of one set, `images_best_0.pt` to `images_best_4.pt`, by their number."""
+    """Sort the parts of one set by number, as in `images_best_0.pt` to `images_best_4.pt`."""
     numbered = [re.search(r"_(\d+)\.\w+$", path.name) for path in paths]
     if not all(numbered):
         return paths if not any(numbered) else tuple(sorted(paths, key=lambda path: _number(path)))

@@ -1,8 +1,8 @@
-"""Selections: files that hold positions in the original training order, not images.
+"""Selections: files of positions in the original training order instead of images.
 
-DQ, and others  a `.npy` of whole numbers; (n,) for one selection, (e, n) for one an epoch (RS2)
+DQ, and others  a `.npy` of integers; (n,) for one selection, (e, n) for one per epoch (RS2)
 DeepCore        a checkpoint whose `subset` holds `indices`
-CCS, TDDS       the same, or a ranking of all images, which is no selection
+CCS, TDDS       the same, or a ranking of all images, which is not a selection
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,7 +67,7 @@ class PositionReader(Reader):
 
 
 def _positions(found: Tree) -> Tensor | None:
-    """Whole numbers (n,) or (e, n), in whatever they are wrapped."""
+    """Return integers (n,) or (e, n), without the containers around them."""
     if isinstance(found, Mapping):
         if "subset" in found:
             return _positions(found["subset"])

@@ -1,4 +1,4 @@
-"""The interface of a reader: it recognises a format by contents, and reads what is there as drafts."""
+"""The interface of a reader, which recognises formats by contents and reads files as drafts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from dd.exchange.source import ForeignFiles
 
 @dataclass(frozen=True)
 class Recognised:
-    """That files are of a format.
+    """A format that files match.
 
     Attributes:
-        format: its name, as `format=NAME` picks it.
-        evidence: what it was recognised by, one line each.
-        certain: whether nothing else looks so; of several formats a certain one wins, and two uncertain ones are
+        format: name of the format, a value of `format=NAME`.
+        evidence: the features by which it was recognised, one line each.
+        certain: whether no other format has these features. A certain match wins over others; two uncertain ones are
             refused with both names.
     """
 
@@ -33,11 +33,11 @@ PARTIAL = ("ipc", "rows", "label")
 class Reader(ABC):
     """A family of formats.
 
-    A reader runs nothing that is in a file, takes no memory for what a header merely declares, and writes nothing.
+    A reader runs no code from a file, allocates no memory that a header merely declares, and writes nothing.
 
     Attributes:
-        formats: names of the formats it reads, with a line on each.
-        keys: those keys of `PARTIAL` that it uses.
+        formats: the formats that it reads, with one line on each.
+        keys: the keys of `PARTIAL` that it uses.
     """
 
     formats: ClassVar[dict[str, str]]
@@ -45,10 +45,9 @@ class Reader(ABC):
 
     @abstractmethod
     def recognise(self, source: ForeignFiles) -> Sequence[Recognised]:
-        """Return the formats that the files may be of; none if this reader knows none of them.
+        """Return the formats that the files match; empty if there are none.
 
-        It looks at contents (keys, shapes, types), never at names alone, and raises nothing for files that are not its
-        own.
+        It inspects contents (keys, shapes, types), never only names, and raises no errors for files of other readers.
         """
 
     @abstractmethod
@@ -56,11 +55,11 @@ class Reader(ABC):
         """Read the sets in the files, in their order.
 
         Raises:
-            UsageError: they are damaged, or something must be said first; one line, with what to type.
+            UsageError: the files are damaged, or need a further option, which the message names.
         """
 
 
 def files_in_words(paths: Sequence[Path]) -> str:
-    """Name files in words: one by its name, several by the first and how many there are."""
+    """Describe files: a single one by name, several by the first name and their number."""
     first = str(paths[0])
     return first if len(paths) == 1 else f"{first} and {len(paths) - 1} more"

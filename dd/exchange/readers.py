@@ -1,4 +1,4 @@
-"""The readers there are, and which of them files are for."""
+"""The registry of readers, and the choice of one for given files."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -23,10 +23,11 @@ def readers() -> tuple[Reader, ...]:
 
 
 def drafts(source: ForeignFiles, asked: Asked) -> list[Draft]:
-    """Read the sets in files from elsewhere, as they are there.
+    """Read the sets in files, without converting them.
 
     Raises:
-        UsageError: they are of no known format, or of several that only `format=` tells apart; or they are damaged.
+        UsageError: the files match no known format, or several between which `format=` must decide; or they are
+            damaged.
     """
     reader, recognised = _chosen(source, asked)
     for key in PARTIAL:
@@ -61,7 +62,7 @@ def _chosen(source: ForeignFiles, asked: Asked) -> tuple[Reader, Recognised]:
 
 
 def _unknown(source: ForeignFiles) -> str:
-    """Say what is wrong with files that are of no known format together."""
+    """Return what is wrong with files that match no known format together."""
     if len(source.paths) > 1:
         alone = ForeignFiles(source.paths[:1])
         if any(one.certain for reader in readers() for one in reader.recognise(alone)):
@@ -74,7 +75,7 @@ def _known(name: str) -> str:
 
 
 def _contents(source: ForeignFiles) -> str:
-    """Describe files of no known format."""
+    """Describe the contents of files of no known format."""
     kinds = {source.container(path) for path in source.paths}
     if kinds <= set(TENSORS):
         return " and ".join(outline(source.content(path)) for path in source.paths[:3])

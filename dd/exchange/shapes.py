@@ -1,4 +1,4 @@
-"""Which axis of a file's images is which, by the shape that the real images have."""
+"""The layout of a file's images, inferred from the shape of the real images."""
 
 import re
 
@@ -10,7 +10,7 @@ from dd.errors import UsageError
 from dd.exchange.draft import Draft
 
 _LAYOUTS = {"nchw": (0, 1, 2, 3), "nhwc": (0, 3, 1, 2), "chwn": (3, 0, 1, 2)}
-_NAMES = {  # of data sets, as files of others spell them
+_NAMES = {  # names of data sets in other projects' files
     "cifar100": "cifar100",
     "cifar10": "cifar10",
     "fashion": "fashion-mnist",
@@ -21,21 +21,21 @@ _NAMES = {  # of data sets, as files of others spell them
 
 
 def laid_out(draft: Draft, shape: tuple[int, int, int], dataset: str) -> Tensor:
-    """Bring a draft's images to (n, c, h, w).
+    """Return a draft's images as (n, c, h, w).
 
     Args:
-        draft: whose images are (n, c, h, w), (n, h, w, c), (c, h, w, n) or (n, h, w).
+        draft: the draft, with images (n, c, h, w), (n, h, w, c), (c, h, w, n) or (n, h, w).
         shape: (c, h, w) of the real images.
-        dataset: their name.
+        dataset: name of the real data.
 
     Raises:
-        UsageError: they are of another shape, or of two layouts at once.
+        UsageError: no layout fits, or two do.
     """
     images = draft.images
     if images.dim() == 3 and shape[0] == 1:
         images = images.unsqueeze(1)
     fitting = [name for name, axes in _LAYOUTS.items() if images.dim() == 4 and _in(images, axes) == shape]
-    if len(fitting) == 2 and draft.family:  # whose files lead with the number of images
+    if len(fitting) == 2 and draft.family:  # in files of these families, the first axis is the number of images
         fitting.remove("chwn")
     if len(fitting) == 1:
         return images.permute(_LAYOUTS[fitting[0]])
@@ -48,7 +48,7 @@ def laid_out(draft: Draft, shape: tuple[int, int, int], dataset: str) -> Tensor:
 
 
 def likely_side(images: Tensor) -> int | None:
-    """Return height and width of square images in whatever layout; None if they are not square."""
+    """Return the side of square images in any layout; None if they are not square."""
     if images.dim() < 3:
         return None
     for one, other in ((2, 3), (1, 2)):
@@ -62,7 +62,7 @@ def _in(images: Tensor, axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _another(draft: Draft, shape: tuple[int, int, int], dataset: str) -> UsageError:
-    """The images are of something else: what the file is called, what is asked for, and what would fit."""
+    """Return the error for images of another shape, with a data set that would fit."""
     here = tuple(draft.images.shape[1:])
     said = named_set(draft.files[0].name)
     named = f", whatever its name says ({said})" if said else ""
@@ -83,7 +83,7 @@ def _another(draft: Draft, shape: tuple[int, int, int], dataset: str) -> UsageEr
 
 
 def named_set(name: str) -> str:
-    """Return the data set that a file's name speaks of, as ours are called; "" for none."""
+    """Return our name of the data set mentioned in a file name; "" if there is none."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     return next((ours for word, ours in _NAMES.items() if word in plain), "")
 

@@ -1,4 +1,4 @@
-"""Files from elsewhere, opened when they are asked for, and each only once."""
+"""Files to import, opened lazily and only once."""
 
 import os
 import re
@@ -13,25 +13,25 @@ from dd.exchange.tree import Tree
 from dd.io import existing
 
 Container = Literal["torch", "npz", "npy", "msgpack", "parquet", "image", "folder", "other"]
-"""What a file is by its first bytes, whatever it is called."""
+"""The type of a file by its first bytes, regardless of its name."""
 
 TENSORS: tuple[Container, ...] = ("torch", "npz", "npy", "msgpack")
-"""Files of tensors, whose contents `ForeignFiles.content` gives."""
+"""Files of tensors, which `ForeignFiles.content` reads."""
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM")
 
 
 class ForeignFiles:
-    """What a user names to be imported.
+    """The files that a user asks to import.
 
     Attributes:
-        paths: as the user named them, in this order; each a regular file or a folder.
+        paths: as given by the user, in this order; each is a regular file or a folder.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """`paths` as `dd.io.user_path` gives them.
 
         Raises:
-            UsageError: nothing is at one of them, or a pipe, a socket or a device.
+            UsageError: a path does not exist, or is a pipe, a socket or a device.
         """
         if not paths:
             raise UsageError("name the files to be imported: dd import PATH dataset=NAME")
@@ -48,7 +48,7 @@ class ForeignFiles:
 
     @cached_property
     def folder(self) -> Path | None:
-        """The folder, if the user names one and nothing else."""
+        """The folder, if it is the only path; else None."""
         return self.paths[0] if len(self.paths) == 1 and os.path.isdir(self.paths[0]) else None
 
     def container(self, path: Path) -> Container:
@@ -56,10 +56,10 @@ class ForeignFiles:
         return container(path)
 
     def content(self, path: Path) -> Tree:
-        """Read a file of tensors (`torch`, `npz`, `npy`, `msgpack`), once; nothing in it is run.
+        """Read a file of tensors (`torch`, `npz`, `npy`, `msgpack`) once, without running anything in it.
 
         Raises:
-            UsageError: it is damaged, holds what could run code, or declares more than it has; the file is named.
+            UsageError: the file is damaged, could run code, or declares more data than it has; the message names it.
         """
         if path not in self._found:
             self._found[path] = _read(path)
@@ -81,8 +81,8 @@ def container(path: Path) -> Container:
     if begin.startswith(_IMAGES) or (begin.startswith(b"RIFF") and begin[8:12] == b"WEBP"):
         return "image"
     if begin.startswith(b"\x80") and begin[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "torch"  # or another pickle, which what reads it says
-    # a map of text keys: msgpack, as flax writes its checkpoints
+        return "torch"  # or another pickle, which the reader reports
+    # a map with string keys: msgpack, a checkpoint of flax
     if re.match(rb"[\x81-\x8f\xde\xdf]", begin) and re.match(
         rb"(?:[\x81-\x8f]|\xde..|\xdf....)[\xa1-\xbf\xd9]", begin, re.DOTALL
     ):

@@ -1,13 +1,13 @@
-"""What numbers the images of a file are, and from there to pixels where 0 is black and 1 white.
+"""The value space of a file's images: the meaning of their numbers.
 
-Words, as `value_space=` takes them and a `Draft` states them:
+Values of `value_space=` and `Draft.value_space`:
 
-pixels             0 to 1, or a little beyond
+pixels             0 to 1, or slightly beyond
 bytes              0 to 255
 normalised         (x - mean) / std per channel, with the constants of the format's authors for the data set;
                    `normalised:NAME` with those of NAME, see `NAMED`, or `normalised:ours` with dd's own
-zca                whitened pixels, as kornia's ZCA does it on values from 0 to 1 (the trajectory family)
-zca-normalised     normalised first and whitened then (FRePo, RCIG)
+zca                whitened pixels: kornia's ZCA on values from 0 to 1 (the trajectory family)
+zca-normalised     normalised, then whitened (FRePo, RCIG)
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ NAMED: dict[str, Constants] = {
     "frepo-imagewoof": ((0.4917, 0.4613, 0.3931), (0.2513, 0.2442, 0.2530)),
     "frepo-imagenet64": ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)),
 }
-"""Means and deviations per channel in [0, 1] units, as the authors of formats use them."""
+"""Means and deviations per channel in [0, 1] units, as used by the authors of formats."""
 
 _COMMON = {"cifar10": "cifar10", "svhn": "svhn", "mnist": "mnist", "fashion-mnist": "fashion-mnist"}
 _COMMON |= {"fashion-mini": "fashion-mnist", "tiny-imagenet": "imagenet"}
@@ -64,28 +64,28 @@ _KINDS: dict[str, SpaceKind] = {
     "zca": "whitened",
     "zca-normalised": "whitened",
 }
-_SAMPLE = 1 << 20  # values looked at
-_WHOLE = 1 << 24  # values of images looked at whole
-_BAND = -0.05, 1.05  # of pixels that are not clamped
+_SAMPLE = 1 << 20  # maximum number of values inspected
+_WHOLE = 1 << 24  # values up to which all images are inspected
+_BAND = -0.05, 1.05  # range of unclamped pixels
 _TAIL = 1e-3
-_DIM, _FLAT = 0.2, 0.1  # mean and deviation, one of which pixels have: images of unit norm are near zero
+_DIM, _FLAT = 0.2, 0.1  # pixels exceed one of this mean and deviation: images of unit norm are near zero
 # mean and deviation of 1,500 images of CIFAR-10: pixels .477, .249; normalised .02, 1.237; whitened 0, .243; whitened
-# after normalising 0, .435; optimised sets drift from these
+# after normalising 0, .435; optimised sets deviate from these
 _CENTRED, _SPREAD, _NARROW = 0.3, 0.8, 0.6
-_ROUGH = 0.5  # correlation of neighbours: real images have .94, ten optimised ones .65, real ones whitened .59 to .64
+_ROUGH = 0.5  # correlation of neighbours: real images have .94, ten optimised ones .65, whitened real ones .59 to .64
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the values of images look like.
+    """Statistics of the values of images.
 
     Attributes:
-        kind: of value space.
-        low: the value that a thousandth of them is below.
-        high: the value that a thousandth of them is above.
-        mean: of all.
-        std: mean over channels of the deviation of each.
-        smooth: correlation of horizontal neighbours, which whitening takes away.
+        kind: the value space.
+        low: the 0.1 % quantile.
+        high: the 99.9 % quantile.
+        mean: mean of all values.
+        std: standard deviation, averaged over channels.
+        smooth: correlation of horizontal neighbours, which whitening removes.
     """
 
     kind: SpaceKind
@@ -101,7 +101,7 @@ class Look:
 
 
 def look(images: Tensor) -> Look:
-    """Tell the value space of images (n, c, h, w) by their values; a few of these are enough."""
+    """Infer the value space of images (n, c, h, w) from a sample of their values."""
     if images.dtype == torch.uint8:
         values = images[:: _every(images)].float()
         return Look("bytes", float(images.min()), float(images.max()), float(values.mean()), float(values.std()))
@@ -134,12 +134,12 @@ def _smoothness(images: Tensor) -> float:
 
 @dataclass(frozen=True)
 class ValueSpace:
-    """A value space that has been settled.
+    """A value space with its constants.
 
     Attributes:
-        word: without constants.
-        constants: name of the constants, of `NAMED` or "ours"; "" where there are none.
-        assumed: what was taken for granted, in one line; "" for nothing.
+        word: the value space without constants.
+        constants: name of the constants, in `NAMED` or "ours"; "" if there are none.
+        assumed: the assumption made, one line; "" for none.
     """
 
     word: str
@@ -148,10 +148,10 @@ class ValueSpace:
 
 
 def settle(draft: Draft, dataset: str, said: str | None) -> ValueSpace:
-    """Settle the value space of a draft's images, by the user's word, the format and the values.
+    """Determine the value space of a draft's images from the user's option, the format and the values.
 
     Raises:
-        UsageError: they disagree, or say too little; the choices are named.
+        UsageError: they disagree, or do not suffice; the message names the choices.
     """
     seen = look(draft.images)
     are_bytes = draft.images.dtype == torch.uint8
@@ -165,7 +165,7 @@ def settle(draft: Draft, dataset: str, said: str | None) -> ValueSpace:
     offered = (draft.value_space,) if isinstance(draft.value_space, str) else draft.value_space
     fitting = [word for word in offered if _KINDS[word] == seen.kind]
     if "zca" in offered and fitting == ["normalised"] and seen.smooth < _ROUGH:
-        fitting = []  # whitened images that have been optimised for long spread as far as normalised ones
+        fitting = []  # after long optimisation, whitened images have the range of normalised ones
     if len(fitting) == 1:
         others = " or ".join(word for word in offered if word != fitting[0])
         by_values = f"images are {fitting[0]}, not {others}, by their values: {seen} (value_space= says otherwise)"
@@ -208,7 +208,7 @@ def _with_constants(word: str, family: Family, dataset: str, assumed: str) -> Va
 
 
 def constants_of(family: Family, dataset: str) -> str:
-    """Return the name of the constants that a family's authors normalise a data set with; "ours" if they have none."""
+    """Return the name of the constants with which a family normalises a data set; "ours" if it has none."""
     table: Mapping[str, str] = _TABLES.get(family, {})
     if dataset in table:
         return table[dataset]

@@ -1,6 +1,6 @@
-"""Parquet files of images as the Hugging Face hub has them: rethinkdc's (`image`, `class_id`) and others.
+"""Parquet files of images as on the Hugging Face Hub: rethinkdc's (`image`, `class_id`) and others.
 
-Nothing of a data set's own code is run, and only images whose bytes are in the file are read: a path in it is nobody's.
+A data set's own code is never run, and only images embedded in the file are read: paths in it are ignored.
 """
 
 import json
@@ -31,20 +31,20 @@ _IMAGES = ("image", "img", "pixel_values", "jpg", "png")
 _LABELS = ("label", "labels", "class_id", "class", "target", "fine_label", "cls")
 _COARSE = re.compile("coarse|super", re.IGNORECASE)
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(.*)\.parquet", re.ASCII)
-_IMAGE_BYTES = 32  # that no encoded image is smaller than
+_IMAGE_BYTES = 32  # minimum size of an encoded image
 _METADATA = 64 << 20  # characters
 
 
 @dataclass(frozen=True, eq=False)
 class TableFiles:
-    """Parquet files of one set, and which of their columns hold what.
+    """The parquet files of one set, and the roles of their columns.
 
     Attributes:
         paths: in order.
-        image: column of the images.
-        label: column of the labels.
-        names: of the classes in label order, where the files say; else ().
-        facts: what `dd export` noted; empty for files of others.
+        image: name of the column of images.
+        label: name of the column of labels.
+        names: class names in label order, if stored in the files; else ().
+        facts: the facts recorded by `dd export`; empty for other files.
     """
 
     paths: tuple[Path, ...]
@@ -56,7 +56,7 @@ class TableFiles:
 
 @dataclass(frozen=True, eq=False)
 class _OwnBytes:
-    """The images of rows that hold their bytes; a path in the file is no image of the file."""
+    """The images embedded in rows; rows with only a path are refused."""
 
     rows: Rows
     run: int = 100
@@ -118,17 +118,18 @@ class TableReader(Reader):
 
 
 def table_files(paths: Sequence[Path], label: str | None = None) -> TableFiles:
-    """Which columns of parquet files hold images and labels.
+    """Find the columns of images and labels in parquet files.
 
-    Images: the column that the metadata call so, else the only struct of bytes, else one of a known name.  Labels: the
-    column that the metadata call a class label, else whole numbers of a known name; of fine and coarse labels the fine.
+    Images: the column declared as images in the metadata, else the only struct with bytes, else one with a known name.
+    Labels: the column declared as a class label, else a column of integers with a known name; fine labels are preferred
+    to coarse ones.
 
     Args:
-        paths: of the files, all of the same columns.
-        label: the column of the labels, as the user says.
+        paths: the files, all with the same columns.
+        label: the column of labels, if given by the user.
 
     Raises:
-        UsageError: there is no such column, or several; the choices are named.
+        UsageError: there is no such column, or there are several; the message names the choices.
     """
     schema = _schema(paths[0])
     for path in paths[1:]:
@@ -145,7 +146,7 @@ def table_files(paths: Sequence[Path], label: str | None = None) -> TableFiles:
 
 
 def _paths(source: ForeignFiles) -> tuple[Path, ...]:
-    """The parquet files that are named, or those of the training part in the folder that is."""
+    """Return the named parquet files, or those of the training split in a folder."""
     if source.folder is None:
         every = source.paths
         return every if all(source.container(path) == "parquet" for path in every) else ()
@@ -166,7 +167,7 @@ def _schema(path: Path) -> "pa.Schema":
 
 
 def _require_plausible(paths: Sequence[Path]) -> None:
-    """See that files have no more rows than encoded images fit in them: a few bytes can stand for billions of rows."""
+    """Check that encoded images can account for the number of rows: a few bytes can declare billions of rows."""
     import pyarrow.parquet as pq
 
     for path in paths:
@@ -176,7 +177,7 @@ def _require_plausible(paths: Sequence[Path]) -> None:
 
 
 def _require_all_shards(paths: Sequence[Path]) -> None:
-    """See that no shard is missing of files that say how many there are."""
+    """Check that no shard is missing, if the file names state their number."""
     found: dict[tuple[str, str], set[int]] = {}
     for path in paths:
         if match := _SHARD.fullmatch(path.name):
@@ -201,7 +202,7 @@ def _json(schema: "pa.Schema", key: bytes) -> dict[str, Any]:
 
 
 def _features(schema: "pa.Schema") -> dict[str, dict[str, Any]]:
-    """What the metadata of Hugging Face `datasets` say of each column."""
+    """Return the features of each column from the metadata of Hugging Face `datasets`."""
     info = _json(schema, b"huggingface").get("info")
     found = info.get("features") if isinstance(info, dict) else None
     return {name: one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
@@ -241,7 +242,7 @@ def _one(found: Sequence[str], path: Path, what: str, key: str) -> str:
 
 
 def _labels(found: TableFiles) -> tuple[Tensor, tuple[str, ...]]:
-    """Numbers of classes, and their names where there are such."""
+    """Return the labels, and the class names if known."""
     values = _column(found, found.label)
     if all(isinstance(value, int) and not isinstance(value, bool) and -1 < value < 2**31 for value in values):
         return torch.tensor(values), found.names
@@ -272,7 +273,7 @@ def _column(found: TableFiles, name: str) -> list[Any]:
 
 
 def _softened(draft: Draft, found: TableFiles) -> Draft:
-    """With the soft labels that `dd export` wrote."""
+    """Replace the labels by the soft labels that `dd export` wrote."""
     if SOFT not in _schema(found.paths[0]).names:
         return draft
     rows = _column(found, SOFT)

@@ -1,13 +1,13 @@
-"""What the labels of a file are, by their type and shape.
+"""The kind of a file's labels, inferred from type and shape.
 
-Words, as `labels=` takes them and a `Draft` states them:
+Values of `labels=` and `Draft.label_kind`:
 
-hard             class ids, of whatever number type
+hard             class ids, of any number type
 probabilities    rows of class probabilities
-logits           rows that a softmax makes probabilities of, once
-centred          rows that are one-hot less 1/k, and learned from there (FRePo, RCIG, KIP): regression targets
-blocks           there are none: the images of class 0 come first, then those of class 1
-cycle            there are none: images 0, 1, 2 are of classes 0, 1, 2, and so on around
+logits           rows to which softmax is applied once
+centred          regression targets (FRePo, RCIG, KIP): initially one-hot minus 1/k, then learned
+blocks           no labels: the images of class 0 come first, then those of class 1, and so on
+cycle            no labels: images 0, 1, 2 are of classes 0, 1, 2, and so on, cyclically
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from dd.exchange.draft import Draft
 from dd.sets.distilled import LabelKind
 
 WORDS = ("hard", "probabilities", "logits", "centred", "blocks", "cycle")
-_SUM = 1e-3  # by which rows may miss one, or zero
-_TARGET = 1.5  # that regression targets do not exceed
+_SUM = 1e-3  # tolerance for row sums of one or zero
+_TARGET = 1.5  # maximum absolute value of regression targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +29,9 @@ class Targets:
     """Labels as a `DistilledSet` has them.
 
     Attributes:
-        kind: of labels.
+        kind: kind of labels.
         values: int64 (n,) or float32 (n, k).
-        assumed: what was taken for granted, one line each.
+        assumed: assumptions made, one line each.
     """
 
     kind: LabelKind
@@ -43,12 +43,12 @@ def targets(draft: Draft, classes: int, said: str | None) -> Targets:
     """Return the labels of a draft.
 
     Args:
-        draft: its labels are of any number type.
-        classes: of the data set.
-        said: the word of the user; None for none.
+        draft: the draft, with labels of any number type.
+        classes: number of classes of the data set.
+        said: the user's option; None if not given.
 
     Raises:
-        UsageError: they are no labels of so many classes, or not as many as images; or what is said does not fit.
+        UsageError: the labels do not fit the number of classes or of images, or contradict the user's option.
     """
     if said is not None and said not in WORDS:
         raise unknown("kind of labels", said, WORDS)
@@ -72,7 +72,7 @@ def targets(draft: Draft, classes: int, said: str | None) -> Targets:
 
 
 def kind_of_rows(labels: Tensor) -> str:
-    """Return a word for labels (n,) or (n, k): ids; one-hot rows, probabilities, centred targets or logits."""
+    """Return the kind of labels (n,) or (n, k): ids; one-hot rows, probabilities, centred targets or logits."""
     if labels.dim() == 1:
         return "hard"
     rows = labels.double()

@@ -1,4 +1,4 @@
-"""What is in a file of tensors."""
+"""The contents of a file of tensors."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -10,11 +10,11 @@ from dd.errors import printable
 Tree: TypeAlias = "Tensor | str | bytes | bool | int | float | Sequence[Tree] | Mapping[str | int, Tree] | None"
 """Lists and dicts of tensors and plain values."""
 
-_SHOWN = 4  # items of a list or dict that are named
+_SHOWN = 4  # items of a list or dict that are shown
 
 
 def outline(found: Tree, depth: int = 2) -> str:
-    """Say in a few words what is there: "a dict of data (a list of 3), epoch (a number)"."""
+    """Describe contents briefly: "a dict of data (a list of 3), epoch (a number)"."""
     if isinstance(found, Tensor):
         return f"a tensor of shape {tuple(found.shape)}"
     if isinstance(found, Mapping):

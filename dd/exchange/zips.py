@@ -1,4 +1,4 @@
-"""What a zip file says that it holds, checked against what it can hold, before anything is unpacked."""
+"""The declared contents of a zip file, checked for plausibility before anything is unpacked."""
 
 import zipfile
 from pathlib import Path
@@ -7,8 +7,8 @@ from dd.errors import UsageError, in_one_line
 from dd.sizes import readable_size
 
 _MEMBERS = 1_000_000  # a set of ImageNet has 200,000 images
-_FREE = 64 << 20  # bytes that may come out of any file
-_RATIO = 50  # to one that pixels are packed at most; deflate can do a thousand
+_FREE = 64 << 20  # unpacked bytes allowed for any file
+_RATIO = 50  # maximum compression ratio of pixels; deflate can reach a thousand
 _DAMAGED = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError)
 
 
@@ -22,14 +22,14 @@ def names(path: Path) -> list[str]:
 
 
 def members(path: Path, *, packed: bool) -> dict[str, int]:
-    """Return the sizes in bytes of what would come out, by name.
+    """Return the unpacked sizes of members in bytes, by name.
 
     Args:
         path: the zip file.
         packed: whether members may be compressed.
 
     Raises:
-        UsageError: it is damaged, or declares more than a file of its size holds.
+        UsageError: the file is damaged, or declares more data than a file of its size can hold.
     """
     size = path.stat().st_size
     try:
@@ -51,5 +51,5 @@ def members(path: Path, *, packed: bool) -> dict[str, int]:
 
 
 def most_of(size: int) -> int:
-    """Bytes that may come out of a packed file of `size` bytes."""
+    """Return the maximum number of unpacked bytes from a file of `size` bytes."""
     return max(_FREE, _RATIO * size)
