@@ -65,7 +65,7 @@ _KINDS: dict[str, SpaceKind] = {
     "zca-normalised": "whitened",
 }
 _SAMPLE = 1 << 20  # maximum number of values inspected
-_WHOLE = 1 << 24  # values up to which all images are inspected
+_WHOLE = 1 << 24  # maximum number of values of images inspected whole
 _BAND = -0.05, 1.05  # range of unclamped pixels
 _TAIL = 1e-3
 _DIM, _FLAT = 0.2, 0.1  # pixels exceed one of this mean and deviation: images of unit norm are near zero
@@ -122,7 +122,7 @@ def look(images: Tensor) -> Look:
 
 
 def _every(images: Tensor) -> int:
-    """Which images are looked at whole: so many that they take little memory."""
+    """Return the stride over images of a sample of at most about `_WHOLE` values."""
     return max(1, images.numel() // _WHOLE)
 
 
