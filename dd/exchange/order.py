@@ -110,21 +110,21 @@ def _named(names: Sequence[str], data: RealData) -> tuple[Tensor, str]:
         shown = ", ".join(printable(name, keep="") for name in names[:3])
         why = f"the names of the classes ({shown}, …) are not those of {data.name}: they are taken in its order"
         return torch.arange(len(names)), f"{why} (class_order= says otherwise)"
-    return _listed(names, data), ""
+    return _listed(names, data, "class of the files"), ""
 
 
 def _letters(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).casefold()
 
 
-def _listed(listed: Sequence[str | int], data: RealData) -> Tensor:
+def _listed(listed: Sequence[str | int], data: RealData, what: str = "class in class_order") -> Tensor:
     names = {name: c for c, name in enumerate(data.classes)}
     numbers = {str(c): c for c in range(len(data.classes))}
     words = [str(one).strip() for one in listed]
     known = names if all(word in names for word in words) else numbers | names
     for word in words:
         if word not in known:
-            raise unknown("class in class_order", word, names)
+            raise unknown(what, word, names)
     found = [known[word] for word in words]
     if sorted(found) != list(range(len(data.classes))):
         raise UsageError(

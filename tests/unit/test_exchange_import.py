@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dd
 from dd.cli.completion import completed
@@ -147,6 +148,14 @@ def test_bytes_have_no_other_value_space(place, capsys):
     np.save("bytes.npy", np.arange(7840, dtype=np.uint8).reshape(10, 1, 28, 28))
     told = said(capsys, "import", "bytes.npy", "dataset=fashion-mini", "value_space=zca", code=2)
     assert "its images are bytes of pixels, which value_space=zca cannot be" in told
+
+
+def test_a_folder_of_another_class_is_named(place, capsys):
+    for name in ("Bag", "Hat"):
+        (place / "folder" / name).mkdir(parents=True)
+        Image.new("L", (28, 28)).save(place / "folder" / name / "0.png")
+    told = said(capsys, "import", "folder", "dataset=fashion-mini", code=2)
+    assert "unknown class of the files 'Hat'" in told
 
 
 def test_what_nothing_knows_is_described(place, capsys):
