@@ -1,1 +1,1 @@
-"""Released distilled sets: records of them, and the way from a name to a set on this machine."""
+"""Released distilled sets: records, download and publication."""

@@ -1,4 +1,4 @@
-"""The card of a set as the Hub shows it: metadata for its search, and what somebody must know who uses the set."""
+"""The card of a set on the Hub: metadata for search, and what users of the set must know."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,16 +29,16 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card tells besides the set itself.
+    """Facts for a card that are not in the set itself.
 
     Attributes:
-        name: of the set, for its title.
-        licence: of the set, as its maker states it.
-        data_licence: of the real data.
-        paper: of the method.
-        report: of its evaluation; None where it was not scored.
-        lost: what of the set the parquet file cannot hold, one line each; None where there is no such file.
-        place: what `dd eval` and `dd pull` are given.
+        name: name of the set, for the title.
+        licence: licence of the set, as stated by its author.
+        data_licence: licence of the real data.
+        paper: paper of the method.
+        report: report of its evaluation; None if it was not scored.
+        lost: the parts of the set that the parquet file lacks, one line each; None if there is no such file.
+        place: the argument for `dd eval` and `dd pull`.
     """
 
     name: str
@@ -52,7 +52,7 @@ class CardFacts:
 
 
 def card(distilled: DistilledSet, facts: CardFacts) -> str:
-    """README.md: YAML metadata, then Markdown."""
+    """Return the text of README.md: YAML metadata, then Markdown."""
     parts = [f"---\n{_metadata(distilled, facts)}---", f"# {_plain(facts.name)}", _summary(distilled)]
     if facts.has_preview:
         parts.append(f"![some of its images]({PREVIEW})")
@@ -193,5 +193,5 @@ def _table(head: list[str], body: list[list[str]]) -> str:
 
 
 def _plain(text: Any) -> str:
-    """A text that is one line of Markdown and nothing else."""
+    """Return a text as a single line, without control characters, and with "<" escaped."""
     return printable(str(text), keep="").replace("<", "&lt;")

@@ -1,4 +1,4 @@
-"""The files of a released set, from the place that its record names into a folder here, checked on the way."""
+"""Fetch the files of a released set from the places in its record, and verify them."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ _WEB = ("http://", "https://")
 
 
 class Measured(NamedTuple):
-    """A file that came, as it was measured here."""
+    """A fetched file, with its measured size and hash."""
 
     path: Path
     size: int
@@ -28,7 +28,7 @@ class Measured(NamedTuple):
 
 
 def require_available(record: Released) -> None:
-    """Raise `UsageError` where a record's files cannot be fetched by a program; says what can be done."""
+    """Raise `UsageError` if a record's files cannot be fetched by a program; the message gives the alternative."""
     if record.status == "gone":
         raise UsageError(f"{record.name} is gone: {record.note or 'its authors took it away'}")
     if not record.where:
@@ -39,23 +39,23 @@ def require_available(record: Released) -> None:
 
 
 def fetch(record: Released, folder: Path, *, trust: bool) -> list[Measured]:
-    """Fetch a record's files into a folder; what is there already is kept.
+    """Fetch a record's files into a folder; correct files that exist already are kept.
 
     Args:
-        record: of the set.
-        folder: where they go, by their paths.
-        trust: whether to take files that nobody states a checksum of.
+        record: record of the set.
+        folder: the folder to which the paths of the files are relative.
+        trust: whether to accept files without a published checksum.
 
     Raises:
-        UsageError: no checksum is known and `trust` is not given, or the place cannot be used as it is written.
-        ConnectionError: no place gave the right files; the message names the last and its reason.
+        UsageError: a checksum is missing and `trust` is False, or a place is invalid.
+        ConnectionError: no place has the right files; the message names the last place and the reason.
         RunError: the disk is full.
     """
     require_available(record)
     require_trust(record, trust)
     for file in record.files:
         if not _is_right(_target(file, folder), file):
-            _target(file, folder).unlink(missing_ok=True)  # damaged since, or of an earlier record
+            _target(file, folder).unlink(missing_ok=True)  # damaged in the meantime, or from an earlier record
     problem = ""
     for where in _together(record.where):
         try:
@@ -66,10 +66,10 @@ def fetch(record: Released, folder: Path, *, trust: bool) -> list[Measured]:
 
 
 def take(record: Released, files: Sequence[Path], folder: Path) -> list[Measured]:
-    """Take files that somebody fetched by hand, in the order of the record's, as they would have been fetched.
+    """Use files that the user fetched, given in the order of the record, instead of fetching them.
 
     Raises:
-        UsageError: they are other files than the record's.
+        UsageError: they are not the files of the record.
     """
     try:
         expected = record.files or tuple(ReleasedFile(path.name) for path in files)
@@ -77,7 +77,7 @@ def take(record: Released, files: Sequence[Path], folder: Path) -> list[Measured
         raise UsageError(f"from=: {error}") from error
     if len({file.path for file in expected}) < len(expected):
         raise UsageError(f"from={','.join(map(str, files))}: two files have the same name; rename one")
-    shutil.rmtree(folder, ignore_errors=True)  # what was given before may have been other files
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier call may have been given other files
     if len(files) != len(expected):
         names = ", ".join(file.path for file in expected)
         raise UsageError(f"{record.name} has {len(expected)} files: give all, from={names}")
@@ -91,7 +91,7 @@ def take(record: Released, files: Sequence[Path], folder: Path) -> list[Measured
 
 
 def require_trust(record: Released, trust: bool) -> None:
-    """Raise `UsageError` where a record does not say which bytes its set is, and the user does not say to take any."""
+    """Raise `UsageError` if a record lacks checksums and the user does not accept files without them."""
     if not record.is_sealed and not trust:
         raise UsageError(
             f"nobody states a checksum of {record.name}, so nothing tells whether what comes is what its authors "
@@ -100,7 +100,7 @@ def require_trust(record: Released, trust: bool) -> None:
 
 
 def _together(where: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Places one after another; those on the web, which are tried file by file, in one."""
+    """Group places in the order of trial; web addresses form one group, since they are tried per file."""
     web = tuple(place for place in where if place.startswith(_WEB))
     told = False
     for place in where:
@@ -148,7 +148,7 @@ def _copied(source: Path, file: ReleasedFile, folder: Path) -> Measured:
 
 
 def _opened(where: str, file: ReleasedFile, folder: Path) -> Measured:
-    """A file that fsspec opens."""
+    """Copy a file that fsspec opens."""
     import fsspec
 
     target, url = _target(file, folder), f"{where.rstrip('/')}/{file.path}"
@@ -173,12 +173,12 @@ def _opened(where: str, file: ReleasedFile, folder: Path) -> Measured:
 
 @contextlib.contextmanager
 def _spoken(url: str) -> Iterator[None]:
-    """What fsspec and the libraries below it raise, in one line."""
+    """Convert errors of fsspec and its backends to ours, with one line each."""
     try:
         yield
     except ImportError as error:
         raise UsageError(f"{without_secrets(url)}: {in_one_line(error)}") from error
-    except ValueError as error:  # a protocol that it does not know
+    except ValueError as error:  # a protocol unknown to fsspec
         raise UsageError(f"{without_secrets(url)}: {in_one_line(error)}") from error
     except OSError as error:
         from dd.io.atomic import no_room
@@ -223,10 +223,10 @@ def _is_right(path: Path, file: ReleasedFile) -> bool:
 
 
 def _measured(path: Path, file: ReleasedFile, named: Path | None = None) -> Measured:
-    """Size and hash of a file.
+    """Measure size and hash of a file.
 
     Raises:
-        ConnectionError: they are not those of the record.
+        ConnectionError: they differ from those in the record.
     """
     size, sha256 = path.stat().st_size, sha256_file(path)
     if file.size not in (None, size):

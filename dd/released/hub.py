@@ -1,7 +1,7 @@
-"""Repositories of the Hugging Face Hub, through its own client: what is in one, and files of it.
+"""List and fetch files of Hugging Face Hub repositories, by means of the Hub's own client.
 
-Tokens are the client's affair: it takes them from the environment (`HF_TOKEN`) or from its own login.  Files go to its
-own cache (`HF_HOME`), where other programs find them too.
+The client manages tokens: it reads them from the environment (`HF_TOKEN`) or from its login. Files go to its cache
+(`HF_HOME`), which other programs share.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 
 PREFIX = "hf:"
 RepoKind = Literal["dataset", "model"]
-"""What the Hub calls a repository; sets are found in both."""
+"""Types of Hub repositories; both may contain sets."""
 
 _PLACE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.%-]+))?(?:/(?P<path>.+))?")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _TEXT = re.compile(r"(?i).*\.(?:md|txt|rst|pdf)|LICEN[CS]E.*|CITATION.*")
-_MOST = 200_000  # files of a repository
-_NAMED = 500  # files that are asked for one by one; of more the whole folder
+_MOST = 200_000  # maximum number of files in a repository
+_NAMED = 500  # maximum number of files to name in a query; beyond it, the whole folder is listed
 _ENTERED = "HF_TOKEN, or `hf auth login`"
 
 
@@ -46,9 +46,9 @@ class HubPlace:
     """A repository at a revision, or a folder or file in it.
 
     Attributes:
-        repo: "USER/NAME".
-        revision: a commit, branch or tag; "" for the newest.
-        path: below the repository; "" for all of it.
+        repo: the repository, "USER/NAME".
+        revision: a commit, branch or tag; "" for the latest.
+        path: path inside the repository; "" for all of it.
     """
 
     repo: str
@@ -62,7 +62,7 @@ class HubPlace:
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository, as the Hub states it: `sha256` of large ones, of small ones the `blob` that git names."""
+    """A file of a repository: the Hub states `sha256` for large files, and git's `blob` hash for small ones."""
 
     path: str
     size: int
@@ -72,12 +72,12 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubListing:
-    """What is in a place, at one commit.
+    """The files of a place at one commit.
 
     Attributes:
-        place: with the commit as its revision.
-        kind: of the repository.
-        files: below the place, in the order of their paths.
+        place: the place, with the commit as its revision.
+        kind: type of the repository.
+        files: the files of the place, sorted by path.
     """
 
     place: HubPlace
@@ -86,25 +86,25 @@ class HubListing:
 
     @cached_property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Total size in bytes."""
         return sum(file.size for file in self.files)
 
     @property
     def data(self) -> list[HubFile]:
-        """Its files but for texts for people: cards, licences, lists."""
+        """All files except documentation such as cards and licences."""
         return [file for file in self.files if not _TEXT.fullmatch(os.path.basename(file.path))]
 
     def named(self, path: str) -> HubFile | None:
-        """The file of that path below the place, or None."""
+        """Return the file at a path relative to the place, or None."""
         whole = f"{self.place.path}/{path}" if self.place.path else path
         return next((file for file in self.files if file.path == whole), None)
 
 
 def hub_place(text: str) -> HubPlace:
-    """What "hf:USER/NAME[@REVISION][/PATH]" names.
+    """Parse "hf:USER/NAME[@REVISION][/PATH]".
 
     Raises:
-        UsageError: it is not written so.
+        UsageError: the text does not have this form.
     """
     found = _PLACE.fullmatch(text)
     path = (found["path"] or "").strip("/") if found else ""
@@ -114,7 +114,7 @@ def hub_place(text: str) -> HubPlace:
 
 
 def require_online(what: str) -> None:
-    """Raise `ConnectionError` where a variable says that nothing may be fetched."""
+    """Raise `ConnectionError` if an environment variable forbids downloads."""
     from huggingface_hub import constants
 
     for name in (OFFLINE, "HF_HUB_OFFLINE"):
@@ -123,7 +123,7 @@ def require_online(what: str) -> None:
 
 
 def api() -> "HfApi":
-    """The Hub's client, for the address in `$HF_ENDPOINT`."""
+    """Return the Hub's client, for the address in `$HF_ENDPOINT`."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
@@ -133,15 +133,15 @@ def api() -> "HfApi":
 
 
 def listing(place: HubPlace, kinds: Sequence[RepoKind] = ("dataset", "model")) -> HubListing:
-    """What is in a place now.
+    """List the current files of a place.
 
     Args:
-        place: of a repository of the first of these kinds that has it.
-        kinds: of repositories.
+        place: the place to list.
+        kinds: types of repositories to try, in order.
 
     Raises:
-        UsageError: it is not there, or not open to this user.
-        ConnectionError: the Hub cannot be asked.
+        UsageError: the place does not exist, or the user has no access.
+        ConnectionError: the Hub cannot be reached.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -167,7 +167,7 @@ def _listing(place: HubPlace, kind: RepoKind) -> HubListing:
     for entry in client.list_repo_tree(place.repo, revision=commit, repo_type=kind, recursive=True):
         size, below = getattr(entry, "size", None), not place.path or f"{entry.path}/".startswith(f"{place.path}/")
         hidden = any(part.startswith(".") and part != ".." for part in entry.path.split("/"))
-        if size is None or not below or hidden:  # a folder has no size
+        if size is None or not below or hidden:  # folders have no size
             continue
         if ".." in entry.path.split("/"):
             raise UsageError(f"{place} names a file outside of itself, {entry.path!r}")
@@ -182,14 +182,14 @@ def _listing(place: HubPlace, kind: RepoKind) -> HubListing:
 
 
 def fetch_from_hub(found: HubListing, files: Sequence[HubFile]) -> dict[str, Path]:
-    """Files of a listing in the Hub's cache, each with the size and hash that the Hub states.
+    """Fetch files of a listing to the Hub's cache, and verify their sizes and hashes.
 
     Returns:
-        Their paths here, by their paths in the repository.
+        Local paths by path in the repository.
 
     Raises:
-        UsageError: the repository was closed in the meantime.
-        ConnectionError: they cannot be had, or are not what the Hub states.
+        UsageError: access was revoked in the meantime.
+        ConnectionError: the files cannot be fetched, or differ from what the Hub states.
     """
     from huggingface_hub import snapshot_download
 
@@ -215,7 +215,7 @@ def fetch_from_hub(found: HubListing, files: Sequence[HubFile]) -> dict[str, Pat
 
 
 def _patiently(download: Callable[[], str], place: HubPlace) -> str:
-    """What a download gives, asked for again where the Hub is busy or a connection is lost; what came is kept."""
+    """Run a download, and retry if the Hub is busy or the connection is lost; partial files are kept."""
     for failed in range(1, TRIES + 1):
         try:
             return download()
@@ -231,7 +231,7 @@ def _patiently(download: Callable[[], str], place: HubPlace) -> str:
 
 @contextlib.contextmanager
 def spoken(place: HubPlace) -> Iterator[None]:
-    """What the Hub's client raises, in one line."""
+    """Convert errors of the Hub's client to ours, with one line each."""
     from huggingface_hub import errors
 
     try:
@@ -252,7 +252,7 @@ def spoken(place: HubPlace) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise UsageError(f"{place}: {in_one_line(error)}") from error
     except Exception as error:  # its client's errors share no class
-        cause = error.__cause__ if isinstance(error, RuntimeError) else None  # which names the file alone
+        cause = error.__cause__ if isinstance(error, RuntimeError) else None  # it names only the file
         why = f" ({in_one_line(cause)})" if cause else ""
         raise ConnectionError(f"{place}: {in_one_line(error)}{why}") from error
 
@@ -268,13 +268,13 @@ def _require_whole(place: HubPlace, file: HubFile, path: Path) -> None:
 
 
 def git_blob(path: Path) -> str:
-    """The name that git gives a file's content."""
+    """Return git's blob hash of a file."""
     data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _common(names: Sequence[str]) -> str:
-    """A pattern of the folder that all of them are in."""
+    """Return a glob pattern for the common folder of all names."""
     folder = os.path.commonpath([os.path.dirname(name) for name in names])
     return f"{escape(folder)}/*" if folder else "*"
 

@@ -1,6 +1,6 @@
-"""The records that are known: those of this package, and those of the indexes that `$DD_INDEX` names.
+"""Records of released sets: from this package, and from the indexes listed in `$DD_INDEX`.
 
-An index is a TOML file, `format = 1` and a table `[[set]]` for each record (`dd.released.record.Released`).
+An index is a TOML file with `format = 1` and one table `[[set]]` per record (`dd.released.record.Released`).
 """
 
 import contextlib
@@ -24,21 +24,21 @@ log = logging.getLogger(__name__)
 VARIABLE = "DD_INDEX"
 _ASSETS = Path(str(files("dd.assets")))
 PACKAGE = (str(_ASSETS / "released" / "shipped.toml"), str(_ASSETS / "released.toml"))
-"""Indexes of the sets that ship with the package, and of those of others."""
+"""Indexes of the sets that ship with the package, and of sets by other authors."""
 _FORMAT = 1
-_LARGEST = 16 << 20  # bytes of an index
-_FRESH = 24 * 3600.0  # seconds after which an index on the web is asked for again
+_LARGEST = 16 << 20  # maximum bytes of an index
+_FRESH = 24 * 3600.0  # seconds after which an index on the web is fetched again
 _WEB = ("http://", "https://")
 
 
 @dataclass(frozen=True)
 class Index:
-    """Records from one place.
+    """Records from one index.
 
     Attributes:
-        place: file or address.
-        records: those of its records that can be used.
-        problems: one line for each that cannot.
+        place: file or web address.
+        records: the valid records.
+        problems: one line for each invalid record.
     """
 
     place: str
@@ -47,15 +47,14 @@ class Index:
 
 
 def places() -> list[str]:
-    """The indexes that are read: the package's, then those of `$DD_INDEX`, which commas part."""
+    """Return all indexes: those of the package, then those in `$DD_INDEX`, which are separated by commas."""
     return [*PACKAGE, *filter(None, (place.strip() for place in os.environ.get(VARIABLE, "").split(",")))]
 
 
 def known_sets() -> dict[str, Released]:
-    """Every record by name, in order of index and place in it.
+    """Return all records by name, in the order of the indexes.
 
-    A broken index, a broken record and a name that an earlier index has are left out with a warning; they take nothing
-    else down.
+    Broken indexes, broken records and names that occur in an earlier index are skipped with a warning.
     """
     found: dict[str, Released] = {}
     first: dict[str, str] = {}
@@ -72,10 +71,10 @@ def known_sets() -> dict[str, Released]:
 
 
 def known_set(name: str) -> Released:
-    """The record of a name.
+    """Return the record of a name.
 
     Raises:
-        UsageError: there is none; names the near ones.
+        UsageError: there is none; the message suggests similar names.
     """
     known = known_sets()
     if name not in known:
@@ -85,7 +84,7 @@ def known_set(name: str) -> Released:
 
 
 def search(words: Sequence[str], known: Mapping[str, Released]) -> list[Released]:
-    """The records in which every word is found, whatever its case."""
+    """Return the records that contain every word, ignoring case."""
     return [record for record in known.values() if all(word.lower() in record.words() for word in words)]
 
 
@@ -98,7 +97,7 @@ def _read(place: str) -> Index:
 
 
 def _text(place: str) -> tuple[str, Path | None]:
-    """The text of an index, and the folder that its local paths are below; None for one from the web."""
+    """Return the text of an index, and the folder to which its local paths are relative; None for one from the web."""
     if place.startswith(_WEB):
         return _from_web(place), None
     path = existing(user_path(place, VARIABLE), f"{VARIABLE}={place}")
@@ -117,14 +116,14 @@ def _from_web(url: str) -> str:
             return kept.read_text(encoding="utf-8")
     try:
         text = fetch_text(url, _LARGEST)
-        tomllib.loads(text)  # what is kept can be read
+        tomllib.loads(text)  # only valid TOML is cached
     except (ConnectionError, ValueError, RecursionError) as error:
         with contextlib.suppress(OSError, ValueError):
             old = kept.read_text(encoding="utf-8")
             log.warning("%s; an earlier copy is used", in_one_line(error))
             return old
         raise ConnectionError(in_one_line(error)) from error
-    with contextlib.suppress(OSError, RunError):  # nowhere to write to: it is asked for every time
+    with contextlib.suppress(OSError, RunError):  # without a writable cache it is fetched every time
         write_text(kept, text)
     return text
 
@@ -150,10 +149,10 @@ def _parsed(place: str, text: str, local: Path | None) -> Index:
 
 
 def _usable(record: Released, place: str, local: Path | None) -> Released:
-    """The record with its local places made absolute, if it may name such.
+    """Return the record with absolute local places, if it may have local places.
 
     Raises:
-        UsageError: it comes from the web and names files of this machine, or names the package's and is not of it.
+        UsageError: a record from the web names local files, or a record from elsewhere names files of the package.
     """
     found = []
     for where in record.where:
@@ -175,5 +174,5 @@ def _named(row: object, number: int) -> str:
 
 
 def package_folder() -> Path:
-    """The folder of the sets that ship with this package."""
+    """Return the folder of the sets that ship with this package."""
     return _ASSETS / "released"

@@ -1,4 +1,4 @@
-"""What the name of a repository says of the sets in it, where its files do not: which real images, which protocol."""
+"""Real data and protocol of a repository's sets, inferred from its name if its files do not state them."""
 
 import re
 from dataclasses import asdict, replace
@@ -10,12 +10,12 @@ from dd.training.squeeze import SqueezeSettings
 
 _TEACHER = "torchvision:resnet18.IMAGENET1K_V1"
 
-# by owner and name; the first that fits
+# by owner and name; the first match counts
 _KNOWN: tuple[tuple[str, dict[str, Any]], ...] = (
     # Rethinking dataset pruning and distillation (arXiv 2502.06434): one data set, one evaluation
     (r"he-yang/2025-rethinkdc-imagenet-.*", {"dataset": "imagenet-1k", "protocol": "rethinkdc-soft", "size": 224}),
 )
-# words that data sets go by, longer ones first
+# names of data sets, longer ones first
 _WORDS = (
     ("tiny-?imagenet", "tiny-imagenet"),
     ("image-?nette", "imagenette"),
@@ -31,9 +31,9 @@ _WORDS = (
 
 
 def labelled(distilled: DistilledSet, protocol: str) -> DistilledSet:
-    """The set with who labels the views of its students, where that is the protocol's affair and not the set's.
+    """Return the set with a labeller for views, if its protocol defines one.
 
-    rethinkdc's soft labels are those of torchvision's resnet18 for the views of the moment.
+    In rethinkdc, torchvision's resnet18 labels the views during training.
     """
     if protocol != "rethinkdc-soft" or distilled.label_kind != "hard":
         return distilled
@@ -43,7 +43,7 @@ def labelled(distilled: DistilledSet, protocol: str) -> DistilledSet:
 
 
 def preset(repo: str) -> dict[str, Any]:
-    """What "USER/NAME" stands for, by key of `dd import`; nothing where the name says nothing."""
+    """Return the keys of `dd import` implied by "USER/NAME"; empty if the name implies none."""
     for pattern, said in _KNOWN:
         if re.fullmatch(pattern, repo, re.IGNORECASE):
             return dict(said)

@@ -1,7 +1,7 @@
-"""From the name of a released set to a set on this machine: `pull("dm/fashion-mini-ipc10")`, `pull("hf:USER/NAME")`.
+"""Fetch released sets by name: `pull("dm/fashion-mini-ipc10")`, `pull("hf:USER/NAME")`.
 
-Pulled sets are in `$DD_HOME/released`, a folder each: `set.safetensors` with its labels beside it, written last, and of
-formats that are not ours the files as they came, in `files`.
+Each pulled set has a folder in `$DD_HOME/released` with its labels and, written last, `set.safetensors`. For formats
+other than ours, `files` has the original files.
 """
 
 import contextlib
@@ -43,10 +43,10 @@ class Pulled:
     """A released set on this machine.
 
     Attributes:
-        path: its file, with its labels beside it.
-        record: what is known of it; None for a place on the Hub that no record names.
-        measured: its files whose checksum nobody states, as they were measured; none where it had been pulled before.
-        remarks: what somebody who uses it should know.
+        path: file of the set, next to its labels.
+        record: record of the set; None for a place on the Hub without a record.
+        measured: size and hash of files without a published checksum; empty if the set had been pulled before.
+        remarks: remarks for users of the set.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class Pulled:
 
 
 def is_released(text: str) -> bool:
-    """Whether a text names a released set, and nothing that is beside the user."""
+    """Return whether a text names a released set and not an existing local path."""
     if text.startswith(PREFIX):
         return True
     return NAME.fullmatch(text) is not None and not os.path.exists(text) and text in known_sets()
@@ -65,17 +65,17 @@ def is_released(text: str) -> bool:
 def pull(
     text: str, said: Mapping[str, Any] | None = None, *, trust: bool = False, by_hand: Sequence[Path] = ()
 ) -> Pulled:
-    """The set of a name, fetched where it is not here, checked, and in our format.
+    """Return the set of a name in our format; fetch and verify it if necessary.
 
     Args:
-        text: name of a record, or "hf:USER/NAME[@REVISION][/PATH]".
-        said: what its files do not say, or say wrongly, by key of `dd import`; it wins over the record.
-        trust: whether to take files that nobody states a checksum of.
-        by_hand: its files, where the user has fetched them.
+        text: the name of a record, or "hf:USER/NAME[@REVISION][/PATH]".
+        said: keys of `dd import` for facts that the files omit or state wrongly; they override the record.
+        trust: whether to accept files without a published checksum.
+        by_hand: the files, if the user fetched them.
 
     Raises:
-        UsageError: no such set, or something must be said first.
-        RunError: it cannot be fetched, or the disk is full.
+        UsageError: there is no such set, or a further option is needed.
+        RunError: the set cannot be fetched, or the disk is full.
     """
     given = {key: value for key, value in (said or {}).items() if value is not None}
     try:
@@ -91,10 +91,10 @@ def pull(
 
 
 def copied(pulled: Pulled, out: Path, *, force: bool = False) -> Path:
-    """Bring a pulled set into a folder of the user's: `set.safetensors`, its labels beside it.
+    """Copy a pulled set to a folder, as `set.safetensors` next to its labels.
 
     Raises:
-        UsageError: another set is there and `force` is not given, or the folder cannot be written to.
+        UsageError: the folder has another set and `force` is False, or is not writable.
         RunError: the disk is full.
     """
     target = RunFolder(out).set
@@ -112,7 +112,7 @@ def copied(pulled: Pulled, out: Path, *, force: bool = False) -> Path:
 def _of_record(record: Released, said: Mapping[str, Any], trust: bool, by_hand: Sequence[Path]) -> Pulled:
     here = home() / "released" / record.name
     folder = here / digest([record.key(), _plain(said)])
-    files = here / digest([record.key(), {}]) / "files"  # whatever is said of them, they come once
+    files = here / digest([record.key(), {}]) / "files"  # the same files for any options, so that they are fetched once
     target = RunFolder(folder).set
     if target.is_file() and not by_hand:
         return Pulled(target, record)
@@ -129,12 +129,12 @@ def _of_record(record: Released, said: Mapping[str, Any], trust: bool, by_hand: 
             try:
                 _place(folder, [one.path for one in came])
             except UsageError:
-                shutil.rmtree(files, ignore_errors=True)  # another try fetches them again
+                shutil.rmtree(files, ignore_errors=True)  # so that the next attempt fetches them again
                 raise
         else:
             asked = {**_of_the_record(record), **said}
             paths = [one.path for one in came]
-            # files that a record names belong together in its order; of a whole repository the folder is read
+            # files in a record belong together, in this order; a whole repository is read as a folder
             together = paths if by_hand or record.files or len(paths) == 1 else [files]
             made, remarks = _imported(together, asked, record.name)
             save(made, target)
@@ -185,7 +185,7 @@ def _from_listing(found: HubListing, said: Mapping[str, Any]) -> Pulled:
 
 
 def _own(found: HubListing) -> list[Any]:
-    """The files of a set of ours in a listing; none where it holds no such set."""
+    """Return the files of a set in our format in a listing; empty if there is none."""
     place = found.place
     if place.path.endswith(".safetensors"):
         names = [found.files[0]]
@@ -199,18 +199,18 @@ def _own(found: HubListing) -> list[Any]:
 
 
 def _is_label(path: Path) -> bool:
-    """Whether a file holds labels of views: packed ones, or those of one epoch."""
+    """Return whether a file contains labels of views, packed or of one epoch."""
     return _LABELS.fullmatch(path.name) is not None or path.parent.name == KIND
 
 
 def _beside(path: str) -> str:
-    """The folder of the set that a file of labels belongs to."""
+    """Return the folder of the set to which a label file belongs."""
     folder = os.path.dirname(path)
     return os.path.dirname(folder) if os.path.basename(folder) == KIND else folder
 
 
 def _place(folder: Path, files: Sequence[Path]) -> None:
-    """Put files of a set of ours where sets are, the labels first; the set is whole once it is there."""
+    """Copy the files of a set in our format to a folder, `set.safetensors` last, so that it marks a complete folder."""
     labels = sorted(filter(_is_label, files))
     sets = [file for file in files if file not in labels]
     if len(sets) != 1 or sets[0].suffix != ".safetensors":
@@ -224,7 +224,7 @@ def _place(folder: Path, files: Sequence[Path]) -> None:
             if file not in packed:
                 _copy(file, folder / KIND / file.name)
         LabelStore(folder, made.views.spec, made.labels).unpack(packed)
-        replace(made, path=RunFolder(folder).set).label_store()  # it holds what the set was saved with
+        replace(made, path=RunFolder(folder).set).label_store()  # checks that the labels belong to the set
     _copy(sets[0], RunFolder(folder).set)
     shutil.rmtree(folder / "files", ignore_errors=True)
 
@@ -246,14 +246,14 @@ def _imported(paths: Sequence[Path], asked: Mapping[str, Any], named: str) -> tu
 
 
 def _of_the_record(record: Released) -> dict[str, Any]:
-    """What a record says of its files, by key of `dd import`."""
+    """Return the keys of `dd import` that a record sets."""
     texts = ("dataset", "value_space", "class_order", "augment", "protocol", "format")
     said: dict[str, Any] = {key: getattr(record, key) for key in texts if getattr(record, key)}
     return said | {key: getattr(record, key) for key in ("factor", "entry") if getattr(record, key) is not None}
 
 
 def _terms(record: Released) -> list[str]:
-    """What is to be read before the first byte comes."""
+    """Return what the user should read before the download starts."""
     size = "size not stated" if record.size is None else readable_size(record.size)
     lines = [f"{record.name}: {size}, licence {record.licence}; real data: licence {record.data_licence}"]
     lines += [f"made by {record.by}"] if record.by else []
@@ -265,13 +265,13 @@ def _unstated(record: Released, came: Sequence[Measured]) -> tuple[Measured, ...
 
 
 def _top(place: HubPlace, paths: Sequence[Path], names: Sequence[str]) -> Path:
-    """The folder of a place in the Hub's cache."""
+    """Return the folder of a place in the Hub's cache."""
     root = str(paths[0]).removesuffix(names[0])
     return Path(root) / place.path
 
 
 def _kept(pulled: Pulled, note: Path) -> Pulled:
-    """Note what a place gave, for a time without the Hub."""
+    """Record the set of a place, for use when the Hub cannot be reached."""
     with contextlib.suppress(OSError, RunError):
         write_json(note, {"set": str(pulled.path.relative_to(home()))})
     return pulled

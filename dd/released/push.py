@@ -1,4 +1,4 @@
-"""Publishing: a set with its card, preview and parquet as a folder, and that folder as one commit on the Hub."""
+"""Publish a set: write it with card, preview and parquet file to a folder, and commit that folder to the Hub."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -24,13 +24,13 @@ _TOKEN = "HF_TOKEN, or `hf auth login`"
 
 @dataclass(frozen=True)
 class Publication:
-    """What was published.
+    """The result of a publication.
 
     Attributes:
-        where: the folder, or the address on the Hub.
-        place: what `dd eval` and `dd pull` are given.
-        files: bytes of each file, by path.
-        commit: on the Hub; "" for a folder, or where all was there already.
+        where: the folder, or the web address on the Hub.
+        place: the argument for `dd eval` and `dd pull`.
+        files: sizes in bytes, by path.
+        commit: the commit on the Hub; "" for a folder, or if nothing changed.
     """
 
     where: str
@@ -42,17 +42,17 @@ class Publication:
 def publish_folder(
     distilled: DistilledSet, facts: CardFacts, folder: Path, contents: Contents | None, *, force: bool = False
 ) -> Publication:
-    """Write the folder of a set; it appears whole or not at all.
+    """Write the folder of a published set; it is complete or does not appear.
 
     Args:
         distilled: the set.
         facts: for its card.
-        folder: where; nothing may be there, or an empty folder.
+        folder: the folder to write, which must be new or empty.
         contents: its images for the parquet file; None for no such file.
         force: replace a folder that holds a published set.
 
     Raises:
-        UsageError: something else is there.
+        UsageError: the folder exists with other content.
         RunError: the disk is full.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -75,19 +75,19 @@ def publish_to_hub(
     private: bool = False,
     force: bool = False,
 ) -> Publication:
-    """Write a set to a dataset repository of the Hub, which is made if need be, as one commit.
+    """Write a set to a dataset repository of the Hub as one commit; the repository is created if necessary.
 
     Args:
         distilled: the set.
         facts: for its card.
-        place: the repository, and the folder in it; no revision.
+        place: the repository, and the folder in it; without a revision.
         contents: its images for the parquet file; None for no such file.
-        private: whether a new repository is open to its owner alone.
-        force: replace another set that is there.
+        private: whether to make a new repository private.
+        force: replace another set at the same place.
 
     Raises:
-        UsageError: no token, another set is there, or the Hub refuses it.
-        RunError: the Hub cannot be asked, or the connection is lost; nothing is half-published.
+        UsageError: there is no token, the place has another set, or the Hub refuses the commit.
+        RunError: the Hub cannot be reached, or the connection is lost; nothing is half-published.
     """
     from huggingface_hub import get_token
 
@@ -106,11 +106,11 @@ def publish_to_hub(
 
 
 def _write(distilled: DistilledSet, facts: CardFacts, folder: Path, contents: Contents | None) -> None:
-    """All files of a published set."""
+    """Write all files of a published set."""
     if distilled.views is not None:
         distilled.label_store().pack(folder)
     if distilled.path is not None:
-        RunFolder(folder).set.write_bytes(distilled.path.read_bytes())  # to the bit
+        RunFolder(folder).set.write_bytes(distilled.path.read_bytes())  # bit for bit
     else:
         save(distilled, RunFolder(folder).set)
     lost = None
@@ -153,7 +153,7 @@ def _committed(place: HubPlace, folder: Path, *, private: bool, force: bool) -> 
 
 
 def _there(place: HubPlace) -> HubListing | None:
-    """What the repository holds; None where that is nothing."""
+    """List the repository; None if it has no files."""
     try:
         return listing(HubPlace(place.repo), kinds=("dataset",))
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""What is known of a released set: one typed record, never its data."""
+"""The typed record of a released set: metadata only, never its data."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Status = Literal["ok", "gone", "unchecked"]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.+_-]*(?:/[a-z0-9][a-z0-9.+_-]*)+")
-"""A name has a slash, and so is taken for nothing that is beside the user."""
+"""Names contain a slash, which sets them apart from files in the current folder."""
 
 
 @dataclass(frozen=True)
@@ -22,49 +22,49 @@ class ReleasedFile:
     """One file of a released set."""
 
     path: Annotated[str, Field(min_length=1, max_length=500)]
-    """Below the place that the record names, with forward slashes; also what it is called here."""
+    """Path relative to each place of the record, with forward slashes; also the local path."""
     size: Annotated[int, Field(ge=0)] | None = None
-    """In bytes; None where nobody states it."""
+    """Size in bytes; None if not published."""
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
-    """In hexadecimal digits; "" where nobody states it."""
+    """Hexadecimal digits; "" if not published."""
 
     def __post_init__(self) -> None:
         parts = PurePosixPath(self.path).parts
-        # nothing outside of its folder, on no system, and nothing hidden
+        # no path outside of its folder on any system, and no hidden files
         if self.path.startswith("/") or any(p.startswith(".") for p in parts) or set(self.path) & set('\\:*?"<>|\0'):
             raise ValueError(f"path {self.path!r} is not one below a folder")
 
 
 @dataclass(frozen=True)
 class ReleasedScore:
-    """What students of a set reached, and how: in percent, with the deviation between students."""
+    """Accuracy of students of a set in percent, with the deviation between students and the conditions."""
 
     protocol: Text
-    """Name of the evaluation protocol, or whose evaluation it was."""
+    """Name of the evaluation protocol, or the authors of the evaluation."""
     mean: Percent
     std: Annotated[float, Field(ge=0, le=100)] | None = None
     students: Annotated[int, Field(ge=1)] | None = None
     student: Text = ""
-    """The network."""
+    """Network of the students."""
     control: Percent | None = None
-    """As many random real images, under the same protocol."""
+    """Accuracy of as many random real images under the same protocol."""
     control_std: Annotated[float, Field(ge=0, le=100)] | None = None
     by: Text = "its authors"
-    """Who measured it."""
+    """The author of the measurement."""
     device: Text = ""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads that it was measured with."""
+    """Number of CPU threads."""
     seeds: Text = ""
-    """Of the run and its students."""
+    """Seeds of the run and its students."""
     fingerprint: Text = ""
-    """Of protocol, network and augmentation, as reports state it."""
+    """Fingerprint of protocol, network and augmentation, as in reports."""
 
     def band(self) -> str:
-        """Mean and deviation."""
+        """Return mean and deviation as text."""
         return _band(self.mean, self.std)
 
     def in_words(self) -> str:
-        """The score with all it must be read with."""
+        """Return the score with all conditions that comparisons must consider."""
         real = "no control stated" if self.control is None else ""
         facts = (
             f"protocol {self.protocol}",
@@ -89,55 +89,55 @@ def _band(mean: float, std: float | None) -> str:
 
 @dataclass(frozen=True)
 class Released:
-    """A set that somebody released, and where.
+    """A released set and its places.
 
-    What its files mean (`dataset`, `format`, `value_space`, `class_order`, `augment`, `factor`, `entry`, `protocol`) is
-    told to `dd import`; "" and None leave it to the files.
+    `dataset`, `format`, `value_space`, `class_order`, `augment`, `factor`, `entry` and `protocol` are options of `dd
+    import`; "" and None leave the choice to the files.
     """
 
     name: Annotated[str, Field(max_length=200)]
-    """As it is asked for: "METHOD/DATASET-ipcN"."""
+    """Unique name, "METHOD/DATASET-ipcN"."""
     method: Text
     dataset: Text
-    """The real data that it stands for, by our name."""
+    """Our name of the real data that it stands for."""
     ipc: Annotated[int, Field(ge=1)] | None = None
     where: Annotated[tuple[Text, ...], Field(max_length=20)] = ()
-    """Places of the same files, tried in order: "package:FOLDER", "https://HOST/FOLDER", "hf:USER/NAME@REVISION",
+    """Places with the same files, tried in order: "package:FOLDER", "https://HOST/FOLDER", "hf:USER/NAME@REVISION",
     "PROTOCOL://…" of fsspec, or a local folder.
     """
     files: Annotated[tuple[ReleasedFile, ...], Field(max_length=10_000)] = ()
-    """Below each of these places; () for all files of a Hub repository."""
+    """Files at each of these places; () for all files of a Hub repository."""
     page: Text = ""
-    """Where people get it, where no program can."""
+    """Web page for manual download, if programs cannot fetch the set."""
     format: Text = "dd"
-    """"dd" for our own files, or the name of a format as `dd import` recognises it."""
+    """"dd" for our own format, or the name of a format of `dd import`."""
     status: Status = "unchecked"
-    """Whether it was seen there."""
+    """Whether the set was found at its place."""
     licence: Text = "not stated"
-    """Of the set, as its authors state it."""
+    """Licence of the set, as stated by its authors."""
     data_licence: Text = "not stated"
-    """Of the real data that it was made from, as their owners state it."""
+    """Licence of the real data, as stated by their owners."""
     labels: Text = ""
-    """What its labels are, for people."""
+    """Description of its labels for readers."""
     value_space: Text = ""
     class_order: Text = ""
     augment: Text = ""
     factor: Annotated[int, Field(ge=1, le=16)] | None = None
     entry: Annotated[int, Field(ge=0)] | None = None
     protocol: Text = ""
-    """Name of ours that is nearest to its authors' evaluation."""
+    """Our protocol nearest to the authors' evaluation."""
     by: Text = ""
-    """Who made it."""
+    """Authors of the set."""
     paper: Text = ""
     citation: Text = ""
-    """BibTeX."""
+    """BibTeX entry."""
     command: Text = ""
-    """What made it."""
+    """Command that made the set."""
     version: Text = ""
-    """Of dd, where dd made it."""
+    """Version of dd, if dd made the set."""
     scores: Annotated[tuple[ReleasedScore, ...], Field(max_length=100)] = ()
     note: Text = ""
-    """What one must know to use it."""
+    """Remarks for users."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -148,28 +148,28 @@ class Released:
 
     @property
     def size(self) -> int | None:
-        """Bytes of all files; None where not all are stated."""
+        """Total size in bytes; None unless all sizes are known."""
         sizes = [file.size for file in self.files if file.size is not None]
         return sum(sizes) if sizes and len(sizes) == len(self.files) else None
 
     @property
     def is_shipped(self) -> bool:
-        """Whether it is a part of this package."""
+        """Whether the set ships with this package."""
         return bool(self.where) and self.where[0].startswith("package:")
 
     @property
     def is_sealed(self) -> bool:
-        """Whether the record says which bytes the set is."""
+        """Whether the record has checksums of all files."""
         return bool(self.files) and all(file.sha256 for file in self.files)
 
     def key(self) -> str:
-        """Hash of all that decides what is kept of it here: another one for other files, or another reading."""
+        """Hash everything that determines the local copy: files, and how they are read."""
         read = (self.value_space, self.class_order, self.augment, self.factor, self.entry)
         files = [(file.path, file.size, file.sha256) for file in self.files]
         return digest([list(self.where), [list(f) for f in files], self.format, self.dataset, list(read)])
 
     def words(self) -> str:
-        """All that a search looks at, in small letters."""
+        """Return the text that `search` matches, in lower case."""
         ipc = "" if self.ipc is None else f"ipc{self.ipc} ipc={self.ipc}"
         texts: list[Any] = [self.name, self.method, self.dataset, ipc, self.format, self.status, self.licence]
         return " ".join(map(str, [*texts, self.labels, self.by, self.note, *self.where, self.page])).lower()
