@@ -1,9 +1,9 @@
-"""Ship finished runs: bring their sets into `released/`, a folder each, and write `released/shipped.toml` about them.
+"""Ship finished runs: copy their sets to folders in `released/`, and write their records to `released/shipped.toml`.
 
     dd run method=dm ipc=10 out=RUNS && python assets/make_released.py RUNS
-    python assets/make_released.py --check         # compare the files that are here with their records
+    python assets/make_released.py --check         # compare the shipped files with their records
 
-A set that is here and not below RUNS stays.  The score in a record is that of the run's own report.
+Shipped sets without a run in RUNS are kept. The score in a record is that of the run's report.
 """
 
 import argparse
@@ -29,12 +29,12 @@ HERE = Path(__file__).resolve().parent / "released"
 RECORDS = HERE / "shipped.toml"
 LIMIT = 8_000_000  # bytes of all sets together
 _HEAD = "# Written by make_released.py: the sets that ship with the package.\nformat = 1\n"
-# of whom the method is, and whose paper to cite, `dd methods NAME` tells
+# `dd methods NAME` has the authors and the paper of a method
 _NOTE = "made by dd; a small set to try things with"
 
 
 def bring(folder: RunFolder) -> Released:
-    """Bring one run's set into `released/`; returns its record."""
+    """Copy one run's set to `released/`, and return its record."""
     report = Report.from_dict(json.loads(folder.report.read_text(encoding="utf-8")))
     made = load(folder.set)
     method, source = str(made.provenance["method"]), made.source
@@ -45,7 +45,7 @@ def bring(folder: RunFolder) -> Released:
         place = Path(temporary)
         if made.views is not None:
             made.label_store().pack(place)
-        # a set is saved without where it was made
+        # a set is saved without the location of its run
         save(replace(made, provenance={**made.provenance, "command": command}, path=None), RunFolder(place).set)
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
@@ -135,7 +135,7 @@ def _value(value: object) -> str:
 
 
 def here() -> dict[str, Released]:
-    """The records that are here, by name."""
+    """Return the records of shipped sets by name."""
     if not RECORDS.is_file():
         return {}
     rows = tomllib.loads(RECORDS.read_text(encoding="utf-8")).get("set", [])
@@ -143,7 +143,7 @@ def here() -> dict[str, Released]:
 
 
 def wrong(records: Mapping[str, Released]) -> list[str]:
-    """Files that are missing, changed, or of no record."""
+    """Return the problems: files that are missing, changed, or without a record."""
     named = {HERE / one.where[0].removeprefix("package:") / f.path: f for one in records.values() for f in one.files}
     there = {file for file in HERE.rglob("*") if file.is_file() and file != RECORDS}
     changed = {path for path, file in named.items() if path in there and sha256_file(path) != file.sha256}

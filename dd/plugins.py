@@ -1,7 +1,7 @@
-"""What installed packages add: methods, data sets, networks, protocols and trackers, by entry points.
+"""Plug-ins of installed packages: methods, data sets, networks, protocols and trackers, as entry points.
 
-A package declares an entry point, `NAME = "module:object"`, in one of `GROUPS`.  It is imported when its name is asked
-for.  A plug-in that is broken takes nothing else down: it is listed with its error and left out otherwise.
+A package declares an entry point, `NAME = "module:object"`, in one of `GROUPS`.  It is imported when its name is used.
+A broken plug-in does not affect anything else: it is listed with its error and skipped.
 """
 
 import json
@@ -25,12 +25,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PlugIn:
-    """A name that installed packages declare.
+    """A name declared by installed packages.
 
     Attributes:
         what: a key of `GROUPS`.
         name: the entry point's name.
-        points: its entry points; more than one if several packages declare the name.
+        points: the entry points of that name; more than one if several packages declare it.
     """
 
     what: str
@@ -60,7 +60,7 @@ class PlugIn:
             raise UsageError(f"the {self.what} name {self.name!r} is taken by {self.package}: uninstall one of them")
         try:
             return first.load()
-        except (Exception, SystemExit) as error:  # a package that exits at import must not end everyone's session
+        except (Exception, SystemExit) as error:  # a package that exits at import must not end the process
             raise self.broken(f"fails to import: {type(error).__name__}: {in_one_line(error)}") from error
 
     def broken(self, why: str) -> RunError:
@@ -77,10 +77,10 @@ def plug_ins(what: str) -> dict[str, PlugIn]:
 
 
 class Named(UserDict[str, T]):
-    """Things by name: our own, and those of plug-ins, which are imported when they are asked for.
+    """Entries by name: our own, and those of plug-ins, which are imported on first use.
 
-    `name in named` and a lookup of one of ours import nothing.  Iteration imports every plug-in and leaves out those
-    that are broken; `broken` says why.  A plug-in cannot replace one of ours.
+    `name in named` and a lookup of one of ours import nothing.  Iteration imports every plug-in and skips broken ones;
+    `broken` has the reasons.  A plug-in cannot replace one of ours.
     """
 
     def __init__(
@@ -90,19 +90,19 @@ class Named(UserDict[str, T]):
         accept: Callable[[str, object], T],
         reserved: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """Our own things, and how to get one from a plug-in.
+        """Combine our own entries with those of plug-ins.
 
         Args:
             what: a key of `GROUPS`.
-            ours: by name.
-            accept: turns name and object of an entry point into a thing; raises `ValueError` if it cannot be one.
-            reserved: whether a further name is our own, without being in `ours`.
+            ours: our own entries by name.
+            accept: converts name and object of an entry point to an entry; raises `ValueError` if that is not possible.
+            reserved: whether a name that is not in `ours` is our own.
         """
         super().__init__(ours)
         self._reserved = reserved
         self._what = what
         self._accept = accept
-        self._loaded: dict[str, T] = {}  # networks are asked for thousands of times; a look at all packages takes 25 ms
+        self._loaded: dict[str, T] = {}  # networks are looked up thousands of times; scanning all packages takes 25 ms
 
     def __missing__(self, name: str) -> T:
         if name not in self._loaded:
@@ -130,7 +130,7 @@ class Named(UserDict[str, T]):
         return sum(1 for _ in self)
 
     def broken(self) -> dict[str, str]:
-        """Why plug-ins cannot be used, by name."""
+        """Return the errors of broken plug-ins by name."""
         found = {}
         for name, plug_in in plug_ins(self._what).items():
             if name in self.data or self._reserved(name):
@@ -143,5 +143,5 @@ class Named(UserDict[str, T]):
         return found
 
     def package(self, name: str) -> str:
-        """The package that a name comes from; "dd" for our own."""
+        """Return the package that provides a name; "dd" for our own."""
         return "dd" if name in self.data else plug_ins(self._what)[name].package

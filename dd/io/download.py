@@ -1,7 +1,7 @@
-"""Downloads that show progress, go on where they were cut off, and are checked before they become visible.
+"""Downloads with progress that resume after interruptions, and are verified before they become visible.
 
-What came so far is kept beside the file as `.NAME.part`, with `.NAME.part.json`, which says of what it is a part: the
-same call goes on from there, also after the process was killed.
+A partial download is kept next to the file as `.NAME.part`, and its origin in `.NAME.part.json`, so that the same call
+resumes it, even after the process was killed.
 """
 
 import contextlib
@@ -36,14 +36,14 @@ log = logging.getLogger(__name__)
 TIMEOUT = 10.0  # seconds without an answer, when connecting and when reading
 BLOCK = 1 << 18  # bytes read at a time
 SILENCE = 10.0  # seconds between two lines of progress where there is no terminal
-TRIES = 4  # in a row that bring nothing new
+TRIES = 4  # consecutive attempts without new data
 PAUSE = 1.0  # seconds before the second try, doubled before each further one
-LONGEST_PAUSE = 30.0  # seconds, also where a server asks for more
-REDIRECTS = 5  # followed from one address
-LARGEST = 1 << 40  # bytes of a file whose size nobody stated
+LONGEST_PAUSE = 30.0  # seconds, even if a server asks for more
+REDIRECTS = 5  # maximum number of redirects
+LARGEST = 1 << 40  # maximum bytes of a file of unknown size
 OFFLINE = "DD_OFFLINE"
 
-LATER = (  # answers of a server that may have another one in a moment
+LATER = (  # answers after which a retry may succeed
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.INTERNAL_SERVER_ERROR,
     HTTPStatus.BAD_GATEWAY,
@@ -54,29 +54,29 @@ _NO = ("", "0", "false", "no", "off")
 
 
 def offline() -> bool:
-    """Whether `$DD_OFFLINE` says that nothing may be fetched."""
+    """Return whether `$DD_OFFLINE` forbids downloads."""
     return os.environ.get(OFFLINE, "").lower() not in _NO
 
 
 def download(urls: Sequence[str], path: Path, *, checksum: str, what: str, size: int | None = None) -> Path:
-    """Fetch a file from the first address that gives it; a file that is already there is kept.
+    """Fetch a file from the first address that has it; an existing file is kept.
 
-    An answer that is cut off, or that says "later", is asked for again, and goes on where it was cut off if the server
-    can do that (RFC 9110, section 14).  Proxies are those of the environment.
+    Interrupted transfers and temporary errors are retried, and resume if the server supports range requests (RFC 9110,
+    section 14). Proxies are those of the environment.
 
     Args:
         urls: http or https addresses of the same file, tried in order.
-        path: where it goes; it appears whole, and only when size and checksum are right.
-        checksum: "md5:HEX" or "sha256:HEX"; "" to take whatever comes.
-        what: named in the progress line, for example "cifar10".
-        size: bytes it must have; None where that is not known.
+        path: the file to write; it appears only when it is complete and verified.
+        checksum: "md5:HEX" or "sha256:HEX"; "" to skip verification.
+        what: name for the progress line, for example "cifar10".
+        size: required size in bytes; None if not known.
 
     Returns:
         `path`.
 
     Raises:
-        ConnectionError: no address gave the file, or `$DD_OFFLINE` is set; the message names the last address and its
-            reason.  What came is kept if it may be a part of the right file.
+        ConnectionError: no address has the file, or `$DD_OFFLINE` is set; the message names the last address and the
+            reason. Partial data is kept if it may belong to the right file.
         RunError: the disk is full.
     """
     with locked(path.with_name(f".{path.name}.lock"), f"the download of {what}"):
@@ -100,14 +100,14 @@ def download(urls: Sequence[str], path: Path, *, checksum: str, what: str, size:
 
 
 def fetch_text(url: str, most: int) -> str:
-    """The UTF-8 text at an http or https address.
+    """Fetch UTF-8 text from an http or https address.
 
     Args:
         url: the address.
-        most: bytes that it may have.
+        most: maximum number of bytes.
 
     Raises:
-        ConnectionError: it cannot be had, is longer, or is no UTF-8; the message names address and reason.
+        ConnectionError: the text cannot be fetched, is too long, or is not UTF-8; the message names address and reason.
     """
     try:
         if offline():
@@ -122,7 +122,7 @@ def fetch_text(url: str, most: int) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """An address to be shown: without user, password, query and fragment, where keys may be."""
+    """Return an address for display, without user, password, query and fragment, which may contain keys."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -131,12 +131,12 @@ def without_secrets(url: str) -> str:
 
 
 def unpack(archive: Path, folder: Path, member: str) -> Path:
-    """Unpack one top folder of a .tar.gz or .zip archive; the folder appears whole or not at all.
+    """Unpack a top-level folder of a .tar.gz or .zip archive; the folder is complete or does not appear.
 
     Args:
         archive: the archive; it is removed afterwards.
-        folder: where `member` is put.
-        member: name of the archive's top folder.
+        folder: parent of the unpacked folder.
+        member: name of the archive's top-level folder.
 
     Returns:
         `folder / member`.
@@ -161,12 +161,12 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 class _WrongFile(ConnectionError):
-    """What came is not the file that was asked for; asking again gives the same."""
+    """The server sent a wrong file; a retry would not help."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A file on its way: what came so far, and of what it is a part."""
+    """A partial download: the data so far, and its origin."""
 
     path: Path
     url: str
@@ -182,38 +182,38 @@ class _Part:
         return self.path.with_name(f".{self.path.name}.part.json")
 
     def come(self) -> int:
-        """Bytes that are there."""
+        """Return the number of bytes received so far."""
         try:
             return self.file.stat().st_size
         except OSError:
             return 0
 
     def validator(self) -> str | None:
-        """By what the server knows the file again; None where what is there is no part of this one, or nobody knows."""
+        """Return the server's validator of the partial file; None if the part cannot be resumed."""
         try:
             notes = json.loads(self.notes.read_text(encoding="utf-8"))
             known = notes["url"] == self.url and notes["checksum"] == self.checksum
             validator = str(notes["validator"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        # without either, two versions of the file could be joined, and nobody would see it
+        # without either, parts of two versions of the file could be joined unnoticed
         return validator if known and (validator or self.checksum) else None
 
     def begin(self, validator: str) -> None:
-        """Forget what came, and note what begins."""
+        """Discard the data, and record the origin of a new download."""
         self.drop()
         write_json(self.notes, {"url": self.url, "checksum": self.checksum, "validator": validator})
 
     def drop(self) -> None:
-        """Forget what came."""
+        """Discard the data."""
         self.file.unlink(missing_ok=True)
         self.notes.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Check what came, and make it visible.
+        """Verify the file, and move it to its path.
 
         Raises:
-            ConnectionError: it is not the file that was wanted; it is deleted.
+            ConnectionError: it is the wrong file, which is deleted.
         """
         found, algorithm = self.come(), self.checksum.partition(":")[0]
         if self.size not in (None, found):
@@ -231,7 +231,7 @@ class _Part:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a few redirects, none of them to where anybody can read along or change what is sent."""
+    """Follows a few redirects, but never from https to an unencrypted address."""
 
     max_redirections, max_repeats = REDIRECTS, 2
 
@@ -251,7 +251,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _fetch(part: _Part, words: str) -> None:
-    """Ask until the file is there, or nothing new comes."""
+    """Download until the file is complete, or no more data arrives."""
     resumed = part.come() > 0
     try:
         _receive_all(part, words)
@@ -259,7 +259,7 @@ def _fetch(part: _Part, words: str) -> None:
     except _WrongFile:
         if not resumed:
             raise
-        _receive_all(part, words)  # what was there before may have been the wrong part
+        _receive_all(part, words)  # the earlier part may have been wrong
         part.finish()
 
 
@@ -279,7 +279,7 @@ def _receive_all(part: _Part, words: str) -> None:
 
 
 def _receive(part: _Part, words: str) -> None:
-    """One request: the rest of the file, or all of it, is added to what is there."""
+    """Send one request, and append the answer: the rest of the file, or all of it."""
     come, validator = part.come(), part.validator()
     headers = {}
     if come and validator is not None:
@@ -290,7 +290,7 @@ def _receive(part: _Part, words: str) -> None:
         if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not headers:
             raise
         if error.headers.get("Content-Range", "") == f"bytes */{come}":
-            return  # all of it came before
+            return  # the part was already complete
         part.drop()
         raise ConnectionError("what came before is no part of the file") from error
     with response:
@@ -300,7 +300,7 @@ def _receive(part: _Part, words: str) -> None:
             part.begin(_validator(response))
         most = part.size or total or LARGEST
         with part.file.open("ab") as file, _progress(words, total or 0, begin) as advance:
-            while block := response.read1(BLOCK):  # what came, however little: it is kept
+            while block := response.read1(BLOCK):  # read1 returns small blocks early, so that they are kept
                 if begin + len(block) > most:
                     part.drop()
                     raise _WrongFile(f"the file has more than the published {most:,} bytes")
@@ -319,7 +319,7 @@ def _answer(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
 
 
 def _span(response: http.client.HTTPResponse, come: int) -> tuple[int, int | None]:
-    """Where the body of an answer begins in the file, and how long the file is, None where the server does not say."""
+    """Return the offset of the body in the file, and the size of the file; None if the server does not state it."""
     if response.status != HTTPStatus.PARTIAL_CONTENT:
         length = response.headers.get("Content-Length", "")
         return 0, int(length) if length.isdecimal() else None
@@ -331,7 +331,7 @@ def _span(response: http.client.HTTPResponse, come: int) -> tuple[int, int | Non
 
 
 def _require_size(part: _Part, total: int | None) -> None:
-    """Refuse a file of another size, or one for which there is no room, before anything of it comes."""
+    """Refuse a file of the wrong size, or without enough disk space, before receiving data."""
     if None not in (part.size, total) and part.size != total:
         part.drop()
         raise _WrongFile(f"the file has {total:,} bytes, not the published {part.size:,}")
@@ -344,13 +344,13 @@ def _require_size(part: _Part, total: int | None) -> None:
 
 
 def _validator(response: http.client.HTTPResponse) -> str:
-    """By what the server knows this very file again; "" where nothing that it says suffices."""
+    """Return the validator that identifies this version of the file; "" if the server sends none that is usable."""
     tag = response.headers.get("ETag", "")
     return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
 
 
 def _passes(error: Exception, lately: bool) -> bool:
-    """Whether it may be over in a moment; where nothing was ever received, an address that is not there stays so."""
+    """Return whether an error may be temporary; before any data arrived, a missing host is not."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code in LATER
     if isinstance(error, urllib.error.URLError):

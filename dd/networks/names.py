@@ -15,13 +15,13 @@ NetworkMaker: TypeAlias = Callable[[int, int, int], nn.Module]
 
 
 def is_ours(arch: str) -> bool:
-    """Whether a name is one of our architectures, in any spelling."""
+    """Return whether a name is one of our architectures, in any spelling."""
     name = arch.lower()
     return name in ARCHITECTURES or CONVNET.fullmatch(name) is not None
 
 
 def is_zoo_name(arch: str) -> bool:
-    """Whether a name is `timm:NAME`, `torchvision:NAME` or a plug-in's: networks configured by `arch` alone."""
+    """Return whether a name is `timm:NAME`, `torchvision:NAME` or a plug-in's: networks configured by `arch` alone."""
     library, colon, _ = arch.partition(":")
     return library in LIBRARIES if colon else arch in NETWORKS
 

@@ -45,7 +45,7 @@ def export(
         raise unknown("form", str(form), SUFFIXES)
     distilled = made if isinstance(made, DistilledSet) else load(made)
     path = user_path(named(distilled) + SUFFIXES[form] if out is None else out, "out")
-    require_free(path, form, force=force)  # before anything takes time
+    require_free(path, form, force=force)  # before slow work
     if form == "safetensors":
         return export_own(distilled, path, force=force)
     other = form == "pt" and not is_normalised(distilled)
@@ -56,7 +56,7 @@ def export(
 
 
 def named(distilled: DistilledSet) -> str:
-    """A name for what is made of a set: data set, method, images per class."""
+    """Return a name for files derived from a set: data set, method, images per class."""
     made, ipc = distilled.provenance, distilled.ipc
     parts = [Path(distilled.source).name, str(made.get("method", "")), "" if ipc is None else f"ipc{ipc}"]
     return "-".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in parts if part) or "set"

@@ -1,4 +1,4 @@
-"""Sets of other projects, saved as ours: what `dd import` does."""
+"""Import of sets from other projects: the library function behind `dd import`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """A set that was imported, and its file.
+    """An imported set and its file.
 
     Attributes:
-        path: of the file.
-        set: what is in it.
-        origin: where it comes from.
-        checked: how well it fits the real images, in a line.
+        path: the file.
+        set: the set.
+        origin: the imported files.
+        checked: one line on how well it fits the real images.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class Saved:
     checked: str
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return a JSON-able dict."""
         made, origin = self.set, self.origin
         stated = [{"values": list(one.values), "std": one.std, "where": one.where} for one in origin.stated]
         return {
@@ -58,17 +58,17 @@ class Saved:
 def import_files(
     paths: Sequence[str | Path], said: Mapping[str, Any], out: str | Path | None = None, *, force: bool = False
 ) -> list[Saved]:
-    """Import sets and save each; all are checked before the first is written.
+    """Import sets and save each; all sets are checked before the first is written.
 
     Args:
         paths: files that belong together, or a folder.
-        said: keys of an `Asked`.
-        out: the file, or a folder; of several sets each file's name gets the number of its entry.  None for the current
-            folder, and a name that says data set, format and images per class.
-        force: replace what is there.
+        said: options, by field of `Asked`.
+        out: a file, or a folder; with several sets, the entry number is appended to each name. None for the current
+            folder, with files named after data set, format and images per class.
+        force: replace existing files.
 
     Raises:
-        UsageError: see `import_sets`; or another file is there.
+        UsageError: see `import_sets`; or a file exists.
         RunError: the disk is full.
     """
     found = matched(paths, said)
@@ -93,7 +93,7 @@ def _saved(file: Path, one: Matched) -> Saved:
 def _same(file: Path, one: Matched) -> bool:
     try:
         there = load(file)
-        if one.labels is not None:  # which are compared when they are made
+        if one.labels is not None:  # compared when they are written
             return there.views is not None and there.labelled_sha256() == one.set.labelled_sha256()
         return there.digest() == one.set.digest()
     except UsageError:
@@ -101,7 +101,7 @@ def _same(file: Path, one: Matched) -> bool:
 
 
 def _files(found: Sequence[DistilledSet], out: str | None) -> list[Path]:
-    """A file for each set."""
+    """Return the file of each set."""
     path = user_path("." if out is None else out, "out", absolute=False)
     folder = out is None or out.endswith("/") or path.is_dir()
     if not folder and path.suffix != _SUFFIX:

@@ -1,4 +1,4 @@
-"""What a set says it is for, as the settings that use it: nothing that they do not know, nothing out of their range."""
+"""The intended use recorded in a set, validated as settings: no unknown keys, no values out of range."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from dd.training.teachers import SqueezeSettings
 
 @dataclass(frozen=True)
 class LabelOrigin:
-    """What `TeacherLabeller.of_origin` makes a labeller from."""
+    """The record from which `TeacherLabeller.of_origin` creates a labeller."""
 
     teachers: Annotated[tuple[str, ...], Field(min_length=1)]
     squeeze: SqueezeSettings
@@ -33,7 +33,7 @@ class LabelOrigin:
 
 @dataclass(frozen=True)
 class _Provenance:
-    """How a set was made, as runs write it; a set from elsewhere may leave any of it out."""
+    """The provenance that runs record; sets from other sources may omit any of it."""
 
     method: str = ""
     name: str = ""
@@ -51,9 +51,9 @@ class _Provenance:
 
 
 class Meant(NamedTuple):
-    """Data, student and protocol that a set is meant for, who labels its views, and how it was made.
+    """Data, student and protocol for which a set is meant, the labeller of its views, and its provenance.
 
-    A set that does not say gets the defaults of its source.
+    Missing values are replaced by the defaults of the set's source.
     """
 
     data: DataSettings
@@ -64,10 +64,10 @@ class Meant(NamedTuple):
 
 
 def meant_for(distilled: DistilledSet) -> Meant:
-    """Everything that a set says, checked.
+    """Validate what a set records about its use.
 
     Raises:
-        UsageError: a key that nothing uses, or a value that is not of its type or out of range; the file is named.
+        UsageError: an unknown key, or a value of the wrong type or out of range; the message names the file.
     """
     try:
         provenance = typed(_Provenance, distilled.provenance, "provenance")

@@ -1,4 +1,4 @@
-"""`dd.push`: what `dd push` does."""
+"""Publishing of sets: the library function behind `dd push`."""
 
 import json
 import logging
@@ -31,22 +31,23 @@ def push(
     private: bool = False,
     force: bool = False,
 ) -> Publication:
-    """Publish a set: into a folder, or as a dataset of the Hugging Face Hub.
+    """Publish a set to a folder, or as a dataset on the Hugging Face Hub.
 
-    `dd.push(outcome, "hf:USER/NAME", licence="mit")`.  With the set go its labels of views, a card that says how it was
-    made, what it scores beside its control and what it may leak, a preview, and a parquet file that the Hub shows.
+    `dd.push(outcome, "hf:USER/NAME", licence="mit")`.  The publication includes the labels of views, a preview, a
+    parquet file for the Hub's viewer, and a card with provenance, scores next to the control, and possible leaks of
+    data.
 
     Args:
-        made: a set, its file, the folder of its run, or what `dd.run` returned; the scores are those of its run.
-        to: a folder, or "hf:USER/NAME[/PATH]"; the token is the Hub client's own, of `HF_TOKEN` or its login.
-        licence: of the set.
-        dataset: where the data set of a set that was made elsewhere is on this machine.
-        private: whether a new repository is open to its owner alone.
-        force: replace another set that is there.
+        made: a set, its file, the folder of its run, or the result of `dd.run`; scores are those of the run.
+        to: a folder, or "hf:USER/NAME[/PATH]"; the token is that of the Hub's client (`HF_TOKEN` or its login).
+        licence: licence of the set.
+        dataset: local path of the data set, for a set made elsewhere.
+        private: whether to make a new repository private.
+        force: replace another set at the target.
 
     Raises:
-        UsageError: something else is there, or there is no token.
-        RunError: the Hub cannot be asked.
+        UsageError: the target has other content, or there is no token.
+        RunError: the Hub cannot be reached.
     """
     distilled = made if isinstance(made, DistilledSet) else load(made)
     report = made.report if isinstance(made, Outcome) else _report(distilled)
@@ -56,7 +57,7 @@ def push(
         log.warning("others made this set: see that its licence lets you publish it")
     facts = CardFacts(
         name=named(distilled),
-        place=str(to) if str(to).startswith(PREFIX) else "FOLDER",  # nobody else has this folder
+        place=str(to) if str(to).startswith(PREFIX) else "FOLDER",  # the local path is meaningless to others
         licence=licence or NOT_STATED,
         data_licence=str(report.dataset.get("licence") or NOT_STATED) if report else NOT_STATED,
         paper=_paper(distilled),
@@ -69,7 +70,7 @@ def push(
 
 
 def _report(distilled: DistilledSet) -> Report | None:
-    """The report of the run that a set lies in; None where there is none, or the set is not as it was scored."""
+    """Return the report from the folder of a set; None if there is none, or the set has changed since."""
     if distilled.path is None:
         return None
     folder = RunFolder(distilled.path.parent)
@@ -84,12 +85,12 @@ def _report(distilled: DistilledSet) -> Report | None:
 def _paper(distilled: DistilledSet) -> str:
     try:
         return registry.get(str(distilled.provenance.get("method", ""))).paper
-    except (UsageError, RunError):  # of a method that is not here
+    except (UsageError, RunError):  # the method is not installed
         return ""
 
 
 def _contents(distilled: DistilledSet, dataset: str, *, own: bool) -> Contents | None:
-    """The images of a set for its parquet file; None where no such file can hold them, which is said."""
+    """Return the contents for the parquet file; None, with a message, if parquet cannot represent the set."""
     try:
         data = real_data(distilled, dataset, own=own) if needs_data(distilled) else None
         contents = Contents(distilled, data)

@@ -1,4 +1,4 @@
-"""Scalars of a run: always a CSV file, and whoever else follows the run."""
+"""Scalars of a run: always logged to a CSV file, and forwarded to trackers."""
 
 import csv
 import io
@@ -32,9 +32,9 @@ class Track:
 
         Args:
             folder: the run's folder.
-            resume_at: the iteration that comes next; rows of it and of later ones are dropped, since they come again.
-            history: the log up to there; None: what the file holds.
-            trackers: who is given every new row, too.
+            resume_at: the next iteration; its row and later ones are dropped, since they will be logged again.
+            history: the log before that iteration; None for the contents of the file.
+            trackers: receive every new row, too.
         """
         self._trackers = Trackers() if trackers is None else trackers
         self._path = folder.log_csv
@@ -43,7 +43,7 @@ class Track:
         self._rewrite([row for row in rows if int(row["it"]) < resume_at])
 
     def log(self, it: int, **scalars: Scalar) -> None:
-        """Append one row; tensors and arrays of one number will do, None leaves a cell empty.
+        """Append one row; one-element tensors and arrays are accepted, and None leaves a cell empty.
 
         Args:
             it: the outer iteration.
@@ -59,7 +59,7 @@ class Track:
         self._trackers.log(row)
 
     def text(self) -> str:
-        """The log so far, as its file has it."""
+        """Return the log so far, as in its file."""
         return self._path.read_text(encoding="utf-8")
 
     def close(self) -> None:
@@ -83,10 +83,10 @@ class Track:
 
 
 def read_log(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a log.csv; a torn last line and rows that do not hold are left out.
+    """Read columns and rows of a log.csv, without a torn last line and invalid rows.
 
     Returns:
-        Column names and one mapping per row, empty cells included as ""; both empty where there is no log.
+        Column names and one mapping per row, empty cells included as ""; both empty if there is no log.
     """
     try:
         return parse_log(path.read_text(encoding="utf-8", errors="replace"))
@@ -95,7 +95,7 @@ def read_log(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def parse_log(text: str) -> tuple[list[str], list[dict[str, str]]]:
-    """As `read_log`, of the text of a log.csv."""
+    """Parse the text of a log.csv, see `read_log`."""
     whole = text[: text.rfind("\n") + 1].replace("\0", "")
     table = list(csv.reader(io.StringIO(whole)))
     if not table or table[0][:1] != ["it"]:
@@ -106,7 +106,7 @@ def parse_log(text: str) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def replayed(rows: Sequence[Mapping[str, str]]) -> Iterator[LogRow]:
-    """Rows of a log as they were logged, for who was not there."""
+    """Yield the rows of a log as they were logged, for trackers that start later."""
     for row in rows:
         yield {"it": int(row["it"]), **{name: _read(cell) for name, cell in row.items() if name != "it"}}
 
