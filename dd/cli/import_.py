@@ -1,4 +1,4 @@
-"""`dd import`: sets of other projects as ours."""
+"""`dd import`: import sets of other projects."""
 
 import os
 from typing import TYPE_CHECKING
@@ -29,16 +29,16 @@ _OWN = ("out", "force")
 @settings
 @json_option
 def command(path: str, settings: tuple[str, ...], as_json: bool) -> None:
-    """Read distilled sets that others released, check them against the real images, and save them as sets of dd.
+    """Import distilled sets of other projects: check them against the real images, and save them as sets of dd.
 
-    PATH... are files that belong together (images, labels, learning rate), or a folder; their contents tell what they
-    are.  dataset=NAME says which real images they stand for.  What files do not say can be said:
+    PATH... are files that belong together (images, labels, learning rate), or a folder; their contents determine the
+    format. dataset=NAME names the real images that they stand for. Options for facts that the files do not state:
     value_space=pixels|bytes|normalised|normalised:NAME|zca|zca-normalised, class_order=data|sorted|A,B,...,
     labels=hard|probabilities|logits|centred|blocks|cycle, lr=X, factor=N (tiles to a side), augment=STRATEGY,
-    entry=N|all (which set of several), format=NAME, protocol=NAME, preprocess=standard|zca, size=PIXELS, uneven=true,
-    ipc=N (of a folder the first N of each class), rows=N (of a picture), label=COLUMN (of a table), teachers=A,B (label
-    views while students train).
-    out=PATH is the file or the folder to write; force=true replaces what is there.
+    entry=N|all (one of several sets), format=NAME, protocol=NAME, preprocess=standard|zca, size=PIXELS, uneven=true,
+    ipc=N (for a folder, the first N of each class), rows=N (for a picture), label=COLUMN (for a table), teachers=A,B
+    (label views while students train).
+    out=PATH is the file or folder to write; force=true replaces existing files.
     """
     from dd.recipes import parse_overrides
 
@@ -62,7 +62,7 @@ def command(path: str, settings: tuple[str, ...], as_json: bool) -> None:
 
 
 def _sorted(first: str, settings: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """The paths among the words, and the settings: `key=value`, `--key value`, `--key=value`, JSON."""
+    """Separate paths from settings: `key=value`, `--key value`, `--key=value`, JSON."""
     paths, words = list[str](), list[str]()
     every = (first, *settings)
     for before, word in zip(("", *every), every, strict=False):

@@ -1,4 +1,4 @@
-"""`dd new`: files to begin from."""
+"""`dd new`: write files to start from."""
 
 import click
 
@@ -15,7 +15,7 @@ from dd.cli.new_sweep import sweep
     short_help="Write the files of a new method, or a sweep.",
 )
 def command() -> None:
-    """Write files to begin from."""
+    """Write files to start from."""
 
 
 command.add_command(method)

@@ -52,7 +52,7 @@ def method(name: str, settings: tuple[str, ...], as_json: bool) -> None:
 
 
 def _words(name: str) -> dict[str, str]:
-    """What the templates need to know."""
+    """Return the variables of the templates."""
     from dd.engine.registry import names
 
     if not _NAME.fullmatch(name) or len(name) > _LONGEST:
@@ -83,7 +83,7 @@ def _folder(settings: tuple[str, ...], default: str) -> Path:
 
 
 def _write(folder: Path, words: dict[str, str]) -> None:
-    """The whole folder or nothing."""
+    """Write the whole folder or nothing."""
     templates = files("dd.assets") / "method-template"
     parent = writable(folder.parent, "give another folder, out=FOLDER")
     temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}."))

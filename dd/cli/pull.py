@@ -28,11 +28,11 @@ _OWN = ("out", "trust", "force", "from")
 @settings
 @json_option
 def command(name: str, settings: tuple[str, ...], as_json: bool) -> None:
-    """Fetch the released set NAME (`dd sets` lists them), or hf:USER/NAME[@REVISION][/PATH] from the Hub; check it.
+    """Fetch and verify the released set NAME (`dd sets` lists them), or hf:USER/NAME[@REVISION][/PATH] from the Hub.
 
-    It is kept in DD_HOME, where `dd eval NAME` finds it again without a network; out=FOLDER also writes it there, and
-    force=true replaces another set in that folder.  trust=true takes files that nobody states a checksum of.
-    from=FILE,… gives files that were fetched by hand.  What the files do not say is said as for `dd import`:
+    It is kept in DD_HOME, where `dd eval NAME` finds it without a network; out=FOLDER also copies it to a folder, and
+    force=true replaces another set there. trust=true accepts files without a published checksum. from=FILE,… names
+    files that you fetched by hand. Options for facts that the files do not state are those of `dd import`:
     dataset=NAME, value_space=, class_order=, labels=, entry=.
     """
     from dd.recipes import parse_overrides

@@ -26,12 +26,12 @@ _FLAGS = ("private", "force")
 @settings
 @json_option
 def command(file: str, to: str, settings: tuple[str, ...], as_json: bool) -> None:
-    """Publish the set in FILE as a folder, or as hf:USER/NAME[/PATH], with a card, a preview and a parquet file.
+    """Publish the set in FILE to a folder, or to hf:USER/NAME[/PATH], with a card, a preview and a parquet file.
 
-    FILE is a set (.safetensors), the folder of a run, or a released set.  The card tells how the set was made, what it
-    scores beside its control as the run's report has it, and what it may leak.  licence=NAME is the set's own;
-    private=true makes a new repository private; force=true replaces another set; dataset=PATH names the images of a
-    set of indices that was made elsewhere.  The token is that of the Hub's client: HF_TOKEN, or `hf auth login`.
+    FILE is a set (.safetensors), the folder of a run, or a released set. The card states how the set was made, the
+    scores of the set and its control from the run's report, and what it may leak. licence=NAME is the licence of the
+    set; private=true makes a new repository private; force=true replaces another set; dataset=PATH locates the images
+    of a set of indices made elsewhere. The token is that of the Hub's client: HF_TOKEN, or `hf auth login`.
     """
     from dd.recipes import parse_overrides
 
@@ -53,7 +53,7 @@ def command(file: str, to: str, settings: tuple[str, ...], as_json: bool) -> Non
 
 @dataclass(frozen=True)
 class _Wished:
-    """The keys of the verb."""
+    """The keys of `dd push`."""
 
     licence: str = "not stated"
     dataset: str = ""

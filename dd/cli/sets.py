@@ -1,4 +1,4 @@
-"""`dd sets`: released sets that are known, and the card of each."""
+"""`dd sets`: list the known released sets, and show their cards."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from dd.sizes import readable_size
 if TYPE_CHECKING:
     from dd.released.record import Released
 
-_WIDE = 240  # columns where no terminal sets a width
+_WIDE = 240  # columns if there is no terminal
 
 
 @click.command(
@@ -25,7 +25,7 @@ _WIDE = 240  # columns where no terminal sets a width
 @click.argument("words", nargs=-1, metavar="[NAME | WORD...]")
 @json_option
 def command(words: tuple[str, ...], as_json: bool) -> None:
-    """List the released sets that are known, or those in whose records every WORD is found; of a NAME show all of it.
+    """List the known released sets, or those whose records contain every WORD; show the whole record of a NAME.
 
     `dd pull NAME` fetches one, `dd eval NAME` scores it.  DD_INDEX names further indexes: files or web addresses,
     separated by commas.
