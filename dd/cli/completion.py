@@ -189,7 +189,7 @@ def _imports(known: dict[str, Any], last: str) -> Iterable[str]:
 
 
 def _released() -> list[str]:
-    """The names of released sets; an index of the user's that is broken is no matter here."""
+    """Return the names of released sets, ignoring broken indexes."""
     from dd.released.index import known_sets
 
     logging.getLogger("dd.released").setLevel(logging.ERROR)

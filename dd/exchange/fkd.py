@@ -41,7 +41,7 @@ _DRAWS = {2: "two permutations an epoch, as torch draws today", 1: "one permutat
 _TRIED = 4  # epochs from which the order is chosen
 _SHUFFLES = 8  # from which the chance level is estimated
 _CLEAR = 5  # deviations above chance
-_WHOLE = 0.02  # of a pixel: tolerance for crops at whole pixels
+_WHOLE = 0.02  # pixels: tolerance for crops at whole pixels
 _EPOCHS = 100_000
 
 

@@ -1,6 +1,6 @@
 """Pictures of a whole set: cells in rows, as laid out by `torchvision.utils.make_grid`.
 
-Such a picture preserves little of the set: 8 bits per value, and often a contrast stretched for each image.
+Such a picture preserves little of the set: 8 bits per value, often with the contrast stretched for each image separately.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from dd.exchange.source import ForeignFiles
 
 _PADDING = 2  # pixels between and around cells; torchvision's default
 _ALIKE = 12  # grey levels by which JPEG lets a line of one colour vary
-_PIXELS = 100_000_000  # largest picture
-_SMALLEST = 8  # side of a cell in pixels
+_PIXELS = 100_000_000  # maximum number of pixels of a picture
+_SMALLEST = 8  # minimum side of a cell in pixels
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ def _labeller(teachers: str) -> dict[str, object]:
 
 
 def _unlike_its_name(draft: Draft, dataset: str, labels: Targets) -> list[str]:
-    """Return where the name of a file contradicts the user's options and the contents, which take precedence."""
+    """Return a line for each contradiction between a file's name and its contents, which take precedence."""
     name, found = draft.files[0].name, list[str]()
     said = named_set(name)
     if said and not dataset.startswith(said.split("-")[0]):

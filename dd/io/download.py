@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 10.0  # seconds without an answer, when connecting and when reading
 BLOCK = 1 << 18  # bytes read at a time
-SILENCE = 10.0  # seconds between two lines of progress where there is no terminal
+SILENCE = 10.0  # seconds between lines of progress without a terminal
 TRIES = 4  # consecutive attempts without new data
 PAUSE = 1.0  # seconds before the second try, doubled before each further one
 LONGEST_PAUSE = 30.0  # seconds, even if a server asks for more

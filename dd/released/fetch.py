@@ -43,7 +43,7 @@ def fetch(record: Released, folder: Path, *, trust: bool) -> list[Measured]:
 
     Args:
         record: record of the set.
-        folder: the folder to which the paths of the files are relative.
+        folder: the target folder, to which the paths of the files are relative.
         trust: whether to accept files without a published checksum.
 
     Raises:

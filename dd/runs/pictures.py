@@ -159,7 +159,7 @@ def _text(ax: "Axes", x: float, y: float, text: str, room: float, size: float) -
 
 
 def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
-    """An empty figure of so many inches."""
+    """Create an empty figure of the given size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
