@@ -1,6 +1,6 @@
 """Pictures of a whole set: cells in rows, as laid out by `torchvision.utils.make_grid`.
 
-Such a picture preserves little of the set: 8 bits per value, often with the contrast stretched for each image separately.
+Such a picture preserves little of the set: 8 bits per value, often with the contrast stretched for each image.
 """
 
 from collections.abc import Sequence
