@@ -23,7 +23,7 @@ demo: $(INSTALLED)  ## distil the embedded data set and evaluate the result
 	$(BIN)/dd run method=datm ipc=1
 
 test: $(INSTALLED)  ## all tests that need no GPU, no network, no data outside this repository
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(INSTALLED)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow

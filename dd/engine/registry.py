@@ -223,10 +223,11 @@ def _load(plug_in: PlugIn) -> None:
     cls = plug_in.load()
     if plug_in.name in _registered:  # by the decorator of its class
         return
-    try:
-        register(plug_in.name)(cls)  # type: ignore[arg-type]
-    except (AttributeError, TypeError) as error:
-        raise plug_in.broken("is not a class of a method") from error
+    from dd.engine.method import Method
+
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise plug_in.broken("is not a class of a method")
+    register(plug_in.name)(cls)
 
 
 def _from_file(text: str) -> "type[Method]":

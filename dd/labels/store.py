@@ -414,11 +414,10 @@ def _packed(path: Path) -> dict[int, Payload]:
         if metadata.get("format") != _PACK or len(metadata.get("info", "")) > _LONGEST:
             raise ValueError("its metadata are not those of packed labels")
         infos = typed(_PackedInfo, {"info": json.loads(metadata["info"])}, "").info
-        found: dict[int, Payload] = {int(epoch): ({}, info) for epoch, info in infos.items()}
+        rows_of: dict[int, dict[str, Tensor]] = {int(epoch): {} for epoch in infos}
         for name, rows in load_tensors(path).items():
             epoch, _, kind = name.partition("/")
-            held: dict[str, Tensor] = found[int(epoch)][0]  # pyright: ignore[reportAssignmentType]
-            held[kind] = rows
+            rows_of[int(epoch)][kind] = rows
     except (OSError, ValueError, KeyError, SafetensorError, RecursionError, UsageError) as error:
         raise UsageError(f"{path} holds no labels as dd packs them ({in_one_line(error)})") from error
-    return found
+    return {int(epoch): (rows_of[int(epoch)], info) for epoch, info in infos.items()}

@@ -24,6 +24,7 @@ _ARMS = {
     "start": "the set at iteration 0",
     "full": "all real images",
 }
+_HUB_LICENCES = ("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0")  # words of the Hub
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -68,21 +69,19 @@ def _metadata(distilled: DistilledSet, facts: CardFacts) -> str:
     ipc, method = distilled.ipc, str(distilled.provenance.get("method", ""))
     tags = ["dataset-distillation", "dd", *([f"ipc-{ipc}"] if ipc else []), *([method] if method else [])]
     size = next((name for most, name in _SIZES if distilled.n < most), "n>1M")
-    is_stated = facts.licence != NOT_STATED
-    known = {"license": "other", "license_name": facts.licence} if is_stated else {"license": "unknown"}
-    if facts.licence.lower() in ("mit", "apache-2.0", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0"):
-        known = {"license": facts.licence.lower()}
-    configs = None
+    stated, known = facts.licence.lower(), facts.licence.lower() in _HUB_LICENCES
+    is_other = not known and facts.licence != NOT_STATED
+    more: dict[str, Any] = {"license_name": facts.licence} if is_other else {}
     if facts.lost is not None:
-        configs = [{"config_name": "default", "data_files": [{"split": "train", "path": PARQUET.as_posix()}]}]
+        more["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": PARQUET.as_posix()}]}]
     data = DatasetCardData(
-        **known,  # pyright: ignore[reportArgumentType]
+        license=stated if known else "other" if is_other else "unknown",
         pretty_name=_plain(facts.name),
         task_categories=["image-classification"],
         size_categories=[size],
         source_datasets=[f"extended|other-{_plain(Path(distilled.source).name)}"],
         tags=[_plain(tag) for tag in tags],
-        **({"configs": configs} if configs else {}),
+        **more,
     )
     return data.to_yaml() + "\n"
 

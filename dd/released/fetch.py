@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 from urllib.parse import quote
 
 from dd.errors import UsageError, in_one_line
@@ -160,9 +160,9 @@ def _opened(where: str, file: ReleasedFile, folder: Path) -> Measured:
     if "::" in url:
         raise UsageError(f"{url}: addresses that open one file inside of another are not followed")
     with atomic_path(target) as temporary, _spoken(url):
-        with fsspec.open(url, "rb") as source, temporary.open("wb") as written:
-            left = LARGEST if file.size is None else file.size
-            while block := source.read(BLOCK):  # pyright: ignore[reportAttributeAccessIssue]
+        with fsspec.open(url, "rb") as opened, temporary.open("wb") as written:
+            source, left = cast(BinaryIO, opened), LARGEST if file.size is None else file.size
+            while block := source.read(BLOCK):
                 left -= len(block)
                 if left < 0:
                     raise ConnectionError(f"the file has more than the published {file.size:,} bytes")
