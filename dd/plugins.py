@@ -123,14 +123,17 @@ class Named(UserDict[str, T]):
 
     def __iter__(self) -> Iterator[str]:
         yield from list(self.data)
-        broken = self.broken()
-        yield from (name for name in plug_ins(self._what) if name not in broken)
+        yield from (name for name, why in self._tried().items() if not why)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def broken(self) -> dict[str, str]:
         """Return the errors of broken plug-ins by name."""
+        return {name: why for name, why in self._tried().items() if why}
+
+    def _tried(self) -> dict[str, str]:
+        """Import every plug-in; return what is wrong with it, "" for nothing, by name."""
         found = {}
         for name, plug_in in plug_ins(self._what).items():
             if name in self.data or self._reserved(name):
@@ -138,6 +141,7 @@ class Named(UserDict[str, T]):
                 continue
             try:
                 self[name]
+                found[name] = ""
             except (UsageError, RunError) as error:
                 found[name] = str(error)
         return found

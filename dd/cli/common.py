@@ -4,18 +4,21 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dd.errors import printable
+from dd.errors import UsageError, printable, unknown
 from dd.runs.progress import colours
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from rich.console import Console
     from rich.table import Table
 
+T = TypeVar("T", bound="DataclassInstance")
 F = TypeVar("F", bound=Callable[..., object])
 _APART = 3  # blanks between two columns of a table
 _NARROW = 8  # narrower table columns are useless
@@ -34,6 +37,38 @@ def examples(*commands: str) -> str:
 def settings(function: F) -> F:
     """Decorator: collect raw `key=value` words in the argument `settings`."""
     return click.argument("settings", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...")(function)
+
+
+def paths_and_settings(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Separate paths from settings: `key=value`, `--key value`, `--key=value`, JSON; a path may contain `=`."""
+    paths, found, every = list[str](), list[str](), list(words)
+    for before, word in zip(("", *every), every, strict=False):
+        is_value = before.startswith("--") and "=" not in before
+        setting = is_value or word.startswith(("-", "+", "{")) or ("=" in word and not os.path.exists(word))
+        (found if setting else paths).append(word)
+    return paths, found
+
+
+def flag(key: str, value: object) -> bool:
+    """Return a setting, which must be true or false."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{key}={value}: say true or false")
+    return value
+
+
+def keys_of(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Return the keys of a verb as a dataclass whose fields are texts and flags.
+
+    Raises:
+        UsageError: unknown key, or a flag that is neither true nor false.
+    """
+    types = {one.name: one.type for one in fields(cls)}
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in types:
+            raise unknown("key", key, types)
+        given[key] = flag(key, value) if types[key] is bool else str(value)
+    return cls(**given)
 
 
 def json_option(function: F) -> F:

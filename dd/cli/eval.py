@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from dd.cli.common import LENIENT, console, emit, examples, json_option, log_to_stderr, remark, settings
+from dd.cli.common import (
+    LENIENT,
+    console,
+    emit,
+    examples,
+    json_option,
+    log_to_stderr,
+    paths_and_settings,
+    remark,
+    settings,
+)
 from dd.errors import RunError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -56,7 +66,8 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
 
     if "=" in file and not os.path.exists(file):
         raise UsageError(f"name the set first: dd eval FILE {file}")
-    files, words = _sorted(file, settings)
+    others, words = paths_and_settings(settings)
+    files = [file, *others]
     overrides = parse_overrides(words)
     log_to_stderr()
     if len(files) == 1:
@@ -77,16 +88,6 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
     if as_json:
         emit({"sets": found})
     return worst
-
-
-def _sorted(file: str, settings: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Separate the files from the settings: `key=value`, `--key value`, `--key=value`, JSON."""
-    files, words = [file], list[str]()
-    for before, word in zip(("", *settings), settings, strict=False):
-        is_value = before.startswith("--") and "=" not in before
-        setting = is_value or "=" in word or word.startswith(("-", "+", "{"))
-        (words if setting else files).append(word)
-    return files, words
 
 
 def _scored(file: str, overrides: Mapping[str, Any]) -> _Scored:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dd.cli.common import LENIENT, emit, examples, json_option, log_to_stderr, remark, settings
+from dd.cli.common import LENIENT, emit, examples, json_option, keys_of, log_to_stderr, remark, settings
 from dd.errors import UsageError, unknown
 from dd.sizes import readable_size
 
@@ -65,15 +65,9 @@ class _Wish:
 
 def _wish(values: Mapping[str, Any]) -> _Wish:
     """Validate the settings and return them as a `_Wish`."""
-    keys = [one.name for one in fields(_Wish)]
-    for key in values:
-        if key not in keys:
-            raise unknown("key", key, keys)
-    if "form" not in values:
+    if "form" not in values and values.keys() <= {one.name for one in fields(_Wish)}:
         raise UsageError("say the form: form=folder, parquet, pt, npz or safetensors")
-    if not isinstance(values.get("force", False), bool):
-        raise UsageError(f"force={values['force']}: say true or false")
-    if values.get("tiles", "kept") not in ("decoded", "kept"):
-        raise unknown("tiles", str(values["tiles"]), ("decoded", "kept"))
-    given: dict[str, Any] = {key: value if key == "force" else str(value) for key, value in values.items()}
-    return _Wish(**given)
+    wish = keys_of(_Wish, values)
+    if wish.tiles not in ("decoded", "kept"):
+        raise unknown("tiles", wish.tiles, ("decoded", "kept"))
+    return wish

@@ -1,11 +1,10 @@
 """`dd import`: import sets of other projects."""
 
-import os
 from typing import TYPE_CHECKING
 
 import click
 
-from dd.cli.common import LENIENT, emit, examples, json_option, log_to_stderr, settings
+from dd.cli.common import LENIENT, emit, examples, flag, json_option, log_to_stderr, paths_and_settings, settings
 from dd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +41,9 @@ def command(path: str, settings: tuple[str, ...], as_json: bool) -> None:
     """
     from dd.recipes import parse_overrides
 
-    paths, words = _sorted(path, settings)
+    paths, words = paths_and_settings((path, *settings))
+    if not paths:
+        raise UsageError(f"name the files first: dd import PATH {' '.join(words)}")
     said = parse_overrides(words)
     log_to_stderr()
     from dd.pipeline.imports import import_files
@@ -50,28 +51,14 @@ def command(path: str, settings: tuple[str, ...], as_json: bool) -> None:
     own = {key: said.pop(key) for key in _OWN if key in said}
     if "data.size" in said:
         said["size"] = said.pop("data.size")
-    if not isinstance(own.get("force", False), bool):
-        raise UsageError(f"force={own['force']}: say true or false")
-    saved = import_files(paths, said, None if "out" not in own else str(own["out"]), force=own.get("force", False))
+    out = str(own["out"]) if "out" in own else None
+    saved = import_files(paths, said, out, force=flag("force", own.get("force", False)))
     if as_json:
         emit({"sets": [one.to_dict() for one in saved]})
         return
     for one in saved:
         for line in _lines(one):
             click.echo(line)
-
-
-def _sorted(first: str, settings: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Separate paths from settings: `key=value`, `--key value`, `--key=value`, JSON."""
-    paths, words = list[str](), list[str]()
-    every = (first, *settings)
-    for before, word in zip(("", *every), every, strict=False):
-        is_value = before.startswith("--") and "=" not in before
-        setting = is_value or word.startswith(("-", "+", "{")) or ("=" in word and not os.path.exists(word))
-        (words if setting else paths).append(word)
-    if not paths:
-        raise UsageError(f"name the files first: dd import PATH {' '.join(words)}")
-    return paths, words
 
 
 def _lines(saved: "Saved") -> list[str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dd.cli.common import LENIENT, emit, examples, json_option, log_to_stderr, remark, settings
+from dd.cli.common import LENIENT, emit, examples, flag, json_option, log_to_stderr, remark, settings
 from dd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,19 +41,17 @@ def command(name: str, settings: tuple[str, ...], as_json: bool) -> None:
         raise UsageError(f"name the set first: dd pull NAME {name}")
     values = parse_overrides(settings)
     own = {key: values.pop(key, None) for key in _OWN}
-    for key in ("trust", "force"):
-        if not isinstance(own[key], bool | None):
-            raise UsageError(f"{key}={own[key]}: say true or false")
+    trust, force = (own[key] is not None and flag(key, own[key]) for key in ("trust", "force"))
     log_to_stderr()
     from dd.io import user_path
     from dd.pipeline.evaluation import pull_set
     from dd.released.pull import copied
 
     by_hand = [user_path(str(one), "from") for one in _several(own["from"])]
-    found = pull_set(name, values, trust=bool(own["trust"]), by_hand=by_hand)
+    found = pull_set(name, values, trust=trust, by_hand=by_hand)
     path = found.path
     if own["out"] is not None:
-        path = copied(found, user_path(str(own["out"]), "out"), force=bool(own["force"]))
+        path = copied(found, user_path(str(own["out"]), "out"), force=force)
     _show(found, str(path), as_json)
 
 

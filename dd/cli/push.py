@@ -1,15 +1,13 @@
 """`dd push`: publish a set."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
 
-from dd.cli.common import LENIENT, emit, examples, json_option, log_to_stderr, settings
-from dd.errors import UsageError, unknown
+from dd.cli.common import LENIENT, emit, examples, json_option, keys_of, log_to_stderr, settings
+from dd.errors import UsageError
 from dd.sizes import readable_size
-
-_FLAGS = ("private", "force")
 
 
 @click.command(
@@ -55,22 +53,13 @@ def command(file: str, to: str, settings: tuple[str, ...], as_json: bool) -> Non
 class _Wished:
     """The keys of `dd push`."""
 
-    licence: str = "not stated"
+    licence: str = ""
     dataset: str = ""
     private: bool = False
     force: bool = False
 
 
 def _wish(values: dict[str, Any]) -> _Wished:
-    keys = [one.name for one in fields(_Wished)]
-    for key, value in values.items():
-        if key in ("token", "hf_token"):
-            raise UsageError(
-                "a token is no setting: others see the words of a command; use HF_TOKEN, or `hf auth login`"
-            )
-        if key not in keys:
-            raise unknown("key", key, keys)
-        if key in _FLAGS and not isinstance(value, bool):
-            raise UsageError(f"{key}={value}: say true or false")
-    given: dict[str, Any] = {key: value if key in _FLAGS else str(value) for key, value in values.items()}
-    return _Wished(**given)
+    if {"token", "hf_token"} & values.keys():
+        raise UsageError("a token is no setting: others see the words of a command; use HF_TOKEN, or `hf auth login`")
+    return keys_of(_Wished, values)

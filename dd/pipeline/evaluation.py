@@ -20,11 +20,10 @@ from dd.networks import NetworkSpec
 from dd.pipeline.foreign import is_foreign, remember, require_modest, require_teachers
 from dd.pipeline.label import label_spec, stored_labels
 from dd.pipeline.meant import LabelOrigin, meant_for
-from dd.pipeline.outcome import Outcome
+from dd.pipeline.outcome import Outcome, folder_of
 from dd.pipeline.task import context, numerics, task_for
 from dd.recipes import Evaluation, resolve_evaluation
 from dd.released.pull import Pulled, is_released, pull
-from dd.runs import RunFolder
 from dd.runs.cost import measured
 from dd.runs.stop import Stop
 from dd.sets import DistilledSet, hashed_once
@@ -139,11 +138,11 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
 
 def _start(distilled: DistilledSet) -> DistilledSet | None:
     """Return the set at iteration 0 of the run that made a set, if both are still in the folder of that run."""
-    if distilled.path is None or distilled.path != RunFolder(distilled.path.parent).set:
+    folder = folder_of(distilled)
+    if folder is None:
         return None
-    file = RunFolder(distilled.path.parent).start
     try:
-        start = load_set(file)
+        start = load_set(folder.start)
     except UsageError:
         return None
     same = all(start.provenance.get(key) == distilled.provenance.get(key) for key in ("recipe", "seed"))

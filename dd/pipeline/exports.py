@@ -4,13 +4,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from dd.data import DataSettings, Preprocess, RealData, is_local, open_data
-from dd.errors import UsageError, unknown
+from dd.data import DataSettings, Preprocess, RealData, open_data
+from dd.errors import unknown
 from dd.exchange.contents import Contents, Tiles, needs_data
 from dd.exchange.export import SUFFIXES, Exported, Form, export_own, export_set, is_normalised, require_free
 from dd.io import user_path
 from dd.pipeline.evaluation import load
-from dd.pipeline.foreign import is_foreign
+from dd.pipeline.foreign import is_foreign, require_no_path
 from dd.pipeline.meant import meant_for
 from dd.pipeline.outcome import Outcome
 from dd.sets import DistilledSet
@@ -55,19 +55,17 @@ def export(
     return export_set(Contents(distilled, data, tiles), path, form, normalised=normalised, force=force)
 
 
-def named(distilled: DistilledSet) -> str:
-    """Return a name for files derived from a set: data set, method, images per class."""
+def named(distilled: DistilledSet, uneven: str = "") -> str:
+    """Return a name for files derived from a set: data set, method, images per class or, without one, `uneven`."""
     made, ipc = distilled.provenance, distilled.ipc
-    parts = [Path(distilled.source).name, str(made.get("method", "")), "" if ipc is None else f"ipc{ipc}"]
+    parts = [Path(distilled.source).name, str(made.get("method", "")), uneven if ipc is None else f"ipc{ipc}"]
     return "-".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in parts if part) or "set"
 
 
 def real_data(distilled: DistilledSet, dataset: str, *, own: bool) -> RealData:
     """Open the data set of a distilled set, with the settings recorded in the set."""
-    if not dataset and not own and is_local(distilled.source) and is_foreign(distilled):
-        raise UsageError(
-            f"this set was not made here and asks for images at a path; to allow that, add dataset={distilled.source}"
-        )
+    if not dataset and not own and is_foreign(distilled):
+        require_no_path(distilled)
     return open_data(dataset or distilled.source, _settings(distilled), "cpu")
 
 

@@ -37,10 +37,16 @@ def is_foreign(distilled: DistilledSet) -> bool:
     return not said or not Store().path(_KIND, {"set": said}).is_file()
 
 
+def require_no_path(distilled: DistilledSet) -> None:
+    """Raise `UsageError` if a set asks for images at a path, which the user did not name."""
+    if is_local(distilled.source):
+        raise _not_said("images at a path", f"dataset={distilled.source}")
+
+
 def require_modest(distilled: DistilledSet, settings: Evaluation) -> None:
     """Raise `UsageError` if a set asks for images at a path or of a size that the user did not name."""
-    if "dataset" not in settings.named and is_local(distilled.source):
-        raise _not_said("images at a path", f"dataset={distilled.source}")
+    if "dataset" not in settings.named:
+        require_no_path(distilled)
     size = settings.data.size or 0
     if "data.size" not in settings.named and distilled.image_kind in ("indices", "schedule") and size > _LARGE:
         raise _not_said(f"images of {size} pixels", f"data.size={size}")

@@ -1,6 +1,5 @@
 """Import of sets from other projects: the library function behind `dd import`."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from dd.errors import UsageError
 from dd.exchange.front import matched
 from dd.exchange.match import Matched
 from dd.io import user_path, writable
+from dd.pipeline.exports import named
 from dd.pipeline.foreign import remember
 from dd.pipeline.meant import meant_for
 from dd.sets import DistilledSet, load, save
@@ -110,12 +110,6 @@ def _files(found: Sequence[DistilledSet], out: str | None) -> list[Path]:
     for one in found:
         origin = imported(one.provenance)
         entry = f"-{origin.entry}" if origin is not None and origin.entry and len(found) > 1 else ""
-        base = path / _name(one) if folder else path.with_suffix("")
+        base = path / named(one, uneven=f"n{one.n}") if folder else path.with_suffix("")
         files.append(base.with_name(f"{base.name}{entry}{_SUFFIX}"))
     return files
-
-
-def _name(distilled: DistilledSet) -> str:
-    source, kind, ipc = Path(distilled.source).name, distilled.provenance["method"], distilled.ipc
-    parts = [source, str(kind), f"n{distilled.n}" if ipc is None else f"ipc{ipc}"]
-    return "-".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in parts)

@@ -41,6 +41,14 @@ class Outcome:
         return f'{table}<img src="data:image/png;base64,{b64encode(file.read_bytes()).decode()}">'
 
 
+def folder_of(distilled: DistilledSet) -> RunFolder | None:
+    """Return the folder of the run whose result a set's file is, by its name; None if it is elsewhere."""
+    if distilled.path is None:
+        return None
+    folder = RunFolder(distilled.path.parent)
+    return folder if distilled.path == folder.set else None
+
+
 def finished(folder: RunFolder) -> Outcome:
     """Return the outcome of a run that finished earlier.
 

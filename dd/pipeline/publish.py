@@ -1,6 +1,5 @@
 """Publishing of sets: the library function behind `dd push`."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -9,13 +8,13 @@ from dd.errors import RunError, UsageError
 from dd.evaluation.report import Report
 from dd.exchange.contents import Contents, needs_data
 from dd.io import user_path
+from dd.licences import NOT_STATED
 from dd.pipeline.evaluation import load
 from dd.pipeline.exports import named, real_data
-from dd.pipeline.outcome import Outcome
-from dd.released.card import NOT_STATED, CardFacts
+from dd.pipeline.outcome import Outcome, finished, folder_of
+from dd.released.card import CardFacts
 from dd.released.hub import PREFIX, hub_place
 from dd.released.push import Publication, publish_folder, publish_to_hub
-from dd.runs import RunFolder
 from dd.sets import DistilledSet
 from dd.sets.origin import imported
 
@@ -71,14 +70,12 @@ def push(
 
 def _report(distilled: DistilledSet) -> Report | None:
     """Return the report from the folder of a set; None if there is none, or the set has changed since."""
-    if distilled.path is None:
-        return None
-    folder = RunFolder(distilled.path.parent)
-    if folder.set != distilled.path or not folder.is_finished():
+    folder = folder_of(distilled)
+    if folder is None or not folder.is_finished():
         return None
     try:
-        return Report.from_dict(json.loads(folder.report.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+        return finished(folder).report
+    except RunError:
         return None
 
 

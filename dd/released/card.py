@@ -9,13 +9,13 @@ import torch
 
 from dd.errors import printable
 from dd.evaluation.report import SCORES, Report, Score
+from dd.licences import NOT_STATED
 from dd.sets import DistilledSet
 from dd.sets.origin import imported
 from dd.sizes import readable_size
 
 PREVIEW = "preview.png"
 PARQUET = Path("data") / "train-00000-of-00001.parquet"
-NOT_STATED = "not stated"
 
 _ARMS = {
     "accuracy": "this set",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dd.io import digest
+from dd.licences import NOT_STATED
 
 Text = Annotated[str, Field(max_length=2000)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -113,9 +114,9 @@ class Released:
     """"dd" for our own format, or the name of a format of `dd import`."""
     status: Status = "unchecked"
     """Whether the set was found at its place."""
-    licence: Text = "not stated"
+    licence: Text = NOT_STATED
     """Licence of the set, as stated by its authors."""
-    data_licence: Text = "not stated"
+    data_licence: Text = NOT_STATED
     """Licence of the real data, as stated by their owners."""
     labels: Text = ""
     """Description of its labels for readers."""

@@ -349,7 +349,7 @@ print(json.dumps([found, "torch" in sys.modules]))
 
 
 def test_a_listing_does_not_wait_for_torch(place):
-    verbs = [["methods"], ["recipes"], ["recipes", "--protocols"], ["data"], ["experts"]]
+    verbs = [["methods"], ["recipes"], ["recipes", "--protocols"], ["data"], ["experts"], ["sets"]]
     verbs.append(["completion", "bash", "--line=dd run method=da"])
 
     def listed(asked):

@@ -2,11 +2,14 @@
 
 import json
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from dd.cli.common import keys_of, paths_and_settings
 from dd.cli.main import run_command_line
+from dd.errors import UsageError
 from dd.evaluation.protocols import PROTOCOLS
 from dd.recipes import resolve
 from dd.sizes import readable_size
@@ -145,6 +148,25 @@ def test_data(capsys):
         [],
     )
     assert "T-shirt/top   1000       200" in said(capsys, "data", "check", "fashion-mini")
+
+
+def test_words_are_settings_unless_they_are_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=1.pt").touch()
+    words = ["b.pt", "a=1.pt", "lr=0.1", "--seed", "3", "--x=4", "+k=v", '{"y": 1}', "c.pt"]
+    assert paths_and_settings(words) == (["b.pt", "a=1.pt", "c.pt"], [w for w in words if not w.endswith(".pt")])
+
+
+def test_the_keys_of_a_verb_are_texts_and_flags():
+    @dataclass(frozen=True)
+    class Wish:
+        out: str = ""
+        force: bool = False
+
+    assert keys_of(Wish, {"out": 3, "force": True}) == Wish("3", True)
+    for values, why in (({"ot": 1}, "unknown key 'ot'"), ({"force": None}, "force=None: say true or false")):
+        with pytest.raises(UsageError, match=why):
+            keys_of(Wish, values)
 
 
 def test_doctor(capsys, tmp_path):

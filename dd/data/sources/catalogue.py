@@ -14,6 +14,7 @@ from dd.data.sources.entry import (
     Remote,
 )
 from dd.data.sources.imagenet import IMAGENET_ENTRIES
+from dd.licences import NOT_STATED
 from dd.plugins import Named
 
 DIGITS = tuple("0123456789")
@@ -131,7 +132,7 @@ _ENTRIES = (
     CatalogueEntry(
         name="cifar10",
         description="animals and vehicles, 32 x 32 colour, 10 classes, 50,000 + 10,000 images",
-        licence="not stated",
+        licence=NOT_STATED,
         channels=3,
         classes=CIFAR10_CLASSES,
         constants=CIFAR10,
@@ -155,7 +156,7 @@ _ENTRIES = (
     CatalogueEntry(
         name="cifar100",
         description="animals, plants and things, 32 x 32 colour, 100 classes, 50,000 + 10,000 images",
-        licence="not stated",
+        licence=NOT_STATED,
         channels=3,
         classes=None,
         constants=CIFAR10,

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 
-NOT_STATED = "not stated"  # the publisher names no licence
 
 ALL_AUGMENTATIONS = "color_crop_cutout_flip_scale_rotate"
 DIGIT_AUGMENTATIONS = "color_crop_cutout_scale_rotate"  # no flip: a mirrored digit is not a digit

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from dd.data.sources.catalogue import CATALOGUE
 from dd.data.sources.embedded import EMBEDDED_FOLDER, embedded_size
-from dd.data.sources.entry import NOT_STATED, CatalogueEntry
+from dd.data.sources.entry import CatalogueEntry
 from dd.data.sources.find import find_named, lacks
+from dd.licences import NOT_STATED
 
 
 @dataclass(frozen=True)

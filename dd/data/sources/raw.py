@@ -9,12 +9,13 @@ from torch import Tensor
 from dd.data.settings import Depth16, Resize
 from dd.data.sources.content import Arrays, EncodedSet
 from dd.data.sources.decoding import decode_listing, decode_split, headers, resized
-from dd.data.sources.entry import ALL_AUGMENTATIONS, NOT_STATED, Constants
+from dd.data.sources.entry import ALL_AUGMENTATIONS, Constants
 from dd.data.sources.locate import Located, locate_data
 from dd.data.sources.pixels import Target
 from dd.data.sources.survey import large_words, refuse
 from dd.data.sources.walk import some
 from dd.io import Json
+from dd.licences import NOT_STATED
 from dd.networks.spec import USUAL_SIDE
 from dd.runs.store import Store
 

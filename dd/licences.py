@@ -1,0 +1,3 @@
+"""The licence of data whose publisher names none."""
+
+NOT_STATED = "not stated"
