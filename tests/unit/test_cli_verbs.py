@@ -164,7 +164,7 @@ def test_the_keys_of_a_verb_are_texts_and_flags():
         force: bool = False
 
     assert keys_of(Wish, {"out": 3, "force": True}) == Wish("3", True)
-    for values, why in (({"ot": 1}, "unknown key 'ot'"), ({"force": None}, "force=None: say true or false")):
+    for values, why in (({"out2": 1}, "unknown key 'out2'"), ({"force": None}, "force=None: say true or false")):
         with pytest.raises(UsageError, match=why):
             keys_of(Wish, values)
 
