@@ -49,7 +49,11 @@ def show_report(report: "Report", out: "Console", files: Mapping[str, str]) -> N
 
 
 def _lines(report: "Report") -> list[str]:
+    from dd.evaluation.table import facts_in_words
+
     lines = [f"note       {note}" for note in report.notes]
+    if words := facts_in_words(report):
+        lines.append(f"scores     {words}")
     if report.accuracy.classes:
         lines.append(f"classes    {_classes(report)}")
     note = f": {report.verdict_note}" if report.verdict_note else ""

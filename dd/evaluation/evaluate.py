@@ -31,6 +31,7 @@ from dd.evaluation.arms import (
 from dd.evaluation.notes import assumed_at_import, notes_on
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report, Score
+from dd.evaluation.scores import calibration_error, top_k
 from dd.labels import Labeller, LabelStore, live
 from dd.sets import DistilledSet
 from dd.training.loop import Trainer, accuracy, predict, recall, right, viewed
@@ -39,6 +40,7 @@ from dd.views import Batches, ViewPolicy
 KIND = "students"
 NOT_AT_HAND = "the teachers that labelled the set are missing here"
 _WATCHED, _LONG = 4, 2.0  # number of steps to time, and the maximum seconds to spend on them
+_GUESSES = 5  # of the top-5 accuracy
 VERSION = 1  # of student training: part of every key, increased when results change
 
 
@@ -66,7 +68,7 @@ class Evaluator:
         """Train `students` students on an arm and return their score."""
         rows = [self._student(arm, lr, j) for j in range(students)]
         holdout = tuple(row["holdout"] for row in rows if row["holdout"] is not None)
-        return Score(tuple(row["test"] for row in rows), holdout, lr, note, **_by_class(rows))
+        return Score(tuple(row["test"] for row in rows), holdout, lr, note, **_by_class(rows), **_predicted(rows))
 
     def held_out(self, arm: Arm, lr: float, students: int) -> tuple[float, ...]:
         """Held-out accuracies in percent of `students` students on an arm; no test image is looked at.
@@ -179,6 +181,9 @@ class Evaluator:
         predicted = logits.argmax(1)
         classes, balanced = recall(predicted, labels, len(data.classes))
         row = {"test": right(predicted, labels), "balanced": balanced, "classes": classes}
+        row |= {"calibration": 100 * calibration_error(logits, labels)}
+        if len(data.classes) > _GUESSES:
+            row |= {"top5": top_k(logits, labels, _GUESSES)}
         return row | {"holdout": holdout, "seconds": time.perf_counter() - began}
 
     def _batches(self, arm: Arm, j: int) -> tuple[Batches, float]:
@@ -282,6 +287,12 @@ def _by_class(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     each = zip(*(row["classes"] for row in rows), strict=True)  # a class without test images is None in every row
     means = tuple(None if None in shares else statistics.fmean(shares) for shares in each)
     return {"balanced": tuple(row["balanced"] for row in rows), "classes": means}
+
+
+def _predicted(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, ...]]:
+    """Return top-5 accuracies and calibration errors; without those that an older stored student lacks."""
+    names = [name for name in ("top5", "calibration") if all(name in row for row in rows)]
+    return {name: tuple(row[name] for row in rows) for name in names}
 
 
 def _labels(evaluator: Evaluator, store: LabelStore | None) -> dict[str, Any] | None:

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dd.evaluation.scores import Interval, paired_gap, recovery_ratio
+
 FORMAT = 1
 SCORES = ("accuracy", "control", "start", "full", "decoded")
+_LATER = ("balanced", "classes", "top5", "calibration")  # fields of a score that older reports lack
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Score:
         note: how that rate was chosen.
         balanced: class-balanced test accuracy of every student; empty if unknown, as in older reports.
         classes: test accuracy of each class, averaged over students; None for a class without test images.
+        top5: top-5 test accuracy of every student; empty if unknown, or with five classes or fewer.
+        calibration: expected calibration error in percent of every student, see `scores.calibration_error`.
     """
 
     values: tuple[float, ...]
@@ -29,6 +34,8 @@ class Score:
     note: str = ""
     balanced: tuple[float, ...] = ()
     classes: tuple[float | None, ...] = ()
+    top5: tuple[float, ...] = ()
+    calibration: tuple[float, ...] = ()
 
     @property
     def n(self) -> int:
@@ -48,13 +55,13 @@ class Score:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict, with `mean`, `std`, `n` and `values` first."""
         head = {"mean": self.mean, "std": self.std, "n": self.n, "values": list(self.values)}
-        tail = {"balanced": list(self.balanced), "classes": list(self.classes)}
+        tail = {name: list(getattr(self, name)) for name in _LATER}
         return head | {"holdout": list(self.holdout), "lr": self.lr, "note": self.note} | tail
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Score":
         """Rebuild a score from the result of `to_dict`."""
-        later = {name: tuple(value.get(name, ())) for name in ("balanced", "classes")}
+        later = {name: tuple(value.get(name, ())) for name in _LATER}
         return cls(tuple(value["values"]), tuple(value["holdout"]), value["lr"], value["note"], **later)
 
 
@@ -129,6 +136,18 @@ class Report:
         return None if self.control is None else self.accuracy.mean - self.control.mean
 
     @property
+    def gap_interval(self) -> Interval | None:
+        """The gap with its 95 % interval, students paired by their initial weights; None if their numbers differ."""
+        if self.control is None or self.control.n != self.accuracy.n:
+            return None
+        return paired_gap(self.accuracy.values, self.control.values)
+
+    @property
+    def recovery(self) -> float | None:
+        """Share of the accuracy on all real images that the set reaches."""
+        return None if self.full is None else recovery_ratio(self.accuracy.mean, self.full.mean)
+
+    @property
     def gain(self) -> float | None:
         """Points by which the set beats its own starting point."""
         return None if self.start is None else self.accuracy.mean - self.start.mean
@@ -149,8 +168,9 @@ class Report:
         for name in SCORES:
             score = getattr(self, name)
             value[name] = None if score is None else score.to_dict()
-        derived = {"gap": self.gap, "gain": self.gain, "decoded_gap": self.decoded_gap, "pooled_std": self.pooled_std}
-        return value | derived
+        derived = {name: getattr(self, name) for name in ("gap", "gain", "decoded_gap", "pooled_std", "recovery")}
+        interval = self.gap_interval
+        return value | derived | {"gap_interval": None if interval is None else asdict(interval)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Report":

@@ -5,6 +5,7 @@ from html import escape
 
 from dd.errors import printable
 from dd.evaluation.report import Report, Score
+from dd.evaluation.scores import Interval
 from dd.sets.origin import StatedScore, imported
 
 ARMS = {
@@ -65,6 +66,25 @@ def _stated(score: StatedScore, uneven: bool) -> list[str]:
 def score_in_words(score: Score) -> str:
     """Format a score: `71.70 ± 1.20`."""
     return f"{score.mean:.2f}" if score.std is None else f"{score.mean:.2f} ± {score.std:.2f}"
+
+
+def in_between(interval: Interval) -> str:
+    """Format a gap with its interval: `+3.10 [+2.30, +3.90]`."""
+    ends = "" if interval.low is None else f" [{interval.low:+.2f}, {interval.high:+.2f}]"
+    return f"{interval.mean:+.2f}{ends}"
+
+
+def facts_in_words(report: Report) -> str:
+    """Return the set's gap with its interval, its top-5 accuracy and its calibration error, as far as known."""
+    score, interval = report.accuracy, report.gap_interval
+    words: list[str] = []
+    if interval is not None and interval.n > 1:
+        words.append(f"{in_between(interval)} points to random real images (95 %, students paired)")
+    if score.top5:
+        words.append(f"top-5 {statistics.fmean(score.top5):.2f} %")
+    if score.calibration:
+        words.append(f"calibration error {statistics.fmean(score.calibration):.1f} %")
+    return "; ".join(words)
 
 
 def heading(report: Report) -> str:

@@ -14,6 +14,7 @@ from dd.engine.method import Synthetic
 from dd.evaluation import Protocol, Report, Score
 from dd.evaluation.evaluate import Evaluator, evaluate
 from dd.evaluation.notes import notes_on
+from dd.evaluation.scores import bootstrap, calibration_error
 from dd.pipeline.show import judged, probes_note
 from dd.recipes import resolve
 from dd.runs import RunFolder, Store
@@ -80,7 +81,7 @@ def test_all_of_it_survives_json_and_reports_from_before_still_load(task):
     for name in ("classes", "outside", "notes"):
         del value[name]
     for arm in ("accuracy", "control"):
-        del value[arm]["balanced"], value[arm]["classes"]
+        del value[arm]["balanced"], value[arm]["classes"], value[arm]["calibration"], value[arm]["top5"]
     before = Report.from_dict(value)
     assert (before.classes, before.notes, before.outside, before.accuracy.balanced) == ((), (), None, ())
     assert "classes" not in shown(before)
@@ -93,14 +94,43 @@ def test_students_from_before_have_no_classes_and_keep_their_accuracy(task, tmp_
     whole = Evaluator._train
 
     def before(self, arm, lr, j):
-        return {k: v for k, v in whole(self, arm, lr, j).items() if k not in ("balanced", "classes")}
+        return {k: v for k, v in whole(self, arm, lr, j).items() if k not in ("balanced", "classes", "calibration")}
 
     with monkeypatch.context() as patched:
         patched.setattr(Evaluator, "_train", before)
         evaluate(made(old), None, Evaluator(old, BRIEF), controls=False)
     kept = evaluate(made(old), None, Evaluator(old, BRIEF), controls=False).accuracy
     assert kept.values == new.values
-    assert (kept.balanced, kept.classes) == ((), ())
+    assert (kept.balanced, kept.classes, kept.calibration) == ((), (), ())
+
+
+def test_guesses_and_calibration_are_those_of_the_students_logits(make_task, blobs, monkeypatch):
+    kept = []
+    task = make_task(blobs(classes=7, noise=3.0), ipc=1)
+    monkeypatch.setattr("dd.evaluation.evaluate.predict", lambda *given: kept.append(predict(*given)) or kept[-1])
+    report = evaluate(made(task), None, Evaluator(task, BRIEF))
+    for (logits, labels), top5, error in zip(kept, report.accuracy.top5, report.accuracy.calibration, strict=False):
+        order = logits.argsort(1, descending=True).tolist()
+        hits = sum(label in row[:5] for row, label in zip(order, labels.tolist(), strict=True))
+        assert top5 == pytest.approx(100 * hits / len(labels))
+        assert error == pytest.approx(100 * calibration_error(logits, labels))
+    assert len(report.accuracy.top5) == len(report.accuracy.calibration) == 3
+    gaps = [a - b for a, b in zip(report.accuracy.values, report.control.values, strict=True)]
+    assert report.gap_interval == bootstrap(gaps)
+    assert report.gap_interval.mean == pytest.approx(report.gap)
+    assert report.to_dict()["gap_interval"]["low"] == report.gap_interval.low
+    assert f"scores     {report.gap:+.2f} [{report.gap_interval.low:+.2f}, " in shown(report)
+    assert f"top-5 {sum(report.accuracy.top5) / 3:.2f} %; calibration error " in shown(report)
+
+
+def test_few_classes_have_no_top_5_and_unequal_numbers_no_interval(task):
+    report = evaluate(made(task), None, Evaluator(task, BRIEF))
+    assert report.accuracy.top5 == ()
+    assert "top-5" not in shown(report)
+    assert report.recovery is None  # nothing was trained on all real images
+    fewer = replace(report, control=Score(report.control.values[:2]), full=Score((80.0, 90.0)))
+    assert fewer.gap_interval is None
+    assert fewer.recovery == pytest.approx(report.accuracy.mean / 85)
 
 
 def test_what_is_printed_of_classes(task, capsys):
