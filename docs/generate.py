@@ -105,23 +105,17 @@ def _cell(text: str) -> str:
 
 def protocols() -> str:
     """Every protocol and what its students do."""
-    from dd.evaluation.origins import ORIGINS
+    from dd.evaluation.describe import described
     from dd.evaluation.protocols import PROTOCOLS
 
+    subjects = ("family", "of", "length", "optimiser", "images", "source", "differs")
     body = []
     for name, protocol in PROTOCOLS.items():
-        length = f"{protocol.epochs} epochs" if protocol.steps is None else f"{protocol.steps} steps"
-        body.append(
-            (
-                f"`{name}`",
-                ORIGINS.get(name, "a plug-in"),
-                length,
-                protocol.batch,
-                protocol.optimiser,
-                f"{protocol.lr:g}",
-            )
-        )
-    return _table(["protocol", "of", "length", "batch", "optimiser", "lr"], body)
+        words = described(protocol)
+        body.append((f"`{name}`", *(words[subject].split(";")[0] for subject in subjects)))
+    return _table(
+        ["protocol", "family", "of", "length", "optimiser", "students see", "source", "the source differs"], body
+    )
 
 
 def methods() -> str:

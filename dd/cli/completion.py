@@ -131,6 +131,8 @@ def _candidates(before: list[str], last: str) -> Iterable[str]:
     known = indexed("completion", _known, plug_ins)
     if verb in ("methods", "recipes"):
         return known["methods"]
+    if verb == "protocols":
+        return known["keys"]["eval.protocol"]
     if verb == "data check":
         return known["datasets"]
     if verb in _OF_SETS:

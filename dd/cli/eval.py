@@ -58,7 +58,7 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
     """Train fresh students on the set in FILE, under the set's own protocol, and report; several sets one by one.
 
     FILE is a set (.safetensors), the folder of a run, the name of a released set (`dd sets`), or hf:USER/NAME.  Data,
-    network and protocol are recorded in the set; keys override them: eval.protocol=NAME (`dd recipes --protocols` lists
+    network and protocol are recorded in the set; keys override them: eval.protocol=NAME (`dd protocols` lists
     them), eval.students=N, student.arch=NAME, which has its published size and the set's norm.  A set made elsewhere
     may also need dataset=PATH, teachers=PATH or hours=N.
     """

@@ -26,6 +26,7 @@ VERBS = (
     "show",
     "methods",
     "recipes",
+    "protocols",
     "data",
     "experts",
     "new",
@@ -33,7 +34,7 @@ VERBS = (
     "completion",
 )
 _HINTS = {
-    "list": ("methods", "recipes", "data", "sets"),
+    "list": ("methods", "recipes", "protocols", "data", "sets"),
     "buffer": ("experts",),
     "load": ("import", "eval"),
     "download": ("pull",),

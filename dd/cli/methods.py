@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _DEFAULTS = 40  # maximum width of the column of defaults
 _ELSEWHERE = """Every run also has settings of data, student and eval; with the values of a recipe: dd show method=NAME
-Evaluation protocols, eval.protocol=NAME: dd recipes --protocols
+Evaluation protocols, eval.protocol=NAME: dd protocols
 Architectures, student.arch=NAME: {architectures}, timm:NAME, torchvision:NAME"""
 
 

@@ -276,6 +276,35 @@ _OURS: dict[str, Protocol] = {
         temperature=1.0,
         test_resize="shorter",
     ),
+    # RD3: one recipe for sets of decoupled methods, 400 epochs of batches of 50 (arXiv 2509.19743, ICLR 2026, as others
+    # read it; the cosine ends at half for students other than a ResNet-18)
+    "rd3": replace(_SOFT, protocol="rd3", epochs=400, batch=50, test_resize="shorter"),
+    # Hard Truths about Soft Labels, small images: lr drops once, before epoch 151 of 300 (Dey et al. 2026, as others
+    # read it; momentum, weight decay and the factor are assumed)
+    "hardtruths-hl": Protocol(
+        protocol="hardtruths-hl",
+        steps=None,
+        epochs=300,
+        decay_at=151 / 300,
+        keep_state=True,
+        inclusive=False,
+        probe_steps=300,
+    ),
+    # the same source with one teacher's label for each image: AdamW, cosine, T 20 (weight decay and T^2 are assumed)
+    "hardtruths-sl": Protocol(
+        protocol="hardtruths-sl",
+        steps=None,
+        epochs=300,
+        lr=1e-3,
+        weight_decay=0.01,
+        decay=1.0,
+        optimiser="adamw",
+        cosine=1.0,
+        inclusive=False,
+        temperature=20.0,
+        temperature_squared=True,
+        probe_steps=300,
+    ),
     # NCFM: AdamW, lr halved at every fifth, IDC's augmentation per image, CutMix for half the batches (Wang et al.
     # 2025, official code, which reports the best of every 100th epoch on the test set; we report the last)
     "ncfm": Protocol(

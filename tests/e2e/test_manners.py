@@ -245,7 +245,7 @@ def test_out_of_memory_says_how_much_for_what_and_what_needs_less(place, small, 
 
 
 @pytest.mark.parametrize("width", [80, 60, 40])
-@pytest.mark.parametrize("verb", ["recipes", "methods", "data", "recipes --protocols"])
+@pytest.mark.parametrize("verb", ["recipes", "methods", "data", "protocols"])
 def test_keys_are_never_cut(place, width, verb):
     text = place.dd(*verb.split(), COLUMNS=str(width)).out
     found = place.dd(*verb.split(), "--json").report
@@ -349,7 +349,7 @@ print(json.dumps([found, "torch" in sys.modules]))
 
 
 def test_a_listing_does_not_wait_for_torch(place):
-    verbs = [["methods"], ["recipes"], ["recipes", "--protocols"], ["data"], ["experts"], ["sets"]]
+    verbs = [["methods"], ["recipes"], ["protocols"], ["data"], ["experts"], ["sets"]]
     verbs.append(["completion", "bash", "--line=dd run method=da"])
 
     def listed(asked):

@@ -71,7 +71,7 @@ def test_every_verb_has_help_with_two_examples(verb, capsys):
     ("args", "words"),
     [
         (["rnu"], "did you mean run?"),
-        (["list"], "methods or recipes or data"),
+        (["list"], "methods or recipes or protocols or data"),
         (["method=datm", "ipc=1"], "write the verb first: dd run method=datm ipc=1"),
         (["--nonsense"], "--nonsense"),
         (["run"], "say which method"),

@@ -10,7 +10,9 @@ import pytest
 from dd.cli.common import keys_of, paths_and_settings
 from dd.cli.main import run_command_line
 from dd.errors import UsageError
+from dd.evaluation.origins import ORIGINS
 from dd.evaluation.protocols import PROTOCOLS
+from dd.io import digest
 from dd.recipes import resolve
 from dd.sizes import readable_size
 
@@ -76,15 +78,45 @@ def test_a_method_that_is_none_names_the_nearest(capsys):
 
 
 def test_protocols(capsys):
-    rows = told(capsys, "recipes", "--protocols")["protocols"]
+    rows = told(capsys, "protocols")["protocols"]
     assert [row["protocol"] for row in rows] == list(PROTOCOLS)
-    assert all(row["of"] for row in rows)
-    lines = {line.split()[0]: line for line in said(capsys, "recipes", "--protocols").splitlines()}
+    lines = {line.split()[0]: line for line in said(capsys, "protocols").splitlines()}
     assert set(PROTOCOLS) <= set(lines)
     assert "300 steps" in lines["quick"]
     assert "1000 epochs" in lines["datm"]
-    assert "crops of images padded by 4, flips, mixup, labels at temperature 30" in lines["sre2l-cifar"]
     assert "the images as they are" in lines["dc"]
+
+
+def test_every_protocol_of_ours_states_its_family_and_source():
+    assert set(ORIGINS) == set(PROTOCOLS.data)
+    for origin in ORIGINS.values():
+        assert origin.family in ("ours", "matching", "decoupled", "benchmark", "coreset")
+        assert origin.of
+        assert origin.source
+
+
+def test_a_protocol_in_words(capsys):
+    text = " ".join(said(capsys, "protocols", "sre2l-cifar").split())
+    assert "AdamW, lr 0.001, weight decay 0.01;" in text
+    assert "cosine to zero" in text
+    assert "400 epochs, batches of 128" in text
+    assert "crops of images padded by 4, flips, mixup" in text
+    assert "at temperature 30" in text
+    assert digest(PROTOCOLS["sre2l-cifar"].training()) in text
+    assert "eval.views.mix_alpha 0.8" in text
+    dc = " ".join(said(capsys, "protocols", "dc").split())
+    assert "SGD, lr 0.01, momentum 0.9" in dc
+    assert "lr times 0.1 at 50 % of the training, the optimiser starts anew there" in dc
+    assert "300 epochs, counted from 0 to 300 inclusive" in dc
+    assert "none on biases" in said(capsys, "protocols", "cda")
+    assert "cutmix of 50 % of the batches" in said(capsys, "protocols", "ncfm")
+    assert "loss times the squared temperature" in said(capsys, "protocols", "hardtruths-sl")
+    assert told(capsys, "protocols", "rd3")["settings"]["batch"] == 50
+
+
+def test_an_unknown_protocol_names_the_nearest(capsys):
+    assert run_command_line(["protocols", "rd4"]) == 2
+    assert "unknown protocol 'rd4'; did you mean 'rd3'" in capsys.readouterr().err
 
 
 def test_recipes(capsys):

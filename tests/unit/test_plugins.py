@@ -93,7 +93,7 @@ def test_a_package_gives_data_a_network_and_a_protocol(install, capsys):
     with pytest.raises(UsageError, match=r"student\.width=3 means nothing to student\.arch=thin"):
         build_network(NetworkSpec("thin", width=3), **shape, generator=torch.Generator())
 
-    for words in (("data",), ("recipes", "--protocols"), ("doctor",)):
+    for words in (("data",), ("protocols",), ("doctor",)):
         assert run_command_line(words) == 0
         assert "dd_good" in capsys.readouterr().out
 
@@ -147,7 +147,7 @@ def test_a_broken_one_is_named_and_skipped(install, code, why, capsys):
 
 def test_the_listings_say_what_is_broken(install, capsys):
     install("dd_bad", [(what, "dots = {module}:dots") for what in ("method", "dataset", "protocol")], "1 / 0")
-    for words in (("data",), ("recipes", "--protocols"), ("doctor",), ("methods",)):
+    for words in (("data",), ("protocols",), ("doctor",), ("methods",)):
         assert run_command_line(words) == 0
         assert "broken: the" in capsys.readouterr().out
 

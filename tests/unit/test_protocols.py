@@ -24,6 +24,9 @@ cvdd        adamw 1e-3 .01  300  16   8 20 0 0 1 0
 rded        adamw 1e-3 .01  300  50   - 20 0 0 1 .5
 rethinkdc-soft adamw 1e-3 .01 300 128 - 20 0 0 1 0
 rethinkdc-hard adamw 1e-3 .01 300 128 - 1  0 0 1 0
+rd3         adamw 1e-3 .01  400  50   - 20 0 0 1 0
+hardtruths-hl sgd .01  5e-4 300  256  - 1  0 0 0 .1
+hardtruths-sl adamw 1e-3 .01 300 256  - 20 1 0 0 0
 ncfm        adamw 1e-3 .01  2000 128  - 1  0 0 0 .0625
 mealv2      sgd   .01  0    180  512  - 1  0 0 1 .1
 quick-soft  adamw 2e-3 .01  150  50   - 4  0 0 1 0
@@ -38,12 +41,15 @@ cvdd        .08 1 1 none      cutmix 1  1
 rded        .5  1 2 none      cutmix 1  1
 rethinkdc-soft .08 1 1 none   cutmix 1  1
 rethinkdc-hard .08 1 1 none   none   1  1
+rd3         .08 1 1 none      cutmix 1  1
+hardtruths-hl -  0 1 none     none   1  1
+hardtruths-sl -  0 1 none     none   1  1
 ncfm        -   0 1 data      cutmix .5 1
 mealv2      .08 1 1 none      none   1  1
 quick-soft  .3  1 1 none      cutmix 1  1
 """
 # black pixels around an image before it is cropped to its size, and how test images are brought to theirs
-SHORTER = ("sre2l", "cda", "rded", "rethinkdc-soft", "rethinkdc-hard")
+SHORTER = ("sre2l", "cda", "rded", "rd3", "rethinkdc-soft", "rethinkdc-hard")
 TOUCHED = {"sre2l-cifar": (4, None), **dict.fromkeys(SHORTER, (0, "shorter"))}
 N = 2000  # images: 2, 8, 16, 40 or 125 steps a pass
 
@@ -76,7 +82,35 @@ def test_the_training_of_a_student(row):
     assert fit.rate(0) == pytest.approx(float(lr) * (0.01 if warm != "0" else 1))
     assert fit.rate(fit.warmup) == pytest.approx(float(lr))
     assert fit.rate(fit.steps) == pytest.approx(float(end) * float(lr), abs=1e-12)
-    assert fit.strategy == "none"  # what augments is in the views, so that a teacher labels it
+    # what augments is in the views, so that a teacher labels it; or labels are fixed, and DSA augments each batch
+    assert fit.strategy == ("color_flip" if name.startswith("hardtruths") else "none")
+
+
+def test_lr_drops_once_before_epoch_151_and_momentum_stays():
+    fit = fit_of("hardtruths-hl")
+    assert fit.decay_at == (151 * 8,)  # 8 steps a pass
+    assert fit.keep_state
+    assert [fit.rate(at) for at in (0, 151 * 8 - 1, 151 * 8)] == pytest.approx([0.01, 0.01, 0.001])
+
+
+@pytest.mark.parametrize(("name", "epoch", "factor"), [("rethinkdc-soft", 150, 0.5), ("rethinkdc-hard", 299, 2.74e-5)])
+def test_rethinkdcs_schedule(name, epoch, factor):
+    """The official code changes lr once an epoch; ours agrees at the first step of each."""
+    protocol = PROTOCOLS[name]
+    fit = protocol.fit(10_000, protocol.lr, "none", protocol.temperature)
+    assert protocol.passes_to_steps(10_000) == 79
+    assert fit.rate(0) == protocol.lr
+    assert fit.rate(79 * epoch) / protocol.lr == pytest.approx(factor, rel=2e-3)
+    assert fit.spare_vectors
+
+
+def test_the_soft_loss_of_rethinkdc():
+    """KL at T = 20 without T^2, and at T = 1: the specification's worked example."""
+    student, teacher = torch.tensor([[2.0, 0.0, -1.0]]).double(), torch.tensor([[4.0, 1.0, -2.0]]).double()
+    for t, squared, kl in ((20.0, False, 0.0018828), (20.0, True, 0.75312), (1.0, False, 0.0645193)):
+        target = (teacher / t).softmax(1)
+        entropy = -(target * target.log()).sum() * (t**2 if squared else 1)
+        assert CrossEntropy(t, squared)(student, target) - entropy == pytest.approx(kl, rel=5e-5)
 
 
 @pytest.mark.parametrize("name", ["sre2l", "sre2l-tiny", "sre2l-cifar", "cda", "cvdd", "rded"])
