@@ -56,7 +56,7 @@ def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
     factor = distilled.decode_factor
 
     def load(_: int) -> tuple[Images, Tensor]:
-        targets = distilled.labels if distilled.label_kind == "hard" else distilled.targets()
+        targets = _targets(distilled)
         if factor == 1 and distilled.images.numel() * 4 > AT_ONCE:
             return partial(distilled.pixels, preprocess), targets.to(preprocess.device)
         images = decoded(distilled.pixels(preprocess), factor, preprocess)
@@ -71,13 +71,46 @@ def selection_arm(name: str, distilled: DistilledSet, data: RealData) -> Arm:
     index, digest = distilled.images, replace(distilled, protocol=None, student=None).digest()
 
     def load(_: int) -> tuple[Images, Tensor]:
-        targets = distilled.labels if distilled.label_kind == "hard" else distilled.targets()
-        targets = targets.to(data.train.labels.device)
-        if len(index) * math.prod(data.shape) * 4 > AT_ONCE:
-            return lambda some: data.train.images(index[some]), targets
-        return data.train.images(index), targets
+        return _real(data, index), _targets(distilled).to(data.train.labels.device)
 
     return Arm(name, lambda _: digest, load, distilled.n)
+
+
+def schedule_arm(name: str, distilled: DistilledSet, data: RealData, protocol: Protocol) -> Arm:
+    """Return the arm of a schedule: pass t of a student is over the real images at row t of the indices, shuffled.
+
+    Raises:
+        UsageError: the schedule has fewer rows than the protocol has passes.
+    """
+    distilled.check()
+    rows, passes_ = len(distilled.images), protocol.passes(distilled.n)
+    if passes_ > rows:
+        raise UsageError(
+            f"the set says which images to train on in {rows} passes, but {passes_} are needed: lower eval.epochs (or "
+            "eval.steps), or select with more rounds"
+        )
+    digest = replace(distilled, protocol=None, student=None).digest()
+    targets = _targets(distilled).to(data.train.labels.device)
+
+    def batches(rng: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return shuffled(_real(data, distilled.images[number]), targets[number], protocol.batch, rng, number)
+
+    def load(_: int) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("read in batches")
+
+    return Arm(name, lambda _: digest, load, distilled.n, batches)
+
+
+def _targets(distilled: DistilledSet) -> Tensor:
+    """Return the labels that students are trained on: classes, or probabilities."""
+    return distilled.labels if distilled.label_kind == "hard" else distilled.targets()
+
+
+def _real(data: RealData, index: Tensor) -> Images:
+    """Return the training images at (n,) indices, or a function of positions if they do not fit in one tensor."""
+    if len(index) * math.prod(data.shape) * 4 > AT_ONCE:
+        return lambda some: data.train.images(index[some])
+    return data.train.images(index)
 
 
 def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task, protocol: Protocol) -> Arm:
@@ -114,11 +147,8 @@ def control_arm(task: Task) -> Arm:
     counts = torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()
 
     def load(j: int) -> tuple[Images, Tensor]:
-        index, train = task.real_indices("control", j), task.data.train
-        labels = train.labels[index.to(task.device)]
-        if len(index) * math.prod(task.data.shape) * 4 > AT_ONCE:
-            return lambda some: train.images(index[some]), labels
-        return train.images(index), labels
+        index = task.real_indices("control", j)
+        return _real(task.data, index), task.data.train.labels[index.to(task.device)]
 
     return Arm("random real images", lambda j: {"random": counts, "draw": j}, load, len(task.targets))
 

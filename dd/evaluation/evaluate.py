@@ -23,12 +23,13 @@ from dd.evaluation.arms import (
     control_arm,
     decoded_arm,
     full_arm,
+    schedule_arm,
     selection_arm,
     set_arm,
     shuffled,
     stored_arm,
 )
-from dd.evaluation.notes import assumed_at_import, notes_on
+from dd.evaluation.notes import assumed_at_import, notes_on, reads_more
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report, Score
 from dd.evaluation.scores import calibration_error, top_k
@@ -239,7 +240,7 @@ def evaluate(
         if start is None:
             missing["start"] = "the set at iteration 0 is not stored"
         else:
-            arm = set_arm("the set at iteration 0", start, task.data.preprocess)
+            arm = arm_of("the set at iteration 0", start, evaluator)
             begin = evaluator.better_lr(arm, candidates, protocol.students)
         if distilled.decode_factor > 1:
             decoded = evaluator.better_lr(decoded_arm(task, distilled.decode_factor), candidates, protocol.students)
@@ -266,15 +267,24 @@ def evaluate(
         provenance=dict(distilled.provenance),
         classes=task.data.classes,
         outside=outside,
-        notes=notes_on(accuracy_, begin, outside, task.data) + assumed_at_import(distilled.provenance),
+        notes=notes_on(accuracy_, begin, outside, task.data)
+        + reads_more(distilled)
+        + assumed_at_import(distilled.provenance),
     )
 
 
 def own_arm(distilled: DistilledSet, evaluator: Evaluator, store: LabelStore | None) -> Arm:
     """Return the arm of the set itself, with the stored labels of its views, if any."""
-    task, name = evaluator.task, "the distilled set"
+    return arm_of("the distilled set", distilled, evaluator, store)
+
+
+def arm_of(name: str, distilled: DistilledSet, evaluator: Evaluator, store: LabelStore | None = None) -> Arm:
+    """Return the arm of a set of any kind, with the stored labels of its views, if any."""
+    task = evaluator.task
     if distilled.image_kind == "indices":
         return selection_arm(name, distilled, task.data)
+    if distilled.image_kind == "schedule":
+        return schedule_arm(name, distilled, task.data, evaluator.protocol)
     if store is None:
         return set_arm(name, distilled, task.data.preprocess)
     return stored_arm(name, distilled, store, task, evaluator.protocol)

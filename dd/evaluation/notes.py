@@ -7,6 +7,7 @@ import torch
 
 from dd.data import RealData
 from dd.evaluation.report import Score, pooled_std
+from dd.sets import DistilledSet
 from dd.sets.origin import imported
 
 BEHIND = 2.0  # warn if a set is behind its own start by this many points and this many pooled standard deviations
@@ -35,6 +36,14 @@ def assumed_at_import(provenance: Mapping[str, Any]) -> tuple[str, ...]:
     """List what an imported set's files did not say, one line each; nothing for a set that was distilled here."""
     origin = imported(provenance)
     return () if origin is None else tuple(f"assumed at import: {line}" for line in origin.assumed)
+
+
+def reads_more(distilled: DistilledSet) -> tuple[str, ...]:
+    """Return a line for a schedule, whose epochs together read more images than a set of its size holds."""
+    if distilled.image_kind != "schedule":
+        return ()
+    read, n = len(distilled.images.unique()), distilled.n
+    return (f"its {len(distilled.images)} passes read {read:,} different images: not comparable with sets of {n:,}",)
 
 
 def share_outside(outside: float) -> str:

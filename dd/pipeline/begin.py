@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from dd.engine.method import Method, Synthetic, Task
+from dd.engine.selection import Selection
 from dd.errors import UsageError
 from dd.io import user_path
 from dd.pipeline.task import Run
@@ -24,6 +25,8 @@ def begin(run: Run, method: Method[P], prepared: P, task: Task) -> Synthetic:
     Raises:
         UsageError: the initial set does not fit the run.
     """
+    if run.recipe.init is not None and isinstance(method, Selection):
+        raise UsageError(f"method {method.name} selects real images and changes none, so it cannot start from init=")
     syn = method.start(task, prepared)
     if run.recipe.init is not None:
         given, n = load(user_path(run.recipe.init, "init")), len(run.task.targets)
@@ -37,7 +40,7 @@ def begin(run: Run, method: Method[P], prepared: P, task: Task) -> Synthetic:
 def _take(given: DistilledSet, syn: Synthetic, task: Task, whole: int) -> None:
     """Copy an existing set into `syn`: its images, and its labels and lr if `syn` has such variables."""
     given.require_match(task.data)
-    if given.image_kind != "pixels" or given.images.shape != syn.images.shape:
+    if given.image_kind not in ("pixels", "indices") or (given.n, *task.data.shape) != tuple(syn.images.shape):
         raise UsageError(
             f"init: the set has {given.image_kind} of shape {tuple(given.images.shape)}, the run needs pixels of shape "
             f"{(whole, *syn.images.shape[1:])}; use the set's ipc"
@@ -52,4 +55,4 @@ def _take(given: DistilledSet, syn: Synthetic, task: Task, whole: int) -> None:
     logits = None
     if soft:
         logits = given.labels if given.label_kind == "logits" else given.targets().clamp_min(1e-8).log()
-    syn.take(given.pixels(task.data.preprocess), logits, given.lr)
+    syn.take(given.images_in(task.data), logits, given.lr)

@@ -103,8 +103,6 @@ def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any], *,
 
 def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: bool) -> Report:
     distilled.check()
-    if distilled.image_kind == "schedule":
-        raise UsageError("a set of other images for every epoch (a schedule) cannot be scored by `dd eval`")
     meant = meant_for(distilled)
     settings = resolve_evaluation(
         overrides,
@@ -119,7 +117,8 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
     origin = _teachers_named(meant.labeller, settings.allowed.teachers)
     data = open_data(settings.dataset, settings.data, torch.device(settings.device))
     distilled.require_match(data)
-    task = task_for(data, distilled.own_classes(), settings)
+    own = distilled.own_classes()
+    task = task_for(data, own[0] if distilled.image_kind == "schedule" else own, settings)
     if foreign:
         require_memory(distilled, task, settings.eval)
     stop = Stop("finished students are kept; the same command resumes")

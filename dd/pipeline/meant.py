@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from dd.data import DataSettings
+from dd.engine.selection import Fact
 from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol, default_protocol
 from dd.io.typed import typed
@@ -47,6 +48,7 @@ class _Provenance:
     command: str = ""
     note: str = ""
     labeller: LabelOrigin | None = None
+    selection: Mapping[str, Fact] | None = None
     imported: Imported | None = None
 
 

@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
-from dd.engine.method import Task
+from torch import Tensor
+
+from dd.engine.method import Task, ranks_of
+from dd.engine.selection import Selection
 from dd.evaluation.notes import SHARE_SHOWN, share_outside
 from dd.evaluation.report import Report
 from dd.pipeline.task import context
@@ -16,14 +19,15 @@ from dd.sets import DistilledSet
 def draw_pictures(distilled: DistilledSet, recipe: Recipe, task: Task, folder: RunFolder) -> None:
     """Draw synthetic images beside real ones, and plot the log as curves."""
     preprocess = task.data.preprocess
-    if distilled.image_kind in ("pixels", "tiles"):
-        targets = task.targets.cpu()
-        shown = ((targets < SHOWN) & (task.ranks < SHOWN)).nonzero().flatten()
-        index = task.real_indices("picture")[shown]
+    if distilled.image_kind != "schedule":
+        # of learned labels the initial classes, because a label may have moved on
+        targets = distilled.own_classes() if distilled.label_kind == "hard" else task.targets.cpu()
+        shown = _first_of_each(targets)
+        index = task.real_indices("picture")[_first_of_each(task.targets.cpu())]
         real = task.data.train.raw(index).float() / 255
-        synthetic = preprocess.invert(distilled.pixels(preprocess, shown)).clamp(0, 1)
+        synthetic = preprocess.invert(distilled.images_in(task.data, shown)).clamp(0, 1)
         rows = [
-            ("synthetic", synthetic, targets[shown]),  # initial classes: a learned label may have moved on
+            ("selected" if isinstance(recipe.method, Selection) else "synthetic", synthetic, targets[shown]),
             ("real", real, task.data.train.labels[index.to(task.device)]),
         ]
         outside = distilled.outside(preprocess)
@@ -31,6 +35,11 @@ def draw_pictures(distilled: DistilledSet, recipe: Recipe, task: Task, folder: R
         contact_sheet(folder.images_png, rows, task.data.classes, clipped)
     if recipe.method.iterations:
         progress_plot(folder.progress_png, folder.log_csv)
+
+
+def _first_of_each(targets: Tensor) -> Tensor:
+    """Return the positions (m,) of the images of (n,) classes that a picture has room for."""
+    return ((targets < SHOWN) & (ranks_of(targets) < SHOWN)).nonzero().flatten()
 
 
 def probes_note(recipe: Recipe, task: Task, folder: RunFolder) -> str:

@@ -105,6 +105,7 @@ def _described(run: Run, distilled: DistilledSet, iterations: int) -> DistilledS
     """Return the set with its origin and intended use recorded."""
     recipe = run.recipe
     provenance = {
+        **distilled.provenance,
         "method": recipe.method.name,
         "name": recipe.name,
         "recipe": recipe.hash,

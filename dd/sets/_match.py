@@ -46,7 +46,8 @@ def source(ds: "DistilledSet", data: "RealData") -> None:
     if ds.source != data.name:
         raise _mismatch("source", repr(ds.source), repr(data.name))
     if ds.source_fingerprint not in ("", data.fingerprint):
-        raise _mismatch("source_fingerprint", ds.source_fingerprint[:12], data.fingerprint[:12])
+        hint = ": its indices count the training images of other files or settings (data.holdout, data.preprocess, …)"
+        raise _mismatch("source_fingerprint", ds.source_fingerprint[:12], data.fingerprint[:12] + hint)
     if len(data.train) <= int(ds.images.max()):
         raise _mismatch("images", f"index {int(ds.images.max())}", f"only {len(data.train)} training images")
 

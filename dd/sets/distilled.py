@@ -233,6 +233,20 @@ class DistilledSet:
         images = (self.images if index is None else self.images[index]).to(preprocess.device)
         return preprocess(images) if images.dtype == torch.uint8 else images
 
+    def images_in(self, data: "RealData", index: Tensor | None = None) -> Tensor:
+        """The images in model space, float32 (n, c, h, w): those stored, or the training images at the stored indices.
+
+        Args:
+            data: real data that the set matches (`require_match`).
+            index: int64 positions on the CPU; None for all.
+
+        Raises:
+            UsageError: the set is a schedule.
+        """
+        if self.image_kind == "indices":
+            return data.train.images(self.images if index is None else self.images[index])
+        return self.pixels(data.preprocess, index)
+
     def outside(self, preprocess: "Preprocess") -> float | None:
         """Share in [0, 1] of pixel values that are darker than black or brighter than white.
 

@@ -2,15 +2,21 @@
 
 from dataclasses import dataclass
 
-from dd.engine.method import Method, Synthetic, Task
+from torch import Tensor
+
+from dd.engine.method import Task
 from dd.engine.registry import register
+from dd.engine.selection import Selection
 
 
 @register("random")
 @dataclass(frozen=True)
-class Random(Method[None]):
+class Random(Selection[None]):
     """Random real images with hard labels."""
 
-    def start(self, task: Task, prepared: None) -> Synthetic:
+    copy: bool = True
+    """Store copies of the chosen images instead of their indices, so that the set can be used without the data set."""
+
+    def choose(self, task: Task, prepared: None) -> Tensor:
         """One draw without replacement per class."""
-        return Synthetic(task.first_images(), task.targets)
+        return task.real_indices("start")

@@ -1,0 +1,1 @@
+"""Selection algorithms on tensors: scores and features in, indices out."""
