@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from dd.methods.selection.random import Random
 from torch import Tensor
 
 from dd.engine.method import prepare
-from dd.engine.registry import get
 from dd.engine.selection import SELECTION, Selection
 from dd.errors import RunError, UsageError
 from dd.evaluation import Protocol
@@ -157,7 +157,7 @@ def test_other_data_are_refused_by_the_field(task, blobs):
 
 def test_random_chooses_what_it_copied_before(make_task, blobs):
     task = make_task(blobs())
-    method = get("random")()
+    method = Random()
     copies = made(method, task)
     assert torch.equal(copies.images, task.first_images())
     assert torch.equal(made(replace(method, copy=False), task).images, task.real_indices("start"))
