@@ -92,20 +92,11 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
 
 def _scored(file: str, overrides: Mapping[str, Any]) -> _Scored:
     from dd.pipeline import evaluate_distilled, load
+    from dd.pipeline.evaluation import existing_set
     from dd.released.pull import is_released
     from dd.sets import hashed_once
-    from dd.sets.formats import set_file
 
-    if is_released(file):
-        path, record = _pulled(file, overrides)
-    else:
-        path, record = set_file(file), None
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(
-            f"no set at {path}; `dd run` writes one into its folder under ./runs, and `dd sets` lists released ones"
-        ) from error
+    path, record = _pulled(file, overrides) if is_released(file) else (existing_set(file), None)
     with hashed_once():
         return _Scored(evaluate_distilled(load(path), overrides), path, record)
 

@@ -34,7 +34,8 @@ def sweep(settings: tuple[str, ...]) -> None:
     trials, to = whole_number("trials", words.pop("trials", 30)), words.pop("to", None)
     named = over if isinstance(over, list) else [key.strip() for key in str(over).split(",") if key.strip()]
     text = draft(words, over=[str(key) for key in named], search=search, trials=trials)
-    path = user_path(str(to or f"sweep-{Path(str(words['method'])).stem}.yaml"), "to", absolute=False)
+    name = f"sweep-{Path(str(words['method'])).stem}.yaml" if to is None else str(to)
+    path = user_path(name, "to", absolute=False)
     if path.exists():
         raise UsageError(f"{path} already exists: choose another file with to=FILE")
     writable(path.parent, "choose another file with to=FILE")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dd.cli.common import STRICT, console, emit, examples, json_option, log_to_stderr, plain_table, print_table, remark
+from dd.cli.common import STRICT, console, emit, examples, json_option, log_to_stderr, plain_table, print_table
+from dd.errors import UsageError
 from dd.io.download import without_secrets
 from dd.sizes import readable_size
 
@@ -30,7 +31,7 @@ def command(words: tuple[str, ...], as_json: bool) -> None:
     `dd pull NAME` fetches one, `dd eval NAME` scores it.  DD_INDEX names further indexes: files or web addresses,
     separated by commas.
     """
-    from dd.released.index import known_sets, search
+    from dd.released.index import known_sets, search, unknown_set
 
     log_to_stderr()
     known = known_sets()
@@ -38,11 +39,13 @@ def command(words: tuple[str, ...], as_json: bool) -> None:
         _card(known[words[0]], as_json)
         return
     found = search(words, known)
+    if not found:
+        for word in words:
+            if not search([word], known):
+                raise unknown_set("released set" if len(words) == 1 else "word", word, known)
+        raise UsageError(f"no released set has {' and '.join(map(repr, words))}; `dd sets` lists all {len(known)}")
     if as_json:
         emit({"sets": [asdict(record) for record in found]})
-        return
-    if not found:
-        remark(f"no released set has {' and '.join(map(repr, words))} in its record; `dd sets` lists all {len(known)}")
         return
     _table(found)
 

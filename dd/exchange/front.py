@@ -1,5 +1,7 @@
 """`dd.import_sets`: import files of other projects."""
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,24 @@ def matched(paths: str | Path | Sequence[str | Path], said: Mapping[str, Any]) -
     """
     asked = typed(Asked, {name: value for name, value in said.items() if value is not None}, "")
     named = [paths] if isinstance(paths, str | Path) else list(paths)
-    source = ForeignFiles([user_path(path) for path in named])
+    source = ForeignFiles([_local(path) for path in named])
     match = Match(asked)
     return [match.set_of(draft) for draft in drafts(source, asked)]
+
+
+_HUB = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/([^/?#]+/[^/?#]+)")
+
+
+def _local(text: str | Path) -> Path:
+    """Return a path on this machine.
+
+    Raises:
+        UsageError: it is a place on the web; the message says how to fetch it.
+    """
+    word = str(text)
+    if os.path.exists(word) or not (word.startswith("hf:") or "://" in word):
+        return user_path(text)
+    hub = _HUB.match(word)
+    place = f"hf:{hub[1]}" if hub else word if word.startswith("hf:") else ""
+    way = f"dd pull {place}" if place else "dd pull NAME for a set of `dd sets`; download any other file first"
+    raise UsageError(f"{word} is not a file on this machine; to fetch it: {way}")

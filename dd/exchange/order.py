@@ -10,7 +10,8 @@ A,B,...          the class of each label, by name or by its number in the data s
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ _LEAST = 0.3, 0.5  # share of images that must be nearest to their class
 _TRIED = 50, 10  # number of shuffled tables; for many classes
 _SOME, _MANY = 30, 200
 _SMALLEST = 5  # minimum number of classes for distinguishing orders by their scores
+_DRAWS, _BELOW = 50, 3.5  # draws of real images; deviations below their mean, as distilled images vary more
 _LONGEST = 120  # maximum number of classes for which an order is written out
 
 
@@ -45,6 +47,8 @@ class OrderFit:
         best: the order of classes that fits best, as a value of `class_order=`; () if it cannot be determined.
         best_score: the score of the order that fits best, even if the order cannot be determined.
         present: number of classes that have images.
+        least: the lowest statistic (see `statistic`) to expect of as many correctly labelled real images, a few
+            deviations below the mean of random draws; infinite if unknown.
     """
 
     score: float
@@ -54,10 +58,26 @@ class OrderFit:
     best: tuple[int, ...]
     best_score: float
     present: int
+    least: float = math.inf
+
+    @property
+    def statistic(self) -> float:
+        """The number that is compared between sets: the score, or `right` if there are too few classes for scores."""
+        return self.score if self.present >= _SMALLEST else self.right
+
+    @property
+    def refuted(self) -> bool:
+        """Whether labels and images do not match, and correctly labelled real images would fit better."""
+        return not self.fits and self.statistic < self.least
+
+    @property
+    def decides(self) -> bool:
+        """Whether there are enough images for correctly labelled real ones to fit clearly."""
+        return self.least >= (_FEW if self.present >= _SMALLEST else 2 / self.classes)
 
     @property
     def fits(self) -> bool:
-        """Whether labels and images match."""
+        """Whether labels and images clearly match."""
         if self.present < _SMALLEST:  # too few to distinguish orders
             chance = 1 / self.classes
             above = (self.right - chance) / math.sqrt(chance * (1 - chance) / self.images)
@@ -137,26 +157,31 @@ def _listed(listed: Sequence[str | int], data: RealData, what: str = "class in c
 def require_order(draft: Draft, fit: OrderFit, data: RealData, said: object) -> str:
     """Return one line on how well labels fit the real images; an order given by the user is never refused.
 
+    Few images of some data sets fit weakly even if their labels are correct; the line says so, and nothing is refused.
+
     Raises:
-        UsageError: they do not fit, or another order fits much better; the message names it.
+        UsageError: they fit worse than correctly labelled real images do; the message names an order that fits much
+            better, if there is one.
     """
     share = f"{100 * fit.right:.0f} % of the images are nearest to the real images of their class"
     line = f"{share} (chance {100 / len(data.classes):.0f} %)"
     if said is not None:
         return line
-    if not fit.fits and fit.best:
+    if fit.fits:
+        return line
+    if not fit.refuted:
+        return f"{line}; these are too few images to confirm the order of the classes (class_order= sets it)"
+    if fit.best and fit.decides:
         listed = ",".join(map(str, fit.best))
         way = f"class_order={listed}" if len(fit.best) <= _LONGEST else "class_order=NAMES"
         raise UsageError(
             f"{draft.files[0]}: only {line}; another order of the classes fits much better: {way} "
             "(class_order=data keeps the data set's)"
         )
-    if not fit.fits:
-        raise UsageError(
-            f"{draft.files[0]}: only {line}, so these may be images of something else than {data.name}, or labels in "
-            "an unknown order; class_order=data imports them all the same"
-        )
-    return line
+    raise UsageError(
+        f"{draft.files[0]}: only {line}: these may be images of something else than {data.name}, or labels in an "
+        "unknown order; class_order=data imports them all the same"
+    )
 
 
 class OrderCheck:
@@ -170,33 +195,65 @@ class OrderCheck:
     """
 
     def __init__(self, data: RealData) -> None:
-        self._classes = len(data.classes)
-        self._means, self._inverse = _discriminant(data)
+        self._data, self._classes = data, len(data.classes)
+        self._fitted, self._others = _picked(data)
+        self._means, self._inverse = _discriminant(data, self._fitted)
 
     def __call__(self, parts: Iterable[tuple[Tensor, Tensor]]) -> OrderFit:
-        """Measure how well labels fit.
+        """Measure how well labels fit; if they do not, also how well correctly labelled real images do.
 
         Args:
             parts: images (m, c, h, w) from 0 (black) to 1 (white), and their classes in the data set, int64 (m,).
         """
-        k = self._classes
         shrunk = [(_small(images), labels) for images, labels in parts]
         small, labels = (torch.cat(tensors) for tensors in zip(*shrunk, strict=True))
+        fit = _fit(self._nearness(small), labels)
+        return fit if fit.fits else replace(fit, least=self._least(labels))
+
+    def _nearness(self, small: Tensor) -> Tensor:
+        """Return how near shrunk images (n, d) are to each class, (n, k)."""
         nearer = self._inverse @ self._means.T
-        scores = small @ nearer - 0.5 * (self._means.T * nearer).sum(0)
-        right = float((scores.argmax(1) == labels).double().mean())
-        one_hot = F.one_hot(labels, k).double()
-        table = one_hot.T @ scores / one_hot.sum(0).clamp_min(1)[:, None]  # [label, class]
-        table = table - table.mean(0)  # what all images have in common is uninformative
-        table = table / table.std(1, keepdim=True).clamp_min(1e-12)
-        best, given = _best(table), torch.arange(k)
-        score, best_score = _deviations(table, given), _deviations(table, best)
-        rather = float((scores.argmax(1) == best[labels]).double().mean())
-        present = len(labels.unique())
-        told = present >= _SMALLEST and best_score - score > _BETTER
-        few = len(labels) <= 2 * k
-        told = told and (rather >= max(right + _RATHER[few], _LEAST[few]) or best_score > _by_chance(table))
-        return OrderFit(score, right, len(labels), k, tuple(best.tolist()) if told else (), best_score, present)
+        return small @ nearer - 0.5 * (self._means.T * nearer).sum(0)
+
+    def _least(self, labels: Tensor) -> float:
+        """Return the lowest statistic to expect of random real images with these labels."""
+        near, starts, counts = self._real
+        rng = generator(0, "exchange", "draws")
+        found = []
+        for _ in range(_DRAWS):
+            places = starts[labels] + (torch.rand(len(labels), generator=rng) * counts[labels]).long()
+            found.append(_fit(near[places], labels, best=False).statistic)
+        drawn = torch.tensor(found, dtype=torch.float64)
+        return float(drawn.mean() - _BELOW * drawn.std())
+
+    @cached_property
+    def _real(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Nearness of other real images, grouped by class, with the start and the size of each group."""
+        index = torch.cat(self._others)
+        near = torch.cat([self._nearness(_small(_pixels(self._data, part))) for part in index.split(500)])
+        counts = torch.tensor([len(members) for members in self._others])
+        return near, counts.cumsum(0) - counts, counts
+
+
+def _fit(near: Tensor, labels: Tensor, best: bool = True) -> OrderFit:
+    """Return the fit of labels (n,) to images of this nearness (n, k); without `best`, no other order is looked for."""
+    k = near.shape[1]
+    right = float((near.argmax(1) == labels).double().mean())
+    present, given = len(labels.unique()), torch.arange(k)
+    one_hot = F.one_hot(labels, k).double()
+    table = one_hot.T @ near / one_hot.sum(0).clamp_min(1)[:, None]  # [label, class]
+    table = table - table.mean(0)  # what all images have in common is uninformative
+    table = table / table.std(1, keepdim=True).clamp_min(1e-12)
+    score = _deviations(table, given)
+    if not best:
+        return OrderFit(score, right, len(labels), k, (), score, present)
+    order = _best(table)
+    best_score = _deviations(table, order)
+    rather = float((near.argmax(1) == order[labels]).double().mean())
+    told = present >= _SMALLEST and best_score - score > _BETTER
+    few = len(labels) <= 2 * k
+    told = told and (rather >= max(right + _RATHER[few], _LEAST[few]) or best_score > _by_chance(table))
+    return OrderFit(score, right, len(labels), k, tuple(order.tolist()) if told else (), best_score, present)
 
 
 def _by_chance(table: Tensor) -> float:
@@ -224,24 +281,34 @@ def _best(table: Tensor) -> Tensor:
     return torch.from_numpy(linear_sum_assignment(table.numpy(), maximize=True)[1].copy())
 
 
-def _discriminant(data: RealData) -> tuple[Tensor, Tensor]:
-    """Return class means (k, d) and the inverse within-class covariance (d, d) of some real images, shrunk."""
-    k = len(data.classes)
-    each = max(2, _REAL // k)
+def _picked(data: RealData) -> tuple[list[Tensor], list[Tensor]]:
+    """Return indices of some real images of each class, and of as many others; the same if there are no others."""
+    each = max(2, _REAL // len(data.classes))
     rng = generator(0, "exchange", "order")
-    picked = []
-    for c in range(k):
+    fitted, others = list[Tensor](), list[Tensor]()
+    for c in range(len(data.classes)):
         members = data.train.of_class(c)
-        picked.append(members[torch.randperm(len(members), generator=rng)[:each]])
-    index = torch.cat(picked)
+        members = members[torch.randperm(len(members), generator=rng)]
+        fitted.append(members[:each])
+        others.append(members[each : 2 * each] if len(members) > each else members)
+    return fitted, others
+
+
+def _discriminant(data: RealData, picked: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return class means (k, d) and the inverse within-class covariance (d, d) of real images, shrunk."""
+    k, index = len(data.classes), torch.cat(list(picked))
     labels = data.train.labels.cpu()[index]
-    x = torch.cat([_small(data.train.raw(part).cpu().float() / 255) for part in index.split(500)])
+    x = torch.cat([_small(_pixels(data, part)) for part in index.split(500)])
     one_hot = F.one_hot(labels, k).double()
     means = one_hot.T @ x / one_hot.sum(0)[:, None]
     rest = x - means[labels]
     covariance = rest.T @ rest / max(1, len(x) - k)
     ridge = _RIDGE * covariance.diagonal().mean().clamp_min(1e-12)
     return means, torch.linalg.inv(covariance + ridge * torch.eye(len(covariance), dtype=torch.float64))
+
+
+def _pixels(data: RealData, index: Tensor) -> Tensor:
+    return data.train.raw(index).cpu().float() / 255
 
 
 def _small(images: Tensor) -> Tensor:

@@ -20,8 +20,10 @@ def user_path(text: str | Path, what: str = "", *, absolute: bool = True) -> Pat
         absolute: whether to make a relative path absolute; False if it is only displayed and written to.
 
     Raises:
-        UsageError: `text` cannot be a path.
+        UsageError: `text` cannot be a path, or is empty.
     """
+    if text == "":
+        raise UsageError(f"{_said(text, what) or repr(text)}: a path cannot be empty; write . for the current folder")
     if _ADDRESS.match(str(text)):
         raise UsageError(f"{_said(text, what)!r} is an address on the web, not a path on this machine")
     try:

@@ -1,5 +1,6 @@
 """Evaluation of existing sets: `dd.load` and `dd.evaluate`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,11 +24,12 @@ from dd.pipeline.meant import LabelOrigin, meant_for
 from dd.pipeline.outcome import Outcome, folder_of
 from dd.pipeline.task import context, numerics, task_for
 from dd.recipes import Evaluation, resolve_evaluation
-from dd.released.pull import Pulled, is_released, pull
+from dd.released.pull import Pulled, is_released, no_set_at, pull
 from dd.runs.cost import measured
 from dd.runs.stop import Stop
 from dd.sets import DistilledSet, hashed_once
 from dd.sets import load as load_set
+from dd.sets.formats import set_file
 from dd.training.relabel import TeacherLabeller
 
 
@@ -43,11 +45,27 @@ def load(made: str | Path | Outcome) -> DistilledSet:
         RunError: a released set cannot be fetched.
     """
     file = made.folder.set if isinstance(made, Outcome) else made
-    if isinstance(file, str) and is_released(file):
-        file = pull_set(file).path
+    if isinstance(file, str):
+        file = pull_set(file).path if is_released(file) else existing_set(file)
     distilled = load_set(file)
     meant_for(distilled)
     return distilled
+
+
+def existing_set(file: str) -> Path:
+    """Return the file of a set, given that file or the folder of its run.
+
+    Raises:
+        UsageError: it does not exist; the message suggests released sets with similar names.
+    """
+    path = set_file(file)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if os.path.isdir(file):
+            return path  # to be reported as a folder without a set
+        raise no_set_at(path, file) from error
+    return path
 
 
 def pull_set(

@@ -6,6 +6,7 @@ An index is a TOML file with `format = 1` and one table `[[set]]` per record (`d
 import contextlib
 import logging
 import os
+import re
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from dd.errors import RunError, UsageError, close_matches, in_one_line
+from dd.errors import RunError, UsageError, close_matches, in_one_line, unknown
 from dd.io import digest, existing, home, user_path, write_text
 from dd.io.download import fetch_text, without_secrets
 from dd.io.typed import typed, unknown_keys
@@ -78,9 +79,17 @@ def known_set(name: str) -> Released:
     """
     known = known_sets()
     if name not in known:
-        near = " or ".join(map(repr, close_matches(name, known)))
-        raise UsageError(f"no released set is called {name!r}{f'; did you mean {near}' if near else ''}: see `dd sets`")
+        raise unknown_set("released set", name, known)
     return known[name]
+
+
+def unknown_set(kind: str, name: str, known: Mapping[str, Released]) -> UsageError:
+    """Return the error for a name or a word that no record has, with similar names, or else similar words of names."""
+    words = {word for one in known for word in re.split("[/-]", one)}
+    near = close_matches(name, known) or close_matches(name, words)
+    return (
+        unknown(kind, name, near) if near else UsageError(f"unknown {kind} {name!r}; `dd sets` lists all {len(known)}")
+    )
 
 
 def search(words: Sequence[str], known: Mapping[str, Released]) -> list[Released]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dd.errors import RunError, UsageError, in_one_line, printable
+from dd.errors import RunError, UsageError, close_matches, in_one_line, nearest, printable
 from dd.exchange.draft import Asked
 from dd.io import atomic_path, digest, home, locked, writable, write_json
 from dd.io.typed import typed
@@ -60,6 +60,16 @@ def is_released(text: str) -> bool:
     if text.startswith(PREFIX):
         return True
     return NAME.fullmatch(text) is not None and not os.path.exists(text) and text in known_sets()
+
+
+def no_set_at(path: Path, text: str = "") -> UsageError:
+    """Return the error for a set that is not there, with the released sets whose names are similar to `text`."""
+    near = close_matches(text, known_sets()) if NAME.fullmatch(text) else []
+    if near:
+        return UsageError(f"no set at {path}, and no released set {text!r}{nearest(text, near)}")
+    return UsageError(
+        f"no set at {path}; `dd run` writes one into its folder under ./runs, and `dd sets` lists released ones"
+    )
 
 
 def pull(

@@ -39,7 +39,7 @@ _WAY_OUT = "choose another folder with out=FOLDER or DD_RUNS"
 
 def runs_root(out: Path | str | None = None) -> Path:
     """Return the folder that holds all runs: `out`, else `$DD_RUNS`, else ./runs."""
-    named, what = (out, "out") if out else (os.environ.get("DD_RUNS") or "runs", "DD_RUNS")
+    named, what = (out, "out") if out is not None else (os.environ.get("DD_RUNS") or "runs", "DD_RUNS")
     return user_path(named, what, absolute=False)
 
 

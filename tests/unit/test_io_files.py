@@ -190,7 +190,7 @@ def test_a_lock_dies_with_its_process(tmp_path):
         ("~", "me"),
         ("a [1] *?", "here/a [1] *?"),
         ("link/x", "here/link/x"),
-        ("", "here"),
+        (".", "here"),
         ("x" * 300, "here/" + "x" * 300),
     ],
 )
@@ -201,13 +201,14 @@ def test_every_path_takes_one_road(tmp_path, monkeypatch, text, path):
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     assert user_path(text, "out") == tmp_path / path
     assert user_path(Path(text)).is_absolute()
-    monkeypatch.setenv("DD_HOME", text or ".")
+    monkeypatch.setenv("DD_HOME", text)
     assert home() == tmp_path / path
 
 
-@pytest.mark.parametrize("text", ["~nobody-here/x", "a\0b", "mai\udce9", "https://host/x", "s3://bucket"])
+@pytest.mark.parametrize("text", ["~nobody-here/x", "a\0b", "mai\udce9", "https://host/x", "s3://bucket", ""])
 def test_what_is_no_path_is_one_line(text):
-    with pytest.raises(UsageError, match=r"is not a path|is an address on the web, not a path") as caught:
+    words = r"is not a path|is an address on the web, not a path|cannot be empty"
+    with pytest.raises(UsageError, match=words) as caught:
         user_path(text, "init")
     assert "init=" in str(caught.value)
     assert "\n" not in str(caught.value)

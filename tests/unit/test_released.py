@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import dd
+from dd.cli.main import run_command_line
 from dd.errors import RunError, UsageError
 from dd.released import index as module
 from dd.released.fetch import fetch, take
@@ -130,8 +131,54 @@ def test_what_is_broken_takes_nothing_else_down(a_set, tmp_path, monkeypatch, ca
 
 
 def test_a_name_that_nobody_has():
-    with pytest.raises(UsageError, match="no released set is called 'dm/fashion-mini-ipc2'; did you mean 'd"):
+    near = "released set 'dm/fashion-mini-ipc2'; did you mean 'dm/fashion-mini-ipc1' or 'd"
+    with pytest.raises(UsageError, match=f"unknown {near}"):
         pull("dm/fashion-mini-ipc2")
+    with pytest.raises(UsageError, match=rf"no set at .*/dm/fashion-mini-ipc2, and no {near}"):
+        dd.load("dm/fashion-mini-ipc2")
+    with pytest.raises(UsageError, match=r"no set at .*/other.safetensors; `dd run` writes one"):
+        dd.load("other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("sets dm/fashion-mini-ipc2", "unknown released set 'dm/fashion-mini-ipc2'; did you mean 'dm/fashion-"),
+        ("sets cifra10 ipc10", "unknown word 'cifra10'; did you mean 'cifar10'"),
+        ("sets qqq", "unknown released set 'qqq'; `dd sets` lists all"),
+        ("sets cifar10 tiny-imagenet", "no released set has 'cifar10' and 'tiny-imagenet'"),
+        ("pull dm/fashion-mini-ipc2", "unknown released set"),
+        ("eval dm/fashion-mini-ipc2", "did you mean 'dm/fashion-mini-ipc1'"),
+        ("import hf:user/name", "hf:user/name is not a file on this machine; to fetch it: dd pull hf:user/name"),
+        ("import https://huggingface.co/datasets/user/name", "to fetch it: dd pull hf:user/name"),
+        ("import https://example.org/x.pt", "dd pull NAME for a set of `dd sets`"),
+    ],
+)
+def test_what_is_nowhere_is_answered_with_what_is_near(capsys, line, words):
+    assert run_command_line(line.split()) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["eval", ""], "''"),
+        (["import", "", "dataset=fashion-mini"], "''"),
+        (["export", "", "form=pt"], "''"),
+        (["push", "dm/fashion-mini-ipc1", ""], "''"),
+        (["pull", "dm/fashion-mini-ipc1", "out="], "out="),
+        (["export", "dm/fashion-mini-ipc1", "form=pt", "out="], "out="),
+        (["run", "method=random", "out="], "out="),
+        (["sweep", ""], "sweep="),
+        (["show", "recipe="], "recipe="),
+        (["new", "sweep", "method=dm", "to="], "to="),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(capsys, tmp_path, monkeypatch, words, what):
+    monkeypatch.chdir(tmp_path)
+    assert run_command_line(words) == 2
+    assert f"{what}: a path cannot be empty" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} <= {"home"}
 
 
 def test_what_is_gone_and_what_comes_by_hand(a_set):
