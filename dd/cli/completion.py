@@ -156,7 +156,8 @@ def _for_a_set(verb: str, before: list[str], last: str) -> Iterable[str]:
     if len(before) == 1:
         return _released() if verb in ("sets", "pull") else [*_sets(last), *_released()]
     if verb == "eval":
-        return _settings(indexed("completion", _known, plug_ins), before, last)
+        known = indexed("completion", _known, plug_ins)
+        return _settings({**known, "keys": known["keys"] | known["tasks"]}, before, last)
     if verb == "export":
         return [f"{key}={value}" for key, values in _EXPORT.items() for value in values]
     return [f"{key}=" for key in _WORDS[verb]]
@@ -224,6 +225,7 @@ def _known() -> dict[str, Any]:
     """Collect all names that completion offers, for the index."""
     from dd.data import DataSettings, list_sources
     from dd.engine import registry
+    from dd.evaluation.downstream import TASKS
     from dd.evaluation.protocols import PROTOCOLS, Protocol
     from dd.networks import NetworkSpec
     from dd.recipes import recipe_file
@@ -253,7 +255,10 @@ def _known() -> dict[str, Any]:
             "cells": [cell.name for cell in file.cells.values() if cell.preset is None],
             "presets": sorted(file.preset_names()),
         }
-    return {"datasets": datasets, "keys": keys, "methods": methods}
+    tasks: dict[str, list[str]] = {"task": list(TASKS)}
+    for name, task in TASKS.items():
+        tasks |= {key: _choices(leaf.annotation) for key, leaf in leaves(task(), f"{name}.").items()}
+    return {"datasets": datasets, "keys": keys, "methods": methods, "tasks": tasks}
 
 
 def _choices(annotation: Any) -> list[str]:

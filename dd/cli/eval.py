@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dd.evaluation import Report
+    from dd.evaluation.downstream import DownstreamReport
     from dd.released.record import Released
 
 
 class _Scored(NamedTuple):
     """A set's score, and what its record states if it is a released one."""
 
-    report: "Report"
+    report: "Report | DownstreamReport"
     path: "Path"
     record: "Released | None"
 
@@ -48,6 +49,7 @@ class _Scored(NamedTuple):
         "dd eval set.safetensors eval.students=20 student.arch=resnet18",
         "dd eval runs/*/fashion-mini/ipc10/*",
         "dd eval dm/fashion-mini-ipc1",
+        "dd eval dm/fashion-mini-ipc1 task=continual continual.steps=5",
     ),
     short_help="Score a distilled set.",
 )
@@ -60,7 +62,8 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
     FILE is a set (.safetensors), the folder of a run, the name of a released set (`dd sets`), or hf:USER/NAME.  Data,
     network and protocol are recorded in the set; keys override them: eval.protocol=NAME (`dd protocols` lists
     them), eval.students=N, student.arch=NAME, which has its published size and the set's norm.  A set made elsewhere
-    may also need dataset=PATH, teachers=PATH or hours=N.
+    may also need dataset=PATH, teachers=PATH or hours=N.  task=NAME measures a downstream use instead of the accuracy:
+    continual (class-incremental learning with the set as the memory).
     """
     from dd.recipes import parse_overrides
 
@@ -122,5 +125,6 @@ def _show(scored: _Scored, as_json: bool) -> None:
         emit(scored.to_dict())
         return
     show_report.show_report(scored.report, console(), {"set": str(scored.path)})
-    for score in scored.record.scores if scored.record else ():
+    # its record states accuracies, which no downstream task measures
+    for score in scored.record.scores if scored.record and "task" not in scored.report.to_dict() else ():
         click.echo(f"released: {printable(score.in_words(), keep='')}")

@@ -10,6 +10,7 @@ from dd.sizes import readable_size
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dd.evaluation.downstream import DownstreamReport
     from dd.evaluation.report import Report
 
 _FILES = {
@@ -31,16 +32,18 @@ def files_of(folder: Path) -> dict[str, str]:
     return {what: str(folder / name) for what, name in _FILES.items() if (folder / name).exists()}
 
 
-def show_report(report: "Report", out: "Console", files: Mapping[str, str]) -> None:
-    """Print the table of arms, then the facts needed to interpret it, then the files."""
+def show_report(report: "Report | DownstreamReport", out: "Console", files: Mapping[str, str]) -> None:
+    """Print the table, then the facts needed to interpret it, then the files."""
+    from dd.evaluation.report import Report
     from dd.evaluation.table import heading, headings, rows
 
+    plain = isinstance(report, Report)
     out.print(f"\n{heading(report)}", style="bold")
-    table = plain_table(*headings(report))
-    for row in rows(report):
+    table = plain_table(*(headings(report) if plain else report.headings()))
+    for row in rows(report) if plain else report.rows():
         table.add_row(*row)
     print_table(out, table)
-    for line in _lines(report):
+    for line in _lines(report) if plain else [*_task(report), *_conditions(report)]:
         out.print(line, soft_wrap=True)
     if files:
         out.print()
@@ -58,7 +61,20 @@ def _lines(report: "Report") -> list[str]:
         lines.append(f"classes    {_classes(report)}")
     note = f": {report.verdict_note}" if report.verdict_note else ""
     lines.append(f"expected   {report.verdict}{note}")
-    lines.append(f"protocol   {report.protocol.get('protocol')}, fingerprint {report.fingerprint}: {_protocol(report)}")
+    return lines + _conditions(report)
+
+
+def _task(report: "DownstreamReport") -> list[str]:
+    """Return the notes on a downstream task, and its settings."""
+    settings = ", ".join(f"{report.task}.{key}={value}" for key, value in report.settings.items())
+    return [*(f"note       {note}" for note in report.notes), f"task       {report.task}: {settings}"]
+
+
+def _conditions(report: "Report | DownstreamReport") -> list[str]:
+    """Return what the numbers hold for: protocol, labels, size, cost, machine, data, command."""
+    lines = [
+        f"protocol   {report.protocol.get('protocol')}, fingerprint {report.fingerprint}: {_protocol(report)}",
+    ]
     if report.labels:
         lines.append(f"labels     {_labels(report.labels)}")
     lines.append("size       " + ", ".join(f"{what} {readable_size(number)}" for what, number in report.bytes.items()))
@@ -102,7 +118,7 @@ def _labels(labels: Mapping[str, Any]) -> str:
     return f"in every row by {who} ({how}); of the set {kept}"
 
 
-def _protocol(report: "Report") -> str:
+def _protocol(report: "Report | DownstreamReport") -> str:
     from dd.networks.spec import NORMED
 
     protocol, student = report.protocol, report.student

@@ -5,7 +5,8 @@ import math
 from dd.data.preprocess import zca_price
 from dd.engine.method import Task
 from dd.errors import UsageError
-from dd.evaluation.evaluate import Evaluator, full_passes, own_arm
+from dd.evaluation.downstream import Downstream
+from dd.evaluation.evaluate import Evaluator, full_passes, own_arm, student_passes
 from dd.evaluation.protocols import Protocol
 from dd.labels import LabelStore
 from dd.networks import magnitude
@@ -35,37 +36,49 @@ def require_memory(distilled: DistilledSet, task: Task, protocol: Protocol) -> N
         raise UsageError(f"the ZCA of the data takes {readable_size(needed)}, but only {readable_size(free)} are free")
 
 
-def require_time(distilled: DistilledSet, evaluator: Evaluator, store: LabelStore | None, hours: float) -> None:
+def require_time(
+    distilled: DistilledSet, evaluator: Evaluator, store: LabelStore | None, hours: float, task: Downstream | None
+) -> None:
     """Raise `UsageError` if training the students of a set and its references would take more than `hours`.
 
     The estimate extrapolates from a few steps and includes students that are already finished.
+
+    Args:
+        distilled: the set.
+        evaluator: trains the students.
+        store: the stored labels of the set's views, if any.
+        hours: the limit.
+        task: the downstream task; None for the accuracy of one network.
     """
-    protocol, arm = evaluator.protocol, own_arm(distilled, evaluator, store)
     lr = evaluator.lr_of(distilled)
-    images = _passes(distilled, evaluator, arm.n, controls=store is None or evaluator.labeller is not None)
-    seconds = images * evaluator.pace(arm, lr) / min(protocol.batch, arm.n)
-    if seconds > 3600 * hours:
+
+    def seconds(one: Evaluator, images: int) -> float:
+        arm = own_arm(distilled, one, store)
+        return images * one.pace(arm, lr) / min(one.protocol.batch, arm.n)
+
+    protocol, n = evaluator.protocol, own_arm(distilled, evaluator, store).n
+    if task is None:
+        images = _passes(distilled, evaluator, n, controls=store is None or evaluator.labeller is not None)
+        needed, lighter = seconds(evaluator, images), "eval.students and eval.steps or eval.epochs"
+        what = f"{protocol.students} of {protocol.total_steps(n):,} steps, and the same for random real images"
+    else:
+        needed = sum(seconds(one, images) for one, images in task.work(distilled, evaluator))
+        what, lighter = f"task={task.name}, and the same for random real images", task.lighter
+    if needed > 3600 * hours:
         raise UsageError(
-            f"the students of this set would take about {readable_time(seconds)}, more than {hours:g} h: "
-            f"{protocol.students} of {protocol.total_steps(arm.n):,} steps, and the same for random real images; "
-            f"add hours={math.ceil(seconds / 3600)}, or reduce the work with eval.students and eval.steps or "
-            "eval.epochs"
+            f"the students of this set would take about {readable_time(needed)}, more than {hours:g} h: {what}; "
+            f"add hours={math.ceil(needed / 3600)}, or reduce the work with {lighter}"
         )
 
 
 def _passes(distilled: DistilledSet, evaluator: Evaluator, n: int, *, controls: bool) -> int:
-    """Return how many images all students process in total; an evaluation pass counts a third of a training pass."""
-    protocol, data = evaluator.protocol, evaluator.task.data
-    scored = (len(data.test) + len(data.holdout)) // 3
-
-    def seen(count: int) -> int:
-        return protocol.total_steps(count) * min(protocol.batch, count) + scored
-
-    found = protocol.students * seen(n)
+    """Return how many images all students process in total."""
+    protocol = evaluator.protocol
+    found = protocol.students * student_passes(evaluator, n)
     if not controls:
         return found
     pilots = 0 if distilled.lr is None else min(protocol.pilots, protocol.students)
-    found += (protocol.students + pilots) * seen(distilled.n)
+    found += (protocol.students + pilots) * student_passes(evaluator, distilled.n)
     if distilled.decode_factor > 1:
-        found += (protocol.students + pilots) * seen(n)
-    return found + full_passes(protocol, len(data.train))
+        found += (protocol.students + pilots) * student_passes(evaluator, n)
+    return found + full_passes(protocol, len(evaluator.task.data.train))

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -67,9 +67,24 @@ class Evaluator:
 
     def score(self, arm: Arm, lr: float, students: int, note: str = "") -> Score:
         """Train `students` students on an arm and return their score."""
-        rows = [self._student(arm, lr, j) for j in range(students)]
+        rows = self.students(arm, lr, range(students))
         holdout = tuple(row["holdout"] for row in rows if row["holdout"] is not None)
         return Score(tuple(row["test"] for row in rows), holdout, lr, note, **_by_class(rows), **_predicted(rows))
+
+    def students(self, arm: Arm, lr: float, members: Iterable[int], *, tested: bool = True) -> list[dict[str, Any]]:
+        """Train the students of these numbers on an arm; returns what each reached, in percent.
+
+        Args:
+            arm: what they are trained on.
+            lr: learning rate.
+            members: number of each student: its weights and batches, and the draw of an arm that is redrawn.
+            tested: False to look at held-out images only; the rows then need not have the first three keys.
+
+        Returns:
+            For each student "test", the accuracy on all test images; "classes", the same by class, None for a class
+            without test images; "balanced", the mean of these; "holdout", the held-out accuracy or None; "seconds".
+        """
+        return [self._student(arm, lr, j, tested=tested) for j in members]
 
     def held_out(self, arm: Arm, lr: float, students: int) -> tuple[float, ...]:
         """Held-out accuracies in percent of `students` students on an arm; no test image is looked at.
@@ -78,20 +93,25 @@ class Evaluator:
             UsageError: nothing is held out.
         """
         self.require_holdout()
-        return tuple(self._student(arm, lr, j, tested=False)["holdout"] for j in range(students))
+        return tuple(row["holdout"] for row in self.students(arm, lr, range(students), tested=False))
 
     def better_lr(self, arm: Arm, candidates: Sequence[float], students: int) -> Score:
         """Train at the candidate lr with the best held-out accuracy, judged by a few pilot students."""
+        lr, why = self.choose_lr(arm, candidates, students)
+        return self.score(arm, lr, students, why)
+
+    def choose_lr(self, arm: Arm, candidates: Sequence[float], students: int) -> tuple[float, str]:
+        """Return the candidate lr with the best held-out accuracy of a few pilot students, and how it was chosen."""
         if len(candidates) == 1:
-            return self.score(arm, candidates[0], students, "the protocol's lr")
+            return candidates[0], "the protocol's lr"
         if not len(self.task.data.holdout):
-            return self.score(arm, candidates[0], students, "the protocol's lr: no held-out images to choose with")
+            return candidates[0], "the protocol's lr: no held-out images to choose with"
         pilots = min(self.protocol.pilots, students)
         trials = [self.score(arm, lr, pilots) for lr in candidates]
         means = [sum(trial.holdout) / len(trial.holdout) for trial in trials]
         best = candidates[means.index(max(means))]
         tried = ", ".join(f"{lr:.4g}: {mean:.1f} %" for lr, mean in zip(candidates, means, strict=True))
-        return self.score(arm, best, students, f"better of {tried} on held-out images")
+        return best, f"better of {tried} on held-out images"
 
     def require_holdout(self) -> None:
         """Raise `UsageError` where nothing is held out."""
@@ -121,6 +141,10 @@ class Evaluator:
                 "lr_lr"
             )
         return distilled.lr
+
+    def lrs_of(self, distilled: DistilledSet) -> list[float]:
+        """Return the candidate lrs of the references of a set: the protocol's, and the one that the set learned."""
+        return [self.protocol.lr] if distilled.lr is None else [self.protocol.lr, self.lr_of(distilled)]
 
     def pace(self, arm: Arm, lr: float) -> float:
         """Return the seconds per training step on an arm, timed over the first few steps and then discarded."""
@@ -230,7 +254,7 @@ def evaluate(
     lr = evaluator.lr_of(distilled)
     own = "learned by the method" if distilled.lr is not None else "the protocol's lr"
     accuracy_ = evaluator.score(own_arm(distilled, evaluator, store), lr, protocol.students, own)
-    candidates = [protocol.lr] if distilled.lr is None else [protocol.lr, lr]
+    candidates = evaluator.lrs_of(distilled)
     control = begin = full = decoded = None
     if controls and store is not None and evaluator.labeller is None:
         # without the teachers, the references would have different labels than the set
@@ -249,7 +273,6 @@ def evaluate(
             missing["full"] = why
     else:
         missing |= dict.fromkeys(("control", "start", "full"), "not requested")
-    student, labels = asdict(task.student), _labels(evaluator, store)
     outside = distilled.outside(task.data.preprocess)
     return Report(
         accuracy=accuracy_,
@@ -257,20 +280,29 @@ def evaluate(
         start=begin,
         full=full,
         decoded=decoded,
-        labels=labels,
         missing=missing,
-        protocol=asdict(protocol),
-        fingerprint=protocol.fingerprint(student, task.data.augment, _making(labels)),
-        student=student,
-        dataset={k: getattr(task.data, k) for k in ("name", "where", "licence", "notes", "fingerprint")},
-        bytes=distilled.bytes(),
-        provenance=dict(distilled.provenance),
         classes=task.data.classes,
         outside=outside,
         notes=notes_on(accuracy_, begin, outside, task.data)
         + reads_more(distilled)
         + assumed_at_import(distilled.provenance),
+        **conditions(distilled, evaluator, store),
     )
+
+
+def conditions(distilled: DistilledSet, evaluator: Evaluator, store: LabelStore | None) -> dict[str, Any]:
+    """Return the fields of a report that say what its numbers hold for: protocol, student, labels, data, set."""
+    task, protocol = evaluator.task, evaluator.protocol
+    student, labels = asdict(task.student), _labels(evaluator, store)
+    return {
+        "protocol": asdict(protocol),
+        "fingerprint": protocol.fingerprint(student, task.data.augment, _making(labels)),
+        "student": student,
+        "labels": labels,
+        "dataset": {k: getattr(task.data, k) for k in ("name", "where", "licence", "notes", "fingerprint")},
+        "bytes": distilled.bytes(),
+        "provenance": dict(distilled.provenance),
+    }
 
 
 def own_arm(distilled: DistilledSet, evaluator: Evaluator, store: LabelStore | None) -> Arm:
@@ -328,6 +360,12 @@ def _making(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
     how += ["ensemble"] if len(labels["teachers"]) > 1 else []
     how += ["low", "high", "smooth"] if labels.get("high") else []
     return {name: labels[name] for name in how}
+
+
+def student_passes(evaluator: Evaluator, n: int) -> int:
+    """Return how many images a student on n images processes; one that is only scored counts a third."""
+    protocol, data = evaluator.protocol, evaluator.task.data
+    return protocol.total_steps(n) * min(protocol.batch, n) + (len(data.test) + len(data.holdout)) // 3
 
 
 def full_passes(protocol: Protocol, n: int) -> int:

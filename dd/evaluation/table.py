@@ -1,12 +1,17 @@
 """A report as a table, for terminals and notebooks."""
 
 import statistics
+from collections.abc import Iterable, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 from dd.errors import printable
 from dd.evaluation.report import Report, Score
 from dd.evaluation.scores import Interval
 from dd.sets.origin import StatedScore, imported
+
+if TYPE_CHECKING:
+    from dd.evaluation.downstream import DownstreamReport
 
 ARMS = {
     "accuracy": "the distilled set",
@@ -87,16 +92,27 @@ def facts_in_words(report: Report) -> str:
     return "; ".join(words)
 
 
-def heading(report: Report) -> str:
+def heading(report: "Report | DownstreamReport") -> str:
     """Return the title of a report."""
     return report.name or str(report.provenance.get("name", "")) or str(report.dataset.get("name", ""))
 
 
 def html(report: Report) -> str:
     """Return title and table as HTML."""
-    head = "".join(f"<th>{escape(words)}</th>" for words in headings(report))
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(report))
-    return f"<b>{escape(heading(report))}</b><table><tr>{head}</tr>{body}</table>"
+    return html_of(heading(report), headings(report), rows(report))
+
+
+def html_of(title: str, head: Iterable[str], body: Iterable[Sequence[str]]) -> str:
+    """Return a title, column headings and rows as HTML."""
+    top = "".join(f"<th>{escape(words)}</th>" for words in head)
+    below = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
+    return f"<b>{escape(title)}</b><table><tr>{top}</tr>{below}</table>"
+
+
+def ahead_in_words(points: float, spread: float | None) -> str:
+    """Format a difference in points, and as a multiple of a pooled std if there is one."""
+    words = f"{points:+.2f} points"
+    return f"{words} ({points / spread:+.1f} pooled std)" if spread else words
 
 
 def _uneven(score: Score) -> bool:
@@ -112,7 +128,4 @@ def _ahead(report: Report, arm: str) -> str:
     points = {"control": report.gap, "start": report.gain, "decoded": report.decoded_gap}.get(arm)
     if points is None:
         return ""
-    words = f"{points:+.2f} points"
-    if arm == "control" and report.pooled_std:
-        words += f" ({points / report.pooled_std:+.1f} pooled std)"
-    return words
+    return ahead_in_words(points, report.pooled_std if arm == "control" else None)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -12,6 +12,7 @@ from dd.data import DataSettings, open_data
 from dd.engine.method import Task
 from dd.errors import RunError, UsageError
 from dd.evaluation.budget import require_memory, require_time
+from dd.evaluation.downstream import DownstreamReport
 from dd.evaluation.evaluate import NOT_AT_HAND, Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.protocols import Protocol
@@ -78,15 +79,42 @@ def pull_set(
     return found
 
 
+@overload
 def evaluate(
     made: DistilledSet | Outcome | str | Path,
     *,
+    task: None = None,
     device: str | None = None,
     data: DataSettings | Mapping[str, Any] | None = None,
     student: str | NetworkSpec | Mapping[str, Any] | None = None,
     eval: str | Protocol | Mapping[str, Any] | None = None,
     **settings: Any,
-) -> Report:
+) -> Report: ...
+
+
+@overload
+def evaluate(
+    made: DistilledSet | Outcome | str | Path,
+    *,
+    task: str,
+    device: str | None = None,
+    data: DataSettings | Mapping[str, Any] | None = None,
+    student: str | NetworkSpec | Mapping[str, Any] | None = None,
+    eval: str | Protocol | Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> DownstreamReport: ...
+
+
+def evaluate(
+    made: DistilledSet | Outcome | str | Path,
+    *,
+    task: str | None = None,
+    device: str | None = None,
+    data: DataSettings | Mapping[str, Any] | None = None,
+    student: str | NetworkSpec | Mapping[str, Any] | None = None,
+    eval: str | Protocol | Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Report | DownstreamReport:
     """Evaluate a set as `dd eval` does: train fresh students on it and on the references it must be compared with.
 
     `dd.evaluate(outcome)`, `dd.evaluate("set.safetensors", student="resnet18")`,
@@ -95,6 +123,8 @@ def evaluate(
 
     Args:
         made: a set, its file, the folder of its run, or the result of `dd.run`.
+        task: a downstream task, with its settings under its own name: `task="continual", continual={"steps": 2}`; None
+            for the test accuracy of one network.
         device: "cpu", "cuda", "cuda:N", "mps"; None for the best one available.
         data: how real images are split and preprocessed.
         student: the network: a name (default size, the set's norm layers), a `NetworkSpec`, or a mapping.
@@ -106,20 +136,22 @@ def evaluate(
     Raises:
         UsageError: the settings do not fit, or the labels of the set are missing; one line says why.
     """
-    keys = {"device": device, "data": data, "student": student, "eval": eval}
+    keys = {"task": task, "device": device, "data": data, "student": student, "eval": eval}
     overrides = {key: value for key, value in keys.items() if value is not None} | settings
     with hashed_once():
         distilled = made if isinstance(made, DistilledSet) else load(made)
         return evaluate_distilled(distilled, overrides, own=isinstance(made, Outcome))
 
 
-def evaluate_distilled(distilled: DistilledSet, overrides: Mapping[str, Any], *, own: bool = False) -> Report:
+def evaluate_distilled(
+    distilled: DistilledSet, overrides: Mapping[str, Any], *, own: bool = False
+) -> Report | DownstreamReport:
     """Evaluate a set under its own protocol with `overrides`; `own` skips the limits for sets made elsewhere."""
     with hashed_once():
         return _evaluated(distilled, overrides, foreign=not own and is_foreign(distilled))
 
 
-def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: bool) -> Report:
+def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: bool) -> Report | DownstreamReport:
     distilled.check()
     meant = meant_for(distilled)
     settings = resolve_evaluation(
@@ -133,6 +165,8 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
     if foreign:
         require_modest(distilled, settings)
     origin = _teachers_named(meant.labeller, settings.allowed.teachers)
+    if settings.task is not None:
+        settings.task.require_usable(distilled, taught=origin is not None)
     data = open_data(settings.dataset, settings.data, torch.device(settings.device))
     distilled.require_match(data)
     own = distilled.own_classes()
@@ -145,8 +179,12 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
         labeller, why = _labeller(origin, task, settings, store, foreign)
         evaluator = Evaluator(task, settings.eval, force=settings.force, labeller=labeller)
         if foreign:
-            require_time(distilled, evaluator, store, settings.allowed.hours)
-        report = evaluate_set(distilled, None if foreign else _start(distilled), evaluator, store=store, without=why)
+            require_time(distilled, evaluator, store, settings.allowed.hours, settings.task)
+        if settings.task is not None:
+            report = settings.task.measure(distilled, evaluator, store=store, without=why)
+        else:
+            start = None if foreign else _start(distilled)
+            report = evaluate_set(distilled, start, evaluator, store=store, without=why)
     costs = {"evaluate": asdict(cost)}
     return replace(
         report, cost=costs, **context(settings.device), recipe_hash=str(distilled.provenance.get("recipe", ""))

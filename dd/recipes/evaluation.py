@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from dd.errors import UsageError
 from dd.recipes import checks, given
 from dd.recipes.layers import BARE, COMMAND_LINE, Layer, Parts, Problems
-from dd.recipes.schema import flatten, groups, leaves
+from dd.recipes.schema import Leaf, flatten, groups, leaves
 from dd.settings import build
 
 if TYPE_CHECKING:
     from dd.data import DataSettings
+    from dd.evaluation.downstream import Downstream
     from dd.evaluation.protocols import Protocol
     from dd.networks import NetworkSpec
 
@@ -27,7 +29,17 @@ class Allowed:
     """Time limit in hours for training its students, and permission to train missing teachers if given."""
 
 
-_ALLOWED = leaves(Allowed())
+@dataclass(frozen=True)
+class Purpose:
+    """What a set is evaluated for."""
+
+    task: str | None = None
+    """Downstream task, such as "continual" or "nas", with settings of its own, `continual.steps=5`; null for the test
+    accuracy of one network.
+    """
+
+
+_ALLOWED, _PURPOSE = leaves(Allowed()), leaves(Purpose())
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ class Evaluation:
 
     Attributes:
         allowed: what a set made elsewhere may do on this machine.
+        task: the downstream task; None for the test accuracy of one network.
         named: the keys that the user gave explicitly.
     """
 
@@ -50,6 +63,7 @@ class Evaluation:
     student: "NetworkSpec"
     eval: "Protocol"
     allowed: Allowed
+    task: "Downstream | None"
     named: frozenset[str]
 
 
@@ -80,7 +94,7 @@ def resolve_evaluation(
     problems = Problems()
     parts = Parts(None, data, student, protocol)
     keys = {field.name for field in fields(Evaluation)} & BARE.keys()
-    known = parts.known() | {key: BARE[key] for key in keys} | _ALLOWED
+    known = parts.known() | {key: BARE[key] for key in keys} | _ALLOWED | _PURPOSE | _of_tasks()
     layers = given.in_words(Layer(COMMAND_LINE, given.plain(overrides)), parts, problems)
     layers = [Layer(layer.where, flatten(layer.settings, groups(known))) for layer in layers]
     settled = parts.settle(layers, known, problems)
@@ -94,6 +108,9 @@ def resolve_evaluation(
         bare["device"] = checks.device(bare["device"])
     with problems.caught():
         checks.student(settled.parts.student)
+    task = None
+    with problems.caught():
+        task = _task(settled.values)
     problems.raise_any()
     result = settled.parts
     return Evaluation(
@@ -102,5 +119,30 @@ def resolve_evaluation(
         student=result.student,
         eval=result.eval,
         allowed=build(Allowed(), settled.values),
+        task=task,
         named=frozenset(settled.values),
     )
+
+
+def _of_tasks() -> dict[str, Leaf]:
+    """Return the settings of all downstream tasks."""
+    from dd.evaluation.downstream import TASKS
+
+    return {key: leaf for name, task in TASKS.items() for key, leaf in leaves(task(), f"{name}.").items()}
+
+
+def _task(values: Mapping[str, Any]) -> "Downstream | None":
+    """Return the requested downstream task with its settings.
+
+    Raises:
+        UsageError: there is no such task, or a setting belongs to another one.
+    """
+    from dd.evaluation.downstream import TASKS, task_named
+
+    name = values.get("task")
+    task = None if name is None else task_named(name)
+    for key in values:
+        group = key.partition(".")[0]
+        if "." in key and group in TASKS and group != name:
+            raise UsageError(f"{key}={values[key]} is a setting of another task: it needs task={group}")
+    return None if task is None else build(task, values, f"{task.name}.")

@@ -423,7 +423,7 @@ def scripted_by(test_of, holdout_of):
     """An evaluator whose students' accuracies are functions of (rate, student), and what it was asked for."""
 
     class Scripted(Evaluator):
-        def _student(self, arm, lr, j):
+        def _student(self, arm, lr, j, *, tested=True):
             asked.append((lr, j))
             return {"holdout": holdout_of(lr, j), "test": test_of(lr, j)}
 

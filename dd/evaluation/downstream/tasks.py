@@ -1,0 +1,18 @@
+"""The downstream tasks by name."""
+
+from dd.errors import unknown
+from dd.evaluation.downstream.continual import Continual
+from dd.evaluation.downstream.contract import Downstream
+
+TASKS: dict[str, type[Downstream]] = {task.name: task for task in (Continual,)}
+
+
+def task_named(name: str) -> Downstream:
+    """Return a task with its default settings.
+
+    Raises:
+        UsageError: there is no such task.
+    """
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return TASKS[name]()
