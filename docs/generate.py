@@ -134,6 +134,19 @@ def methods() -> str:
     return "\n".join(parts)
 
 
+def task(name: str) -> str:
+    """The settings of a downstream task."""
+    from dd.evaluation.downstream import task_named
+    from dd.recipes.schema import explained, leaves
+
+    found = task_named(name)
+    known, words = leaves(found, f"{name}."), explained(found, f"{name}.")
+    body = [
+        (f"`{key}`", f"`{'null' if leaf.default is None else leaf.default}`", words[key]) for key, leaf in known.items()
+    ]
+    return _table(["setting", "default", "what it is"], body)
+
+
 def recipes() -> str:
     """Every cell of every recipe, what it should reach under which protocol and where that is from."""
     from dd.engine.registry import list_methods
@@ -173,7 +186,7 @@ def commands() -> str:
 
 
 _FUNCTIONS: dict[str, Callable[..., str]] = {
-    function.__name__: function for function in (results, protocols, methods, recipes, commands)
+    function.__name__: function for function in (results, protocols, methods, task, recipes, commands)
 }
 
 

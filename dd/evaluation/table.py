@@ -109,12 +109,6 @@ def html_of(title: str, head: Iterable[str], body: Iterable[Sequence[str]]) -> s
     return f"<b>{escape(title)}</b><table><tr>{top}</tr>{below}</table>"
 
 
-def ahead_in_words(points: float, spread: float | None) -> str:
-    """Format a difference in points, and as a multiple of a pooled std if there is one."""
-    words = f"{points:+.2f} points"
-    return f"{words} ({points / spread:+.1f} pooled std)" if spread else words
-
-
 def _uneven(score: Score) -> bool:
     """Return whether balanced and plain accuracy differ visibly, because test classes differ in size."""
     pairs = zip(score.balanced, score.values, strict=False)
@@ -128,4 +122,7 @@ def _ahead(report: Report, arm: str) -> str:
     points = {"control": report.gap, "start": report.gain, "decoded": report.decoded_gap}.get(arm)
     if points is None:
         return ""
-    return ahead_in_words(points, report.pooled_std if arm == "control" else None)
+    words = f"{points:+.2f} points"
+    if arm == "control" and report.pooled_std:
+        words += f" ({points / report.pooled_std:+.1f} pooled std)"
+    return words

@@ -165,6 +165,12 @@ def test_steps_orders_and_students_of_set_and_control(task):
     values = [[score.values for score in steps] for steps in report.scores.values()]
     for steps, arm in zip(values, report.scores, strict=True):
         assert report.average(arm).values == pytest.approx(np.mean(steps, axis=0).tolist())
+    for step in range(4):
+        own, other = (np.reshape(report.scores[arm][step].values, (3, 2)) for arm in ("accuracy", "control"))
+        assert report.gap(step).mean == pytest.approx((own - other).mean())
+        assert report.gap(step).n == 3
+        assert report.gap(step).low >= (own.mean(1) - other.mean(1)).min() - 1e-9
+    assert report.gap().mean == pytest.approx(np.mean([report.gap(step).mean for step in range(4)]))
     assert [row[0] for row in report.rows()] == ["1", "2", "3", "4", "mean"]
     assert all(len(row) == len(report.headings()) for row in report.rows())
     plain = json.loads(json.dumps(report.to_dict()))

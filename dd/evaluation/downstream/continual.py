@@ -7,7 +7,7 @@ output for every class (Zhao & Bilen, "Dataset Condensation with Distribution Ma
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -19,13 +19,14 @@ from dd.errors import UsageError
 from dd.evaluation.arms import Arm, Images
 from dd.evaluation.downstream.contract import Contender, Downstream, DownstreamReport, common, contenders
 from dd.evaluation.evaluate import NOT_AT_HAND, Evaluator, student_passes
-from dd.evaluation.report import Score, pooled_std
-from dd.evaluation.table import ARMS, ahead_in_words, score_in_words
+from dd.evaluation.report import Score
+from dd.evaluation.scores import Interval, paired_gap
+from dd.evaluation.table import ARMS, in_between, score_in_words
 from dd.labels import LabelStore
 from dd.sets import DistilledSet
 from dd.sets.tiles import decoded_labels
 
-Order: TypeAlias = tuple[tuple[int, ...], ...]
+ClassOrder: TypeAlias = tuple[tuple[int, ...], ...]
 """The classes that arrive at each step."""
 _JOINT = (
     "the images were made with all classes at hand; in the published protocol, those of a step are made from its "
@@ -104,7 +105,7 @@ class Continual(Downstream):
         yield evaluator, total * evaluator.protocol.students
 
     def _scores(
-        self, evaluator: Evaluator, one: Contender, orders: Sequence[Order], counts: Sequence[int]
+        self, evaluator: Evaluator, one: Contender, orders: Sequence[ClassOrder], counts: Sequence[int]
     ) -> tuple[Score, ...]:
         """Return the score of every step, over all students of all orders."""
         students, owners = evaluator.protocol.students, _owners(evaluator, one.arm.n)
@@ -130,7 +131,7 @@ class ContinualReport(DownstreamReport):
     For the other attributes see `DownstreamReport`.
     """
 
-    orders: tuple[Order, ...]
+    orders: tuple[ClassOrder, ...]
     memory: tuple[tuple[int, ...], ...]
     scores: Mapping[str, tuple[Score, ...]]
 
@@ -140,9 +141,26 @@ class ContinualReport(DownstreamReport):
         each = zip(*(score.values for score in steps), strict=True)
         return Score(tuple(map(statistics.fmean, each)), (), steps[0].lr, steps[0].note)
 
+    def gap(self, step: int | None = None) -> Interval | None:
+        """Return the points by which the set beats the control at a step, with their interval; None: over all steps.
+
+        Orders are paired: the values are the differences of the means over the students of each.  None without a
+        control.
+        """
+        if "control" not in self.scores:
+            return None
+        own, other = (self.average(arm) if step is None else self.scores[arm][step] for arm in ("accuracy", "control"))
+        return paired_gap(self._by_order(own), self._by_order(other))
+
+    def _by_order(self, score: Score) -> list[float]:
+        """Return the mean over the students of each order."""
+        students = score.n // len(self.orders)
+        return [statistics.fmean(score.values[i : i + students]) for i in range(0, score.n, students)]
+
     def headings(self) -> list[str]:
         """See `DownstreamReport`."""
-        return ["classes seen", "images", *(f"{ARMS[arm]} %" for arm in self.scores), "the set is ahead by"]
+        arms = [f"{ARMS[arm]} %" for arm in self.scores]
+        return ["classes seen", "images", *arms, "the set is ahead by (95 %, orders paired)"]
 
     def rows(self) -> list[list[str]]:
         """See `DownstreamReport`."""
@@ -151,26 +169,25 @@ class ContinualReport(DownstreamReport):
             classes = sum(len(group) for group in self.orders[0][: step + 1])
             sizes = sorted({memory[step] for memory in self.memory})
             images = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-            found.append([f"{classes}", images, *self._cells({arm: s[step] for arm, s in self.scores.items()})])
-        return [*found, ["mean", "", *self._cells({arm: self.average(arm) for arm in self.scores})]]
+            cells = [score_in_words(score[step]) for score in self.scores.values()]
+            found.append([f"{classes}", images, *cells, self._ahead(step)])
+        return [*found, ["mean", "", *(score_in_words(self.average(arm)) for arm in self.scores), self._ahead(None)]]
 
-    def _cells(self, scores: Mapping[str, Score]) -> list[str]:
-        cells = [score_in_words(score) for score in scores.values()]
-        if (control := scores.get("control")) is None:
-            return [*cells, self.missing.get("control", "")]
-        own = scores["accuracy"]
-        return [*cells, ahead_in_words(own.mean - control.mean, pooled_std(own, control))]
+    def _ahead(self, step: int | None) -> str:
+        gap = self.gap(step)
+        return self.missing.get("control", "") if gap is None else f"{in_between(gap)} points"
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict."""
-        scores = {arm: [score.to_dict() for score in steps] for arm, steps in self.scores.items()}
+        gaps = [self.gap(step) for step in (*range(len(self.orders[0])), None)]
         return super().to_dict() | {
-            "scores": scores,
+            "scores": {arm: [score.to_dict() for score in steps] for arm, steps in self.scores.items()},
             "average": {arm: self.average(arm).to_dict() for arm in self.scores},
+            "gaps": [None if gap is None else asdict(gap) for gap in gaps],
         }
 
 
-def class_orders(classes: int, steps: int, orders: int) -> tuple[Order, ...]:
+def class_orders(classes: int, steps: int, orders: int) -> tuple[ClassOrder, ...]:
     """Return the class orders: the permutations of NumPy's seeds 0, 1, …, each divided into steps.
 
     Raises:
@@ -178,7 +195,7 @@ def class_orders(classes: int, steps: int, orders: int) -> tuple[Order, ...]:
     """
     if steps > classes:
         raise UsageError(f"continual.steps={steps}, but there are {classes} classes: at most one step for each")
-    found: list[Order] = []
+    found: list[ClassOrder] = []
     for seed in range(orders):
         # the legacy generator, because the published orders are its permutations; NumPy keeps its stream as it is
         order = np.random.RandomState(seed).permutation(classes)
@@ -232,7 +249,7 @@ def seen_accuracy(classes: Sequence[float | None], counts: Sequence[int], seen: 
     return sum(share * count for share, count in tested) / sum(count for _, count in tested)
 
 
-def _seen(order: Order) -> Iterator[tuple[int, ...]]:
+def _seen(order: ClassOrder) -> Iterator[tuple[int, ...]]:
     """Yield the classes seen so far after each step."""
     seen: tuple[int, ...] = ()
     for group in order:
