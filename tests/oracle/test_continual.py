@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import dd
 from dd.errors import UsageError
 from dd.evaluation import Protocol
-from dd.evaluation.arms import Arm, control_arm, set_arm, shuffled
+from dd.evaluation.arms import Arm, control_arm, selection_arm, set_arm, shuffled
 from dd.evaluation.downstream import TASKS, DownstreamReport
 from dd.evaluation.downstream.continual import Continual, class_orders, restricted, seen_accuracy
 from dd.evaluation.evaluate import Evaluator, evaluate, student_passes
@@ -221,6 +221,18 @@ def test_the_work_is_that_of_every_student(task):
 def test_teachers_labels_are_refused(task):
     with pytest.raises(UsageError, match="the teachers have seen the classes of every step"):
         Continual(steps=2).require_usable(made(task), taught=True)
+
+
+def test_indices_are_a_memory_and_a_schedule_is_not(task):
+    chosen = replace(made(task), images=task.real_indices("some"), image_kind="indices")
+    report = Continual(steps=2, orders=1).measure(chosen, Evaluator(task, BRIEF))
+    assert report.notes == ()
+    arm = restricted(selection_arm("it", chosen, task.data), task.targets, report.orders[0][0])
+    kept = [i for i, c in enumerate(task.targets.tolist()) if c in report.orders[0][0]]
+    assert torch.equal(arm.load(0)[0], task.data.train.images(chosen.images[kept]))
+    rounds = replace(chosen, images=chosen.images[None], labels=chosen.labels[None], image_kind="schedule")
+    with pytest.raises(UsageError, match="cannot use a schedule"):
+        Continual(steps=2).require_usable(rounds, taught=False)
 
 
 # --- the front -------------------------------------------------------------------------------------------------------

@@ -57,6 +57,11 @@ class Continual(Downstream):
                 "task=continual cannot use teachers' labels of views: the teachers have seen the classes of every "
                 "step; give a set whose images have labels of their own"
             )
+        if distilled.image_kind == "schedule":
+            raise UsageError(
+                "task=continual cannot use a schedule: a memory holds the same images in every pass; give a set of "
+                "images or of indices"
+            )
         class_orders(len(distilled.classes), self.steps, 1)
 
     def measure(
@@ -70,7 +75,7 @@ class Continual(Downstream):
         """See `Downstream`.  Every order has students and control draws of its own.
 
         Raises:
-            UsageError: more steps than classes, or teachers label the views of the images.
+            UsageError: more steps than classes, or the set cannot be a memory (see `require_usable`).
         """
         self.require_usable(distilled, taught=evaluator.labeller is not None or store is not None)
         data, classes = evaluator.task.data, evaluator.task.classes

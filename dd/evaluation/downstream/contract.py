@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple, TypedDict
 
 from dd.evaluation.arms import Arm, control_arm, decoded_arm
 from dd.evaluation.evaluate import NOT_AT_HAND, Evaluator, conditions, own_arm
-from dd.evaluation.notes import assumed_at_import
+from dd.evaluation.notes import assumed_at_import, reads_more
 from dd.evaluation.report import FORMAT
 from dd.io import digest
 from dd.labels import LabelStore
@@ -131,7 +131,7 @@ def common(
     held = conditions(distilled, evaluator, store)
     settings = asdict(task)
     held["fingerprint"] = digest({"evaluation": held["fingerprint"], "task": task.name, "settings": settings})
-    notes += assumed_at_import(distilled.provenance)
+    notes += reads_more(distilled) + assumed_at_import(distilled.provenance)
     return Common(task=task.name, settings=settings, missing=missing, notes=notes, **held)
 
 
