@@ -1,12 +1,10 @@
 """AST: alignment with smooth and high-quality expert trajectories (Shen et al., 2023, arXiv:2310.10541)."""
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -14,6 +12,7 @@ from torch import Tensor
 from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import Functional
+from dd.selection.kmeans import representatives
 from dd.training import ExpertSettings, expert_logits
 
 from ._matching import draw_segment, trajectory_distance
@@ -43,28 +42,6 @@ def perturbed(theta: Tensor, network: Functional, rng: torch.Generator) -> Tenso
 def middle_steps(steps: int, span: int) -> tuple[int, ...]:
     """Inner steps at which the intermediate epochs i of a segment are matched: i * floor(steps / span)."""
     return tuple(i * (steps // span) for i in range(1, span))
-
-
-def representatives(features: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Indices (count,) of distinct rows, each the nearest to one of `count` k-means centres.
-
-    Args:
-        features: (n, d), with n at least `count`.
-        count: number of centres.
-        seed: of the initial centres.
-    """
-    state = random.getstate()
-    from sklearn.cluster import KMeans  # importing it draws from Python's global generator
-
-    random.setstate(state)
-    means = KMeans(count, random_state=seed).set_params(n_init=1)
-    centres = means.fit(features).cluster_centers_
-    distance = np.linalg.norm(features[None] - centres[:, None], axis=2)  # (count, n)
-    chosen: list[int] = []
-    for row in distance:
-        row[chosen] = np.inf
-        chosen.append(int(row.argmin()))
-    return np.array(chosen)
 
 
 @register("ast")

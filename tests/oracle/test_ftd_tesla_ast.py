@@ -16,6 +16,7 @@ from dd.engine.synthesise import synthesise
 from dd.engine.unroll import FrozenAdjoint, FullGraph, Stepwise
 from dd.networks import Functional, NetworkSpec, build_network
 from dd.rng import generator
+from dd.selection.kmeans import representatives
 from dd.training import ExpertSettings, Trajectories
 
 matching = importlib.import_module("dd.methods.trajectory._matching")
@@ -263,7 +264,7 @@ def test_three_blobs_are_represented_by_one_image_each():
     rng = np.random.default_rng(0)
     centres = np.array([[0.0, 0], [50, 0], [0, 50]])
     blobs = centres.repeat(20, 0) + rng.normal(size=(60, 2))
-    chosen = ast.representatives(blobs, 3, seed=0)
+    chosen = representatives(blobs, 3, seed=0)
     assert sorted(chosen // 20) == [0, 1, 2]
     for blob in range(3):  # the nearest one to the blob's mean
         mine = next(i for i in chosen if i // 20 == blob)
@@ -275,7 +276,7 @@ def test_representatives_are_distinct_where_centres_coincide():
     features = np.zeros((5, 2))
     features[0] = 1
     with pytest.warns(UserWarning, match="distinct clusters"):
-        chosen = ast.representatives(features, 4, seed=1)
+        chosen = representatives(features, 4, seed=1)
     assert len(set(chosen.tolist())) == 4
 
 
