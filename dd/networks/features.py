@@ -17,16 +17,25 @@ def embed(net: nn.Module, images: Tensor) -> Tensor:
     own: Callable[[Tensor], Tensor] | None = getattr(net, "embed", None)
     if own is not None:
         return own(images)
-    linear = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
-    if not linear:
-        raise UsageError(f"{type(net).__name__} has no linear layer whose input could be its features")
     seen: list[Tensor] = []
-    handle = linear[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    handle = last_linear(net).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         net(images)
     finally:
         handle.remove()
     return seen[0].flatten(1)
+
+
+def last_linear(net: nn.Module) -> nn.Linear:
+    """The network's last linear layer.
+
+    Raises:
+        UsageError: the network has no linear layer.
+    """
+    linear = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        raise UsageError(f"{type(net).__name__} has no linear layer whose input could be its features")
+    return linear[-1]
 
 
 @contextlib.contextmanager

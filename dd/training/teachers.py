@@ -15,7 +15,7 @@ from torch import nn
 
 from dd.engine.method import Task
 from dd.engine.needs import Got, Need
-from dd.errors import UsageError, in_one_line
+from dd.errors import RunError, UsageError, in_one_line
 from dd.io import digest, sha256_file, sha256_tensors
 from dd.networks import NetworkSpec, resolve_network
 from dd.networks.adapted import Adapted, pick
@@ -70,6 +70,7 @@ class Teachers(Need[tuple[Teacher, ...]]):
         squeeze: how teachers are trained here.
         check: raises if a teacher is unfit; called for each teacher before the next is trained.
         first: called before anything is loaded or trained.
+        field: the setting that names them, for messages.
     """
 
     task: Task
@@ -77,15 +78,17 @@ class Teachers(Need[tuple[Teacher, ...]]):
     squeeze: SqueezeSettings
     check: Callable[[Teacher], None] = lambda _: None
     first: Callable[[], None] = lambda: None
+    field: str = "teachers"
     name = "teachers"
 
     def artefacts(self) -> list[Wanted]:
         """One per teacher that is trained here."""
-        return [
-            Wanted(KIND, squeeze_spec(self.task, origin.spec, self.squeeze), _words(self.task, name, self.squeeze))
-            for name, origin in _sources(self.task, self.names)
-            if isinstance(origin, Untrained)
-        ]
+        with named_by(self.field):
+            return [
+                Wanted(KIND, squeeze_spec(self.task, origin.spec, self.squeeze), _words(self.task, name, self.squeeze))
+                for name, origin in _sources(self.task, self.names)
+                if isinstance(origin, Untrained)
+            ]
 
     def fetch(self, got: Got) -> tuple[Teacher, ...]:
         """Load or train the teachers; returns them in the order of their names.
@@ -95,17 +98,19 @@ class Teachers(Need[tuple[Teacher, ...]]):
             RunError: a teacher diverged, or published weights are not available.
         """
         self.first()
-        sources = _sources(self.task, self.names)
-        ready: dict[int, Teacher] = {}
-        # load first, train later: report a bad checkpoint before hours of training
-        for at in sorted(range(len(sources)), key=lambda at: isinstance(sources[at][1], Untrained)):
-            ready[at] = _teacher(self.task, *sources[at], self.squeeze)
-            self.check(ready[at])
-        return tuple(ready[at] for at in range(len(sources)))
+        with named_by(self.field):
+            sources = _sources(self.task, self.names)
+            ready: dict[int, Teacher] = {}
+            # load first, train later: report a bad checkpoint before hours of training
+            for at in sorted(range(len(sources)), key=lambda at: isinstance(sources[at][1], Untrained)):
+                ready[at] = _teacher(self.task, *sources[at], self.squeeze)
+                self.check(ready[at])
+            return tuple(ready[at] for at in range(len(sources)))
 
     def keys(self) -> list[dict[str, Any]]:
         """See `teacher_keys`."""
-        return teacher_keys(self.task, self.names, self.squeeze)
+        with named_by(self.field):
+            return teacher_keys(self.task, self.names, self.squeeze)
 
 
 def teachers(
@@ -159,6 +164,18 @@ def spelled(task: Task, name: str) -> str:
         return _in_words(task.student)
     origin = teacher_source(name, task.student)
     return f"{origin.path.resolve()}@{_in_words(origin.spec)}" if isinstance(origin, SavedWeights) else name
+
+
+@contextlib.contextmanager
+def named_by(field: str) -> Iterator[None]:
+    """Reword errors for the setting that names the teachers."""
+    try:
+        yield
+    except (UsageError, RunError) as error:
+        text = str(error)
+        if field == "teachers" or "teachers=" not in text:
+            raise
+        raise type(error)(text.replace("teachers=", f"{field}=")) from error
 
 
 def _in_words(network: NetworkSpec) -> str:
