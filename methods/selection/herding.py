@@ -1,0 +1,42 @@
+"""Herding: real images whose mean feature matches the class's (Welling, ICML 2009; Rebuffi et al., CVPR 2017)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dd.engine.method import Task
+from dd.engine.registry import register
+from dd.selection.herding import herd
+from dd.training.embeddings import Embedded
+
+from ._features import OfFeatures
+
+
+@register("herding")
+@dataclass(frozen=True)
+class Herding(OfFeatures):
+    """Real images whose mean feature is close to the mean feature of their class.
+
+    Each next image is the one that brings the sum of the chosen features nearest to its target:
+
+        argmin_i || (|A| + 1) m - sum_{j in A} h_j - h_i ||
+    """
+
+    paper = "https://arxiv.org/abs/1611.07725"
+
+    normalise: bool = False
+    """Scale features to length 1 first, as iCaRL does; DeepCore and the papers on condensation do not."""
+    farthest: bool = False
+    """Take the argmax, which chooses outliers: what DeepCore calls herding, and with it papers that use its code."""
+
+    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: torch.Generator) -> Tensor:
+        """Herd."""
+        return herd(features, count, normalise=self.normalise, farthest=self.farthest)
+
+    def facts(self, task: Task, prepared: Embedded, index: Tensor) -> Mapping[str, Any]:
+        """What the choice depends on."""
+        direction = "farthest from the mean (DeepCore's defect)" if self.farthest else "nearest to the mean"
+        return {**super().facts(task, prepared, index), "direction": direction}

@@ -1,0 +1,31 @@
+"""k-center: real images such that every image has a chosen one near it (Sener and Savarese, ICLR 2018)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dd.engine.registry import register
+from dd.selection.kcenter import k_center, nearest_to_mean
+
+from ._features import OfFeatures
+
+
+@register("kcenter")
+@dataclass(frozen=True)
+class KCenter(OfFeatures):
+    """Real images that cover their class: each next one is the farthest, in features, from those chosen so far."""
+
+    paper = "https://arxiv.org/abs/1708.00489"
+
+    first: Literal["random", "mean"] = "random"
+    """The first image of a class: a random one, or the nearest to the mean."""
+
+    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: torch.Generator) -> Tensor:
+        """Greedy k-center."""
+        if self.first == "mean":
+            first = nearest_to_mean(features)
+        else:
+            first = int(torch.randint(len(features), (), generator=rng))
+        return k_center(features, count, first)[0]
