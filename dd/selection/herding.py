@@ -1,4 +1,4 @@
-"""Herding: greedily match the mean of the chosen features to the mean of all (Welling, ICML 2009; Rebuffi et al., 2017).
+"""Herding: greedily match the mean of the chosen features to the mean of all (Welling, 2009; Rebuffi et al., 2017).
 
 With features h_i, their mean m and the set A of the images chosen so far, the next image is
 

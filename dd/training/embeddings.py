@@ -130,8 +130,8 @@ class Embeddings(Need[Embedded]):
         logits, ours = network(images), F.linear(embed(network, images), weight, bias)
         if logits.shape != ours.shape or not torch.allclose(logits.float(), ours.float(), rtol=1e-3, atol=1e-3):
             raise UsageError(
-                f"{self.staff.field}={teacher.name}: its logits are not those of its last linear layer, whose gradients "
-                "are needed: name another network, or set gradients=false"
+                f"{self.staff.field}={teacher.name}: its logits are not those of its last linear layer, whose "
+                "gradients are needed: name another network, or set gradients=false"
             )
         return weight.double().cpu(), bias.double().cpu()
 

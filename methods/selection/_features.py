@@ -1,10 +1,10 @@
 """The base class of methods that select images by their features in a trained network, the proxy."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeAlias
 
 import torch
 from pydantic import Field
@@ -23,6 +23,9 @@ from dd.training.teacher_names import PublishedWeights, teacher_source
 from dd.training.teachers import SqueezeSettings, Teachers, file_digests, named_by
 
 _PROXY = "proxy"
+
+Rng: TypeAlias = Callable[[], torch.Generator]
+"""Returns a generator; called only if something is drawn."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class OfFeatures(Selection[Embedded]):
         return False
 
     @abstractmethod
-    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: torch.Generator) -> Tensor:
+    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: Rng) -> Tensor:
         """Choose among the images of a class, or among all images.
 
         Args:
@@ -61,7 +64,8 @@ class OfFeatures(Selection[Embedded]):
     def digests(self, student: NetworkSpec) -> Mapping[str, str]:
         """The digest of the proxy, if it is a file."""
         with named_by(_PROXY):
-            return {_PROXY: digest for digest in file_digests([self.proxy], student).values()}
+            found = file_digests([self.proxy], student)
+        return {_PROXY: found["teachers[0]"]} if found else {}
 
     def settle(self, task: Task) -> Self:
         """Refuse more images than there are before a proxy is trained; nothing else to resolve.
@@ -101,7 +105,7 @@ class OfFeatures(Selection[Embedded]):
         chosen = [torch.empty(0, dtype=torch.int64)]
         for c, count in enumerate(torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()):
             if count:
-                picked = self.pick(*self._seen(prepared, c), count, task.generator("pick", c))
+                picked = self.pick(*self._seen(prepared, c), count, partial(task.generator, "pick", c))
                 chosen.append(task.data.train.of_class(c)[picked])
         return torch.cat(chosen)
 
@@ -121,7 +125,8 @@ class OfFeatures(Selection[Embedded]):
         errors = [part for _, part in seen if part is not None]
         features = torch.cat([part for part, _ in seen])
         places = torch.cat([task.data.train.of_class(c) for c in range(task.classes)])
-        picked = self.pick(features, torch.cat(errors) if errors else None, len(task.targets), task.generator("pick"))
+        rng = partial(task.generator, "pick")
+        picked = self.pick(features, torch.cat(errors) if errors else None, len(task.targets), rng)
         index = places[picked]
         return index[task.data.train.labels.cpu()[index].argsort(stable=True)]
 
@@ -146,6 +151,6 @@ class OfSimilarity(OfFeatures):
         """Whether gradients are compared."""
         return self.gradients
 
-    def candidates(self, images: int, count: int, rng: torch.Generator) -> Draw | None:
+    def candidates(self, images: int, count: int, rng: Rng) -> Draw | None:
         """Draws the candidates of a step of stochastic greedy; None for all."""
-        return None if self.epsilon is None else sampled(sample_size(images, count, self.epsilon), rng)
+        return None if self.epsilon is None else sampled(sample_size(images, count, self.epsilon), rng())

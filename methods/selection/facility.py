@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dd.engine.registry import register
 from dd.selection.similarity import Cosine
 from dd.selection.submodular import facility_location
 
-from ._features import OfSimilarity
+from ._features import OfSimilarity, Rng
 
 
 @register("facility")
@@ -27,7 +26,7 @@ class Facility(OfSimilarity):
     clipped: bool = False
     """Use s_ij = max(0, cos(g_i, g_j)) instead."""
 
-    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: torch.Generator) -> Tensor:
+    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: Rng) -> Tensor:
         """Lazy greedy facility location."""
         draw = self.candidates(len(features), count, rng)
         return facility_location(Cosine(features, errors, clipped=self.clipped), count, draw=draw)[0]

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from dd.engine.registry import register
 from dd.selection.similarity import Cosine
 from dd.selection.submodular import graph_cut
 
-from ._features import OfSimilarity
+from ._features import OfSimilarity, Rng
 
 
 @register("graphcut")
@@ -29,7 +28,7 @@ class GraphCut(OfSimilarity):
     trade: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """The weight of similarity to all images against that among the chosen ones."""
 
-    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: torch.Generator) -> Tensor:
+    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: Rng) -> Tensor:
         """Greedy graph cut."""
         draw = self.candidates(len(features), count, rng)
         return graph_cut(Cosine(features, errors), count, trade=self.trade, draw=draw)[0]

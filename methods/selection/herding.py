@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dd.engine.method import Task
@@ -12,7 +11,7 @@ from dd.engine.registry import register
 from dd.selection.herding import herd
 from dd.training.embeddings import Embedded
 
-from ._features import OfFeatures
+from ._features import OfFeatures, Rng
 
 
 @register("herding")
@@ -32,7 +31,7 @@ class Herding(OfFeatures):
     farthest: bool = False
     """Take the argmax, which chooses outliers: what DeepCore calls herding, and with it papers that use its code."""
 
-    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: torch.Generator) -> Tensor:
+    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: Rng) -> Tensor:
         """Herd."""
         return herd(features, count, normalise=self.normalise, farthest=self.farthest)
 

@@ -8,9 +8,10 @@ from pydantic import Field
 from torch import Tensor
 
 from dd.engine.registry import register
+from dd.selection.kcenter import nearest_to_mean
 from dd.selection.kmeans import representatives
 
-from ._features import OfFeatures
+from ._features import OfFeatures, Rng
 
 
 @register("kmeans")
@@ -23,7 +24,9 @@ class KMeans(OfFeatures):
     n_init: Annotated[int, Field(ge=1, le=1000)] = 10
     """Number of initialisations, of which the clustering with the smallest inertia counts (scikit-learn's `n_init`)."""
 
-    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: torch.Generator) -> Tensor:
+    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: Rng) -> Tensor:
         """Cluster, and take the nearest images."""
-        seed = int(torch.randint(2**31, (), generator=rng))
+        if count == 1:  # the centre of a single cluster is the mean, wherever it starts
+            return torch.tensor([nearest_to_mean(features)])
+        seed = int(torch.randint(2**31, (), generator=rng()))
         return torch.from_numpy(representatives(features.double().numpy(), count, seed, self.n_init))

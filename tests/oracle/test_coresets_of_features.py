@@ -148,7 +148,7 @@ def test_the_nearest_images_to_the_centres(count):
 
 
 def gradients_of(h, labels, weight, bias):
-    """Gradient of every image's cross-entropy with respect to the last layer, by autograd, in float64: (n, k (d + 1))."""
+    """Gradients (n, k (d + 1)) of the cross-entropy with respect to the last layer, by autograd, in float64."""
     weight, bias = weight.requires_grad_(), bias.requires_grad_()
     rows = []
     for image, label in zip(h, labels, strict=True):
