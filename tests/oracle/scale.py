@@ -1,0 +1,114 @@
+"""A selection from as many images as ImageNet-1k has, in a process of its own whose time and memory are measured.
+
+    python tests/oracle/scale.py METHOD FOLDER CLASSES IMAGES WIDTH COUNT
+
+prints one JSON object, see `main`.  The images are made up whenever they are asked for, and so is the network; their
+features are computed, stored and selected from by the code under test.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dd.data import RealData
+from dd.data.positions import by_class
+from dd.data.preprocess import standard
+from dd.engine.method import Task
+from dd.engine.registry import get
+from dd.networks import NetworkSpec
+from dd.rng import generator
+from dd.runs import Store
+from dd.training.embeddings import Embedded, Embeddings
+from dd.training.teachers import SqueezeSettings, Teacher, Teachers
+
+PIXELS = 16
+
+
+class MadeUp:
+    """A `Split` of images (1, 4, 4), functions of their position and class; only the labels are in memory."""
+
+    originals = None
+
+    def __init__(self, classes: int, images: int) -> None:
+        # classes in turn, so that those of a class are far apart, and the last classes have one image less
+        self.labels = torch.arange(images) % classes
+        self._by_class = by_class(self.labels, classes)
+        self._prototypes = torch.randn(classes, PIXELS, generator=generator(0, "prototypes"))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, index: Tensor) -> Tensor:
+        """See `Split`."""
+        phases = index.double()[:, None] * torch.arange(1, PIXELS + 1).double().sqrt()
+        return (self._prototypes[self.labels[index]] + phases.sin().float()).view(-1, 1, 4, 4)
+
+    def of_class(self, c: int) -> Tensor:
+        """See `Split`."""
+        return self._by_class[c]
+
+
+def made_up(folder: Path, classes: int, images: int, width: int, count: int) -> Task:
+    """A task of `count` images per class on made-up data."""
+    split = MadeUp(classes, images)
+    space = standard(torch.empty(0), ((0.5,), (0.5,)))
+    names = tuple(f"class {c}" for c in range(classes))
+    given = {"channels": 1, "size": 4, "preprocess": space, "augment": "none", "where": "memory", "licence": "none"}
+    data = RealData(
+        **given,
+        name="made up",
+        classes=names,
+        train=split,  # pyright: ignore[reportArgumentType]
+        holdout=split,  # pyright: ignore[reportArgumentType]
+        test=split,  # pyright: ignore[reportArgumentType]
+        fingerprint=f"made up {classes} {images} {width}",
+    )
+    targets = torch.arange(classes).repeat_interleave(count)
+    return Task(data, targets, NetworkSpec(), 0, torch.device("cpu"), Store(folder))
+
+
+def embedded(task: Task, width: int) -> Embedded:
+    """The features, (n, width), of a network with random weights, made and stored in blocks of classes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.Flatten(), nn.Linear(PIXELS, width), nn.ReLU(), nn.Linear(width, task.classes)]
+    network = nn.Sequential(*layers).eval().requires_grad_(False)
+    staff = Teachers(task, ("student",), SqueezeSettings())
+    teacher = Teacher("made up", network, None, None, None, "")
+    return Embeddings(task, staff, head=True).fetch({staff: (teacher,)})  # pyright: ignore[reportArgumentType]
+
+
+def peak() -> int:
+    """The largest memory of this process so far, in bytes; `getrusage` would count that of its parent, too."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+
+def main(method: str, folder: str, *numbers: str) -> dict[str, float]:
+    """Measure a selection.
+
+    Returns:
+        "before": peak memory in bytes with labels and positions in memory; "made" and "peak": the same after the
+        features were made, and after the selection; "making" and "selecting": seconds; "valid": whether the choice has
+        `COUNT` different images of every class.
+    """
+    torch.set_num_threads(1)
+    classes, images, width, count = map(int, numbers)
+    task, facts = made_up(Path(folder), classes, images, width, count), {}
+    chooser = get(method)()
+    facts["before"], began = peak(), time.perf_counter()
+    features = embedded(task, width)
+    facts["made"], facts["making"] = peak(), time.perf_counter() - began
+    began = time.perf_counter()
+    index = chooser.choose(task, features)
+    facts["peak"], facts["selecting"] = peak(), time.perf_counter() - began
+    right = torch.equal(task.data.train.labels[index], task.targets) and len(index.unique()) == len(index)
+    return facts | {"valid": right}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(main(*sys.argv[1:])))

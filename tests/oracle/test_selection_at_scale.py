@@ -1,0 +1,67 @@
+"""Selection from 1.28 million images: memory grows with a class, not with the square of the number of images."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dd.engine.registry import get
+from dd.training.embeddings import BLOCK
+
+from .scale import embedded, made_up
+
+IMAGENET = (1000, 1_281_167)  # classes, training images
+NAMES = ("herding", "kcenter", "graphcut", "facility")
+COUNT = 10
+
+
+class Largest(TorchDispatchMode):
+    """Records the size of the largest tensor that an operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run the operation."""
+        found = func(*args, **kwargs or {})
+        if isinstance(found, torch.Tensor):
+            self.numel = max(self.numel, found.numel())
+        return found
+
+
+@pytest.mark.parametrize("name", [*NAMES, "kmeans"])
+def test_no_tensor_is_larger_than_a_class_needs(name, tmp_path):
+    classes, images, width = 120, 4800, 8
+    task = made_up(tmp_path, classes, images, width, 2)
+    features = embedded(task, width)
+    assert len(features.files) == -(-classes // BLOCK) == 2
+    with Largest() as largest:
+        index = get(name)().choose(task, features)
+    assert torch.equal(task.data.train.labels[index], task.targets)
+    assert len(index.unique()) == len(index)
+    own = images // classes
+    assert largest.numel <= max(own * classes, own * own, classes * (width + 1), len(task.targets))
+    assert largest.numel < images * 2  # or the bound would say nothing of all images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_as_many_images_as_imagenet(name, tmp_path):
+    classes, images = IMAGENET
+    width, largest = 64, -(-images // classes)
+    numbers = [str(number) for number in (classes, images, width, COUNT)]
+    command = [sys.executable, str(Path(__file__).with_name("scale.py")), name, str(tmp_path), *numbers]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["valid"]
+    block = BLOCK * largest * width * 4
+    making, choosing = facts["made"] - facts["before"], facts["peak"] - facts["made"]
+    assert making < 4 * block + (100 << 20)
+    # similarities of a class with itself and errors for all classes, in float64, and a dozen copies of a file's pages
+    assert choosing < 12 * 8 * largest * (largest + classes + width)
