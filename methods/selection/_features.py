@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dd.engine.method import Task
 from dd.engine.needs import Got, Need
-from dd.engine.selection import Selection
+from dd.engine.selection import Fact, Selection
 from dd.errors import UsageError
 from dd.networks import NetworkSpec
 from dd.selection.submodular import Draw, sample_size, sampled
@@ -109,13 +109,15 @@ class OfFeatures(Selection[Embedded]):
                 chosen.append(task.data.train.of_class(c)[picked])
         return torch.cat(chosen)
 
-    def facts(self, task: Task, prepared: Embedded, index: Tensor) -> Mapping[str, Any]:
+    def facts(self, task: Task, prepared: Embedded, index: Tensor) -> Mapping[str, Fact]:
         """What the choice depends on."""
         outside = isinstance(teacher_source(self.proxy, task.student), PublishedWeights)
         return {
             "of": "gradients of the last layer" if self.of_gradients else "features before the last layer",
             "mode": "eval, images not augmented",
-            "proxy": {"name": self.proxy, "sha256": prepared.teacher.sha256, "holdout": prepared.teacher.holdout},
+            "proxy": self.proxy,
+            "proxy_sha256": prepared.teacher.sha256,
+            "proxy_holdout_accuracy": prepared.teacher.holdout,
             "outside_data": outside,
             "tie_break": "lowest index",
         }

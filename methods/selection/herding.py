@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from dd.engine.method import Task
 from dd.engine.registry import register
+from dd.engine.selection import Fact
 from dd.selection.herding import herd
 from dd.training.embeddings import Embedded
 
@@ -35,7 +35,7 @@ class Herding(OfFeatures):
         """Herd."""
         return herd(features, count, normalise=self.normalise, farthest=self.farthest)
 
-    def facts(self, task: Task, prepared: Embedded, index: Tensor) -> Mapping[str, Any]:
+    def facts(self, task: Task, prepared: Embedded, index: Tensor) -> Mapping[str, Fact]:
         """What the choice depends on."""
         direction = "farthest from the mean (DeepCore's defect)" if self.farthest else "nearest to the mean"
         return {**super().facts(task, prepared, index), "direction": direction}

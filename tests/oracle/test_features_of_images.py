@@ -161,9 +161,7 @@ def test_settings_of_the_choice_are_heeded(task):
 
 
 def test_the_first_of_k_center_is_drawn_by_the_seed_and_anew_for_every_class(make_task, store):
-    first = [
-        chosen("kcenter", make_task(student=STUDENT, store=store, ipc=1, seed=seed))[0] // 4 for seed in range(6)
-    ]
+    first = [chosen("kcenter", make_task(student=STUDENT, store=store, ipc=1, seed=seed))[0] // 4 for seed in range(6)]
     assert len({tuple(index.tolist()) for index in first}) > 3
     assert any(len(set(index.tolist())) > 1 for index in first)
     assert math.prod(first[0].shape) == 4
