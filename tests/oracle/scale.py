@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from dd.data.positions import by_class
 from dd.data.preprocess import standard
 from dd.engine.method import Task
 from dd.engine.registry import get
+from dd.engine.selection import Selection
 from dd.networks import NetworkSpec
 from dd.rng import generator
 from dd.runs import Store
@@ -88,7 +90,7 @@ def peak() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
-def main(method: str, folder: str, *numbers: str) -> dict[str, float]:
+def main(method: str, folder: str, *numbers: str) -> dict[str, float | bool]:
     """Measure a selection.
 
     Returns:
@@ -98,8 +100,9 @@ def main(method: str, folder: str, *numbers: str) -> dict[str, float]:
     """
     torch.set_num_threads(1)
     classes, images, width, count = map(int, numbers)
-    task, facts = made_up(Path(folder), classes, images, width, count), {}
-    chooser = get(method)()
+    task = made_up(Path(folder), classes, images, width, count)
+    facts: dict[str, float | bool] = {}
+    chooser = cast(Selection[Embedded], get(method)())
     facts["before"], began = peak(), time.perf_counter()
     features = embedded(task, width)
     facts["made"], facts["making"] = peak(), time.perf_counter() - began
