@@ -44,32 +44,19 @@ _INSTALLED = (
     "dd completion zsh >> ~/.zshrc",
     "dd completion fish > ~/.config/fish/completions/dd.fish",
 )
-_WORDS = {  # the keys of verbs that take few
-    "pull": ("out", "trust", "from", "force", "dataset", "value_space", "class_order", "entry"),
-    "push": ("licence", "private", "force", "dataset"),
-    "sets": (),
-}
 _OF_SETS = ("eval", "export", "push", "pull", "sets")
 _TRUTH = ("true", "false")
-_EXPORT = {
-    "form": ("folder", "parquet", "pt", "npz", "safetensors"),
-    "out": ("",),
-    "tiles": ("decoded", "kept"),
-    "force": ("true",),
-    "dataset": ("",),
-}
-_IMPORT: dict[str, tuple[str, ...]] = {  # keys of `dd import`, with their words
+_IMPORTED: dict[str, tuple[str, ...]] = {  # facts that files may omit, for `dd import` and `dd pull`
     "dataset": (),
-    "value_space": ("pixels", "bytes", "normalised", "zca", "zca-normalised"),
+    "value_space": ("pixels", "bytes", "normalised", "zca", "zca-normalised", "network"),
     "class_order": ("data", "sorted"),
     "labels": ("hard", "probabilities", "logits", "centred", "blocks", "cycle"),
     "entry": ("all",),
     "preprocess": ("standard", "zca", "none"),
     "uneven": _TRUTH,
-    "force": _TRUTH,
     "format": (),
     "protocol": (),
-    "augment": (),
+    "augment": ("none",),
     "lr": (),
     "factor": (),
     "size": (),
@@ -78,7 +65,21 @@ _IMPORT: dict[str, tuple[str, ...]] = {  # keys of `dd import`, with their words
     "label": (),
     "rows": (),
     "teachers": (),
-    "out": (),
+}
+# keys of verbs without the settings of a run, and the values of those that have few
+_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
+    "import": {**_IMPORTED, "force": _TRUTH, "out": ()},
+    "pull": {**_IMPORTED, "force": _TRUTH, "trust": _TRUTH, "from": (), "out": ()},
+    "push": {"licence": (), "private": _TRUTH, "force": _TRUTH, "dataset": ()},
+    "export": {
+        "form": ("folder", "parquet", "pt", "npz", "safetensors"),
+        "out": (),
+        "tiles": ("decoded", "kept"),
+        "force": _TRUTH,
+        "dataset": (),
+    },
+    "new method": {"out": ()},
+    "sets": {},
 }
 # further keys of some verbs, and the values of those that have few
 _OWN: dict[str, dict[str, list[str]]] = {
@@ -138,7 +139,10 @@ def _candidates(before: list[str], last: str) -> Iterable[str]:
     if verb in _OF_SETS:
         return _for_a_set(verb, before, last)
     if verb == "import":
-        return _imports(known, last)
+        files = [one for suffix in (".pt", ".npz", ".npy") for one in _files(last, suffix)]
+        return [*dict.fromkeys(files), *_keys(verb, last)]
+    if verb == "new method":
+        return _keys(verb, last) if len(before) > 2 else ()
     if verb == "sweep" and len(before) == 1:
         return _files(last, ".yaml")
     if verb in _KEYED:
@@ -158,9 +162,18 @@ def _for_a_set(verb: str, before: list[str], last: str) -> Iterable[str]:
     if verb == "eval":
         known = indexed("completion", _known, plug_ins)
         return _settings({**known, "keys": known["keys"] | known["tasks"]}, before, last)
-    if verb == "export":
-        return [f"{key}={value}" for key, values in _EXPORT.items() for value in values]
-    return [f"{key}=" for key in _WORDS[verb]]
+    return _keys(verb, last)
+
+
+def _keys(verb: str, last: str) -> Iterable[str]:
+    """Return the keys of a verb followed by `=`, or the values of the key being typed."""
+    key, equals, _ = last.partition("=")
+    keys = _KEYS[verb]
+    if not equals:
+        return [f"{name}=" for name in keys]
+    known = indexed("completion", _known, plug_ins)
+    named = {"dataset": known["datasets"], "protocol": known["keys"]["eval.protocol"], "format": known["formats"]}
+    return [f"{key}={one}" for one in keys.get(key) or (named.get(key, ()) if key in keys else ())]
 
 
 def _settings(known: dict[str, Any], before: list[str], last: str) -> Iterable[str]:
@@ -179,16 +192,6 @@ def _settings(known: dict[str, Any], before: list[str], last: str) -> Iterable[s
     if key == "recipe":
         values = [*_files(value, ".toml"), *_runs(value)]
     return [f"{key}={one}" for one in values]
-
-
-def _imports(known: dict[str, Any], last: str) -> Iterable[str]:
-    """Files of tensors, and the keys of `dd import`."""
-    key, equals, _ = last.partition("=")
-    if not equals:
-        files = [one for suffix in (".pt", ".npz", ".npy") for one in _files(last, suffix)]
-        return [*dict.fromkeys(files), *(f"{name}=" for name in _IMPORT)]
-    listed = {"dataset": known["keys"]["dataset"], "protocol": known["keys"]["eval.protocol"]}
-    return [f"{key}={one}" for one in listed.get(key, _IMPORT.get(key, ()))]
 
 
 def _released() -> list[str]:
@@ -227,7 +230,9 @@ def _known() -> dict[str, Any]:
     from dd.engine import registry
     from dd.evaluation.downstream import TASKS
     from dd.evaluation.protocols import PROTOCOLS, Protocol
+    from dd.exchange.readers import readers
     from dd.networks import NetworkSpec
+    from dd.networks.names import ARCHITECTURES, NETWORKS
     from dd.recipes import recipe_file
     from dd.recipes.checks import instance
     from dd.recipes.layers import BARE
@@ -243,6 +248,7 @@ def _known() -> dict[str, Any]:
         "dataset": datasets,
         "eval.protocol": list(PROTOCOLS),
         "device": ["auto", "cpu", "cuda", "mps"],
+        "student.arch": [*ARCHITECTURES, *NETWORKS, "timm:", "torchvision:"],
     }
     methods: dict[str, Any] = {}
     for entry in registry.list_methods():
@@ -258,7 +264,8 @@ def _known() -> dict[str, Any]:
     tasks: dict[str, list[str]] = {"task": list(TASKS)}
     for name, task in TASKS.items():
         tasks |= {key: _choices(leaf.annotation) for key, leaf in leaves(task(), f"{name}.").items()}
-    return {"datasets": datasets, "keys": keys, "methods": methods, "tasks": tasks}
+    formats = sorted({name for reader in readers() for name in reader.formats})
+    return {"datasets": datasets, "formats": formats, "keys": keys, "methods": methods, "tasks": tasks}
 
 
 def _choices(annotation: Any) -> list[str]:

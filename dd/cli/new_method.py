@@ -62,7 +62,7 @@ def _words(name: str) -> dict[str, str]:
         )
     stem = name.replace("-", "_")
     if keyword.iskeyword(stem):
-        raise UsageError(f"{name!r} is a word of Python; use another name")
+        raise UsageError(f"{name!r} is a keyword of Python; use another name")
     if name in names():
         raise UsageError(f"there is a method {name!r} already (`dd methods {name}`); use another name")
     class_name = "".join(part.capitalize() for part in stem.split("_"))

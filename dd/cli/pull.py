@@ -70,5 +70,5 @@ def _show(found: "Pulled", path: str, as_json: bool) -> None:
     for line in found.remarks:
         remark(line)
     for one in measured:
-        remark(f"measured, as nobody states it: {one['path']}, size {one['size']}, sha256 {one['sha256']}")
+        remark(f"measured here, as no checksum is published: {one['path']}, size {one['size']}, sha256 {one['sha256']}")
     click.echo(path)

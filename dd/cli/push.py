@@ -61,5 +61,7 @@ class _Wished:
 
 def _wish(values: dict[str, Any]) -> _Wished:
     if {"token", "hf_token"} & values.keys():
-        raise UsageError("a token is no setting: others see the words of a command; use HF_TOKEN, or `hf auth login`")
+        raise UsageError(
+            "a token cannot be a setting, because other users can see command lines; use HF_TOKEN, or `hf auth login`"
+        )
     return keys_of(_Wished, values)

@@ -1,6 +1,6 @@
 """`dd sweep`: run many trials and select the best on held-out images."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -60,17 +60,18 @@ def command(file: str, settings: tuple[str, ...], as_json: bool, worker: bool) -
         work(file, words, trials=asked.get("trials"), command=line)
         return
     swept = sweep(file, words, trials=asked.get("trials"), workers=asked.get("workers", 1), command=line)
-    emit(swept.to_dict()) if as_json else _show(swept)
+    emit(swept.to_dict()) if as_json else show_sweep(swept)
 
 
-def whole_number(key: str, value: Any) -> int:
+def whole_number(key: str, value: object) -> int:
     """Check a positive number."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10**6:
         raise UsageError(f"{key}={value!r} has the wrong type; expected a whole number >= 1")
     return value
 
 
-def _show(swept: "Swept") -> None:
+def show_sweep(swept: "Swept") -> None:
+    """Print the table of trials, and the report of the winner."""
     from dd.cli import show_report
 
     out = console()
@@ -86,5 +87,5 @@ def _show(swept: "Swept") -> None:
     show_report.show_report(swept.report, out, {**files, "run": str(swept.run)})
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return f"{value:.{_DIGITS}g}" if isinstance(value, float) else "" if value is None else str(value)

@@ -2,7 +2,8 @@
 
 DC, DSA and DM (Zhao & Bilen) write `{"data": [[images, labels], ...], "accs_all_exps": {network: accuracies}}`, with an
 entry for each finished experiment. DataDAM's training code writes the same, but with an entry for each evaluation; its
-released files hold `{"data": [images, labels]}`.
+released files hold `{"data": [images, labels]}`. DM's files of continual learning have an entry for each step, with
+the classes of that step.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from dd.errors import UsageError, printable
@@ -24,8 +26,9 @@ _EXPERIMENTS = 5  # number of experiments that the family's code runs
 _METHOD = re.compile(r"res_(DC|DSA|DM|DataDAM)_|(datadam)", re.IGNORECASE)
 _HISTORY = re.compile(r"ipc_\.\w+$")
 _PROTOCOLS = {"dc": "dc", "dsa": "mtt", "dm": "mtt", "datadam": "datadam"}
+_APART = "the memories of all steps are one set, though each was distilled from the classes of its step alone"
 _MNIST = "crop_scale_rotate"  # DC's augmentation for evaluation on MNIST; it uses none elsewhere
-_HISTORIES = "datadam-history"
+_HISTORIES, _CONTINUAL = "datadam-history", "dm-continual"
 
 
 class _Pair(NamedTuple):
@@ -40,6 +43,7 @@ class Experiments(Reader):
         "dc": "DC, DSA, DM: the sets of independent experiments",
         _HISTORIES: "DataDAM's training file: the same run at several times",
         "datadam": "DataDAM's released pair of images and labels",
+        _CONTINUAL: "DM's continual learning: the memory of each step, together the set",
     }
 
     def recognise(self, source: ForeignFiles) -> Sequence[Recognised]:
@@ -55,6 +59,10 @@ class Experiments(Reader):
         pairs = _pairs(data)
         if not pairs:
             return ()
+        if classes := _classes_of_steps(pairs):
+            steps = f"a dict with data of {len(pairs)} pairs of images and labels, no two of which share a class"
+            each = ", ".join(dict.fromkeys(map(str, classes)))
+            return (Recognised(_CONTINUAL, (f"{steps}: steps of {each} classes",)),)
         scores = " and accs_all_exps" if scored else ""
         evidence = f"a dict with data of {len(pairs)} pairs of images and labels{scores}"
         history = _is_history(source.paths[0], len(pairs))
@@ -70,6 +78,8 @@ class Experiments(Reader):
         if single is not None:
             return [_draft(single, path, recognised, "datadam", asked)]
         pairs = _pairs(found["data"])
+        if recognised.format == _CONTINUAL:
+            return [_draft(_joined(pairs), path, recognised, "dm", asked, (_APART,))]
         if recognised.format == _HISTORIES and len(pairs) > 1 and asked.entry is None:
             raise UsageError(
                 f"{path} holds {len(pairs)} states of the same run or of several, in the order of their evaluations: "
@@ -85,7 +95,9 @@ class Experiments(Reader):
         ]
 
 
-def _draft(pair: _Pair, path: Path, recognised: Recognised, method: str, asked: Asked) -> Draft:
+def _draft(
+    pair: _Pair, path: Path, recognised: Recognised, method: str, asked: Asked, assumed: tuple[str, ...] = ()
+) -> Draft:
     datadam = method == "datadam"
     unsaid = "the file does not say whether DC, DSA or DM made it: scored as DC's, unaugmented (protocol=mtt otherwise)"
     mnist = method == "dc" and asked.dataset == "mnist"
@@ -96,7 +108,7 @@ def _draft(pair: _Pair, path: Path, recognised: Recognised, method: str, asked: 
         files=(path,),
         family="datadam" if datadam else "dc",
         evidence=recognised.evidence,
-        assumed=() if method else (unsaid,),
+        assumed=assumed if method else (unsaid,),
         value_space=("normalised", "zca") if datadam else "normalised",
         class_order="sorted" if datadam and asked.dataset.startswith("image") else None,
         protocol="mtt" if mnist else _PROTOCOLS[method or "dc"],
@@ -136,6 +148,24 @@ def _pairs(value: Tree) -> list[_Pair]:
     found = [_pair(one) for one in value]
     pairs = [one for one in found if one is not None]
     return pairs if len(pairs) == len(found) else []
+
+
+def _classes_of_steps(pairs: Sequence[_Pair]) -> list[int]:
+    """Return the number of classes of each pair if there are several and no two have a class in common, else []."""
+    if len(pairs) < 2 or any(
+        pair.labels.dim() != 1 or pair.images.shape[1:] != pairs[0].images.shape[1:] for pair in pairs
+    ):
+        return []
+    found = [set(pair.labels.tolist()) for pair in pairs]
+    counts = [len(one) for one in found]
+    return counts if len(set().union(*found)) == sum(counts) else []
+
+
+def _joined(pairs: Sequence[_Pair]) -> _Pair:
+    """Return the images of all steps, ordered by class."""
+    labels = torch.cat([pair.labels for pair in pairs])
+    order = labels.argsort(stable=True)
+    return _Pair(torch.cat([pair.images for pair in pairs])[order], labels[order])
 
 
 def _stated(scores: Tree, entries: int, apart: bool) -> list[tuple[StatedScore, ...]]:

@@ -158,7 +158,7 @@ def class_images(tree: ImageTree, path: Path) -> ClassImages:
     if mark := _mark(tree, path):
         names = [str(name) for name in mark["folders"]]
         if strange := [name for name in folders if name not in names]:
-            raise UsageError(f"{path}: {MARK} knows nothing of the folder {printable(strange[0], keep='')}")
+            raise UsageError(f"{path}: {MARK} does not list the folder {printable(strange[0], keep='')}")
         numbers = {name: label for label, name in enumerate(names)}
         return _listed("exported", top, numbers, tuple(map(str, mark["classes"])), (f"{MARK} beside the folders",))
     numbers = _numbers(list(folders))

@@ -116,7 +116,7 @@ def _cells(picture: Tensor, path: Path, asked: Asked) -> Cells:
             "one colour between them" + ("" if asked.rows is None else f", in {asked.rows} rows")
         )
     ways = " or ".join(f"rows={one.rows} (cells of {one.side} pixels)" for one in found[:5])
-    raise UsageError(f"{path}: it may be divided in several ways; say which: {ways}")
+    raise UsageError(f"{path}: it can be divided in several ways; choose one: {ways}")
 
 
 def _divisions(picture: Tensor, rows: int | None) -> list[Cells]:

@@ -75,6 +75,8 @@ class Match:
         if draft.images.dim() < 3:
             return self._positions(draft)
         draft = self._shaped(draft)
+        if draft.label_kind == "representations":
+            return self._represented(draft)
         space = spaces.settle(draft, self.asked.dataset, self.asked.value_space)
         data = self._data(draft, self.asked.preprocess or ("zca" if space.word == "zca" else "standard"))
         labels = targets(draft, len(data.classes), self.asked.labels)
@@ -200,11 +202,26 @@ class Match:
         if not index.numel() or int(index.min()) < 0 or int(index.max()) >= n:
             raise UsageError(f"{draft.files[0]}: its positions do not fit the {n:,} training images of {data.name}")
         if any(len(row.unique()) < len(row) for row in index.view(-1, index.shape[-1])):
-            raise UsageError(f"{draft.files[0]}: the same position stands there twice")
+            raise UsageError(f"{draft.files[0]}: the same position occurs twice")
         labels = Targets("hard", data.train.labels.cpu()[index])
         made = replace(
             self._set(draft, index, labels, data, []), image_kind="indices" if index.dim() == 1 else "schedule"
         )
+        made.check()
+        made.require_match(data)
+        return Matched(made, "")
+
+    def _represented(self, draft: Draft) -> Matched:
+        """Convert images with representations, which name no class: nothing is known of the order of classes."""
+        for key in ("class_order", "labels"):
+            if getattr(self.asked, key) is not None:
+                raise UsageError(f"{draft.files[0]}: {key}= does not apply to representations, which name no class")
+        space = spaces.settle(draft, self.asked.dataset, self.asked.value_space)
+        data = self._data(draft, self.asked.preprocess or "standard")
+        images, note = in_our_space(draft.images, space, data, lambda kind: self._whole(draft, kind))
+        assert draft.labels is not None, "they were recognised by their representations"
+        labels = Targets("representations", draft.labels.float())
+        made = self._set(draft, images, labels, data, [space.assumed, note])
         made.check()
         made.require_match(data)
         return Matched(made, "")

@@ -32,7 +32,7 @@ _LEAST = 0.3, 0.5  # share of images that must be nearest to their class
 _TRIED = 50, 10  # number of shuffled tables; for many classes
 _SOME, _MANY = 30, 200
 _SMALLEST = 5  # minimum number of classes for distinguishing orders by their scores
-_DRAWS, _BELOW = 50, 3.5  # draws of real images; deviations below their mean, as distilled images vary more
+_DRAWS, _BELOW = 200, 3.5  # draws of real images; deviations below their mean, as distilled images vary more
 _LONGEST = 120  # maximum number of classes for which an order is written out
 
 
@@ -43,6 +43,7 @@ class OrderFit:
     Attributes:
         score: deviations above a random order of the classes.
         right: fraction of images that are nearest to the class of their label.
+        margin: by how much images are nearer to the class of their label than to the nearest other one, on average.
         images: number of images.
         best: the order of classes that fits best, as a value of `class_order=`; () if it cannot be determined.
         best_score: the score of the order that fits best, even if the order cannot be determined.
@@ -53,6 +54,7 @@ class OrderFit:
 
     score: float
     right: float
+    margin: float
     images: int
     classes: int
     best: tuple[int, ...]
@@ -62,8 +64,8 @@ class OrderFit:
 
     @property
     def statistic(self) -> float:
-        """The number that is compared between sets: the score, or `right` if there are too few classes for scores."""
-        return self.score if self.present >= _SMALLEST else self.right
+        """The number that is compared between sets: the score, or for few classes the margin."""
+        return self.score if self.present >= _SMALLEST else self.margin
 
     @property
     def refuted(self) -> bool:
@@ -73,7 +75,7 @@ class OrderFit:
     @property
     def decides(self) -> bool:
         """Whether there are enough images for correctly labelled real ones to fit clearly."""
-        return self.least >= (_FEW if self.present >= _SMALLEST else 2 / self.classes)
+        return self.least >= _FEW
 
     @property
     def fits(self) -> bool:
@@ -224,7 +226,7 @@ class OrderCheck:
             places = starts[labels] + (torch.rand(len(labels), generator=rng) * counts[labels]).long()
             found.append(_fit(near[places], labels, best=False).statistic)
         drawn = torch.tensor(found, dtype=torch.float64)
-        return float(drawn.mean() - _BELOW * drawn.std())
+        return min(float(drawn.min()), float(drawn.mean() - _BELOW * drawn.std()))
 
     @cached_property
     def _real(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -239,6 +241,8 @@ def _fit(near: Tensor, labels: Tensor, best: bool = True) -> OrderFit:
     """Return the fit of labels (n,) to images of this nearness (n, k); without `best`, no other order is looked for."""
     k = near.shape[1]
     right = float((near.argmax(1) == labels).double().mean())
+    own = near.gather(1, labels[:, None])[:, 0]
+    margin = float((own - near.scatter(1, labels[:, None], -math.inf).amax(1)).mean())
     present, given = len(labels.unique()), torch.arange(k)
     one_hot = F.one_hot(labels, k).double()
     table = one_hot.T @ near / one_hot.sum(0).clamp_min(1)[:, None]  # [label, class]
@@ -246,14 +250,14 @@ def _fit(near: Tensor, labels: Tensor, best: bool = True) -> OrderFit:
     table = table / table.std(1, keepdim=True).clamp_min(1e-12)
     score = _deviations(table, given)
     if not best:
-        return OrderFit(score, right, len(labels), k, (), score, present)
+        return OrderFit(score, right, margin, len(labels), k, (), score, present)
     order = _best(table)
     best_score = _deviations(table, order)
     rather = float((near.argmax(1) == order[labels]).double().mean())
     told = present >= _SMALLEST and best_score - score > _BETTER
     few = len(labels) <= 2 * k
     told = told and (rather >= max(right + _RATHER[few], _LEAST[few]) or best_score > _by_chance(table))
-    return OrderFit(score, right, len(labels), k, tuple(order.tolist()) if told else (), best_score, present)
+    return OrderFit(score, right, margin, len(labels), k, tuple(order.tolist()) if told else (), best_score, present)
 
 
 def _by_chance(table: Tensor) -> float:

@@ -31,7 +31,7 @@ def in_our_space(
     Raises:
         UsageError: the file's space cannot be inverted.
     """
-    if images.dtype == torch.uint8:
+    if images.dtype == torch.uint8 or space.word == "network":
         return images, ""
     if space.word == "normalised" and data.preprocess.kind == "standard":
         mean, std = _constants(space, data)

@@ -1,7 +1,8 @@
 """Files of plain tensors: images, usually labels, sometimes a learning rate.
 
 MTT, FTD and TESLA write `images_best.pt` and `labels_best.pt`, DATM also `lr_best.pt`; IDC, DREAM and NCFM write a list
-of images and labels in one file; LGM a dict of both. Other methods write only images, ordered by class, or numpy files.
+of images and labels in one file; LGM a dict of both; KRR-ST `x_syn.pt` and `y_syn.pt`, representations that networks
+regress. Other methods write only images, ordered by class, or numpy files.
 """
 
 import re
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dd.errors import UsageError
+from dd.evaluation.protocols import PROTOCOLS
 from dd.exchange.draft import Asked, Draft
 from dd.exchange.reader import Reader, Recognised, files_in_words
 from dd.exchange.source import ForeignFiles
@@ -22,8 +24,10 @@ from dd.exchange.targets import kind_of_rows
 from dd.exchange.tree import Tree
 
 _TENSORS = ("torch", "npy", "npz")
-_BEST = ("images_best", "ema_images_best")  # file names of the trajectory family
+_BEST = ("images_best", "ema_images_best", "x_syn")  # file names of the trajectory family and of KRR-ST
+_KRRST = re.compile(r"[xy]_syn")
 _LGM = 256  # side of LGM's images in pixels
+_REPRESENTED = "krrst"
 _INVERSE = re.compile(r"images_zca_")  # images with the whitening inverted, despite the name
 
 
@@ -57,6 +61,7 @@ class PlainTensors(Reader):
         "tesla": "TESLA: images and a teacher's probabilities",
         "datm": "DATM: images, logits, a learning rate",
         "lgm": "LGM: 256 pixels, from 0 to 1",
+        _REPRESENTED: "KRR-ST: images and the representations that networks regress",
         "tensors": "images alone, or with labels of no known format",
     }
 
@@ -79,6 +84,9 @@ class PlainTensors(Reader):
         if len(parts.files) == 1:
             return (Recognised("tensors", tuple(evidence), certain=False),)
         kind = {"hard": "mtt", "probabilities": "tesla", "logits": "datm"}.get(rows, "tensors")
+        if rows == "logits":  # representations look alike, but for the names of the files
+            named = all(_KRRST.search(path.name) for path in parts.files)
+            return Recognised(kind, tuple(evidence), not named), Recognised(_REPRESENTED, tuple(evidence), named)
         return (Recognised(kind, tuple(evidence)),)
 
     def read(self, source: ForeignFiles, recognised: Recognised, asked: Asked) -> Sequence[Draft]:
@@ -96,6 +104,8 @@ class PlainTensors(Reader):
         )
         if recognised.format == "lgm":
             return [replace(draft, value_space="pixels", family="")]
+        if recognised.format == _REPRESENTED:
+            return [replace(draft, value_space="network", label_kind="representations", protocol=_regression())]
         if recognised.format == "tensors":
             return [draft]
         inverse = bool(_INVERSE.match(parts.files[0].name))
@@ -164,6 +174,11 @@ def _listed(found: Tree) -> tuple[Tensor, Tensor] | None:
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor) or images.dim() != 4:
         return None
     return (images, labels) if labels.numel() == len(images) else None
+
+
+def _regression() -> str:
+    """Return the name of KRR-ST's protocol, if there is one."""
+    return _REPRESENTED if _REPRESENTED in PROTOCOLS else ""
 
 
 def _is_lgm(parts: _Parts) -> bool:
@@ -243,6 +258,9 @@ def _with_siblings(source: ForeignFiles) -> tuple[Path, ...]:
     if source.folder is not None:
         best = [source.folder / f"{name}.pt" for name in _BEST]
         paths = tuple(path for path in best if path.is_file())[:1]
+    if len(paths) == 1 and "x_syn" in paths[0].name:
+        beside = paths[0].with_name(paths[0].name.replace("x_syn", "y_syn"))
+        return (paths[0], beside) if beside.is_file() else paths
     if len(paths) != 1 or "images" not in paths[0].name:
         return _in_order(paths)
     images = paths[0]

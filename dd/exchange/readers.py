@@ -33,7 +33,7 @@ def drafts(source: ForeignFiles, asked: Asked) -> list[Draft]:
     for key in PARTIAL:
         if getattr(asked, key) is not None and key not in reader.keys:
             raise UsageError(
-                f"{files_in_words(source.paths)}: {key}={getattr(asked, key)} says nothing of the format "
+                f"{files_in_words(source.paths)}: {key}={getattr(asked, key)} does not apply to the format "
                 f"{recognised.format}; leave it out"
             )
     found = list(reader.read(source, recognised, asked))
@@ -58,7 +58,7 @@ def _chosen(source: ForeignFiles, asked: Asked) -> tuple[Reader, Recognised]:
     if not found:
         raise UsageError(f"{files_in_words(source.paths)}: {_unknown(source)}")
     choices = "; or ".join(f"format={one.format} ({_known(one.format)})" for _, one in found)
-    raise UsageError(f"{files_in_words(source.paths)} may be several things; say which: {choices}")
+    raise UsageError(f"{files_in_words(source.paths)} match several formats; choose one: {choices}")
 
 
 def _unknown(source: ForeignFiles) -> str:

@@ -8,6 +8,7 @@ normalised         (x - mean) / std per channel, with the constants of the forma
                    `normalised:NAME` with those of NAME, see `NAMED`, or `normalised:ours` with dd's own
 zca                whitened pixels: kornia's ZCA on values from 0 to 1 (the trajectory family)
 zca-normalised     normalised, then whitened (FRePo, RCIG)
+network            the inputs of networks, which stay as they are: no constants are applied (KRR-ST)
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from dd.data.sources.entry import CIFAR10, FASHION, IMAGENET, MNIST, SVHN, Const
 from dd.errors import UsageError, unknown
 from dd.exchange.draft import Draft, Family
 
-SpaceKind = Literal["pixels", "bytes", "normalised", "whitened", "unclear"]
+SpaceKind = Literal["pixels", "bytes", "normalised", "whitened", "unclear", "any"]
 
 _CIFAR100: Constants = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
 NAMED: dict[str, Constants] = {
@@ -57,12 +58,13 @@ _TABLES: dict[Family, dict[str, str]] = {
     "idc": _COMMON | {"cifar100": "cifar10"},
     "frepo": _COMMON | _FREPO,
 }
-_KINDS: dict[str, SpaceKind] = {
+KINDS: dict[str, SpaceKind] = {
     "pixels": "pixels",
     "bytes": "bytes",
     "normalised": "normalised",
     "zca": "whitened",
     "zca-normalised": "whitened",
+    "network": "any",
 }
 _SAMPLE = 1 << 20  # maximum number of values inspected
 _WHOLE = 1 << 24  # maximum number of values of images inspected whole
@@ -162,8 +164,12 @@ def settle(draft: Draft, dataset: str, said: str | None) -> ValueSpace:
         return space
     if are_bytes:
         return ValueSpace("bytes")
+    if draft.value_space == "network":
+        return ValueSpace(
+            "network", "", "images are the inputs of networks, to which no constants are applied (value_space=)"
+        )
     offered = (draft.value_space,) if isinstance(draft.value_space, str) else draft.value_space
-    fitting = [word for word in offered if _KINDS[word] == seen.kind]
+    fitting = [word for word in offered if KINDS[word] == seen.kind]
     if "zca" in offered and fitting == ["normalised"] and seen.smooth < _ROUGH:
         fitting = []  # after long optimisation, whitened images have the range of normalised ones
     if len(fitting) == 1:
@@ -183,15 +189,15 @@ def settle(draft: Draft, dataset: str, said: str | None) -> ValueSpace:
 def _unsettled(draft: Draft, seen: Look, offered: tuple[str, ...]) -> UsageError:
     like = "are like none that is known" if seen.kind == "unclear" else f"look {seen.kind}"
     here = f"; a file of format {draft.format} has them {' or '.join(offered)}" if offered else ""
-    choices = dict.fromkeys([*offered, *(word for word, kind in _KINDS.items() if kind == seen.kind)]) or _KINDS
+    choices = dict.fromkeys([*offered, *(word for word, kind in KINDS.items() if kind == seen.kind)]) or KINDS
     ways = " or ".join(f"value_space={word}" for word in choices)
     return UsageError(f"{draft.files[0]}: what are the images?  Their {seen}, {like}{here}; say {ways}")
 
 
 def _said(said: str, family: Family, dataset: str) -> ValueSpace:
     word, colon, named = said.partition(":")
-    if word not in _KINDS:
-        raise unknown("value space", said, _KINDS)
+    if word not in KINDS:
+        raise unknown("value space", said, KINDS)
     if not colon:
         return _with_constants(word, family, dataset, "")
     if word not in ("normalised", "zca-normalised"):

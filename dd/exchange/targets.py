@@ -67,7 +67,11 @@ def targets(draft: Draft, classes: int, said: str | None) -> Targets:
     if labels.dim() == 1:
         return _ids(draft, labels, classes, word)
     if labels.shape[1] != classes:
-        raise _refused(draft, f"its labels are of {labels.shape[1]} classes, and the data have {classes}")
+        raise _refused(
+            draft,
+            f"its labels are of {labels.shape[1]} classes, and the data have {classes} (format=krrst if these are "
+            "representations)",
+        )
     return _rows(labels.float(), word)
 
 
@@ -112,9 +116,7 @@ def _rows(rows: Tensor, word: str) -> Targets:
 
 def _by_place(draft: Draft, n: int, classes: int, said: str | None) -> Targets:
     if said not in (None, "blocks", "cycle"):
-        raise _refused(
-            draft, f"it holds no labels that labels={said} could be about; say labels=blocks or labels=cycle"
-        )
+        raise _refused(draft, f"it holds no labels, so labels={said} does not apply; say labels=blocks or labels=cycle")
     if n % classes:
         raise _refused(draft, f"it holds no labels, and {n:,} images are not as many of each of {classes} classes")
     ids = torch.arange(classes)

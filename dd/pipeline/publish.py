@@ -51,9 +51,9 @@ def push(
     distilled = made if isinstance(made, DistilledSet) else load(made)
     report = made.report if isinstance(made, Outcome) else _report(distilled)
     if report is None:
-        log.warning("the card says nothing of what the set scores, as no report of its run is beside it")
+        log.warning("the card states no scores, because there is no report of a run beside the set")
     if imported(distilled.provenance) is not None:
-        log.warning("others made this set: see that its licence lets you publish it")
+        log.warning("others made this set: check that its licence allows publishing it")
     facts = CardFacts(
         name=named(distilled),
         place=str(to) if str(to).startswith(PREFIX) else "FOLDER",  # the local path is meaningless to others

@@ -22,7 +22,7 @@ from dd.io.typed import typed
 from dd.labels import LabelStore
 from dd.labels.store import KIND
 from dd.released.fetch import Measured, fetch, require_available, take
-from dd.released.hub import PREFIX, HubListing, HubPlace, fetch_from_hub, hub_place, listing
+from dd.released.hub import PREFIX, HubFile, HubListing, HubPlace, fetch_from_hub, hub_place, listing
 from dd.released.index import known_set, known_sets
 from dd.released.presets import labelled, preset
 from dd.released.record import NAME, Released
@@ -94,7 +94,8 @@ def pull(
             return _of_hub(hub_place(text), given)
         record = known_set(text)
         if given and record.format == "dd":
-            raise UsageError(f"{text} says all of itself: leave out {', '.join(f'{key}=' for key in given)}")
+            keys = ", ".join(f"{key}=" for key in given)
+            raise UsageError(f"{text} is in dd's own format, which needs no options: leave out {keys}")
         return _of_record(record, given, trust, by_hand)
     except (ConnectionError, FileNotFoundError) as error:
         raise RunError(f"{text} could not be fetched ({in_one_line(error)}); the same command resumes") from error
@@ -194,7 +195,7 @@ def _from_listing(found: HubListing, said: Mapping[str, Any]) -> Pulled:
     return Pulled(target, remarks=(*(f"taken for {key}={value}" for key, value in extra.items()), *remarks))
 
 
-def _own(found: HubListing) -> list[Any]:
+def _own(found: HubListing) -> list[HubFile]:
     """Return the files of a set in our format in a listing; empty if there is none."""
     place = found.place
     if place.path.endswith(".safetensors"):

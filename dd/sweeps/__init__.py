@@ -4,7 +4,7 @@ Trials are ranked by held-out accuracy; only the winner is scored on test images
 """
 
 from dd.sweeps.draft import draft
-from dd.sweeps.local import Swept, sweep
+from dd.sweeps.local import Swept, is_sweep, read_swept, sweep
 from dd.sweeps.yaml_file import Parameter, SweepFile, read_sweep
 
-__all__ = ["Parameter", "SweepFile", "Swept", "draft", "read_sweep", "sweep"]
+__all__ = ["Parameter", "SweepFile", "Swept", "draft", "is_sweep", "read_sweep", "read_swept", "sweep"]

@@ -3,13 +3,14 @@
 import json
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args, get_origin
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Literal, get_args, get_origin
 
 import annotated_types as at
 from pydantic.fields import FieldInfo
 
 from dd.errors import UsageError, unknown
+from dd.io import Json
 from dd.recipes import Recipe, about, resolve
 from dd.recipes.schema import leaves
 from dd.sweeps.yaml_file import SEARCHES
@@ -25,7 +26,7 @@ _HEAD = """\
 """
 
 
-def draft(words: Mapping[str, Any], *, over: Sequence[str] = (), search: str = "bayes", trials: int = 30) -> str:
+def draft(words: Mapping[str, Json], *, over: Sequence[str] = (), search: str = "bayes", trials: int = 30) -> str:
     """Return the YAML of a sweep over settings of a method.
 
     Args:
@@ -53,7 +54,7 @@ def draft(words: Mapping[str, Any], *, over: Sequence[str] = (), search: str = "
 
 def _lines(
     recipe: Recipe,
-    words: Mapping[str, Any],
+    words: Mapping[str, Json],
     swept: Mapping[str, str],
     ranges: Mapping[str, str],
     search: str,
@@ -97,7 +98,7 @@ def _ranges(recipe: Recipe, grid: bool) -> dict[str, str]:
     return found
 
 
-def _law(annotation: Any, value: Any, grid: bool) -> str:
+def _law(annotation: object, value: object, grid: bool) -> str:
     """Return the rule for a value, or an empty text."""
     if choices := _choices(annotation):
         return f"{{values: [{', '.join(map(_scalar, choices))}]}}"
@@ -127,7 +128,7 @@ def _likely(recipe: Recipe, ranges: Mapping[str, str]) -> list[str]:
     return (own or list(ranges))[:_ACTIVE]
 
 
-def _bounds(annotation: Any) -> tuple[float, float]:
+def _bounds(annotation: object) -> tuple[float, float]:
     """Return the smallest and the largest value that an annotation allows."""
     low, high = -math.inf, math.inf
     marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
@@ -138,7 +139,7 @@ def _bounds(annotation: Any) -> tuple[float, float]:
     return low, high
 
 
-def _choices(annotation: Any) -> list[Any]:
+def _choices(annotation: object) -> list[Json]:
     if get_origin(annotation) is Annotated:
         return _choices(get_args(annotation)[0])
     if annotation is bool:
@@ -146,13 +147,13 @@ def _choices(annotation: Any) -> list[Any]:
     return list(get_args(annotation)) if get_origin(annotation) is Literal else []
 
 
-def _short(value: float, towards: Any) -> float:
+def _short(value: float, towards: Callable[[float], int]) -> float:
     """Round to two digits, towards the inside of the range."""
     scale = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
     return float(f"{towards(round(value / scale, 6)) * scale:.3g}")
 
 
-def _scalar(value: Any) -> str:
+def _scalar(value: object) -> str:
     """Format a value for YAML 1.1, which reads 1e-05 (no decimal point) as a text."""
     if isinstance(value, float):
         text = repr(value)

@@ -1,5 +1,6 @@
 """A sweep on this machine: run the trials of a sweep file in one or several processes, then score the winner."""
 
+import json
 import logging
 import shlex
 import statistics
@@ -9,12 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dd.engine import registry
 from dd.errors import RunError, UsageError, in_one_line
 from dd.evaluation.report import Report
-from dd.io import locked, user_path, writable, write_json, write_text
+from dd.io import Json, locked, user_path, writable, write_json, write_text
 from dd.pipeline import run_recipe
 from dd.pipeline.following import plain_name, require_holdout
 from dd.pipeline.trial import Trial, give_up, run_trial
@@ -23,11 +23,12 @@ from dd.runs import runs_root
 from dd.runs.stop import Stop
 from dd.runs.trackers import LogRow
 from dd.sweeps.picture import draw_sweep
-from dd.sweeps.study import Drawn, Study
+from dd.sweeps.study import JOURNAL, Drawn, Row, Study
 from dd.sweeps.yaml_file import SweepFile, read_sweep
 
 log = logging.getLogger(__name__)
 
+_RESULT, _COPY = "sweep.json", "sweep.yaml"
 _POLL = 0.5  # seconds between checks on the trials of other processes
 _CHECKED = 64  # values per setting that are validated before the first trial
 
@@ -51,8 +52,8 @@ class Swept:
 
     folder: Path
     metric: str
-    rows: Sequence[Mapping[str, Any]]
-    best: Mapping[str, Any]
+    rows: Sequence[Row]
+    best: Row
     report: Report
     run: Path
 
@@ -61,14 +62,14 @@ class Swept:
         states = [row["state"] for row in self.rows]
         return {"trials": len(states)} | {state: states.count(state) for state in ("complete", "pruned", "failed")}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able."""
         head = {"folder": str(self.folder), "metric": self.metric, **self.counts(), "best": self.best["trial"]}
         return head | {"run": str(self.run), "rows": list(self.rows), "report": self.report.to_dict()}
 
 
 def sweep(
-    file: str | Path, words: Mapping[str, Any], *, trials: int | None = None, workers: int = 1, command: str = ""
+    file: str | Path, words: Mapping[str, Json], *, trials: int | None = None, workers: int = 1, command: str = ""
 ) -> Swept:
     """Run the remaining trials of a sweep, then score the winner on the test images, once.
 
@@ -92,7 +93,32 @@ def sweep(
     return job.end()
 
 
-def work(file: str | Path, words: Mapping[str, Any], *, trials: int | None = None, command: str = "") -> None:
+def read_swept(folder: Path) -> Swept:
+    """Read the result of a sweep from its folder.
+
+    Raises:
+        UsageError: the sweep has not finished, or its files are damaged.
+    """
+    file = folder / _RESULT
+    if not file.is_file():
+        raise UsageError(f"{folder}: the sweep has not finished; the same `dd sweep` command resumes it")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        best = next(row for row in found["rows"] if row["trial"] == found["best"])
+        report = Report.from_dict(found["report"])
+        return Swept(folder, found["metric"], found["rows"], best, report, Path(found["run"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise UsageError(
+            f"{file} is damaged ({in_one_line(error)}); the same `dd sweep` command writes it again"
+        ) from error
+
+
+def is_sweep(folder: Path) -> bool:
+    """Return whether a folder is that of a sweep, finished or not."""
+    return (folder / _COPY).is_file() and (folder / JOURNAL).is_file()
+
+
+def work(file: str | Path, words: Mapping[str, Json], *, trials: int | None = None, command: str = "") -> None:
     """Run trials until none is left to start: the part of a worker process."""
     _Job.of(file, words, trials, command).work(wait=False)
 
@@ -106,7 +132,7 @@ class _Job:
 
     path: Path
     file: SweepFile
-    words: Mapping[str, Any]
+    words: Mapping[str, Json]
     options: RunOptions
     wanted: int
     folder: Path
@@ -114,7 +140,7 @@ class _Job:
     command: str
 
     @classmethod
-    def of(cls, path: str | Path, words: Mapping[str, Any], trials: int | None, command: str) -> "_Job":
+    def of(cls, path: str | Path, words: Mapping[str, Json], trials: int | None, command: str) -> "_Job":
         file = read_sweep(path)
         options = run_options({**file.fixed, **words})
         _refuse_code(path, file, words)
@@ -139,11 +165,11 @@ class _Job:
         name = f"{plain_name(file.name)}-{file.identity(counted)[:8]}"
         folder = runs_root(options.out) / "sweeps" / name
         writable(folder, "choose another folder with out=FOLDER or DD_RUNS")
-        write_text(folder / "sweep.yaml", user_path(path, "sweep").read_text(encoding="utf-8"))
+        write_text(folder / _COPY, user_path(path, "sweep").read_text(encoding="utf-8"))
         study = Study(folder, file, base.eval.probes, base.seed)
         return cls(Path(path), file, settings, options, wanted, folder, study, command)
 
-    def recipe(self, settings: Mapping[str, Any]) -> Recipe:
+    def recipe(self, settings: Mapping[str, Json]) -> Recipe:
         """Return the recipe of the trial with these settings."""
         return resolve({**self.words, **settings})
 
@@ -194,7 +220,7 @@ class _Job:
             swept = replace(swept, report=_noted(swept, self.file.name))
             draw_sweep(self.folder / "sweep.png", swept.metric, rows, best["trial"])
             write_json(self.folder / "report.json", swept.report.to_dict())
-            write_json(self.folder / "sweep.json", swept.to_dict())
+            write_json(self.folder / _RESULT, swept.to_dict())
         return swept
 
     def _try(self, drawn: Drawn) -> None:
@@ -235,7 +261,7 @@ class _Job:
         return run_trial(recipe, out=self.options.out, students=students, watch=watch, command=self.command)
 
 
-def _refuse_code(path: str | Path, file: SweepFile, words: Mapping[str, Any]) -> None:
+def _refuse_code(path: str | Path, file: SweepFile, words: Mapping[str, Json]) -> None:
     """Raise `UsageError` if a sweep file, which is data, names a file of code that the command line does not."""
     values = [file.fixed.get("method"), *(value for p in file.parameters if p.key == "method" for value in p.values)]
     code = [value for value in values if isinstance(value, str) and registry.is_code(value)]
@@ -246,7 +272,7 @@ def _refuse_code(path: str | Path, file: SweepFile, words: Mapping[str, Any]) ->
         )
 
 
-def _checked(file: SweepFile, settings: Mapping[str, Any]) -> Recipe:
+def _checked(file: SweepFile, settings: Mapping[str, Json]) -> Recipe:
     """Validate the settings at both ends of every range, and return the recipe of the first.
 
     Raises:
@@ -281,12 +307,12 @@ def _noted(swept: Swept, name: str) -> Report:
 _STATES = {"pruned": "stopped early", "failed": "failed"}
 
 
-def _in_words(settings: Mapping[str, Any]) -> str:
+def _in_words(settings: Mapping[str, Json]) -> str:
     shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in settings.items()}
     return " ".join(f"{key}={value}" for key, value in shown.items())
 
 
-def _device(words: Mapping[str, Any], number: int) -> list[str]:
+def _device(words: Mapping[str, Json], number: int) -> list[str]:
     """Assign GPUs to worker processes in turn, unless a device is given."""
     if words.get("device", "auto") not in ("auto", "cuda"):
         return []

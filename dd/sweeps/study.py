@@ -13,17 +13,42 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict, cast
 
 from filelock import FileLock, Timeout
 
 from dd.errors import UsageError
+from dd.io import Json
 from dd.sweeps.yaml_file import Parameter, SweepFile
 
 if TYPE_CHECKING:
     import optuna
 
+JOURNAL = "journal.log"
 _GRID, _WHY = "grid", "why"
+
+
+class Row(TypedDict):
+    """A trial as JSON."""
+
+    trial: int
+    """Its number, from 0."""
+    state: Literal["complete", "pruned", "failed", "running", "waiting"]
+    value: float | None
+    """The metric in percent, if the trial is complete."""
+    settings: dict[str, Json]
+    """The swept settings by dotted key."""
+    probes: list[float]
+    """Accuracies of its probes in percent, in order."""
+    recipe: NotRequired[str]
+    """Hash of its recipe."""
+    run: NotRequired[str]
+    """Folder of its run."""
+    holdout: NotRequired[list[float]]
+    """Held-out accuracy of each student in percent."""
+    why: NotRequired[str]
+    """The reason of a failure."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +61,7 @@ class Drawn:
     """
 
     trial: "optuna.Trial"
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Json]
 
     @property
     def number(self) -> int:
@@ -57,7 +82,7 @@ class Study:
     def __init__(self, folder: Path, file: SweepFile, probes: int, seed: int) -> None:
         optuna = _optuna()
         self._optuna, self._folder, self._file, self._seed = optuna, folder, file, seed
-        journal = folder / "journal.log"
+        journal = folder / JOURNAL
         backend = optuna.storages.journal.JournalFileBackend(str(journal), JournalLock(journal))
         storage = optuna.storages.JournalStorage(backend)
         with self._alone():
@@ -83,11 +108,11 @@ class Study:
         """Return the numbers of running trials."""
         return [t.number for t in self._trials("RUNNING")]
 
-    def finish(self, drawn: Drawn, value: float, facts: Mapping[str, Any]) -> None:
+    def finish(self, drawn: Drawn, value: float, facts: Mapping[str, Json]) -> None:
         """Record the result of a trial, in percent, and JSON-able facts."""
         self._end(drawn, "COMPLETE", value, facts)
 
-    def prune(self, drawn: Drawn, facts: Mapping[str, Any]) -> None:
+    def prune(self, drawn: Drawn, facts: Mapping[str, Json]) -> None:
         """Record that a trial was stopped early."""
         self._end(drawn, "PRUNED", None, facts)
 
@@ -102,22 +127,23 @@ class Study:
             trial.report(value, number)
         return trial.should_prune()
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return every trial: number, state ("complete", "pruned", "failed", "running", "waiting"), value, settings."""
-        names = {"FAIL": "failed"}
-        return [
-            {
-                "trial": t.number,
-                "state": names.get(t.state.name, t.state.name.lower()),
-                "value": t.value if t.state.name == "COMPLETE" else None,
-                "settings": self._settings(t.params or t.system_attrs.get("fixed_params", {})),
-                **{key: value for key, value in t.user_attrs.items()},
-                "probes": [t.intermediate_values[step] for step in sorted(t.intermediate_values)],
-            }
-            for t in self.study.get_trials(deepcopy=False)
-        ]
+    def rows(self) -> list[Row]:
+        """Return every trial, in order."""
+        return [self._row(trial) for trial in self.study.get_trials(deepcopy=False)]
 
-    def _enqueue(self, grid: list[dict[str, Any]]) -> None:
+    def _row(self, t: "optuna.trial.FrozenTrial") -> Row:
+        names = {"FAIL": "failed"}
+        row = {
+            "trial": t.number,
+            "state": names.get(t.state.name, t.state.name.lower()),
+            "value": t.value if t.state.name == "COMPLETE" else None,
+            "settings": self._settings(t.params or t.system_attrs.get("fixed_params", {})),
+            **t.user_attrs,  # the facts of `finish`, `prune` or `fail`
+            "probes": [t.intermediate_values[step] for step in sorted(t.intermediate_values)],
+        }
+        return cast(Row, row)
+
+    def _enqueue(self, grid: list[dict[str, Json]]) -> None:
         """Add all combinations as waiting trials."""
         there = len(self.study.get_trials(deepcopy=False))  # a process may have been killed while adding them
         for settings in grid[there:]:
@@ -146,7 +172,7 @@ class Study:
             raise UsageError(f"{self._lock_file(trial.number)} is held by another program; end it, then try again")
         return Drawn(trial, self._settings(self._drawn(trial)))
 
-    def _drawn(self, trial: "optuna.Trial") -> dict[str, Any]:
+    def _drawn(self, trial: "optuna.Trial") -> dict[str, Json]:
         """Return the values of a trial, drawing those that it does not have yet."""
         return {p.key: _suggested(trial, p) for p in self._file.parameters}
 
@@ -160,14 +186,14 @@ class Study:
                 return samplers.TPESampler(seed=seed, constant_liar=True)
         return samplers.RandomSampler(seed=seed)
 
-    def _settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def _settings(self, params: Mapping[str, Json]) -> dict[str, Json]:
         return {p.key: _read(p, params[p.key]) for p in self._file.parameters if p.key in params}
 
     def _trials(self, state: str) -> "list[optuna.trial.FrozenTrial]":
         states = (self._optuna.trial.TrialState[state],)
         return self.study.get_trials(deepcopy=False, states=states)
 
-    def _end(self, drawn: Drawn, state: str, value: float | None, facts: Mapping[str, Any]) -> None:
+    def _end(self, drawn: Drawn, state: str, value: float | None, facts: Mapping[str, Json]) -> None:
         for key, fact in facts.items():
             drawn.trial.set_user_attr(key, fact)
         self.study.tell(drawn.trial, value, state=self._optuna.trial.TrialState[state])
@@ -189,7 +215,7 @@ class Study:
         return FileLock(self._folder / ".study.lock")
 
 
-def _optuna() -> Any:
+def _optuna() -> ModuleType:
     try:
         import optuna
     except ImportError as error:
@@ -228,7 +254,7 @@ class JournalLock:
             return file.read(1) == b"\n"
 
 
-def _pruner(early: Mapping[str, Any] | None, probes: int) -> "optuna.pruners.BasePruner":
+def _pruner(early: Mapping[str, float] | None, probes: int) -> "optuna.pruners.BasePruner":
     """Create the pruner; W&B counts logged values of the metric, we count probes."""
     import optuna
 
@@ -239,9 +265,9 @@ def _pruner(early: Mapping[str, Any] | None, probes: int) -> "optuna.pruners.Bas
     return optuna.pruners.HyperbandPruner(least, most, max(2, round(early.get("eta", 3))))
 
 
-def _suggested(trial: "optuna.Trial", p: Parameter) -> Any:
+def _suggested(trial: "optuna.Trial", p: Parameter) -> Json:
     if p.law == "choice":
-        return trial.suggest_categorical(p.key, [_written(p, value) for value in p.values])
+        return trial.suggest_categorical(p.key, [json.dumps(value) for value in p.values])
     if p.law == "int":
         return trial.suggest_int(p.key, int(p.low), int(p.high))
     if p.law == "steps":
@@ -249,15 +275,17 @@ def _suggested(trial: "optuna.Trial", p: Parameter) -> Any:
     return trial.suggest_float(p.key, p.low, p.high, log=p.law in ("log", "log_steps"))
 
 
-def _written(p: Parameter, value: Any) -> Any:
+def _written(p: Parameter, value: Json) -> Json:
     """Convert a value to the form stored by Optuna: choices, which may be lists or of mixed types, as JSON."""
     return json.dumps(value) if p.law == "choice" else value
 
 
-def _read(p: Parameter, value: Any) -> Any:
+def _read(p: Parameter, value: Json) -> Json:
     """Invert `_written`, and round to multiples of the step."""
     if p.law == "choice":
-        return json.loads(value)
+        return json.loads(str(value))
+    if not isinstance(value, int | float):
+        raise UsageError(f"{p.key}: {value!r} in the journal is not a number; is it of another sweep?")
     if p.law == "log_steps":
         value = min(max(round(value / p.step) * p.step, p.low), p.high)
     return value if isinstance(value, int) else float(f"{value:.12g}") if math.isfinite(value) else value

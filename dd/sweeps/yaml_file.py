@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from dd.errors import UsageError, in_one_line, nearest
-from dd.io import digest
+from dd.io import Json, digest
 from dd.recipes.checks import readable, small_text
+
+if TYPE_CHECKING:
+    import yaml
 
 SEARCHES = ("grid", "random", "bayes")
 METRICS = ("eval/holdout", "probe")
@@ -49,13 +52,13 @@ class Parameter:
 
     key: str
     law: Law
-    values: tuple[Any, ...] = ()
+    values: tuple[Json, ...] = ()
     low: float = 0.0
     high: float = 0.0
     step: float = 0.0
 
     @property
-    def all_values(self) -> list[Any] | None:
+    def all_values(self) -> list[Json] | None:
         """All values, or None if the range is continuous."""
         if self.law == "choice":
             return list(self.values)
@@ -66,7 +69,7 @@ class Parameter:
         return None
 
     @property
-    def ends(self) -> list[Any]:
+    def ends(self) -> list[Json]:
         """Values to validate: every choice, or the smallest and the largest value."""
         if self.law == "choice":
             return list(self.values)
@@ -83,7 +86,7 @@ class SweepFile:
         metric: one of `METRICS`, maximised.
         fixed: settings shared by all trials, by dotted key.
         parameters: swept settings.
-        early: keys of W&B's `early_terminate`, or None.
+        early: the numbers of W&B's `early_terminate` (min_iter, max_iter, eta, s), or None.
         cap: number of trials, or None.
         facts: the parts of the file that determine the trials.
     """
@@ -91,13 +94,13 @@ class SweepFile:
     name: str
     search: str
     metric: str
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, Json]
     parameters: tuple[Parameter, ...]
-    early: Mapping[str, Any] | None = None
+    early: Mapping[str, float] | None = None
     cap: int | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    facts: Mapping[str, Json] = field(default_factory=dict, repr=False)
 
-    def grid(self) -> list[dict[str, Any]]:
+    def grid(self) -> list[dict[str, Json]]:
         """Return all combinations.
 
         Raises:
@@ -112,7 +115,7 @@ class SweepFile:
             raise UsageError(f"method grid: {count:,} combinations are above {_LIMIT:,}; use random or bayes")
         return [dict(zip((p.key for p in self.parameters), row, strict=True)) for row in itertools.product(*each)]
 
-    def identity(self, words: Mapping[str, Any]) -> str:
+    def identity(self, words: Mapping[str, Json]) -> str:
         """Hash everything that determines the trials, including settings given on the command line."""
         return digest({**self.facts, "words": dict(words)})
 
@@ -131,13 +134,13 @@ def read_sweep(file: str | Path) -> SweepFile:
         raise UsageError(f"{file}: {error}") from error
 
 
-def _yaml(file: str, text: str) -> dict[str, Any]:
+def _yaml(file: str, text: str) -> dict[str, Json]:
     import yaml
 
     class Plain(yaml.SafeLoader):
         """Refuses aliases, with which a small file can expand to a huge one."""
 
-        def compose_node(self, parent: Any, index: Any) -> Any:
+        def compose_node(self, parent: "yaml.Node | None", index: int) -> "yaml.Node | None":
             if self.check_event(yaml.events.AliasEvent):
                 raise yaml.YAMLError("aliases (*name) are not read")
             return super().compose_node(parent, index)
@@ -151,7 +154,7 @@ def _yaml(file: str, text: str) -> dict[str, Any]:
     return table
 
 
-def _sweep(table: Mapping[str, Any], stem: str) -> SweepFile:
+def _sweep(table: Mapping[str, Json], stem: str) -> SweepFile:
     if unknown := [key for key in table if key not in _KEYS | _IGNORED]:
         raise UsageError(f"unknown key {unknown[0]!r}{nearest(unknown[0], _KEYS)}")
     search = table.get("method")
@@ -160,7 +163,7 @@ def _sweep(table: Mapping[str, Any], stem: str) -> SweepFile:
     metric = _metric(table.get("metric"))
     found = list(_parameters(table.get("parameters"), "", _DEEP))
     if double := {p.key for p in found if sum(q.key == p.key for q in found) > 1}:
-        raise UsageError(f"parameters: {sorted(double)[0]} stands there twice")
+        raise UsageError(f"parameters: {sorted(double)[0]} occurs twice")
     fixed = {p.key: p.values[0] for p in found if p.law == "choice" and len(p.values) == 1}
     swept = tuple(p for p in found if p.key not in fixed)
     if not swept:
@@ -173,7 +176,7 @@ def _sweep(table: Mapping[str, Any], stem: str) -> SweepFile:
     return SweepFile(str(name)[:100], search, metric, fixed, swept, early, cap, facts)
 
 
-def _metric(metric: Any) -> str:
+def _metric(metric: Json) -> str:
     """Return the name of the metric, which must not be a test accuracy."""
     if metric is None:
         return METRICS[0]
@@ -181,17 +184,17 @@ def _metric(metric: Any) -> str:
         raise UsageError("metric: give name: eval/holdout and goal: maximize")
     if name.startswith("eval/test") or "test" in name.split("/"):
         raise UsageError(
-            f"metric: {name} is of the test images, by which nothing may be chosen; use eval/holdout, the accuracy on "
-            "held-out images"
+            f"metric: {name} is measured on test images, which must not be used for selection; use eval/holdout, the "
+            "accuracy on held-out images"
         )
     if name not in METRICS:
-        raise UsageError(f"metric: {name!r} is not one that trials are chosen by; use {' or '.join(METRICS)}")
+        raise UsageError(f"metric: {name!r} cannot rank trials; use {' or '.join(METRICS)}")
     if metric.get("goal", "maximize") != "maximize":
         raise UsageError(f"metric: goal: {metric['goal']!r} of an accuracy; give goal: maximize")
     return name
 
 
-def _parameters(table: Any, prefix: str, deep: int) -> Iterator[Parameter]:
+def _parameters(table: Json, prefix: str, deep: int) -> Iterator[Parameter]:
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table) or not table:
         raise UsageError(f"parameters{f' of {prefix[:-1]}' if prefix else ''}: give settings by key")
     for name, rule in table.items():
@@ -206,9 +209,9 @@ def _parameters(table: Any, prefix: str, deep: int) -> Iterator[Parameter]:
             yield _parameter(key, rule)
 
 
-def _parameter(key: str, rule: Mapping[str, Any]) -> Parameter:
+def _parameter(key: str, rule: Mapping[str, Json]) -> Parameter:
     if unknown := [name for name in rule if name not in _RULES]:
-        raise UsageError(f"{key}: {unknown[0]} is not read here; known: {', '.join(sorted(_RULES))}")
+        raise UsageError(f"{key}: {unknown[0]} is not supported; known: {', '.join(sorted(_RULES))}")
     if "value" in rule:
         return Parameter(key, "choice", (_setting(key, rule["value"]),))
     if "values" in rule:
@@ -221,7 +224,7 @@ def _parameter(key: str, rule: Mapping[str, Any]) -> Parameter:
     named = rule.get("distribution") or ("int_uniform" if whole else "uniform")
     law = _LAWS.get(named) if isinstance(named, str) else None
     if law is None or law == "choice":
-        raise UsageError(f"{key}: distribution {named!r} is not drawn here; known: {', '.join(_LAWS)}")
+        raise UsageError(f"{key}: distribution {named!r} is not supported; known: {', '.join(_LAWS)}")
     if named == "log_uniform":
         low, high = math.exp(low), math.exp(high)
     step = _number(key, "q", rule) if law in ("steps", "log_steps") and "q" in rule else 1.0
@@ -230,7 +233,7 @@ def _parameter(key: str, rule: Mapping[str, Any]) -> Parameter:
     return Parameter(key, law, (), low, high, step)
 
 
-def _number(key: str, name: str, rule: Mapping[str, Any]) -> int | float:
+def _number(key: str, name: str, rule: Mapping[str, Json]) -> int | float:
     value = rule.get(name)
     if isinstance(value, str):  # YAML 1.1 reads 1e-5 (no decimal point) as a text
         with contextlib.suppress(ValueError):
@@ -240,21 +243,24 @@ def _number(key: str, name: str, rule: Mapping[str, Any]) -> int | float:
     return value
 
 
-def _setting(key: str, value: Any) -> Any:
+def _setting(key: str, value: Json) -> Json:
     """Check that a value is a number, a text, a truth value, null, or a list of these."""
-    parts: Sequence[Any] = value if isinstance(value, list) else [value]
+    parts: Sequence[Json] = value if isinstance(value, list) else [value]
     if not all(part is None or isinstance(part, bool | int | float | str) for part in parts):
         raise UsageError(f"{key}: {value!r} is not a setting: numbers, texts, true, false, null or lists of them")
     return value
 
 
-def _early(early: Any) -> Mapping[str, Any] | None:
+def _early(early: Json) -> Mapping[str, float] | None:
     if early is None:
         return None
     if not isinstance(early, dict) or early.get("type") != "hyperband":
         raise UsageError("early_terminate: the only type is hyperband")
-    numbers = {key: early[key] for key in ("min_iter", "max_iter", "eta", "s") if key in early}
-    for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
-            raise UsageError(f"early_terminate: {key}: {value!r} is not a number of at least 1")
-    return {"type": "hyperband", **numbers}
+    numbers: dict[str, float] = {}
+    for key in ("min_iter", "max_iter", "eta", "s"):
+        if key in early:
+            value = early[key]
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
+                raise UsageError(f"early_terminate: {key}: {value!r} is not a number of at least 1")
+            numbers[key] = value
+    return numbers

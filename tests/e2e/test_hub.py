@@ -307,7 +307,7 @@ def test_a_file_that_is_not_what_the_hub_states_is_refused(hub, dd, finished):
         (("pull", "hf:me/it@v2"), 2, "the Hub has no revision 'v2' of it"),
         (("pull", "hf:me/it/nowhere"), 2, "hf:me/it/nowhere holds no files"),
         (("push", "dm/fashion-mini-ipc1", "hf:me/new"), 2, "tell its client who you are: HF_TOKEN"),
-        (("push", "dm/fashion-mini-ipc1", "hf:me/new", "token=hf_secret"), 2, "a token is no setting"),
+        (("push", "dm/fashion-mini-ipc1", "hf:me/new", "token=hf_secret"), 2, "a token cannot be a setting"),
         (("push", "dm/fashion-mini-ipc1", "hf:me/new@v1"), 2, "leave out @v1"),
     ],
 )
@@ -366,7 +366,7 @@ def test_a_set_of_others_says_so_in_its_card(place):
     assert made.code == 0, made.err
     pushed = place.dd("push", "theirs.safetensors", "published")
     assert pushed.code == 0, pushed.err
-    assert "others made this set: see that its licence lets you publish it" in pushed.err
+    assert "others made this set: check that its licence allows publishing it" in pushed.err
     text = (place.path / "published" / "README.md").read_text()
     assert "imported from res_DM.pt (format dc)" in text
     assert "It was not scored when this was written." in text

@@ -151,7 +151,7 @@ def test_every_command_of_the_page(place, tiny, tmp_path):
     ("name", "why"),
     [
         ("dm", "there is a method 'dm' already"),
-        ("class", "a word of Python"),
+        ("class", "a keyword of Python"),
         ("9x", "cannot name a method"),
         ("../x", "cannot name a method"),
         ("Mine", "cannot name a method"),

@@ -110,6 +110,15 @@ def test_the_same_file_gives_the_same_trials_and_more_of_them_when_more_are_aske
     assert "best of 3 trials" in more.out
     table = json.loads(next(place.runs.glob("sweeps/*/sweep.json")).read_text())
     assert table["rows"][:2] == first["rows"]
+    (folder,) = (place.runs / "sweeps").iterdir()
+    shown = place.dd("show", str(folder))
+    assert shown.code == 0, shown.err
+    assert shown.out == more.out
+    assert json.loads(place.dd("show", str(folder), "--json").out) == table
+    run = place.dd("show", table["run"])
+    assert (run.code, f"dd show recipe={table['run']}" in run.err) == (2, True)
+    (folder / "sweep.json").unlink()
+    assert "the same `dd sweep` command resumes it" in place.dd("show", str(folder)).err
     assert 0.1 <= table["rows"][2]["settings"]["lr_img"] <= 10
 
 
@@ -181,9 +190,9 @@ def test_the_commands_of_the_page_run_as_they_stand_there(place):
 @pytest.mark.parametrize(
     ("changes", "words", "said"),
     [
-        ({"metric": {"name": "eval/test", "goal": "maximize"}}, [], "eval/test is of the test images"),
-        ({"metric": {"name": "eval/test_control"}}, [], "is of the test images"),
-        ({"metric": {"name": "loss", "goal": "minimize"}}, [], "'loss' is not one that trials are chosen by"),
+        ({"metric": {"name": "eval/test", "goal": "maximize"}}, [], "eval/test is measured on test images"),
+        ({"metric": {"name": "eval/test_control"}}, [], "is measured on test images"),
+        ({"metric": {"name": "loss", "goal": "minimize"}}, [], "'loss' cannot rank trials"),
         ({"metric": {"name": "probe", "goal": "minimize"}}, [], "goal: 'minimize' of an accuracy"),
         ({"method": "bayse"}, [], "'bayse' is not a search"),
         ({"metrics": {}}, [], "unknown key 'metrics'; did you mean 'metric'"),
@@ -198,7 +207,11 @@ def test_the_commands_of_the_page_run_as_they_stand_there(place):
         ({"parameters": {"method": {"value": "dm"}}}, [], "there is nothing to sweep"),
         ({"parameters": {"method": {"value": "dm"}, "out": {"values": ["a", "b"]}}}, [], "out changes nothing"),
         ({"parameters": {"method": {"value": "dm"}, "lr_img": {"min": -1.0, "max": 1.0}}}, [], "lr_img=-1.0 is out of"),
-        ({"parameters": {"method": {"value": "dm"}, "lr_img": {"mu": 1, "sigma": 2}}}, [], "lr_img: mu is not read"),
+        (
+            {"parameters": {"method": {"value": "dm"}, "lr_img": {"mu": 1, "sigma": 2}}},
+            [],
+            "lr_img: mu is not supported",
+        ),
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_anything_is_made(changes, words, said, place, write):

@@ -25,6 +25,7 @@ from dd.exchange.pixels import in_our_space
 from dd.exchange.shapes import laid_out
 from dd.exchange.spaces import NAMED, ValueSpace, constants_of, look, settle
 from dd.exchange.targets import targets
+from dd.sets import load
 from dd.sets.origin import imported
 from dd.sets.tiles import mosaic
 
@@ -154,6 +155,43 @@ def test_shuffled_images_keep_their_labels_and_shuffled_classes_are_noticed(expe
     names = [data.classes[number] for number in ORDER.argsort().tolist()]
     assert torch.equal(one(path, class_order=names).labels, pairs[0].labels)
     assert torch.equal(one(path, class_order="data").labels, ORDER[pairs[0].labels])
+
+
+@pytest.mark.parametrize("disguise", ["plain", "renamed", "ten steps", "double", "shuffled", "with scores"])
+def test_the_memories_of_continual_learning_are_one_set(data, tmp_path, disguise):
+    """DM's files: one pair for each step, with classes of its own under their ids in the data set."""
+    classes = ORDER.view(10 if disguise == "ten steps" else 5, -1)
+    pairs = []
+    for step in classes:
+        index = torch.cat([data.train.of_class(c)[:3] for c in step.tolist()])
+        if disguise == "shuffled":
+            index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(0))]
+        pairs.append([data.train.images(index), data.train.labels[index]])
+    if disguise == "double":
+        pairs = [[images.double(), labels.int()] for images, labels in pairs]
+    held = {"data": pairs} | ({"accs_all_exps": {}} if disguise == "with scores" else {})
+    name = "cl_res_DSA_CIFAR100_ConvNet_20ipc_5steps_seed0.pt" if disguise != "renamed" else "x.bin"
+    torch.save(held, tmp_path / name)
+    made = one(tmp_path / name)
+    origin = imported(made.provenance)
+    assert origin.format == "dm-continual"
+    assert any("distilled from the classes of its step alone" in line for line in origin.assumed)
+    assert f"{len(classes)} pairs" in origin.evidence[0]
+    assert made.labels.tolist() == [c for c in range(10) for _ in range(3)]
+    for c in range(10):  # each image under its own class, as bit-identical as its type allows
+        theirs = torch.cat([images[labels == c] for images, labels in pairs]).float()
+        assert torch.equal(made.images[made.labels == c], theirs)
+
+
+def test_steps_that_leave_classes_out_are_said(data, tmp_path):
+    steps = [some(data, 2) for _ in range(2)]
+    pairs = [
+        [step.images[:6], step.labels[:6]] if i else [step.images[6:12], step.labels[6:12]]
+        for i, step in enumerate(steps)
+    ]
+    torch.save({"data": pairs}, tmp_path / "x.pt")
+    with pytest.raises(UsageError, match=r"it holds none of .*uneven=true"):
+        one(tmp_path / "x.pt")
 
 
 def test_files_that_do_not_belong_together(experiments):
@@ -405,6 +443,47 @@ def test_real_images_of_any_size_are_brought_to_the_set(tmp_path):
         one(paths, dataset=f"folder:{tmp_path / 'pictures'}", size=24)
 
 
+# ---- KRR-ST ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("disguise", ["plain", "alone", "folder", "with a history", "double", "renamed"])
+def test_images_with_representations(ours, tmp_path, disguise):
+    """KRR-ST's `x_syn.pt`, raw pixels that networks see without normalisation, and `y_syn.pt`, (m, 512)."""
+    targets = torch.randn(20, 512, generator=torch.Generator().manual_seed(0)).abs()
+    x, y = ours.pixels, targets
+    if disguise == "with a history":
+        x, y = torch.nn.Parameter(x), torch.nn.Parameter(y)
+    if disguise == "double":
+        x, y = x.double(), y.double()
+    names = ("a.pt", "b.pt") if disguise == "renamed" else ("x_syn.pt", "y_syn.pt")
+    for name, tensor in zip(names, (x, y), strict=True):
+        torch.save(tensor, tmp_path / name)
+    paths = {"alone": [tmp_path / "x_syn.pt"], "folder": [tmp_path]}.get(disguise, [tmp_path / name for name in names])
+    if disguise == "renamed":
+        with pytest.raises(UsageError, match=r"labels are of 512 classes.*format=krrst if these are representations"):
+            one(paths, value_space="pixels")
+    made = one(paths, **({"format": "krrst"} if disguise == "renamed" else {}))
+    assert torch.equal(made.images, ours.pixels)  # to the bit: no constants are applied
+    assert torch.equal(made.labels, targets)
+    assert made.label_kind == "representations"
+    assert imported(made.provenance).format == "krrst"
+    made.save(tmp_path / "set.safetensors")
+    assert load(tmp_path / "set.safetensors").digest() == made.digest()
+
+
+def test_representations_name_no_class(ours, tmp_path):
+    torch.save(ours.pixels, tmp_path / "x_syn.pt")
+    torch.save(torch.randn(20, 32), tmp_path / "y_syn.pt")
+    with pytest.raises(UsageError, match="class_order= does not apply to representations"):
+        one(tmp_path / "x_syn.pt", class_order="data")
+    assert close(
+        one(tmp_path / "x_syn.pt", value_space="pixels"), ours.pixels, open_data(DATASET, DataSettings(), "cpu")
+    )
+    torch.save(torch.randn(19, 32), tmp_path / "y_syn.pt")
+    with pytest.raises(UsageError, match="19"):
+        one(tmp_path / "x_syn.pt")
+
+
 # ---- what is wrong ---------------------------------------------------------------------------------------------------
 
 
@@ -462,7 +541,7 @@ def test_positions_are_of_all_training_images(tmp_path, shape):
     assert torch.equal(made.images, chosen)
     assert torch.equal(made.labels, whole.train.labels[chosen])
     np.save(tmp_path / "x.npy", torch.cat([chosen, chosen], -1).numpy())
-    with pytest.raises(UsageError, match="stands there twice"):
+    with pytest.raises(UsageError, match="occurs twice"):
         one(tmp_path / "x.npy")
 
 

@@ -85,7 +85,7 @@ def test_shuffled_classes_are_refused(request, name, ipc):
     ("least", "words"), [(0.5, "unknown order"), (3.5, "another order of the classes fits much better")]
 )
 def test_an_order_is_named_only_if_as_many_real_images_would_show_it(clear, least, words):
-    fit = OrderFit(-2.0, 0.0, 10, 10, best=(1, 0, *range(2, 10)), best_score=4.0, present=10, least=least)
+    fit = OrderFit(-2.0, 0.0, -1.0, 10, 10, best=(1, 0, *range(2, 10)), best_score=4.0, present=10, least=least)
     assert fit.refuted
     with pytest.raises(UsageError, match=words):
         judged(fit, clear)

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,10 +16,15 @@ from dd.cli.completion import completed
 from dd.cli.main import run_command_line
 from dd.data import DataSettings, open_data
 from dd.errors import UsageError
+from dd.evaluation.protocols import PROTOCOLS
 from dd.evaluation.report import Report
 from dd.evaluation.table import html, rows
 from dd.exchange import Asked, spaces
-from dd.exchange.spaces import look
+from dd.exchange.contents import Tiles
+from dd.exchange.export import Form
+from dd.exchange.readers import readers
+from dd.exchange.spaces import KINDS, look
+from dd.exchange.targets import WORDS
 from dd.sets import is_finite
 
 PAGE = Path(__file__).parents[2] / "docs" / "pages" / "howto" / "released.md"
@@ -117,9 +123,9 @@ def test_wrong_use_is_one_line_and_writes_nothing(place, capsys, words, answer):
     [
         (["out=file/sets/"], "cannot write to file/sets (Not a directory); choose another place with out=PATH"),
         (["out=https://host/x.safetensors"], "is an address on the web"),
-        (["ipc=1"], "ipc=1 says nothing of the format dc"),
-        (["rows=2"], "rows=2 says nothing of the format dc"),
-        (["label=fine"], "label=fine says nothing of the format dc"),
+        (["ipc=1"], "ipc=1 does not apply to the format dc"),
+        (["rows=2"], "rows=2 does not apply to the format dc"),
+        (["label=fine"], "label=fine does not apply to the format dc"),
         (["beside.safetensors"], "dd's own sets, which need no import: dd eval"),
     ],
 )
@@ -193,6 +199,30 @@ def test_what_is_offered(released):
     assert "value_space=zca-normalised" in completed("dd import x.pt value_space=zca-")
     offered = {word.removesuffix("=") for word in completed("dd import x.pt ") if word.endswith("=")}
     assert offered == {field.name for field in fields(Asked)} | {"out", "force"}
+    assert {"format=dc", "format=mtt", "format=datm"} <= set(completed("dd import x.pt format="))
+    assert completed("dd export x.safetensors form=p") == ["form=parquet", "form=pt"]
+    assert completed("dd export x.safetensors til") == ["tiles="]
+    assert completed("dd import x.pt uneven=") == ["uneven=false", "uneven=true"]
+
+
+def test_every_closed_set_of_values_is_offered():
+    closed = {
+        "format": {name for reader in readers() for name in reader.formats},
+        "labels": set(WORDS),
+        "value_space": set(KINDS),
+        "protocol": set(PROTOCOLS),
+        "preprocess": {"standard", "zca", "none"},
+        "uneven": {"true", "false"},
+    }
+    for verb in ("import x.pt", "pull dm/fashion-mini-ipc1"):
+        for key, values in closed.items():
+            assert set(completed(f"dd {verb} {key}=")) == {f"{key}={one}" for one in values}
+    forms = {f"form={form}" for form in get_args(Form)}
+    assert set(completed("dd export x form=")) == forms
+    assert set(completed("dd export x tiles=")) == {f"tiles={one}" for one in get_args(Tiles)}
+    assert completed("dd push x y private=") == ["private=false", "private=true"]
+    assert "student.arch=resnet18" in completed("dd eval x student.arch=res")
+    assert completed("dd new sweep search=") == ["search=bayes", "search=grid", "search=random"]
 
 
 @pytest.mark.parametrize(

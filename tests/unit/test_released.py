@@ -287,7 +287,10 @@ def test_another_set_is_not_overwritten(a_set, tmp_path):
     ("said", "answer"),
     [
         ({"datase": "x"}, "unknown key 'datase'; did you mean 'dataset'"),
-        ({"dataset": "cifar10"}, "dm/fashion-mini-ipc1 says all of itself: leave out dataset="),
+        (
+            {"dataset": "cifar10"},
+            "dm/fashion-mini-ipc1 is in dd's own format, which needs no options: leave out dataset=",
+        ),
     ],
 )
 def test_a_set_of_ours_says_all_of_itself(tmp_path, said, answer):
