@@ -75,6 +75,7 @@ def test_a_herd_begins_with_every_smaller_herd_and_all_rows_have_no_error():
 def test_equal_rows_are_taken_in_their_order():
     h = normal(7, 13).repeat(9, 1)[torch.randperm(63, generator=generator(3))].float()
     for index in (herd(h, 63), k_center(h, 63, 0)[0]):
+        assert index.sort().values.tolist() == list(range(63))
         for row in h.unique(dim=0):
             places = [at for at in index.tolist() if torch.equal(h[at], row)]
             assert places == sorted(places)
@@ -249,6 +250,22 @@ def test_lazy_facility_location_is_plain_greedy_on_its_function(monkeypatch):
         assert gains.tolist() == pytest.approx(plain)
         served = [k for k in range(12) if plain[k] > 1e-9]  # beyond them every gain is zero, and any order right
         assert index[served].tolist() == [chosen[k] for k in served]
+
+
+def test_lazy_looks_at_few():
+    class Counting(Matrix):
+        looked = 0
+
+        def rows(self, index):
+            self.looked += len(index)
+            return super().rows(index)
+
+    h = normal(400, 3)
+    similarity = Counting(Cosine(h).rows(torch.arange(400)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dd.selection.submodular.WHOLE", 0)  # or the matrix is copied
+        facility_location(similarity, 40)
+    assert similarity.looked - 400 < 0.2 * 400 * 40  # 400 for the first gains
 
 
 def test_lazy_and_plain_break_ties_alike():
