@@ -16,6 +16,7 @@ from typing import Any
 
 import dd
 from dd.evaluation.report import Report
+from dd.evaluation.scores import nested_std
 from dd.io import write_text
 from dd.recipes import parse_overrides
 
@@ -46,7 +47,7 @@ def row(words: str, seeds: Sequence[int]) -> dict[str, Any]:
         "students": first.accuracy.n,
         "accuracy": _two(statistics.fmean(means)),
         "std_sets": _two(statistics.stdev(means)) if len(means) > 1 else "",
-        "std_students": _two(_pooled(reports)),
+        "std_students": _two(nested_std([report.accuracy.values for report in reports])[1]),
         "control": _two(statistics.fmean(controls)) if controls else "",
         "control_std": _two(statistics.stdev(controls)) if len(controls) > 1 else "",
         "holdout": _two(statistics.fmean(held)) if held else "",
@@ -60,17 +61,12 @@ def row(words: str, seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _pooled(reports: Sequence[Report]) -> float:
-    """Standard deviation of students within a set, pooled over sets."""
-    return statistics.fmean((report.accuracy.std or 0.0) ** 2 for report in reports) ** 0.5
-
-
 def _seconds(reports: Sequence[Report], stage: str, of: str) -> int:
     return round(statistics.fmean(report.cost.get(stage, {}).get(of, 0.0) for report in reports))
 
 
-def _two(value: float) -> str:
-    return f"{value:.2f}"
+def _two(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def main(file: str, seeds: str, *commands: str) -> None:
