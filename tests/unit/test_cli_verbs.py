@@ -69,7 +69,7 @@ def test_one_method_with_its_settings(capsys):
     (line,) = [line for line in text.splitlines() if line.startswith("curriculum.shape ")]
     assert "cosine" in line
     assert "the whole image until the milestone" in line
-    assert "no settings of its own" in said(capsys, "methods", "random")
+    assert "without the data set" in said(capsys, "methods", "random")
 
 
 def test_a_method_that_is_none_names_the_nearest(capsys):
