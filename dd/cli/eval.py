@@ -63,7 +63,8 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
     network and protocol are recorded in the set; keys override them: eval.protocol=NAME (`dd protocols` lists
     them), eval.students=N, student.arch=NAME, which has its published size and the set's norm.  A set made elsewhere
     may also need dataset=PATH, teachers=PATH or hours=N.  task=NAME measures a downstream use instead of the accuracy:
-    continual (class-incremental learning with the set as the memory).
+    continual (class-incremental learning with the set as the memory) or nas (architecture search with the set as the
+    proxy of all real images).
     """
     from dd.recipes import parse_overrides
 

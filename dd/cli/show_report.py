@@ -66,7 +66,8 @@ def _lines(report: "Report") -> list[str]:
 
 def _task(report: "DownstreamReport") -> list[str]:
     """Return the notes on a downstream task, and its settings."""
-    settings = ", ".join(f"{report.task}.{key}={value}" for key, value in report.settings.items())
+    values = {key: "null" if value is None else value for key, value in report.settings.items()}
+    settings = ", ".join(f"{report.task}.{key}={value}" for key, value in values.items())
     return [*(f"note       {note}" for note in report.notes), f"task       {report.task}: {settings}"]
 
 

@@ -51,7 +51,7 @@ def bootstrap(values: Sequence[float]) -> Interval:
     n, mean = len(values), statistics.fmean(values)
     if n == 1:
         return Interval(mean, None, None, n)
-    low, high = _percentiles(lambda index: torch.tensor(values, dtype=torch.float64)[index].mean(1), n)
+    low, high = percentiles(lambda index: torch.tensor(values, dtype=torch.float64)[index].mean(1), n)
     return Interval(mean, low, high, n)
 
 
@@ -289,30 +289,36 @@ def distillation_correlation(
     if any(len(set(column)) == 1 for column in columns):
         raise UsageError("a correlation needs values that differ between subsets: losses, objective or sizes are equal")
     values = torch.tensor(columns, dtype=torch.float64)
-    rho = _spearman(values[:, None]).item()
+    rho = spearman(values[:, None]).item()
     if not math.isfinite(rho):
         raise UsageError("no correlation at equal size: the sizes order the subsets as the losses or the objective do")
     if n < FEWEST:
         return Correlation(rho, None, None, n)
-    low, high = _percentiles(lambda index: _spearman(values[:, index]), n)
+    low, high = percentiles(lambda index: spearman(values[:, index]), n)
     return Correlation(rho, low, high, n)
 
 
-def _spearman(values: Tensor) -> Tensor:
-    """Return the rank correlations of rows 0 and 1, given row 2 if there is one; values (2 or 3, draws, n)."""
+def spearman(values: Tensor) -> Tensor:
+    """Return Spearman's rank correlations (draws,) of rows 0 and 1, given row 2 if there is one.
+
+    Ties get their average rank; the result is NaN where a row is constant.
+
+    Args:
+        values: (2 or 3, draws, n).
+    """
     from scipy.stats import rankdata
 
-    ranks = torch.from_numpy(rankdata(values.numpy(), axis=-1))  # ties get their average rank
+    ranks = torch.from_numpy(rankdata(values.numpy(), axis=-1))
     ranks = ranks - ranks.mean(-1, keepdim=True)
-    unit = ranks / ranks.norm(dim=-1, keepdim=True)  # NaN where a draw repeats one subset only: left out below
+    unit = ranks / ranks.norm(dim=-1, keepdim=True)
     if len(unit) == 2:
         return (unit[0] * unit[1]).sum(-1)
     ab, ac, bc = ((unit[i] * unit[j]).sum(-1) for i, j in ((0, 1), (0, 2), (1, 2)))
     return (ab - ac * bc) / ((1 - ac**2) * (1 - bc**2)).sqrt()
 
 
-def _percentiles(statistic: Callable[[Tensor], Tensor], n: int) -> tuple[float, float]:
-    """Return the percentiles at `LEVEL` of a statistic of bootstrap samples.
+def percentiles(statistic: Callable[[Tensor], Tensor], n: int) -> tuple[float, float]:
+    """Return the percentiles at `LEVEL` of a statistic of bootstrap samples, always the same ones for an n.
 
     Args:
         statistic: indices (draws, n) -> (draws,) values; NaN where a sample does not determine it.

@@ -172,7 +172,8 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
     own = distilled.own_classes()
     task = task_for(data, own[0] if distilled.image_kind == "schedule" else own, settings)
     if foreign:
-        require_memory(distilled, task, settings.eval)
+        for student in settings.task.architectures(task) if settings.task else (task.student,):
+            require_memory(distilled, replace(task, student=student), settings.eval)
     stop = Stop("finished students are kept; the same command resumes")
     with stop.watching(), numerics(settings), measured(task.device) as cost:
         store = stored_labels(distilled, settings.eval)

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypedDict
 
+from dd.engine.method import Task
 from dd.evaluation.arms import Arm, control_arm, decoded_arm
 from dd.evaluation.evaluate import NOT_AT_HAND, Evaluator, conditions, own_arm
 from dd.evaluation.notes import assumed_at_import, reads_more
 from dd.evaluation.report import FORMAT
 from dd.io import digest
 from dd.labels import LabelStore
+from dd.networks import NetworkSpec
 from dd.sets import DistilledSet
 
 
@@ -35,6 +37,10 @@ class Downstream:
         Raises:
             UsageError: the task cannot be done with this set.
         """
+
+    def architectures(self, task: Task) -> tuple[NetworkSpec, ...]:
+        """Return the networks that its students have."""
+        return (task.student,)
 
     def measure(
         self,

@@ -3,8 +3,9 @@
 from dd.errors import unknown
 from dd.evaluation.downstream.continual import Continual
 from dd.evaluation.downstream.contract import Downstream
+from dd.evaluation.downstream.nas import ArchitectureSearch
 
-TASKS: dict[str, type[Downstream]] = {task.name: task for task in (Continual,)}
+TASKS: dict[str, type[Downstream]] = {task.name: task for task in (Continual, ArchitectureSearch)}
 
 
 def task_named(name: str) -> Downstream:
