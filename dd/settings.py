@@ -6,6 +6,7 @@ Settings are frozen dataclasses, nested to any depth.  An identity is the subset
     images   how the images of a set are made
     member   how images are recovered from a single teacher
     expert   the key of one expert
+    record   the key of one recorded training run
     label    how a given view is labelled
     number   the fingerprint shared by numbers that may be compared
 
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple, get_type_hints
 
-Identity = Literal["run", "images", "member", "expert", "label", "number"]
+Identity = Literal["run", "images", "member", "expert", "record", "label", "number"]
 _WITHIN: dict[Identity, tuple[Identity, ...]] = {"images": ("run",), "member": ("images", "run")}
 
 

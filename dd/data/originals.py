@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from dd.data.positions import pass_order
 from dd.data.preprocess import Preprocess
 from dd.data.settings import Depth16
 from dd.data.sources.decoding import Cut, Decoding, ImageReader, ahead
@@ -94,7 +95,7 @@ class Originals:
         """
         # on a CPU the threads also transform; see `StreamedSplit.batches`
         here = self.preprocess if self.labels.device.type == "cpu" else None
-        order = torch.randperm(len(self.labels), generator=generator)
+        order = pass_order(len(self.labels), generator)
 
         def begin(index: Tensor) -> Decoding:
             draw = draw_shares(len(index), (least, 1.0), generator)

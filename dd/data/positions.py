@@ -42,3 +42,8 @@ def by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
     """Ascending positions of the images of each class, for int64 labels (n,)."""
     counts = torch.bincount(labels, minlength=classes)
     return torch.argsort(labels, stable=True).split(counts.tolist())
+
+
+def pass_order(images: int, generator: torch.Generator | None) -> Tensor:
+    """The order (images,) int64 of one pass: shuffled if a CPU generator is given, as the first that it draws."""
+    return torch.arange(images) if generator is None else torch.randperm(images, generator=generator)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dd.data import preprocess as pre
 from dd.data import streamed
 from dd.data.originals import Originals
-from dd.data.positions import by_class, stratified
+from dd.data.positions import by_class, pass_order, stratified
 from dd.data.preprocess import Preprocess
 from dd.data.settings import DataSettings, Resize
 from dd.data.sources.content import Arrays, EncodedSet, only_classes
@@ -71,7 +71,7 @@ class DeviceSplit:
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Split`."""
-        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+        order = pass_order(len(self), generator)
         for index in order.to(self.labels.device).split(size):
             if len(index):  # an empty tensor splits into one empty part
                 yield self.images(index), self.labels.index_select(0, index)

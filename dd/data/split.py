@@ -43,7 +43,7 @@ class Split(Protocol):
         ...
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over (images, labels), shuffled if a CPU generator is given; the last batch may be shorter."""
+        """One pass over (images, labels), in the order of `pass_order`; the last batch may be shorter."""
         ...
 
 

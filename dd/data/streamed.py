@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dd.data import preprocess as pre
 from dd.data.originals import Originals
-from dd.data.positions import by_class, stratified
+from dd.data.positions import by_class, pass_order, stratified
 from dd.data.preprocess import Preprocess
 from dd.data.settings import DataSettings
 from dd.data.sources.content import Arrays, EncodedSet, EncodedSplit, Items
@@ -87,7 +87,7 @@ class StreamedSplit:
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Split`; the next batches are decoded in the background.  Raises as `raw` does."""
-        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+        order = pass_order(len(self), generator)
         # on a CPU the threads also transform, because they keep every core busy and the caller's thread would wait
         here = self.preprocess if self.labels.device.type == "cpu" else None
         begins = (partial(self._decoding, index, here) for index in (order.split(size) if len(order) else ()))

@@ -45,9 +45,10 @@ class Fit:
             in the code of the trajectory-matching family.
         decay: the factor.
         keep_state: decay lr without recreating the optimiser.
-        optimiser: "sgd", "adam" or "adamw".
+        optimiser: "sgd", "nesterov" (SGD with Nesterov's momentum), "adam" or "adamw".
         cosine: multiply lr by (1 + cos(pi t / (cosine * steps))) / 2 at step t: 1 ends at zero, 2 at half; None for no
             cosine schedule.
+        min_lr: the lr that the cosine approaches instead of zero, as in `torch.optim.lr_scheduler.CosineAnnealingLR`.
         warmup: number of initial steps in which lr rises linearly from a hundredth.
         spare_vectors: no weight decay on parameters with fewer than two dimensions (biases and norm layers).
         criterion: the loss of logits and targets.
@@ -71,8 +72,9 @@ class Fit:
     penalty: float = 0.0
     momentum_after: float | None = None
     keep_state: bool = False
-    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimiser: Literal["sgd", "nesterov", "adam", "adamw"] = "sgd"
     cosine: float | None = None
+    min_lr: float = 0.0
     warmup: int = 0
     spare_vectors: bool = False
     criterion: Criterion = PLAIN
@@ -86,7 +88,7 @@ class Fit:
         if self.cosine is None:
             return lr
         done = (step - self.warmup) / max(self.steps - self.warmup, 1)
-        return lr * (1 + math.cos(math.pi * done / self.cosine)) / 2
+        return self.min_lr + (lr - self.min_lr) * (1 + math.cos(math.pi * done / self.cosine)) / 2
 
     def factor(self, done: int) -> float:
         """Factor of the loss in the pass after `done` passes."""
@@ -191,12 +193,13 @@ def make_optimiser(parameters: Iterable[Tensor], fit: Fit, step: int) -> Optimiz
     """A fresh optimiser for `fit`, starting at step `step`."""
     groups = _groups(list(parameters), fit)
     alone: Any = {"foreach": False, "fused": False}
-    if fit.optimiser != "sgd":
+    if fit.optimiser in ("adam", "adamw"):
         kind = AdamW if fit.optimiser == "adamw" else Adam
         return kind(groups, lr=fit.rate(step), weight_decay=fit.weight_decay, **alone)
     dropped = any(at <= step for at in fit.decay_at)
     momentum = fit.momentum if not dropped or fit.momentum_after is None else fit.momentum_after
-    return SGD(groups, lr=fit.rate(step), momentum=momentum, weight_decay=fit.weight_decay, **alone)
+    nesterov = fit.optimiser == "nesterov"
+    return SGD(groups, lr=fit.rate(step), momentum=momentum, weight_decay=fit.weight_decay, nesterov=nesterov, **alone)
 
 
 def at_step(optimiser: Optimizer, parameters: Iterable[Tensor], fit: Fit, step: int) -> Optimizer:

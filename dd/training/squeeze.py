@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from pydantic import Field
@@ -23,6 +23,9 @@ VERSION = 1  # of the training procedure; part of every key, raised when results
 LEAST = 0.08  # smallest share of the area that a crop keeps (Szegedy et al. 2015, and torchvision's recipe)
 _CROPS = ViewPolicy(crop=LEAST, flip=True)
 _PAD = ViewPolicy(pad=4, flip=True)  # He et al. 2016, section 4.2
+
+Augment: TypeAlias = bool | Literal["pad", "crops"]
+"""How training images are augmented, see `SqueezeSettings.augment`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class SqueezeSettings:
     """Learning-rate schedule after the warm-up: constant, or cosine decay to zero."""
     warmup: Annotated[int, Field(ge=0, le=10**6)] = 0
     """Number of epochs in which lr rises linearly from a hundredth."""
-    augment: bool | Literal["pad", "crops"] = True
+    augment: Augment = True
     """Augmentation. true: DSA with the data set's strategy, one operation per batch. false: none. "pad": pad with four
     black pixels, crop to the original size, flip half of the images. "crops": random resized crops of at least 8 % of
     the area, flip half of them; if images were resized, the crops are cut from the original files.
@@ -64,13 +67,10 @@ class SqueezeSettings:
 
 def squeeze_spec(task: Task, network: NetworkSpec, settings: SqueezeSettings) -> dict[str, Any]:
     """Everything that determines a teacher trained here: the key of its artefact."""
-    shown = settings.augment if isinstance(settings.augment, str) else _strategy(settings, task.data.augment)
-    if settings.augment == "crops" and task.data.train.originals:
-        shown = "crops of files"
     return {
         "version": VERSION,
         "data": task.data.fingerprint,
-        "augment": shown,
+        "augment": augmentation(settings.augment, task.data),
         "network": asdict(network),
         "settings": asdict(settings),
         "compile": task.compile,
@@ -87,7 +87,7 @@ def squeeze_fit(settings: SqueezeSettings, images: int, strategy: str) -> Fit:
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
-        strategy=_strategy(settings, strategy),
+        strategy=strategy if settings.augment is True else "none",
         optimiser=settings.optimiser,
         cosine=1.0 if settings.schedule == "cosine" else None,
         warmup=settings.warmup * per_pass,
@@ -128,7 +128,7 @@ def _squeeze(
     data = task.data
     fit = squeeze_fit(settings, len(data.train), data.augment)
     trainer = Trainer(partial(build_teacher, task, network, task.classes), task.compile, task.precision)
-    batches = in_company(_shown(data, settings))
+    batches = in_company(shown(data, settings.augment, settings.batch))
     trained = next(trainer.train([(settings.seed, "teacher")], batches, fit, keeps=[keep]))
     state = {name: value.cpu() for name, value in trained.state_dict().items()}
     if not all(value.isfinite().all() for value in state.values()):
@@ -144,20 +144,27 @@ def _squeeze(
     return state, info
 
 
-def _strategy(settings: SqueezeSettings, strategy: str) -> str:
-    """The DSA strategy that is applied to batches."""
-    return strategy if settings.augment is True else "none"
+def augmentation(augment: Augment, data: RealData) -> str:
+    """In a word, how training images are augmented: part of the key of what is trained on them."""
+    if augment == "crops" and data.train.originals:
+        return "crops of files"
+    if isinstance(augment, str):
+        return augment
+    return data.augment if augment else "none"
 
 
-def _shown(data: RealData, settings: SqueezeSettings) -> Batches:
-    """Passes over the training images, augmented by crops or padding; DSA is applied later."""
+def shown(data: RealData, augment: Augment, batch: int) -> Batches:
+    """Passes over the training images in batches of `batch`, augmented by crops or padding; DSA is applied later.
+
+    Every pass is in the order of `dd.data.positions.pass_order`.
+    """
     originals = data.train.originals
-    if settings.augment == "crops" and originals:
-        return lambda rng, _: originals.batches(settings.batch, rng, data.size, LEAST)
-    plain = passes(data.train, settings.batch)
-    if isinstance(settings.augment, bool):
+    if augment == "crops" and originals:
+        return lambda rng, _: originals.batches(batch, rng, data.size, LEAST)
+    plain = passes(data.train, batch)
+    if isinstance(augment, bool):
         return plain
-    return viewed(plain, _CROPS if settings.augment == "crops" else _PAD, data)
+    return viewed(plain, _CROPS if augment == "crops" else _PAD, data)
 
 
 def build_teacher(task: Task, network: NetworkSpec, classes: int, rng: torch.Generator) -> nn.Module:
