@@ -2,7 +2,7 @@
 
 For every class:
 
-1. Take `candidates` random real images, and `crops` random square crops of each.
+1. Take `candidates` real images, at random or from a given pool, and `crops` random square crops of each.
 2. Resize each crop to a tile, pad it with zeros to the full size, and score it by the teachers' cross-entropy.
 3. Keep the best crop of every image, and of these the best n f^2.
 4. Stitch f^2 tiles to an image: the k-th of n images takes the tiles k, n + k, 2n + k, ...
@@ -11,7 +11,7 @@ For every class:
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,18 @@ class Stitched:
         return torch.stack([self.blocks[b][i] for b, i in zip(blocks.tolist(), inside.tolist(), strict=True)])
 
 
+class Pool(Protocol):
+    """The real images that crops are cut from, if they are not random ones."""
+
+    def key(self) -> dict[str, Any]:
+        """JSON-serialisable facts that determine the images; part of the key of the patches."""
+        ...
+
+    def candidates(self, got: Got, count: int) -> Sequence[Tensor]:
+        """Per class, int64 indices of at most `count` training images."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Patches(Need[Stitched]):
     """The need for stitched images of every class, with one artefact per 50 classes.
@@ -91,12 +103,14 @@ class Patches(Need[Stitched]):
         settings: how patches are selected.
         staff: the teachers; cross-entropies are averaged over them.
         judge: makes, from the teachers, the function that says which crops are eligible; None for all crops.
+        pool: the candidate images; None for random ones.
     """
 
     task: Task
     settings: CropSettings
     staff: Teachers
     judge: Callable[[Sequence[Teacher]], Judge] | None = None
+    pool: Pool | None = None
     name = "patches"
 
     def artefacts(self) -> list[Wanted]:
@@ -113,6 +127,8 @@ class Patches(Need[Stitched]):
                 "counts": _counts(task)[block.start : block.stop],
                 "device": task.device.type,
             }
+            if self.pool is not None:
+                spec["pool"] = self.pool.key()
             words = f"patches of classes {block.start} to {block.stop - 1} of {task.data.name}"
             wanted.append(Wanted(KIND, spec, words))
         return wanted
@@ -128,9 +144,14 @@ class Patches(Need[Stitched]):
         teachers = got[self.staff]
         members = [teacher.network for teacher in teachers]
         judge = None if self.judge is None else self.judge(teachers)
+        given = None if self.pool is None else self.pool.candidates(got, self.settings.candidates)
 
         def make(block: range) -> Payload:
-            made = [stitched_class(task, self.settings, members, c, counts[c], judge) for c in block if counts[c]]
+            made = [
+                stitched_class(task, self.settings, members, c, counts[c], judge, None if given is None else given[c])
+                for c in block
+                if counts[c]
+            ]
             return {"images": torch.cat(made)}, {}
 
         for block, (kind, spec, words) in zip(_blocks(task.classes), self.artefacts(), strict=True):
@@ -159,12 +180,22 @@ def require_enough(task: Task, settings: CropSettings) -> None:
 
 @torch.no_grad()
 def stitched_class(
-    task: Task, settings: CropSettings, members: Sequence[nn.Module], c: int, count: int, judge: Judge | None = None
+    task: Task,
+    settings: CropSettings,
+    members: Sequence[nn.Module],
+    c: int,
+    count: int,
+    judge: Judge | None = None,
+    index: Tensor | None = None,
 ) -> Tensor:
-    """Select and stitch `count` images of one class: uint8 (count, ch, h, w), on the CPU."""
+    """Select and stitch `count` images of one class: uint8 (count, ch, h, w), on the CPU.
+
+    `index` are the candidate images, by default random ones.
+    """
     data, f, m = task.data, settings.factor, settings.crops
-    rng, pool = task.common("patches", c), data.train.of_class(c)
-    index = pool[torch.randperm(len(pool), generator=rng)[: settings.candidates]]
+    rng, own = task.common("patches", c), data.train.of_class(c)
+    if index is None:
+        index = own[torch.randperm(len(own), generator=rng)[: settings.candidates]]
     draw, side = draw_shares(len(index) * m, (settings.least, 1.0), rng, stretch=1), data.size // f
     make = _of_files if settings.originals and data.train.originals else _of_squares
     found = make(data, index, draw, side, judge is not None)
