@@ -82,7 +82,7 @@ class Stitched:
         return torch.stack([self.blocks[b][i] for b, i in zip(blocks.tolist(), inside.tolist(), strict=True)])
 
 
-class Pool(Protocol):
+class Candidates(Protocol):
     """The real images that crops are cut from, if they are not random ones."""
 
     def key(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Patches(Need[Stitched]):
     settings: CropSettings
     staff: Teachers
     judge: Callable[[Sequence[Teacher]], Judge] | None = None
-    pool: Pool | None = None
+    pool: Candidates | None = None
     name = "patches"
 
     def artefacts(self) -> list[Wanted]:
