@@ -1,7 +1,7 @@
 """The base class of methods that select images by their features in a trained network, the proxy."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Self, TypeAlias
@@ -28,8 +28,41 @@ Rng: TypeAlias = Callable[[], torch.Generator]
 """Returns a generator; called only if something is drawn."""
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What `prepare` returns to the methods of the family.
+
+    Attributes:
+        embedded: the features.
+        demand: (n,) float64, a weight of every training image, if the method uses weights.
+    """
+
+    embedded: Embedded
+    demand: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """The images of a class, or all images, among which some are chosen.
+
+    Attributes:
+        index: (n,) int64, their positions in the training images.
+        features: (n, d) float32.
+        errors: (n, classes) float64, see `Embedded.errors`, if the method is `of_gradients`.
+        demand: (n,) float64, their weights, if the method uses weights.
+    """
+
+    index: Tensor
+    features: Tensor
+    errors: Tensor | None = None
+    demand: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
 @dataclass(frozen=True)
-class OfFeatures(Selection[Embedded]):
+class OfFeatures(Selection[Prepared]):
     """Base class of methods that select images by their features.  A subclass implements `pick`."""
 
     proxy: Annotated[str, Field(min_length=1), Outside("member", "its key counts")] = "student"
@@ -48,17 +81,11 @@ class OfFeatures(Selection[Embedded]):
         return False
 
     @abstractmethod
-    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: Rng) -> Tensor:
-        """Choose among the images of a class, or among all images.
-
-        Args:
-            features: (n, d) float32.
-            errors: (n, classes) float64 if `of_gradients`, see `Embedded.errors`; else None.
-            count: number of images to choose, at most n.
-            rng: for random draws.
+    def pick(self, pool: Pool, count: int, rng: Rng) -> Tensor:
+        """Choose `count` images of a pool, which has at least as many.
 
         Returns:
-            (count,) int64 rows of `features`, in order of selection.
+            (count,) int64 places in the pool, in order of selection.
         """
 
     def digests(self, student: NetworkSpec) -> Mapping[str, str]:
@@ -94,47 +121,52 @@ class OfFeatures(Selection[Embedded]):
         """The need for the features."""
         return Embeddings(task, self.staff(task), self.of_gradients)
 
-    def prepare(self, task: Task, got: Got) -> Embedded:
+    def prepare(self, task: Task, got: Got) -> Prepared:
         """The features."""
-        return got[self.embeddings(task)]
+        return Prepared(got[self.embeddings(task)])
 
-    def choose(self, task: Task, prepared: Embedded) -> Tensor:
+    def choose(self, task: Task, prepared: Prepared) -> Tensor:
         """Pick among the images of each class, one class in memory at a time; or among all images."""
         if not self.balanced:
-            return self._of_all(task, prepared)
-        chosen = [torch.empty(0, dtype=torch.int64)]
+            pool = joined([self.pool(task, prepared, c) for c in range(task.classes)])
+            index = pool.index[self.pick(pool, len(task.targets), partial(task.generator, "pick"))]
+            return index[task.data.train.labels.cpu()[index].argsort(stable=True)]
+        chosen = []
         for c, count in enumerate(torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()):
             if count:
-                picked = self.pick(*self._seen(prepared, c), count, partial(task.generator, "pick", c))
-                chosen.append(task.data.train.of_class(c)[picked])
+                pool = self.pool(task, prepared, c)
+                chosen.append(pool.index[self.pick(pool, count, partial(task.generator, "pick", c))])
         return torch.cat(chosen)
 
-    def facts(self, task: Task, prepared: Embedded, index: Tensor) -> Mapping[str, Fact]:
+    def pool(self, task: Task, prepared: Prepared, c: int) -> Pool:
+        """The images of a class."""
+        index, features = task.data.train.of_class(c), prepared.embedded.of_class(c)
+        errors = prepared.embedded.errors(features, c) if self.of_gradients else None
+        return Pool(index, features, errors, None if prepared.demand is None else prepared.demand[index])
+
+    def facts(self, task: Task, prepared: Prepared, index: Tensor) -> Mapping[str, Fact]:
         """What the choice depends on."""
         outside = isinstance(teacher_source(self.proxy, task.student), PublishedWeights)
         return {
             "of": "gradients of the last layer" if self.of_gradients else "features before the last layer",
             "mode": "eval, images not augmented",
             "proxy": self.proxy,
-            "proxy_sha256": prepared.teacher.sha256,
-            "proxy_holdout_accuracy": prepared.teacher.holdout,
+            "proxy_sha256": prepared.embedded.teacher.sha256,
+            "proxy_holdout_accuracy": prepared.embedded.teacher.holdout,
             "outside_data": outside,
             "tie_break": "lowest index",
         }
 
-    def _of_all(self, task: Task, prepared: Embedded) -> Tensor:
-        seen = [self._seen(prepared, c) for c in range(task.classes)]
-        errors = [part for _, part in seen if part is not None]
-        features = torch.cat([part for part, _ in seen])
-        places = torch.cat([task.data.train.of_class(c) for c in range(task.classes)])
-        rng = partial(task.generator, "pick")
-        picked = self.pick(features, torch.cat(errors) if errors else None, len(task.targets), rng)
-        index = places[picked]
-        return index[task.data.train.labels.cpu()[index].argsort(stable=True)]
 
-    def _seen(self, prepared: Embedded, c: int) -> tuple[Tensor, Tensor | None]:
-        features = prepared.of_class(c)
-        return features, prepared.errors(features, c) if self.of_gradients else None
+def joined(pools: Sequence[Pool]) -> Pool:
+    """The images of several pools."""
+
+    def cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+        there = [part for part in parts if part is not None]
+        return torch.cat(there) if there else None
+
+    index, features = torch.cat([pool.index for pool in pools]), torch.cat([pool.features for pool in pools])
+    return Pool(index, features, cat([pool.errors for pool in pools]), cat([pool.demand for pool in pools]))
 
 
 @dataclass(frozen=True)

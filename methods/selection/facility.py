@@ -8,7 +8,7 @@ from dd.engine.registry import register
 from dd.selection.similarity import Cosine
 from dd.selection.submodular import facility_location
 
-from ._features import OfSimilarity, Rng
+from ._features import OfSimilarity, Pool, Rng
 
 
 @register("facility")
@@ -26,7 +26,7 @@ class Facility(OfSimilarity):
     clipped: bool = False
     """Use s_ij = max(0, cos(g_i, g_j)) instead."""
 
-    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: Rng) -> Tensor:
+    def pick(self, pool: Pool, count: int, rng: Rng) -> Tensor:
         """Lazy greedy facility location."""
-        draw = self.candidates(len(features), count, rng)
-        return facility_location(Cosine(features, errors, clipped=self.clipped), count, draw=draw)[0]
+        draw = self.candidates(len(pool), count, rng)
+        return facility_location(Cosine(pool.features, pool.errors, clipped=self.clipped), count, draw=draw)[0]

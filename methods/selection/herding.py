@@ -9,9 +9,8 @@ from dd.engine.method import Task
 from dd.engine.registry import register
 from dd.engine.selection import Fact
 from dd.selection.herding import herd
-from dd.training.embeddings import Embedded
 
-from ._features import OfFeatures, Rng
+from ._features import OfFeatures, Pool, Prepared, Rng
 
 
 @register("herding")
@@ -31,11 +30,11 @@ class Herding(OfFeatures):
     farthest: bool = False
     """Take the argmax, which chooses outliers: what DeepCore calls herding, and with it papers that use its code."""
 
-    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: Rng) -> Tensor:
+    def pick(self, pool: Pool, count: int, rng: Rng) -> Tensor:
         """Herd."""
-        return herd(features, count, normalise=self.normalise, farthest=self.farthest)
+        return herd(pool.features, count, normalise=self.normalise, farthest=self.farthest)
 
-    def facts(self, task: Task, prepared: Embedded, index: Tensor) -> Mapping[str, Fact]:
+    def facts(self, task: Task, prepared: Prepared, index: Tensor) -> Mapping[str, Fact]:
         """What the choice depends on."""
         direction = "farthest from the mean (DeepCore's defect)" if self.farthest else "nearest to the mean"
         return {**super().facts(task, prepared, index), "direction": direction}

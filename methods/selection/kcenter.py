@@ -9,7 +9,7 @@ from torch import Tensor
 from dd.engine.registry import register
 from dd.selection.kcenter import k_center, nearest_to_mean
 
-from ._features import OfFeatures, Rng
+from ._features import OfFeatures, Pool, Rng
 
 
 @register("kcenter")
@@ -22,10 +22,10 @@ class KCenter(OfFeatures):
     first: Literal["random", "mean"] = "random"
     """The first image of a class: a random one, or the nearest to the mean."""
 
-    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: Rng) -> Tensor:
+    def pick(self, pool: Pool, count: int, rng: Rng) -> Tensor:
         """Greedy k-center."""
         if self.first == "mean":
-            first = nearest_to_mean(features)
+            first = nearest_to_mean(pool.features)
         else:
-            first = int(torch.randint(len(features), (), generator=rng()))
-        return k_center(features, count, first)[0]
+            first = int(torch.randint(len(pool), (), generator=rng()))
+        return k_center(pool.features, count, first)[0]

@@ -11,7 +11,7 @@ from dd.engine.registry import register
 from dd.selection.kcenter import nearest_to_mean
 from dd.selection.kmeans import representatives
 
-from ._features import OfFeatures, Rng
+from ._features import OfFeatures, Pool, Rng
 
 
 @register("kmeans")
@@ -24,9 +24,9 @@ class KMeans(OfFeatures):
     n_init: Annotated[int, Field(ge=1, le=1000)] = 10
     """Number of initialisations, of which the clustering with the smallest inertia counts (scikit-learn's `n_init`)."""
 
-    def pick(self, features: Tensor, errors: Tensor | None, count: int, rng: Rng) -> Tensor:
+    def pick(self, pool: Pool, count: int, rng: Rng) -> Tensor:
         """Cluster, and take the nearest images."""
         if count == 1:  # the centre of a single cluster is the mean, wherever it starts
-            return torch.tensor([nearest_to_mean(features)])
+            return torch.tensor([nearest_to_mean(pool.features)])
         seed = int(torch.randint(2**31, (), generator=rng()))
-        return torch.from_numpy(representatives(features.double().numpy(), count, seed, self.n_init))
+        return torch.from_numpy(representatives(pool.features.double().numpy(), count, seed, self.n_init))

@@ -6,11 +6,12 @@ prints one JSON object, see `main`.  The images are made up whenever they are as
 features are computed, stored and selected from by the code under test.
 """
 
+import importlib
 import json
 import sys
 import time
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from dd.engine.selection import Selection
 from dd.networks import NetworkSpec
 from dd.rng import generator
 from dd.runs import Store
-from dd.training.embeddings import Embedded, Embeddings
+from dd.training.embeddings import Embeddings
 from dd.training.teachers import SqueezeSettings, Teacher, Teachers
 
 PIXELS = 16
@@ -73,15 +74,16 @@ def made_up(folder: Path, classes: int, images: int, width: int, count: int) -> 
     return Task(data, targets, NetworkSpec(), 0, torch.device("cpu"), Store(folder))
 
 
-def embedded(task: Task, width: int) -> Embedded:
-    """The features, (n, width), of a network with random weights, made and stored in blocks of classes."""
+def prepared(task: Task, width: int) -> Any:
+    """The features (n, width) of a network with random weights, made and stored in blocks of classes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = [nn.Flatten(), nn.Linear(PIXELS, width), nn.ReLU(), nn.Linear(width, task.classes)]
     network = nn.Sequential(*layers).eval().requires_grad_(False)
     staff = Teachers(task, ("student",), SqueezeSettings())
     teacher = Teacher("made up", network, None, None, None, "")
-    return Embeddings(task, staff, head=True).fetch({staff: (teacher,)})  # pyright: ignore[reportArgumentType]
+    features = Embeddings(task, staff, head=True).fetch({staff: (teacher,)})  # pyright: ignore[reportArgumentType]
+    return importlib.import_module("dd.methods.selection._features").Prepared(features)
 
 
 def peak() -> int:
@@ -102,12 +104,12 @@ def main(method: str, folder: str, *numbers: str) -> dict[str, float | bool]:
     classes, images, width, count = map(int, numbers)
     task = made_up(Path(folder), classes, images, width, count)
     facts: dict[str, float | bool] = {}
-    chooser = cast(Selection[Embedded], get(method)())
+    chooser = cast(Selection[Any], get(method)())
     facts["before"], began = peak(), time.perf_counter()
-    features = embedded(task, width)
+    given = prepared(task, width)
     facts["made"], facts["making"] = peak(), time.perf_counter() - began
     began = time.perf_counter()
-    index = chooser.choose(task, features)
+    index = chooser.choose(task, given)
     facts["peak"], facts["selecting"] = peak(), time.perf_counter() - began
     right = torch.equal(task.data.train.labels[index], task.targets) and len(index.unique()) == len(index)
     return facts | {"valid": right}

@@ -34,8 +34,8 @@ def needed(task, head=False, name="student"):
 
 def chosen(name, task, **settings):
     method = get(name)(squeeze=SQUEEZE, **settings).settle(task)
-    prepared = prepare(method, task)
-    return method.choose(task, prepared), prepared
+    given = prepare(method, task)
+    return method.choose(task, given), given
 
 
 def test_features_are_those_of_each_image_and_errors_the_gradients_of_its_logits(task, monkeypatch):
@@ -129,7 +129,8 @@ def test_over_all_classes_together(name, task):
 
 
 def test_herding_beats_chance_in_the_proxys_own_features(task):
-    index, got = chosen("herding", task)
+    index, given = chosen("herding", task)
+    got = given.embedded
     farthest, _ = chosen("herding", task, farthest=True)
     train = task.data.train
 

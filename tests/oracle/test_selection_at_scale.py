@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dd.engine.registry import get
 from dd.training.embeddings import BLOCK
 
-from .scale import embedded, made_up
+from .scale import made_up, prepared
 
 IMAGENET = (1000, 1_281_167)  # classes, training images
 NAMES = ("herding", "kcenter", "graphcut", "facility")
@@ -37,10 +37,10 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_is_larger_than_a_class_needs(name, tmp_path):
     classes, images, width = 120, 4800, 8
     task = made_up(tmp_path, classes, images, width, 2)
-    features = embedded(task, width)
-    assert len(features.files) == -(-classes // BLOCK) == 2
+    given = prepared(task, width)
+    assert len(given.embedded.files) == -(-classes // BLOCK) == 2
     with Largest() as largest:
-        index = get(name)().choose(task, features)
+        index = get(name)().choose(task, given)
     assert torch.equal(task.data.train.labels[index], task.targets)
     assert len(index.unique()) == len(index)
     own = images // classes
