@@ -23,7 +23,7 @@ from dd.training.teachers import Teachers
 from .conftest import SQUEEZE, STUDENT
 
 NAMES = ("herding", "kcenter", "kmeans", "graphcut", "facility")
-family = importlib.import_module("dd.methods.selection._features")
+OfCad = importlib.import_module("dd.methods.selection._cad").OfCad
 
 
 def needed(task, head=False, name="student"):
@@ -166,3 +166,31 @@ def test_the_first_of_k_center_is_drawn_by_the_seed_and_anew_for_every_class(mak
     assert len({tuple(index.tolist()) for index in first}) > 3
     assert any(len(set(index.tolist())) > 1 for index in first)
     assert math.prod(first[0].shape) == 4
+
+
+def test_demand_is_the_cad_of_a_recorded_run_and_weighs_every_image(task):
+    facility = get("facility")(squeeze=SQUEEZE, demand="cad", cad=OfCad(student_epochs=60)).settle(task)
+    assert facility.cad.record.epochs == 6  # 60 passes over 12 images are 5.6 over 128
+    given = prepare(facility, task)
+    weights, train = given.demand, task.data.train
+    assert torch.equal(weights, prepare_cad(task))
+    assert weights.min() >= 0
+    index = facility.choose(task, given)
+    assert not torch.equal(index, chosen("facility", task)[0])
+    for c in range(4):
+        place = train.of_class(c)
+        features = given.embedded.of_class(c).double()
+        errors = given.embedded.errors(features, c)
+        products = (errors @ errors.T) * (1 + features @ features.T)
+        s = 0.5 + 0.5 * products / (products.diag()[:, None] * products.diag()).sqrt()
+        best = []
+        for _ in range(3):
+            value = [float((weights[place] * s[[*best, j]].amax(0)).sum()) for j in range(32)]
+            best.append(value.index(max(value)))
+        assert place[best].tolist() == index[3 * c : 3 * c + 3].tolist()
+
+
+def prepare_cad(task):
+    """The score of method `cad` with the same settings, from the same record."""
+    cad = get("cad")(student_epochs=60).settle(task)
+    return cad.cad(prepare(cad, task))
