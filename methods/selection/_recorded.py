@@ -3,9 +3,10 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from dd.engine.method import Task
@@ -115,6 +116,44 @@ class OfDifficulty(Ranked):
     def facts(self, task: Task, prepared: Records, index: Tensor) -> Mapping[str, Fact]:
         """Adds the direction."""
         return {**super().facts(task, prepared, index), "keep": self.keep}
+
+
+@dataclass(frozen=True)
+class OfOneEpoch(OfDifficulty):
+    """Base class of methods that take the difficulty from early epochs.  A subclass implements `rows`.
+
+    Defaults: 10 runs after 20 epochs, on the images as they are.
+    """
+
+    record: RecordSettings = field(default_factory=lambda: RecordSettings(mode="clean", runs=10, stop=20))
+    """How networks are trained and recorded."""
+    epoch: Annotated[int, Field(ge=1)] | None = None
+    """The epoch that counts; None: the last recorded one."""
+    window: Annotated[int, Field(ge=1)] = 1
+    """Number of epochs, up to that one, over which the value is averaged."""
+
+    def __post_init__(self) -> None:
+        if self._last > self.record.recorded:
+            raise ValueError(f"epoch={self.epoch} must be at most the {self.record.recorded} recorded epochs")
+        if self.window > self._last:
+            raise ValueError(f"window={self.window} must be at most the {self._last} epochs that count")
+
+    @abstractmethod
+    def rows(self, record: Record) -> Tensor:
+        """Return (epochs, n) values of one run, larger for harder images."""
+
+    def difficulty(self, records: Records) -> Tensor:
+        """The value, averaged over the window and the runs."""
+        first = self._last - self.window
+        return over_runs(records, lambda record: self.rows(record)[first : self._last].double().mean(0))
+
+    def facts(self, task: Task, prepared: Records, index: Tensor) -> Mapping[str, Fact]:
+        """Adds which epochs count."""
+        return {**super().facts(task, prepared, index), "epoch": self._last, "window": self.window}
+
+    @property
+    def _last(self) -> int:
+        return self.record.recorded if self.epoch is None else self.epoch
 
 
 def over_runs(records: Records, score: Callable[[Record], Tensor]) -> Tensor:
