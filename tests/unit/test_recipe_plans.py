@@ -86,7 +86,9 @@ def named(pair: tuple[str, Listed]) -> str:
 
 def wanted(row: Listed) -> dict[str, Any]:
     cell = row.cell
-    return {"dataset": cell.dataset, "ipc": int(cell.size.removeprefix("ipc")), "preset": cell.preset, "device": "cpu"}
+    key = "ipc" if cell.size.startswith("ipc") else "fraction"
+    size = (int if key == "ipc" else float)(cell.size.removeprefix(key))
+    return {"dataset": cell.dataset, key: size, "preset": cell.preset, "device": "cpu"}
 
 
 @pytest.mark.parametrize("pair", CELLS, ids=named)
@@ -108,7 +110,7 @@ def test_every_cell_plans(pair, tmp_path):
     assert not [notice for notice in recipe.notices if "unverified" in notice]
     data = made_up(recipe.dataset, side, 16, recipe.data.augment or "color_crop_cutout_flip_scale_rotate")
     # of a set whose images per class no plan depends on, two of each are enough
-    targets = torch.arange(len(data.classes)).repeat_interleave(min(settings["ipc"], 2))
+    targets = torch.arange(len(data.classes)).repeat_interleave(min(settings.get("ipc", 2), 2))
     student = resolve_network(recipe.student, side)
     task = Planned(data=data, targets=targets, student=student, seed=0, device=CPU, store=Store(tmp_path))
     settled = replace(recipe, method=recipe.method.settle(task))
