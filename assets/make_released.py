@@ -38,7 +38,8 @@ def bring(folder: RunFolder) -> Released:
     report = Report.from_dict(json.loads(folder.report.read_text(encoding="utf-8")))
     made = load(folder.set)
     method, source = str(made.provenance["method"]), made.source
-    name = f"{source}-ipc{made.ipc}"
+    ipc = folder.settings()["ipc"]  # as requested: learned labels may favour other classes, so the set does not know
+    name = f"{source}-ipc{ipc}"
     command = _without_out(str(made.provenance["command"]))
     target = HERE / f"{method}-{name}"
     with tempfile.TemporaryDirectory(dir=HERE) as temporary:
@@ -56,7 +57,7 @@ def bring(folder: RunFolder) -> Released:
         name=f"{method}/{name}",
         method=method,
         dataset=source,
-        ipc=made.ipc,
+        ipc=ipc,
         where=(f"package:{target.name}",),
         files=tuple(ReleasedFile(file.name, file.stat().st_size, sha256_file(file)) for file in files),
         status="ok",
