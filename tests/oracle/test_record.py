@@ -16,6 +16,7 @@ from dd.networks.features import embed
 from dd.rng import generator
 from dd.runs import Store
 from dd.training import loop
+from dd.training.compiled import can_compile
 from dd.training.record import Recorded, RecordSettings, record_fit
 from dd.views import ViewPolicy, draw_view
 
@@ -199,3 +200,15 @@ def test_a_proxy_is_trained_here(task, proxy, tmp_path, monkeypatch):
 def test_a_record_cannot_stop_after_its_end():
     with pytest.raises(ValueError, match=r"record\.stop=5 must be at most record\.epochs=4"):
         replace(SETTINGS, stop=5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="needs a C++ compiler")
+@pytest.mark.parametrize("mode", ["train", "clean"])
+def test_a_compiled_network_is_recorded_like_any_other(task, mode, monkeypatch):
+    (plain,) = recorded(task, mode=mode, epochs=2)
+    monkeypatch.setattr("dd.training.compiled.WORTH_FLOPS", 0.0)
+    (fast,) = recorded(replace(task, compile=True), mode=mode, epochs=2)
+    assert plain.key != fast.key
+    for name in ("log_p", "margin", "el2n", "grand", "change"):
+        assert torch.allclose(getattr(plain, name), getattr(fast, name), rtol=1e-3, atol=1e-4), name
