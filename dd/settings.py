@@ -47,6 +47,9 @@ class Outside:
 class OnlyWith:
     """Marks a field that counts only if another field of its class counts and has one of the given values.
 
+    A field that names itself counts only with such a value of its own, so that a field that is added later does not
+    change the identity of what was made before.
+
     Attributes:
         field: name of the other field.
         values: those values; empty means any truthy value.
@@ -112,7 +115,7 @@ def conditions(settings: Any, prefix: str = "") -> dict[str, str]:
     for name in _names(settings):
         value, key = getattr(settings, name), f"{prefix}{key_of(name)}"
         inner = conditions(value, f"{key}.") if dataclasses.is_dataclass(value) else {}
-        marks = [mark for mark in _marks(type(settings))[name] if isinstance(mark, OnlyWith)]
+        marks = [mark for mark in _marks(type(settings))[name] if isinstance(mark, OnlyWith) and mark.field != name]
         if marks:
             other, values = f"{prefix}{key_of(marks[0].field)}", " or ".join(map(str, marks[0].values))
             keys = entries(value, f"{key}.") if dataclasses.is_dataclass(value) else (key,)
@@ -142,6 +145,6 @@ def _counts(settings: Any, name: str, of: Identity) -> bool:
         if isinstance(mark, OnlyWith):
             other = getattr(settings, mark.field)
             met = other in mark.values if mark.values else bool(other)
-            if not (met and _counts(settings, mark.field, of)):
+            if not (met and (mark.field == name or _counts(settings, mark.field, of))):
                 return False
     return True

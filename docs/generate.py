@@ -112,7 +112,7 @@ def protocols() -> str:
     body = []
     for name, protocol in PROTOCOLS.items():
         words = described(protocol)
-        body.append((f"`{name}`", *(words[subject].split(";")[0] for subject in subjects)))
+        body.append((f"`{name}`", *(words[subject] for subject in subjects)))
     return _table(
         ["protocol", "family", "of", "length", "optimiser", "students see", "source", "the source differs"], body
     )

@@ -44,7 +44,7 @@ _INSTALLED = (
     "dd completion zsh >> ~/.zshrc",
     "dd completion fish > ~/.config/fish/completions/dd.fish",
 )
-_OF_SETS = ("eval", "export", "push", "pull", "sets")
+_OF_SETS = ("eval", "compare", "export", "push", "pull", "sets")
 _TRUTH = ("true", "false")
 _IMPORTED: dict[str, tuple[str, ...]] = {  # facts that files may omit, for `dd import` and `dd pull`
     "dataset": (),
@@ -84,6 +84,7 @@ _KEYS: dict[str, dict[str, tuple[str, ...]]] = {
 # further keys of some verbs, and the values of those that have few
 _OWN: dict[str, dict[str, list[str]]] = {
     "sweep": {"trials": [], "workers": []},
+    "compare": {"labels": ["own", "hard", "soft", "views"], "allow_mismatch": ["true", "false"]},
     "new sweep": {"over": [], "search": ["bayes", "grid", "random"], "trials": [], "to": []},
 }
 _KEYED = ("run", "show", "eval", "sweep", "experts make", "new sweep")  # verbs with settings
@@ -162,6 +163,10 @@ def _for_a_set(verb: str, before: list[str], last: str) -> Iterable[str]:
     if verb == "eval":
         known = indexed("completion", _known, plug_ins)
         return _settings({**known, "keys": known["keys"] | known["tasks"]}, before, last)
+    if verb == "compare":
+        known = indexed("completion", _known, plug_ins)
+        keys = _settings({**known, "keys": known["keys"] | _OWN[verb]}, before, last)
+        return keys if "=" in last else [*_sets(last), *keys]
     return _keys(verb, last)
 
 

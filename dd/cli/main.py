@@ -17,6 +17,7 @@ from dd.errors import Interrupted, RunError, UsageError, close_matches, printabl
 VERBS = (
     "run",
     "eval",
+    "compare",
     "sets",
     "pull",
     "push",

@@ -45,10 +45,28 @@ def show_report(report: "Report | DownstreamReport", out: "Console", files: Mapp
     print_table(out, table)
     for line in _lines(report) if plain else [*_task(report), *_conditions(report)]:
         out.print(line, soft_wrap=True)
+    if plain and report.regimes:
+        _show_regimes(report, out)
     if files:
         out.print()
     for what, path in files.items():
         out.print(f"{what:<9}{path}", soft_wrap=True)
+
+
+def _show_regimes(report: "Report", out: "Console") -> None:
+    from dd.evaluation.table import regime_headings, regime_rows
+    from dd.evaluation.verdict import verdict
+
+    out.print()
+    table = plain_table(*regime_headings(report))
+    for row in regime_rows(report):
+        table.add_row(*row)
+    print_table(out, table)
+    out.print(f"verdict    {verdict(report.regimes)}", soft_wrap=True)
+    if (scores := report.ranking) is not None:
+        ends = "" if scores.lrs.low is None else f" [{scores.lrs.low:.4f}, {scores.lrs.high:.4f}]"
+        words = f"HLR {scores.hlr:.4f}, IOR {scores.ior:+.4f}, LRS {scores.lrs.mean:.4f}{ends}"
+        out.print(f"DD-Ranking {words} (fractions; 1 is best for LRS)", soft_wrap=True)
 
 
 def _lines(report: "Report") -> list[str]:

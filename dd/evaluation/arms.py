@@ -13,7 +13,7 @@ from dd.data import Preprocess, RealData
 from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.protocols import Protocol
-from dd.labels import LabelStore
+from dd.labels import Labeller, LabelStore
 from dd.sets import DistilledSet
 from dd.sets.tiles import decoded, decoded_labels, mosaic
 from dd.training.loop import in_company, passes
@@ -21,6 +21,7 @@ from dd.views import Batches
 
 Images = Tensor | Callable[[Tensor], Tensor]
 """All images (n, c, h, w); or, if they do not fit in memory, a function of int64 indices (b,) on the CPU."""
+_MEASURED = 256  # images that a teacher labels at a time, and that noise is measured on
 AT_ONCE = 2 << 30  # bytes of images up to which one tensor holds them; depends on shapes only
 
 
@@ -34,7 +35,9 @@ class Arm:
         load: j -> (images, targets), targets (n,) int64 or (n, k) probabilities.
         n: number of images.
         batches: replaces `load` if the images do not fit in one tensor.
-        temperature: temperature of the labels, if `batches` yields labelled views; None if views are still to be drawn.
+        temperature: temperature of the labels, if they are a teacher's; None for other labels, and for labels that a
+            teacher is still to give.
+        viewed: whether `batches` yields views; if not, they are still to be drawn.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Arm:
     n: int
     batches: Batches | None = None
     temperature: float | None = None
+    viewed: bool = False
 
 
 def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
@@ -139,7 +143,7 @@ def stored_arm(name: str, distilled: DistilledSet, store: LabelStore, task: Task
         raise NotImplementedError("read in batches")
 
     digest = replace(distilled, protocol=None, student=None, views=store.stated()).digest()
-    return Arm(name, lambda _: digest, load, distilled.n, batches, temperature)
+    return Arm(name, lambda _: digest, load, distilled.n, batches, temperature, viewed=True)
 
 
 def control_arm(task: Task) -> Arm:
@@ -151,6 +155,52 @@ def control_arm(task: Task) -> Arm:
         return _real(task.data, index), task.data.train.labels[index.to(task.device)]
 
     return Arm("random real images", lambda j: {"random": counts, "draw": j}, load, len(task.targets))
+
+
+def noise_arm(task: Task) -> Arm:
+    """Return the arm of Gaussian noise with the mean and deviation of random real images per channel, and their labels.
+
+    It is redrawn per student: the floor that shows what the labels transfer without any image.
+    """
+    counts = torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()
+
+    def load(j: int) -> tuple[Tensor, Tensor]:
+        real = task.data.train.images(task.real_indices("control", j)[:_MEASURED])
+        std, mean = torch.std_mean(real, dim=(0, 2, 3), keepdim=True)
+        noise = torch.randn(len(task.targets), *task.data.shape, generator=task.generator("noise", j))
+        return mean + std * noise.to(real.device), task.targets
+
+    return Arm("noise", lambda j: {"noise": counts, "draw": j}, load, len(task.targets))
+
+
+def fixed_arm(arm: Arm, labeller: Labeller, temperature: float) -> Arm:
+    """Return an arm with one soft label for each image: the labeller's probabilities for the image as it is.
+
+    Args:
+        arm: its labels are classes; its images are pixels, not views.
+        labeller: gives the labels, independently of other images.
+        temperature: of the probabilities, and of the students' loss.
+    """
+
+    def soft(images: Tensor, own: Tensor) -> Tensor:
+        return (labeller.logits(images, own, None) / temperature).softmax(1)
+
+    def load(j: int) -> tuple[Images, Tensor]:
+        images, own = arm.load(j)
+        parts = [
+            soft(images[index] if isinstance(images, Tensor) else images(index), own[index.to(own.device)])
+            for index in torch.arange(len(own)).split(_MEASURED)
+        ]
+        return images, torch.cat(parts)
+
+    def batches(rng: torch.Generator, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        assert arm.batches is not None, "read in batches"
+        return ((images, soft(images, own)) for images, own in arm.batches(rng, number))
+
+    def key(j: int) -> dict[str, Any]:
+        return {"images": arm.key(j), "labels": labeller.facts, "fixed": temperature}
+
+    return replace(arm, key=key, load=load, batches=batches if arm.batches else None, temperature=temperature)
 
 
 def decoded_arm(task: Task, factor: int) -> Arm:

@@ -22,6 +22,7 @@ def described(protocol: Protocol) -> dict[str, str]:
         "source": origin.source,
         "differs": origin.differs,
         "optimiser": optimiser_in_words(protocol),
+        "learned lr": "a set's own lr, if it learned one, replaces this lr",
         "schedule": schedule_in_words(protocol),
         "length": length_in_words(protocol),
         "images": views_in_words(protocol),
@@ -38,7 +39,7 @@ def optimiser_in_words(protocol: Protocol) -> str:
     words += [f"momentum {protocol.momentum:g}"] if protocol.optimiser != "adamw" else []
     words.append(f"weight decay {protocol.weight_decay:g}")
     words += ["none on biases and norm layers"] if protocol.spare_vectors and protocol.weight_decay else []
-    return ", ".join(words) + "; the set's own lr, if it learned one, replaces this lr"
+    return ", ".join(words)
 
 
 def schedule_in_words(protocol: Protocol) -> str:

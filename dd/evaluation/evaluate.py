@@ -121,11 +121,16 @@ class Evaluator:
     def probe(self, distilled: DistilledSet) -> float:
         """Return the held-out accuracy in percent of one briefly trained student; for a curve, never for selection."""
         steps = min(self.protocol.probe_steps, self.protocol.total_steps(distilled.n))
-        brief = Evaluator(self.task, replace(self.protocol, steps=steps, epochs=None), labeller=self.labeller)
-        brief._trainer = self._shared_trainer()
+        brief = self.under(replace(self.protocol, steps=steps, epochs=None), self.labeller)
         arm = set_arm("probe", distilled, self.task.data.preprocess)
         (accuracy,) = brief.held_out(arm, self.lr_of(distilled), 1)
         return accuracy
+
+    def under(self, protocol: Protocol, labeller: Labeller | None) -> "Evaluator":
+        """Return an evaluator of the same students under another protocol; it shares the compiled network."""
+        other = Evaluator(self.task, protocol, force=self.force, labeller=labeller)
+        other._trainer = self._shared_trainer()
+        return other
 
     def lr_of(self, distilled: DistilledSet) -> float:
         """Return the set's learned lr, or the protocol's lr if the set has none.
@@ -215,14 +220,15 @@ class Evaluator:
         """Return the batches of student j, and the temperature of their labels."""
         protocol, data, labeller = self.protocol, self.task.data, self.labeller
         batches = arm.batches or partial(shuffled, *arm.load(j), protocol.batch)
-        if arm.temperature is not None:
+        if arm.viewed:
+            assert arm.temperature is not None, "views have a teacher's labels"
             return batches, arm.temperature
-        if labeller is not None:
+        if labeller is not None and arm.temperature is None:
             temperature = labeller.settings.temperature(protocol.temperature)
             return live(labeller, batches, protocol.views, data, temperature, protocol.micro), temperature
         if protocol.views != ViewPolicy():
             batches = viewed(batches, protocol.views, data)
-        return batches, 1.0
+        return batches, 1.0 if arm.temperature is None else arm.temperature
 
     def _shared_trainer(self) -> Trainer:
         if self._trainer is None:
@@ -295,8 +301,8 @@ def conditions(distilled: DistilledSet, evaluator: Evaluator, store: LabelStore 
     task, protocol = evaluator.task, evaluator.protocol
     student, labels = asdict(task.student), _labels(evaluator, store)
     return {
-        "protocol": asdict(protocol),
-        "fingerprint": protocol.fingerprint(student, task.data.augment, _making(labels)),
+        "protocol": protocol.to_dict(),
+        "fingerprint": protocol.fingerprint(student, task.data.augment, making(labels)),
         "student": student,
         "labels": labels,
         "dataset": {k: getattr(task.data, k) for k in ("name", "where", "licence", "notes", "fingerprint")},
@@ -351,7 +357,7 @@ def _labels(evaluator: Evaluator, store: LabelStore | None) -> dict[str, Any] | 
     }
 
 
-def _making(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def making(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return the label settings that affect a number, regardless of the teachers' identity and of label storage."""
     if labels is None:
         return None

@@ -40,6 +40,11 @@ ORIGINS = {
         "Sajedi et al., ICCV 2023, official code",
         "the source reports the best checkpoint on the test set",
     ),
+    "quick-static": Origin(
+        "ours, for 2 cores, with one teacher's label for each image",
+        "ours",
+        '"quick" at the temperature of "quick-soft"',
+    ),
     "quick-soft": Origin(
         "ours, for 2 cores, with a teacher's labels of views", "ours", "measured to separate sets in half a minute"
     ),

@@ -1,5 +1,6 @@
 """Evaluation protocols: how students are trained and scored, with a fingerprint that comparable numbers share."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
@@ -11,12 +12,13 @@ from dd.data.settings import Resize
 from dd.io import digest
 from dd.io.typed import typed
 from dd.plugins import Named
-from dd.settings import Outside, identity
+from dd.settings import OnlyWith, Outside, identity
 from dd.training.criteria import CrossEntropy
 from dd.training.loop import Fit
 from dd.views import ViewPolicy
 
 _TOLD = Outside("number", "it says how students are counted or watched, not how one is trained")
+Regime = Literal["hard", "soft", "views"]
 _Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -88,6 +90,20 @@ class Protocol:
     """Number of times to score the set on held-out images during synthesis; 0 for never."""
     probe_steps: Annotated[int, Field(ge=1, le=10**9), _TOLD] = 100
     """Training steps of a probe's student."""
+    labels: Annotated[tuple[Regime, ...], _TOLD, OnlyWith("labels")] = ()
+    """Label regimes in which to score the set and its references, in addition to the set's own labels: "hard", the
+    images' classes; "soft", one label of a teacher for each image; "views", a teacher asked on every view.
+    """
+    suite: Annotated[str | None, _TOLD, OnlyWith("labels")] = None
+    """The protocols of these regimes: "quick", "hardtruths" or "smoke"; None: "hardtruths" for the papers' data sets,
+    else "quick".
+    """
+    teachers: Annotated[tuple[str, ...], _TOLD, OnlyWith("labels")] = ()
+    """Teachers of "soft" and "views", see `teachers` of a decoupled method; (): those of the set, if it has any, else
+    one of the student's architecture, trained here.
+    """
+    coreset: Annotated[tuple[str, ...], _TOLD, OnlyWith("labels")] = ()
+    """Selection methods whose images stand beside the set in every regime; of several, the best on held-out images."""
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -138,6 +154,10 @@ class Protocol:
     def training(self) -> dict[str, Any]:
         """Return the values that affect a student's accuracy, by dotted key."""
         return identity(self, "number")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))
 
     def in_words(self) -> str:
         """Return the protocol's name, followed by the accuracy-relevant settings that differ from the named protocol.
@@ -195,6 +215,8 @@ _OURS: dict[str, Protocol] = {
     # DataDAM: 1800 epochs at batch 64 (Sajedi et al. 2023, official code, which reports the best checkpoint on the test
     # set; we report the last)
     "datadam": Protocol(protocol="datadam", steps=None, epochs=1800, batch=64, probe_steps=500),
+    # "quick" with one soft label for each image, at the temperature of "quick-soft"
+    "quick-static": Protocol(protocol="quick-static", batch=128, temperature=4.0, temperature_squared=True),
     # teacher-labelled views, for 2 cores (measured to separate sets in half a minute)
     "quick-soft": replace(
         _SOFT,
@@ -342,6 +364,7 @@ def _accept(name: str, given: object) -> Protocol:
     return typed(Protocol, {**asdict(given), "protocol": name}, f"protocol {name}")
 
 
+_OF_PAPERS = ("cifar10", "cifar100", "tiny-imagenet", "svhn")
 PROTOCOLS = Named("protocol", _OURS, _accept)
 
 
@@ -356,4 +379,9 @@ def list_protocols(pattern: str = "*") -> list[Protocol]:
 
 def default_protocol(dataset: str) -> Protocol:
     """Return the default protocol of a data set: the papers' for their data sets, else the quick one."""
-    return PROTOCOLS["mtt" if dataset in ("cifar10", "cifar100", "tiny-imagenet", "svhn") else "quick"]
+    return PROTOCOLS["mtt" if dataset in _OF_PAPERS else "quick"]
+
+
+def default_suite(dataset: str) -> str:
+    """Return the default suite of the label regimes, see `dd.evaluation.suites`."""
+    return "hardtruths" if dataset in _OF_PAPERS else "quick"

@@ -3,10 +3,10 @@
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from dd.evaluation.scores import Interval, paired_gap, recovery_ratio
+from dd.evaluation.scores import Interval, Ranking, gap_to_best, paired_gap, ranking, recovery_ratio
 
 FORMAT = 1
 SCORES = ("accuracy", "control", "start", "full", "decoded")
@@ -66,6 +66,53 @@ class Score:
 
 
 @dataclass(frozen=True)
+class RegimeReport:
+    """The accuracies of a set and its references under one kind of labels and one protocol.
+
+    Attributes:
+        regime: "hard", the images' classes; "soft", one label of a teacher for each image; "views", a teacher asked on
+            every view.
+        rows: scores by row: "accuracy" (the set), "control", "coreset", "decoded", "start", "noise" (of as many
+            images), "full" (all real images, as many presentations).  All have the labels of the regime.
+        missing: for rows that do not exist, the reason.
+        protocol: the fields of the protocol.
+        fingerprint: see `Report.protocol`.
+        coreset: the selection method of the row "coreset".
+        labels: the teacher, and how it labels; None for hard labels.
+        bytes: what the set needs in this regime: images, labels, and the teacher if students ask it.
+        spent: per student on the set: steps, images shown, images that the teacher labels.
+    """
+
+    regime: str
+    rows: Mapping[str, Score]
+    missing: Mapping[str, str]
+    protocol: Mapping[str, Any]
+    fingerprint: str
+    coreset: str = ""
+    labels: Mapping[str, Any] | None = None
+    bytes: Mapping[str, int] = field(default_factory=dict)
+    spent: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def gap(self) -> Interval:
+        """Points by which the set beats the better of random real images and the coreset."""
+        references = [self.rows[name].values for name in ("control", "coreset") if name in self.rows]
+        return gap_to_best(self.rows["accuracy"].values, references)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dict."""
+        rows = {name: score.to_dict() for name, score in self.rows.items()}
+        return asdict(self) | {"rows": rows, "gap": asdict(self.gap)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "RegimeReport":
+        """Rebuild it from the result of `to_dict`."""
+        known: dict[str, Any] = {k: v for k, v in value.items() if k in cls.__dataclass_fields__}
+        known["rows"] = {name: Score.from_dict(score) for name, score in value["rows"].items()}
+        return cls(**known)
+
+
+@dataclass(frozen=True)
 class Report:
     """The accuracy of a set, with the references and facts needed to interpret it.
 
@@ -90,6 +137,7 @@ class Report:
         classes: class names in label order.
         outside: share in [0, 1] of pixel values outside the displayable range, see `DistilledSet.outside`.
         notes: warnings for the reader, one line each.
+        regimes: the same set and references under other labels, if `eval.labels` asks for them.
     """
 
     accuracy: Score
@@ -117,6 +165,7 @@ class Report:
     classes: tuple[str, ...] = ()
     outside: float | None = None
     notes: tuple[str, ...] = ()
+    regimes: tuple[RegimeReport, ...] = ()
 
     def __repr__(self) -> str:
         from dd.evaluation.table import heading, score_in_words
@@ -148,6 +197,19 @@ class Report:
         return None if self.full is None else recovery_ratio(self.accuracy.mean, self.full.mean)
 
     @property
+    def ranking(self) -> Ranking | None:
+        """DD-Ranking's scores, from the set under its own recipe and under hard labels; None if one is missing.
+
+        "All real images" are those of the hard labels' regime: shown as often as the set is.
+        """
+        hard = next((one.rows for one in self.regimes if one.regime == "hard" and "full" in one.rows), None)
+        if hard is None or self.control is None or self.control.n != self.accuracy.n:
+            return None
+        scores = (hard["full"], hard["accuracy"], self.accuracy, self.control)
+        full, own_hard, own, random = ([value / 100 for value in score.values] for score in scores)
+        return ranking(full, own_hard, own, random)
+
+    @property
     def gain(self) -> float | None:
         """Points by which the set beats its own starting point."""
         return None if self.start is None else self.accuracy.mean - self.start.mean
@@ -164,13 +226,15 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict."""
-        value = {"format": FORMAT} | asdict(self)
+        value = {"format": FORMAT} | asdict(replace(self, regimes=()))
         for name in SCORES:
             score = getattr(self, name)
             value[name] = None if score is None else score.to_dict()
         derived = {name: getattr(self, name) for name in ("gap", "gain", "decoded_gap", "pooled_std", "recovery")}
         interval = self.gap_interval
-        return value | derived | {"gap_interval": None if interval is None else asdict(interval)}
+        value["regimes"] = [regime.to_dict() for regime in self.regimes]
+        more = {"gap_interval": interval, "ranking": self.ranking}
+        return value | derived | {name: None if one is None else asdict(one) for name, one in more.items()}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Report":
@@ -179,6 +243,7 @@ class Report:
         for name in SCORES:
             known[name] = None if value.get(name) is None else Score.from_dict(value[name])
         known |= {name: tuple(value.get(name, ())) for name in ("classes", "notes")}
+        known["regimes"] = tuple(map(RegimeReport.from_dict, value.get("regimes", ())))
         return cls(**known)
 
 

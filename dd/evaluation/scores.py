@@ -70,6 +70,27 @@ def paired_gap(one: Sequence[float], other: Sequence[float]) -> Interval:
     return bootstrap([a - b for a, b in zip(one, other, strict=True)])
 
 
+def gap_to_best(own: Sequence[float], references: Sequence[Sequence[float]]) -> Interval:
+    """Return mean(own) - max of the references' means, with its paired bootstrap interval.
+
+    The maximum is taken anew in every bootstrap sample, which draws the same students of all.
+
+    Raises:
+        UsageError: there is no reference, or they differ in number.
+    """
+    if not references or any(len(reference) != len(own) for reference in references):
+        raise UsageError("a gap needs references, with as many students as the set")
+    values = torch.tensor([own, *references], dtype=torch.float64)
+
+    def gap(index: Tensor) -> Tensor:
+        means = values[:, index].mean(-1)
+        return means[0] - means[1:].amax(0)
+
+    n = len(own)
+    mean = gap(torch.arange(n)).item()
+    return Interval(mean, *(percentiles(gap, n) if n > 1 else (None, None)), n)
+
+
 def nested_std(groups: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
     """Separate the spread between distilled sets from the spread between students of one set.
 

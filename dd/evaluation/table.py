@@ -1,14 +1,16 @@
 """A report as a table, for terminals and notebooks."""
 
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
 from dd.errors import printable
-from dd.evaluation.report import Report, Score
-from dd.evaluation.scores import Interval
+from dd.evaluation.report import RegimeReport, Report, Score
+from dd.evaluation.verdict import in_between, verdict
 from dd.sets.origin import StatedScore, imported
+from dd.sizes import readable_size
 
 if TYPE_CHECKING:
     from dd.evaluation.downstream import DownstreamReport
@@ -19,6 +21,17 @@ ARMS = {
     "decoded": "random mosaics, decoded",
     "start": "the set at iteration 0",
     "full": "all real images",
+}
+
+LABELS = {"hard": "hard labels", "soft": "one soft label each", "views": "a teacher on every view"}
+REGIME_ARMS = {
+    "accuracy": "the distilled set",
+    "control": "random real images",
+    "coreset": "the coreset",
+    "decoded": "random mosaics, decoded",
+    "start": "the set at iteration 0",
+    "noise": "noise",
+    "full": "all real images, as many shown",
 }
 
 STATED = "stated by its authors"
@@ -73,12 +86,6 @@ def score_in_words(score: Score) -> str:
     return f"{score.mean:.2f}" if score.std is None else f"{score.mean:.2f} ± {score.std:.2f}"
 
 
-def in_between(interval: Interval) -> str:
-    """Format a gap with its interval: `+3.10 [+2.30, +3.90]`."""
-    ends = "" if interval.low is None else f" [{interval.low:+.2f}, {interval.high:+.2f}]"
-    return f"{interval.mean:+.2f}{ends}"
-
-
 def facts_in_words(report: Report) -> str:
     """Return the set's gap with its interval, its top-5 accuracy and its calibration error, as far as known."""
     score, interval = report.accuracy, report.gap_interval
@@ -98,8 +105,11 @@ def heading(report: "Report | DownstreamReport") -> str:
 
 
 def html(report: Report) -> str:
-    """Return title and table as HTML."""
-    return html_of(heading(report), headings(report), rows(report))
+    """Return title and tables as HTML."""
+    found = html_of(heading(report), headings(report), rows(report))
+    if not report.regimes:
+        return found
+    return found + html_of(verdict(report.regimes), regime_headings(report), regime_rows(report))
 
 
 def html_of(title: str, head: Iterable[str], body: Iterable[Sequence[str]]) -> str:
@@ -107,6 +117,47 @@ def html_of(title: str, head: Iterable[str], body: Iterable[Sequence[str]]) -> s
     top = "".join(f"<th>{escape(words)}</th>" for words in head)
     below = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
     return f"<b>{escape(title)}</b><table><tr>{top}</tr>{below}</table>"
+
+
+def regime_headings(report: Report) -> list[str]:
+    """Return the column headings of `regime_rows`."""
+    return ["test accuracy % of students with", *(LABELS[one.regime] for one in report.regimes)]
+
+
+def regime_rows(report: Report) -> list[list[str]]:
+    """Return one row per arm and one column per label regime, then what each column rests on."""
+    regimes = report.regimes
+    found: list[list[str]] = []
+    for name, words in REGIME_ARMS.items():
+        if not any(name in one.rows for one in regimes):
+            continue
+        coreset = f" ({regimes[0].coreset})" if name == "coreset" else ""
+        cells = [score_in_words(one.rows[name]) if name in one.rows else "-" for one in regimes]
+        found.append([words + coreset, *cells])
+    best = "the better of random and coreset" if "coreset" in regimes[0].rows else "random"
+    found.append([f"the set is ahead of {best} by", *(in_between(one.gap) for one in regimes)])
+    found.append(["protocol", *(str(one.protocol.get("protocol")) for one in regimes)])
+    found.append(["fingerprint", *(one.fingerprint for one in regimes)])
+    found.append(["teacher", *(_teacher(one) for one in regimes)])
+    found.append(["bytes of images, labels, teacher", *(_sizes(one) for one in regimes)])
+    found.append(["steps, images a teacher labels", *(_spent(one) for one in regimes)])
+    return found
+
+
+def _teacher(one: RegimeReport) -> str:
+    if one.labels is None:
+        return "none"
+    pairs = zip(one.labels["names"], one.labels["accuracies"], strict=True)
+    known = [(re.sub(r":\w+=.*", "", name), held) for name, held in pairs]  # `convnet:depth=3:…`: the table is narrow
+    return " and ".join(name if held is None else f"{name} ({held:.1f} %)" for name, held in known)
+
+
+def _sizes(one: RegimeReport) -> str:
+    return ", ".join(readable_size(one.bytes[what]) for what in ("images", "labels", "teacher"))
+
+
+def _spent(one: RegimeReport) -> str:
+    return f"{one.spent['steps']:,}, {one.spent['queries']:,}"
 
 
 def _uneven(score: Score) -> bool:

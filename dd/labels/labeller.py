@@ -36,6 +36,11 @@ class Labeller(Protocol):
         """Accuracy of each teacher on held-out images in percent; None if unknown."""
         ...
 
+    @property
+    def bytes(self) -> int:
+        """Size of the teachers' weights and buffers."""
+        ...
+
     def logits(self, views: Tensor, own: Tensor, micro: int | None, seed: int = 0) -> Tensor:
         """Logits (b, classes) of a batch of views; if labels are calibrated, the log-probabilities.
 

@@ -1,7 +1,7 @@
 """The intended use recorded in a set, validated as settings: no unknown keys, no values out of range."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -39,6 +39,7 @@ class _Provenance:
     method: str = ""
     name: str = ""
     recipe: str = ""
+    series: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: Literal["auto"] | bool = "auto"
@@ -50,6 +51,9 @@ class _Provenance:
     labeller: LabelOrigin | None = None
     selection: Mapping[str, Fact] | None = None
     imported: Imported | None = None
+
+
+_UNASKED: dict[str, Any] = {"labels": (), "suite": None, "teachers": (), "coreset": ()}
 
 
 class Meant(NamedTuple):
@@ -80,7 +84,8 @@ def meant_for(distilled: DistilledSet) -> Meant:
         return Meant(
             data=provenance.data or typed(DataSettings, kind, "space"),
             student=student,
-            protocol=protocol or default_protocol(distilled.source),
+            # the regimes that its run scored are no part of a set's use: whoever evaluates it asks for them
+            protocol=replace(protocol, **_UNASKED) if protocol else default_protocol(distilled.source),
             labeller=typed(LabelOrigin, views, "views.labeller") if views else provenance.labeller,
             made=distilled.provenance,
         )

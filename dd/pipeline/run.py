@@ -32,6 +32,7 @@ from dd.pipeline.label import require_room
 from dd.pipeline.outcome import Outcome, finished
 from dd.pipeline.pair import Pair
 from dd.pipeline.plan import SETS, locate, planned_labels, set_key, settled
+from dd.pipeline.regimes import with_regimes
 from dd.pipeline.show import draw_pictures, judged, probes_note
 from dd.pipeline.task import Run, lighter, make_task, numerics
 from dd.recipes import Recipe
@@ -181,6 +182,7 @@ def evaluate(run: Run, pair: Pair, labeller: Labeller | None, store: LabelStore 
     with run.stage("evaluate", "training students"):
         evaluator = Evaluator(task, recipe.eval, force=run.force, labeller=labeller)
         report = scored(pair.set, pair.start, evaluator, store=store)
+        report = with_regimes(report, pair.set, pair.start, evaluator, recipe.dataset)
     remark = probes_note(recipe, task, run.folder)
     return judged(replace(report, cost=run.costs), recipe, run.command, remark)
 

@@ -109,6 +109,7 @@ def _described(run: Run, distilled: DistilledSet, iterations: int) -> DistilledS
         "method": recipe.method.name,
         "name": recipe.name,
         "recipe": recipe.hash,
+        "series": recipe.series,
         "seed": recipe.seed,
         "precision": recipe.precision,
         "compile": recipe.compile,

@@ -172,6 +172,12 @@ class Recipe:
         """Hash of `identity`; equal for runs with the same result."""
         return digest(self.identity())
 
+    @property
+    def series(self) -> str:
+        """Hash of `identity` without seed and evaluation; equal for sets that differ only by chance."""
+        identity = self.identity().items()
+        return digest({key: value for key, value in identity if key != "seed" and not key.startswith("eval.")})
+
     def to_toml(self, *, origins: bool = False) -> str:
         """Return the recipe as TOML; `dd run recipe=FILE` reads it back to the same hash.
 

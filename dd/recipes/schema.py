@@ -114,8 +114,9 @@ def describe(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(repr(choice) for choice in get_args(annotation))
     if origin in (tuple, list):
-        noun, bound, rest = describe(get_args(annotation)[0]).removeprefix("a ").partition(" >")
-        return f"a list of {noun}s{bound}{rest}"
+        inner = describe(get_args(annotation)[0])
+        noun, bound, rest = inner.removeprefix("a ").partition(" >")
+        return f"a list of {noun}{'s' * (noun != inner)}{bound}{rest}"
     return _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
@@ -196,10 +197,13 @@ def _unquoted(text: str) -> list[tuple[str, ...]]:
 
 
 def _texts(annotation: Any) -> bool:
-    """Return whether an annotation is a tuple of any number of strings."""
+    """Return whether an annotation is a tuple of any number of strings, or of certain words."""
     if get_origin(annotation) is Annotated:
         return _texts(get_args(annotation)[0])
-    return get_origin(annotation) is tuple and get_args(annotation) == (str, ...)
+    if get_origin(annotation) is not tuple or get_args(annotation)[1:] != (...,):
+        return False
+    kind = get_args(annotation)[0]
+    return kind is str or (get_origin(kind) is Literal and all(isinstance(word, str) for word in get_args(kind)))
 
 
 def _optional(annotation: Any) -> bool:

@@ -83,6 +83,12 @@ class TeacherLabeller:
         """Accuracy of each teacher on held-out images, in percent."""
         return [teacher.holdout for teacher in self.teachers]
 
+    @property
+    def bytes(self) -> int:
+        """Size of the teachers' weights and buffers."""
+        states = [teacher.network.state_dict().values() for teacher in self.teachers]
+        return sum(value.numel() * value.element_size() for state in states for value in state)
+
     def logits(self, views: Tensor, own: Tensor, micro: int | None, seed: int = 0) -> Tensor:
         """Logits (b, classes) of a batch of views; if labels are calibrated, the log-probabilities.
 

@@ -97,7 +97,7 @@ def test_every_protocol_of_ours_states_its_family_and_source():
 
 def test_a_protocol_in_words(capsys):
     text = " ".join(said(capsys, "protocols", "sre2l-cifar").split())
-    assert "AdamW, lr 0.001, weight decay 0.01;" in text
+    assert "AdamW, lr 0.001, weight decay 0.01 learned lr" in text
     assert "cosine to zero" in text
     assert "400 epochs, batches of 128" in text
     assert "crops of images padded by 4, flips, mixup" in text

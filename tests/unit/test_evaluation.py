@@ -14,8 +14,7 @@ from dd.engine.registry import get
 from dd.errors import UsageError
 from dd.evaluation import PROTOCOLS, Protocol, Report, Score, arms
 from dd.evaluation.arms import Arm, control_arm, decoded_arm, full_arm, set_arm
-from dd.evaluation.evaluate import Evaluator, evaluate
-from dd.evaluation.evaluate import _making as making
+from dd.evaluation.evaluate import Evaluator, evaluate, making
 from dd.evaluation.protocols import default_protocol
 from dd.networks import NetworkSpec
 from dd.rng import generator
@@ -97,7 +96,7 @@ def make_report(**changes):
         "start": Score((61.5,), (), 0.01, "the protocol's lr"),
         "full": None,
         "missing": {"full": "eval.full=false"},
-        "protocol": asdict(PROTOCOLS["mtt"]),
+        "protocol": PROTOCOLS["mtt"].to_dict(),
         "fingerprint": "abc",
         "student": asdict(NetworkSpec()),
         "dataset": {"name": "blobs", "notes": "é"},
@@ -182,6 +181,10 @@ DOES_NOT = {
     "full_budget": 1,
     "probes": 1,
     "probe_steps": 7,
+    "labels": ("hard",),
+    "suite": "quick",
+    "teachers": ("student",),
+    "coreset": ("random",),
 }
 
 
@@ -345,7 +348,7 @@ def test_another_seed_set_protocol_or_rate_is_another_student(task):
     assert seen == [1, *range(1, len(seen))]
     # what has no part in the number asks for no new student
     assert students(protocol=replace(BRIEF, **DOES_NOT)) == seen[-1]
-    meant_for = {"protocol": asdict(PROTOCOLS["mtt"]), "student": asdict(NetworkSpec())}
+    meant_for = {"protocol": PROTOCOLS["mtt"].to_dict(), "student": asdict(NetworkSpec())}
     relabelled = make_set(task, provenance={"method": "whatever"}, **meant_for)
     Evaluator(task, BRIEF).score(set_arm("another name", relabelled, task.data.preprocess), 0.02, 1)
     assert len(list(task.store.root.glob("students/*.json"))) == seen[-1]
@@ -639,7 +642,7 @@ def test_a_report_of_a_set(task):
     assert report.missing == {"full": "eval.full=false"}
     assert [s.n for s in (report.accuracy, report.control, report.start)] == [3, 3, 3]
     assert all(len(s.holdout) == 3 for s in (report.accuracy, report.control, report.start))
-    assert report.protocol == asdict(BRIEF)
+    assert report.protocol == BRIEF.to_dict()
     assert report.fingerprint == BRIEF.fingerprint(asdict(task.student), DSA)
     assert report.student == asdict(task.student)
     assert report.dataset["fingerprint"] == task.data.fingerprint

@@ -20,6 +20,7 @@ from dd.training.experts import ExpertSettings
 NO_RUN = {"method", "preset", "like", "init", "experts.from", "data.workers"}
 # of no number: they say how many students are asked, and how the synthesis is watched
 NO_NUMBER = {"protocol", "students", "pilots", "full", "full_students", "full_budget", "probes", "probe_steps"}
+NO_NUMBER |= {"labels", "suite", "teachers", "coreset"}  # and what else is scored
 NO_LABEL = {"mode", "replay", "tau"}
 # of no expert alone; the files' digest stands for `from`
 NO_EXPERT = {"count", "stack", "from"}
@@ -95,7 +96,7 @@ def test_every_field_of_data_and_student_too(part):
 @pytest.mark.parametrize("name", ["quick", "sre2l-cifar"])
 def test_every_field_of_a_protocol_is_part_of_the_run_and_most_of_a_number(name):
     recipe, student = replace(asked("dm"), eval=PROTOCOLS[name]), asdict(NetworkSpec(depth=3, width=128))
-    before = replace(recipe, eval=replace(recipe.eval, epochs=None, steps=9))
+    before = replace(recipe, eval=replace(recipe.eval, epochs=None, steps=9, labels=("hard",)))
     tried = others(before.eval, but=("epochs",)) | {"epochs": replace(recipe.eval, epochs=9, steps=None)}
     for key, other in tried.items():
         changed = replace(recipe, eval=other)
@@ -148,6 +149,7 @@ class Inner:
     kind: Annotated[str, OnlyWith("on")] = "a"
     rate: Annotated[int, OnlyWith("kind", ("b", "c"))] = 1
     on: bool = True
+    added: Annotated[float, OnlyWith("added")] = 0.0
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,13 @@ def test_marks_hold_for_what_they_name_and_what_is_part_of_it():
     assert list(identity(Outer(), "member")) == ["steps", "inner.lr", "inner.kind", "inner.on"]
     assert identity(Inner(kind="c"), "run")["rate"] == 1
     assert identity(Inner(kind="c", on=False), "run") == {"lr": 0.1, "on": False}
-    assert list(entries(Inner())) == ["lr", "from", "kind", "rate", "on"]
+    assert list(entries(Inner())) == ["lr", "from", "kind", "rate", "on", "added"]
+
+
+def test_a_field_that_was_added_later_counts_once_it_is_used():
+    assert identity(Inner(), "run") == {"lr": 0.1, "kind": "a", "on": True}
+    assert identity(Inner(added=0.5), "run") == {"lr": 0.1, "kind": "a", "on": True, "added": 0.5}
+    assert "added" not in conditions(Inner())
 
 
 def test_the_conditions_of_settings_are_named():

@@ -1,0 +1,118 @@
+"""`dd compare`: sets side by side."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dd.cli.common import (
+    LENIENT,
+    console,
+    emit,
+    examples,
+    flag,
+    json_option,
+    log_to_stderr,
+    paths_and_settings,
+    plain_table,
+    print_table,
+    remark,
+    settings,
+)
+from dd.sizes import readable_size
+
+if TYPE_CHECKING:
+    from dd.evaluation.compare import Comparison, Row
+
+_SHOWN = 40  # longest value of a condition
+
+
+@click.command(
+    "compare",
+    context_settings=LENIENT,
+    epilog=examples(
+        "dd compare runs/*/fashion-mini/ipc10/*",
+        "dd compare runs/dm/fashion-mini/ipc10/* runs/datm/fashion-mini/ipc10/* eval.protocol=quick",
+        "dd compare A B labels=hard,soft",
+    ),
+    short_help="Put sets side by side, if their numbers are comparable.",
+)
+@settings
+@json_option
+def command(settings: tuple[str, ...], as_json: bool) -> int:
+    """Rank sets (files, folders of runs, released names, or reports from `dd eval --json`).
+
+    Finished runs are read, other sets are scored; with settings such as eval.protocol=NAME all are scored under these.
+    Sets of one recipe with different seeds are one row.  labels=own,hard,soft,views chooses what is compared.
+
+    Numbers that hold under different conditions are not ranked: they are shown apart, with the conditions that differ,
+    and the exit code is 2.  allow_mismatch=true ranks them and marks those that differ from the first.
+    """
+    from dd.evaluation.compare import compare
+    from dd.pipeline.compare import reports_of
+    from dd.recipes import parse_overrides
+
+    places, words = paths_and_settings(settings)
+    overrides = dict(parse_overrides(words))
+    allowed = flag("allow_mismatch", overrides.pop("allow_mismatch", False))
+    kinds = [kind for kind in str(overrides.pop("labels", "")).split(",") if kind]
+    log_to_stderr()
+    found = compare(reports_of(places, overrides), kinds, allow_mismatch=allowed)
+    if as_json:
+        emit(asdict(found) | {"comparable": found.comparable})
+    else:
+        _show(found)
+    if found.comparable or allowed:
+        return 0
+    keys = ", ".join(sorted({key for differing in found.differs.values() for key in differing}))
+    remark(f"dd: these numbers are not comparable, {keys} differ; allow_mismatch=true ranks them nevertheless")
+    return 2
+
+
+def _show(found: "Comparison") -> None:
+    from dd.evaluation.table import LABELS
+
+    out = console()
+    for block in found.blocks:
+        out.print(f"\n{LABELS.get(block.kind, 'own labels')}", style="bold")
+        table = plain_table(*_HEADINGS)
+        for row in block.rows:
+            table.add_row(*_cells(row))
+        print_table(out, table)
+    for kind, differing in found.differs.items():
+        out.print(f"\ndifferent conditions of {LABELS.get(kind, 'own labels')}", style="bold")
+        names = list(dict.fromkeys(name for values in differing.values() for name in values))
+        table = plain_table("setting", *names)
+        for key, values in differing.items():
+            table.add_row(key, *(_value(values, name) for name in names))
+        print_table(out, table)
+
+
+_HEADINGS = ("set", "test accuracy %", "between sets", "sets x students", "ahead of random by", "behind the best by",
+             "bytes", "made in")  # fmt: skip
+
+
+def _cells(row: "Row") -> list[str]:
+    from dd.evaluation.verdict import in_between
+
+    behind = "-" if row.behind is None else in_between(row.behind)
+    if row.behind is not None and not row.behind.above:
+        behind += ", not significant"
+    return [
+        f"≠ {row.name}" if row.other else row.name,
+        f"{row.mean:.2f}" + ("" if row.within is None else f" ± {row.within:.2f}"),
+        "" if row.between is None else f"± {row.between:.2f}",
+        f"{row.sets} x {row.students}",
+        "-" if row.gap is None else in_between(row.gap),
+        behind,
+        readable_size(row.bytes),
+        "-" if row.seconds is None else f"{row.seconds:.0f} s",
+    ]
+
+
+def _value(values: Mapping[str, Any], name: str) -> str:
+    value = values.get(name)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -1,0 +1,195 @@
+"""Score a set and its references under hard labels, one soft label for each image, and a teacher on every view."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from dd.engine.method import Task
+from dd.errors import UsageError
+from dd.evaluation.arms import Arm, control_arm, decoded_arm, fixed_arm, full_arm, noise_arm
+from dd.evaluation.evaluate import Evaluator, arm_of, making
+from dd.evaluation.protocols import Protocol, Regime
+from dd.evaluation.report import RegimeReport, Score
+from dd.evaluation.suites import Suite
+from dd.labels import Labeller
+from dd.sets import DistilledSet
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What students are trained on in every regime; labels are classes.
+
+    Attributes:
+        arms: by the name of a row, see `RegimeReport.rows`; all but "full".
+        missing: for rows that do not exist, the reason.
+        lr: the learning rate that the set learned, a candidate for SGD; None if it has none.
+        coreset: the name of the selection method of the row "coreset".
+        images: bytes of the set's images.
+    """
+
+    arms: Mapping[str, Arm]
+    missing: Mapping[str, str]
+    lr: float | None
+    coreset: str
+    images: int
+
+
+def score_regimes(
+    distilled: DistilledSet,
+    start: DistilledSet | None,
+    coresets: Mapping[str, DistilledSet],
+    evaluator: Evaluator,
+    suite: Suite,
+    teacher: Labeller | None,
+) -> tuple[RegimeReport, ...]:
+    """Score a set and its references in every regime that the protocol asks for.
+
+    Args:
+        distilled: the set; it keeps its images and the class of each, whatever labels it has.
+        start: the set at iteration 0, or None.
+        coresets: sets of selected real images, as many per class, by method.
+        evaluator: its protocol names the regimes and the numbers of students.
+        suite: the protocol of each regime.
+        teacher: labels images and views; needed for all regimes but "hard".
+
+    Raises:
+        UsageError: the set's images have no single class, or it is a schedule, or several coresets are given and
+            nothing is held out to choose one.
+    """
+    if distilled.image_kind == "schedule":
+        raise UsageError("a schedule shows other images in every pass; score it without eval.labels")
+    asked = evaluator.protocol
+    first = evaluator.under(suite.protocol(asked.labels[0], asked), None)
+    rows = _rows(distilled, start, _best(coresets, first), evaluator)
+    found: list[RegimeReport] = []
+    for regime in dict.fromkeys(asked.labels):
+        protocol = suite.protocol(regime, asked)
+        found.append(_scored(regime, rows, evaluator.under(protocol, None), None if regime == "hard" else teacher))
+    return tuple(found)
+
+
+def hardened(distilled: DistilledSet) -> DistilledSet:
+    """Return a set's images with the class of each as its label; a soft label becomes its most probable class."""
+    return replace(distilled, labels=distilled.own_classes(), label_kind="hard", views=None)
+
+
+def same_presentations(protocol: Protocol, n: int, whole: int) -> Protocol:
+    """Return a protocol under which a student on `whole` images is shown as many as under `protocol` on n.
+
+    The numbers differ by at most half a batch.  Schedules keep their shape; a warm-up keeps its share of the training
+    to the nearest pass.
+
+    Args:
+        protocol: how students are trained on n images.
+        n: number of images of the set.
+        whole: number of all images.
+    """
+    shown, own = presented(protocol, n), protocol.total_steps(n)
+    whole -= protocol.batch > 1 and whole % protocol.batch == 1  # `full_arm` drops a batch of a single image
+    full, rest = divmod(shown, whole)
+    steps = max(full * protocol.passes_to_steps(whole) + round(rest / protocol.batch), 1)
+    warmup = protocol.warmup * protocol.passes_to_steps(n) / own * steps / protocol.passes_to_steps(whole)
+    return replace(protocol, steps=steps, epochs=None, warmup=round(warmup))
+
+
+def presented(protocol: Protocol, n: int) -> int:
+    """Return how many images a student on n images is shown in all."""
+    full, rest = divmod(protocol.total_steps(n), protocol.passes_to_steps(n))
+    return full * n + min(rest * protocol.batch, n)
+
+
+def _best(coresets: Mapping[str, DistilledSet], evaluator: Evaluator) -> tuple[str, DistilledSet] | None:
+    """Return the coreset with the best held-out accuracy of a few students, with its method."""
+    if len(coresets) < 2:
+        return next(iter(coresets.items()), None)
+    protocol = evaluator.protocol
+    means: dict[str, float] = {}
+    for name, coreset in coresets.items():
+        arm = arm_of(f"the coreset of {name}", hardened(coreset), evaluator)
+        means[name] = statistics.fmean(evaluator.held_out(arm, protocol.lr, min(protocol.pilots, protocol.students)))
+    best = max(means, key=lambda name: means[name])
+    return best, coresets[best]
+
+
+def _rows(
+    distilled: DistilledSet, start: DistilledSet | None, coreset: tuple[str, DistilledSet] | None, evaluator: Evaluator
+) -> Rows:
+    task = evaluator.task
+    arms = {"accuracy": arm_of("the distilled set", hardened(distilled), evaluator), "control": control_arm(task)}
+    missing: dict[str, str] = {}
+    if coreset is None:
+        missing["coreset"] = "not requested: eval.coreset=METHOD"
+    else:
+        arms["coreset"] = arm_of(f"the coreset of {coreset[0]}", hardened(coreset[1]), evaluator)
+    if distilled.decode_factor > 1:
+        arms["decoded"] = decoded_arm(task, distilled.decode_factor)
+    if start is None:
+        missing["start"] = "the set at iteration 0 is not stored"
+    else:
+        arms["start"] = arm_of("the set at iteration 0", hardened(start), evaluator)
+    arms["noise"] = noise_arm(task)
+    lr = None if distilled.lr is None else evaluator.lr_of(distilled)
+    return Rows(arms, missing, lr, coreset[0] if coreset else "", distilled.bytes()["images"])
+
+
+def _scored(regime: Regime, rows: Rows, evaluator: Evaluator, teacher: Labeller | None) -> RegimeReport:
+    task, protocol = evaluator.task, evaluator.protocol
+    temperature = protocol.temperature if teacher is None else teacher.settings.temperature(protocol.temperature)
+    views = evaluator.under(protocol, teacher) if regime == "views" else evaluator
+
+    def labelled(arm: Arm) -> Arm:
+        return arm if regime != "soft" or teacher is None else fixed_arm(arm, teacher, temperature)
+
+    # a learned lr is one of SGD with momentum
+    candidates = [protocol.lr] + ([] if rows.lr is None or protocol.optimiser != "sgd" else [rows.lr])
+    scores: dict[str, Score] = {}
+    for name, arm in rows.arms.items():
+        scores[name] = views.better_lr(labelled(arm), candidates, protocol.students)
+    missing = dict(rows.missing)
+    n, whole = rows.arms["accuracy"].n, len(task.data.train)
+    if protocol.full is False:
+        missing["full"] = "eval.full=false"
+    else:
+        longer = views.under(same_presentations(protocol, n, whole), views.labeller)
+        arm = labelled(full_arm(task.data, protocol.batch))
+        scores["full"] = longer.score(arm, protocol.lr, protocol.full_students, "the protocol's lr")
+    labels = None if teacher is None else _described(teacher)
+    made = making(labels)
+    if made is not None:
+        made |= {"asked": "once" if regime == "soft" else "every view"}
+    return RegimeReport(
+        regime=regime,
+        rows=scores,
+        missing=missing,
+        protocol=protocol.to_dict(),
+        fingerprint=protocol.fingerprint(asdict(task.student), task.data.augment, made),
+        coreset=rows.coreset,
+        labels=labels,
+        bytes=_bytes(regime, rows.images, n, task, labels),
+        spent=_spent(regime, protocol, n),
+    )
+
+
+def _described(teacher: Labeller) -> dict[str, Any]:
+    names, accuracies = list(teacher.origin["teachers"]), list(teacher.accuracies)
+    return {**teacher.facts, "names": names, "accuracies": accuracies, "bytes": teacher.bytes}
+
+
+def _bytes(regime: Regime, images: int, n: int, task: Task, labels: Mapping[str, Any] | None) -> dict[str, int]:
+    """Return what the set needs in this regime, in bytes: images, labels, and the teacher that students ask."""
+    held = {"hard": n * torch.int64.itemsize, "soft": n * task.classes * torch.float32.itemsize, "views": 0}[regime]
+    asked = labels["bytes"] if regime == "views" and labels is not None else 0
+    return {"images": images, "labels": held, "teacher": asked, "total": images + held + asked}
+
+
+def _spent(regime: Regime, protocol: Protocol, n: int) -> dict[str, int]:
+    """Return what one student on the set takes: steps, images shown, and images that the teacher labels."""
+    shown = presented(protocol, n)
+    return {
+        "steps": protocol.total_steps(n),
+        "images": shown,
+        "queries": {"hard": 0, "soft": n, "views": shown}[regime],
+    }

@@ -1,0 +1,85 @@
+"""The label regimes of an evaluation: their teacher, their coresets, and the scores."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from dd.engine.method import Method, Task
+from dd.engine.method import prepare as prepared_by
+from dd.engine.selection import Selection
+from dd.errors import UsageError
+from dd.evaluation.evaluate import Evaluator
+from dd.evaluation.protocols import Protocol
+from dd.evaluation.regimes import score_regimes
+from dd.evaluation.report import Report
+from dd.evaluation.suites import Suite, suite_of
+from dd.labels import Labeller, LabelSettings
+from dd.recipes import resolve
+from dd.sets import DistilledSet
+from dd.training.relabel import TeacherLabeller
+from dd.training.teacher_names import STUDENT
+
+
+def with_regimes(
+    report: Report, distilled: DistilledSet, start: DistilledSet | None, evaluator: Evaluator, dataset: str
+) -> Report:
+    """Return a report with the scores in the label regimes that the protocol asks for, if any.
+
+    Args:
+        report: the report on the set's own labels.
+        distilled: the set.
+        start: the set at iteration 0, or None.
+        evaluator: the evaluator of the report.
+        dataset: the data set, as recipes name it.
+
+    Raises:
+        UsageError: an unknown suite or coreset method, or a teacher that is unavailable or unfit.
+    """
+    protocol, task = evaluator.protocol, evaluator.task
+    if not protocol.labels:
+        return report
+    suite = suite_of(protocol.suite, task.data.name)
+    coresets = {name: selected(name, task, dataset) for name in protocol.coreset}
+    teacher = None if set(protocol.labels) == {"hard"} else _teacher(task, protocol, suite, evaluator.labeller)
+    return replace(report, regimes=score_regimes(distilled, start, coresets, evaluator, suite, teacher))
+
+
+def selected(name: str, task: Task, dataset: str) -> DistilledSet:
+    """Return the real images that a selection method chooses, as many per class as the task has targets.
+
+    Args:
+        name: the method; its settings are those of its recipe for this data set and size.
+        task: the targets and the real images.
+        dataset: the data set, as recipes name it.
+
+    Raises:
+        UsageError: there is no such method, or it selects no images of a fixed size.
+    """
+    counts = torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()
+    ipc = counts[0] if len(set(counts)) == 1 else counts
+    method = resolve({"method": name, "dataset": dataset, "ipc": ipc}).method
+    if not isinstance(method, Selection):
+        raise UsageError(f"eval.coreset={name} is no selection method, see `dd methods`; random is one")
+    found = _chosen(method.settle(task), task)
+    if found.image_kind == "schedule":
+        raise UsageError(f"eval.coreset={name} selects other images for every pass, so it is no set of this size")
+    return found
+
+
+def _chosen(method: Method[Any], task: Task) -> DistilledSet:
+    prepared = prepared_by(method, task)
+    return method.finish(method.start(task, prepared), task, prepared)
+
+
+def _teacher(task: Task, protocol: Protocol, suite: Suite, own: Labeller | None) -> TeacherLabeller:
+    """Return the teachers of the soft regimes: those that are named, those of the set, or one of the student's kind.
+
+    They label every image independently, whatever statistics the set's own labels were made with.
+    """
+    origin: Mapping[str, Any] = {"teachers": protocol.teachers or (STUDENT,), "squeeze": asdict(suite.squeeze)}
+    if not protocol.teachers and own is not None:
+        origin = own.origin
+    settings = LabelSettings(mode="live")
+    return TeacherLabeller.of_origin(task, {**origin, "labels": asdict(settings), "weights": None})
