@@ -16,6 +16,7 @@ from dd.errors import UsageError
 from dd.selection.ranking import best, best_of_each, grouped, tied, tied_of_each
 from dd.selection.scores import probability_margins
 from dd.training.record import Record, Recorded, RecordSettings
+from dd.training.squeeze import augmentation
 
 Records = tuple[Record, ...]
 Margin = Literal["logit", "probability"]
@@ -40,7 +41,7 @@ class OfRecords(Selection[Records]):
         """What the scores are made of, and the least and the most images of a class."""
         settings = self.record
         counts = torch.bincount(task.data.train.labels.cpu()[index], minlength=task.classes)
-        augment = str(settings.augment).lower() if settings.mode == "train" else "none"
+        augment = augmentation(settings.augment, task.data) if settings.mode == "train" else "none"
         return {
             "score": self.name,
             "mode": settings.mode,
