@@ -117,6 +117,7 @@ def test_one_record_serves_all_methods(task, caplog, monkeypatch):
     record_of(task)
     monkeypatch.setattr(loop.Trainer, "__init__", lambda *_: pytest.fail("a network is trained"))
     caplog.set_level(logging.INFO)
+    caplog.clear()
     for name in (*SCORES, "ccs", "tdds", "cad"):
         extra = {"tdds": {"window": 4}, "cad": {"matched": False}}.get(name, {})
         made(method_of(name, task, **extra | {"balanced": True}), task)

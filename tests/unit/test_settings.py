@@ -15,6 +15,7 @@ from dd.recipes.layers import RunKeys
 from dd.recipes.schema import leaves
 from dd.settings import OnlyWith, Outside, build, conditions, entries, identity
 from dd.training.experts import ExpertSettings
+from dd.training.record import RecordSettings
 
 # of no run: by them the same settings, files or images are reached another way
 NO_RUN = {"method", "preset", "like", "init", "experts.from", "data.workers"}
@@ -69,11 +70,22 @@ def idle(experts: ExpertSettings) -> set[str]:
     return found if experts.drops and experts.kind != "ast" else found | {"drop"}
 
 
+def unused(record: RecordSettings) -> set[str]:
+    """What does not count beside the schedule of a recorded run."""
+    if record.schedule == "cosine":
+        return {"drops", "drop"}
+    return {"min_lr"} if record.drops else {"min_lr", "drop"}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_field_of_a_method_is_part_of_the_run_and_of_its_images(method):
     recipe = asked(method)
     experts = getattr(recipe.method, "experts", None)
     out = {f"experts.{name}" for name in idle(experts)} if isinstance(experts, ExpertSettings) else set()
+    if isinstance(record := getattr(recipe.method, "record", None), RecordSettings):
+        out |= {f"record.{name}" for name in unused(record)}
+    if getattr(recipe.method, "demand", None) == "none":
+        out |= {key for key in leaves(recipe.method) if key.startswith("cad.")}
     if hasattr(recipe.method, "start_from") and recipe.method.start_from != "crops":
         out |= {key for key in leaves(recipe.method) if key.startswith("crops.")}
     for key, other in others(recipe.method).items():
