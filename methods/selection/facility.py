@@ -68,4 +68,9 @@ class Facility(OfSimilarity):
 
     def facts(self, task: Task, prepared: Prepared, index: Tensor) -> Mapping[str, Fact]:
         """What the choice depends on."""
-        return {**super().facts(task, prepared, index), "demand": self.demand}
+        facts = {**super().facts(task, prepared, index), "demand": self.demand}
+        if self.demand == "none":
+            return facts
+        cad, record = self.cad, self.cad.record
+        windows = {"cad_of": cad.of, "cad_window": cad.window, "cad_windows": cad.windows}
+        return facts | windows | {"cad_mode": record.mode, "cad_epochs": record.recorded, "cad_seed": record.seed}

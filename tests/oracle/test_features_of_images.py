@@ -175,6 +175,8 @@ def test_demand_is_the_cad_of_a_recorded_run_and_weighs_every_image(task):
     weights, train = given.demand, task.data.train
     assert torch.equal(weights, prepare_cad(task))
     assert weights.min() >= 0
+    facts = facility.facts(task, given, torch.arange(12))
+    assert (facts["demand"], facts["cad_epochs"], facts["cad_window"]) == ("cad", 6, 4)
     index = facility.choose(task, given)
     assert not torch.equal(index, chosen("facility", task)[0])
     for c in range(4):
