@@ -131,12 +131,13 @@ class OfFeatures(Selection[Prepared]):
             pool = joined([self.pool(task, prepared, c) for c in range(task.classes)])
             index = pool.index[self.pick(pool, len(task.targets), partial(task.generator, "pick"))]
             return index[task.data.train.labels.cpu()[index].argsort(stable=True)]
-        chosen = []
-        for c, count in enumerate(torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()):
-            if count:
+        # filled in place: a small tensor kept for every class would fragment the memory of the large ones
+        chosen, counts = torch.empty_like(task.targets, device="cpu"), torch.bincount(task.targets.cpu())
+        for c, place in enumerate(torch.arange(len(chosen)).split(counts.tolist())):
+            if len(place):
                 pool = self.pool(task, prepared, c)
-                chosen.append(pool.index[self.pick(pool, count, partial(task.generator, "pick", c))])
-        return torch.cat(chosen)
+                chosen[place] = pool.index[self.pick(pool, len(place), partial(task.generator, "pick", c))]
+        return chosen
 
     def pool(self, task: Task, prepared: Prepared, c: int) -> Pool:
         """The images of a class."""
