@@ -51,5 +51,5 @@ def _clause(one: RegimeReport) -> str:
     if gap.above:
         return f"add {in_between(gap)} points {where}"
     if gap.below:
-        return f"lose {in_between(gap)} points {where}"
+        return f"lose points ({in_between(gap)}) {where}"
     return f"add nothing measurable ({in_between(gap)}) {where}"
