@@ -4,7 +4,7 @@ from dd.evaluation.origins import ORIGINS, Origin
 from dd.evaluation.protocols import PROTOCOLS, Protocol
 from dd.io import digest
 
-_OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW"}
+_OPTIMISERS = {"sgd": "SGD", "nesterov": "SGD with Nesterov's momentum", "adamw": "AdamW"}
 
 
 def origin_of(name: str) -> Origin:
@@ -46,8 +46,9 @@ def schedule_in_words(protocol: Protocol) -> str:
     """How lr changes during training."""
     words = [f"linear warm-up of {protocol.warmup} epochs"] if protocol.warmup else []
     if protocol.cosine is not None:
+        end = f"{protocol.min_lr:g}" if protocol.min_lr else "zero"
         words.append(
-            "cosine to zero" if protocol.cosine == 1 else f"the first 1/{protocol.cosine:g} of a cosine to zero"
+            f"cosine to {end}" if protocol.cosine == 1 else f"the first 1/{protocol.cosine:g} of a cosine to {end}"
         )
     if protocol.decay < 1:
         shares = protocol.decay_at if isinstance(protocol.decay_at, tuple) else (protocol.decay_at,)

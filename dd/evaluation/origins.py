@@ -9,7 +9,7 @@ class Origin:
 
     Attributes:
         of: the methods or benchmark that use it, in a few words.
-        family: "ours", "matching", "decoupled" or "benchmark" (one recipe for sets of any method).
+        family: "ours", "matching", "decoupled", "coreset" or "benchmark" (one recipe for sets of any method).
         source: the paper and what the values were read from.
         differs: what the source does otherwise or leaves open; empty if nothing is known.
     """
@@ -113,6 +113,32 @@ ORIGINS = {
         "matching",
         "Shen et al. 2023 (arXiv 2310.10541), scripts",
         "the source reports the best of every 20th epoch on the test set",
+    ),
+    "deepcore": Origin(
+        "coresets: DeepCore's comparison of selection methods",
+        "coreset",
+        "Guo et al., DEXA 2022, official code",
+        "the source pads CIFAR's images by reflection, and reports the best epoch on the test set",
+    ),
+    "rs2": Origin(
+        "RS2, whose rounds are the passes",
+        "coreset",
+        "Okanovic et al., ICLR 2024, official code",
+        "the source reports the best epoch on the test set",
+    ),
+    "dq": Origin(
+        "DQ on CIFAR-10",
+        "coreset",
+        "Zhou et al., ICCV 2023, official code",
+        "the source changes lr once an epoch, takes batches of 16 at keep ratios up to 10 %, and reports the best "
+        "epoch on the test set",
+    ),
+    "softlabel": Origin(
+        '"A Label is Worth a Thousand Images", small images',
+        "coreset",
+        "Qin et al., NeurIPS 2024, official code",
+        "the source whitens CIFAR-10, has other rates and AdamW for ResNets, and reports the best of tests every 200 "
+        "epochs",
     ),
     "smoke": Origin("ours, to see that everything works", "ours", "as short as results still differ from chance"),
 }

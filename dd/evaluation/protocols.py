@@ -52,12 +52,14 @@ class Protocol:
     """Momentum after the first of `decay_at`; None to keep it."""
     augment: bool = True
     """Augment with DSA, one operation per batch, using the data set's strategy."""
-    optimiser: Literal["sgd", "adamw"] = "sgd"
-    """Optimiser of the students."""
+    optimiser: Literal["sgd", "nesterov", "adamw"] = "sgd"
+    """Optimiser of the students; "nesterov" is SGD with Nesterov's momentum, which must not be 0."""
     cosine: Annotated[float, Field(ge=1, le=1000)] | None = None
     """Decay lr along a half cosine over `cosine` times the training: 1 ends at zero, 2 at half of `lr`; None for no
     cosine.
     """
+    min_lr: Annotated[float, Field(ge=0, le=1000), OnlyWith("min_lr")] = 0.0
+    """Learning rate that the cosine approaches instead of zero."""
     keep_state: bool = False
     """Keep the optimiser and its momentum buffer at each of `decay_at`."""
     spare_vectors: bool = False
@@ -108,6 +110,8 @@ class Protocol:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"give one of steps and epochs, not steps={self.steps} with epochs={self.epochs}")
+        if self.optimiser == "nesterov" and 0 in (self.momentum, self.momentum_after):
+            raise ValueError("optimiser=nesterov needs a momentum above 0; without momentum, use optimiser=sgd")
 
     def total_steps(self, n: int) -> int:
         """Return the number of training steps on a set of n images."""
@@ -138,6 +142,7 @@ class Protocol:
             keep_state=self.keep_state,
             optimiser=self.optimiser,
             cosine=self.cosine,
+            min_lr=self.min_lr,
             warmup=self.warmup * self.passes_to_steps(n),
             spare_vectors=self.spare_vectors,
             criterion=CrossEntropy(temperature, self.temperature_squared),
@@ -200,6 +205,22 @@ _SOFT = Protocol(
     inclusive=False,
     views=ViewPolicy(crop=0.08, flip=True, mix="cutmix"),
     temperature=20.0,
+    probe_steps=300,
+)
+
+# shared by the protocols of coresets: epochs of the subset, however small it is
+_CORESET = Protocol(
+    protocol="deepcore",
+    steps=None,
+    epochs=200,
+    lr=0.1,
+    decay=1.0,
+    augment=False,
+    optimiser="nesterov",
+    cosine=1.0,
+    min_lr=1e-4,
+    inclusive=False,
+    views=ViewPolicy(pad=4, flip=True),
     probe_steps=300,
 )
 
@@ -349,6 +370,23 @@ _OURS: dict[str, Protocol] = {
     # best of every 20th epoch on the test set; we report the last)
     "ast": Protocol(
         protocol="ast", steps=None, epochs=1000, weight_decay=1e-3, decay=0.5, momentum_after=0.8, probe_steps=500
+    ),
+    # DeepCore: epochs of the subset (Guo et al. 2022, official code, which pads by reflection)
+    "deepcore": _CORESET,
+    # RS2: the same at batch 128, where passes are rounds (Okanovic et al. 2024, official code)
+    "rs2": replace(_CORESET, protocol="rs2", batch=128),
+    # DQ on CIFAR-10: plain momentum, cosine to zero (Zhou et al. 2023, official code)
+    "dq": replace(_CORESET, protocol="dq", batch=128, optimiser="sgd", min_lr=0.0),
+    # "A Label is Worth a Thousand Images": DSA, lr times .3 after every quarter (Qin et al. 2024, official code)
+    "softlabel": Protocol(
+        protocol="softlabel",
+        steps=None,
+        epochs=3000,
+        decay_at=(0.25, 0.5, 0.75),
+        decay=0.3,
+        keep_state=True,
+        inclusive=False,
+        probe_steps=500,
     ),
     # for smoke tests
     "smoke": Protocol(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -25,12 +25,14 @@ class WeightsFile:
         accuracy: declared accuracy in percent; None if not stated.
         normalise: per-channel (mean, std), in [0, 1] units, of its training images; None if not stated, in which case
             the network takes images in the model space of the run.
+        facts: everything else that the file holds beside the weights, unchecked.
     """
 
     state: Mapping[str, Tensor]
     classes: tuple[str, ...] | None
     accuracy: float | None
     normalise: tuple[tuple[float, ...], tuple[float, ...]] | None
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -54,6 +56,7 @@ def read_weights(path: Path) -> WeightsFile:
             classes=None if classes is None else tuple(map(str, _listed(classes))),
             accuracy=None if accuracy is None else _number(accuracy),
             normalise=None if mean is None or std is None else (_numbers(mean), _numbers(std)),
+            facts=facts,
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(

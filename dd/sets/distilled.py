@@ -103,10 +103,21 @@ class DistilledSet:
         return each if bool((counts == each).all()) else None
 
     def bytes(self) -> dict[str, int]:
-        """Storage cost in bytes, as {"images": …, "labels": …, "total": …}; includes the label store."""
+        """Storage cost in bytes, as {"images": …, "labels": …, "total": …}; includes the label store.
+
+        If some patches of the images were dropped and completed again (DQ), it also states what is needed instead of
+        the images: the kept "patches", their "mask" and the "decoder", which may serve other sets too; and the sum of
+        these and the labels, "as patches".
+        """
         images, labels = (t.numel() * t.element_size() for t in (self.images, self.labels))
         labels += 0 if self.views is None else self.views.bytes
-        return {"images": images, "labels": labels, "total": images + labels}
+        found = {"images": images, "labels": labels, "total": images + labels}
+        facts = self.provenance.get("selection")
+        names = {"patches": "patch_bytes", "mask": "mask_bytes", "decoder": "decoder_bytes"}
+        if not isinstance(facts, Mapping) or not all(isinstance(facts.get(key), int) for key in names.values()):
+            return found
+        parts = {name: int(facts[key]) for name, key in names.items()}
+        return found | parts | {"as patches": labels + sum(parts.values())}
 
     def facts(self) -> dict[str, Any]:
         """All fields but the tensors, as plain JSON values; the manifest of a saved set."""

@@ -291,11 +291,21 @@ def expert_fit(settings: ExpertSettings, images: int, strategy: str) -> Fit:
     return fit
 
 
-def expert_logits(task: Task, pool: Trajectories, index: Tensor, members: Sequence[int] | None = None) -> Tensor:
-    """Logits (experts, n, classes) of the final experts on unaugmented training images, in eval mode."""
+def expert_logits(
+    task: Task, pool: Trajectories, index: Tensor, members: Sequence[int] | None = None, epoch: int = -1
+) -> Tensor:
+    """Logits (experts, n, classes) of the experts on unaugmented training images, in eval mode.
+
+    Args:
+        task: the run.
+        pool: the experts.
+        index: (n,) int64, of the training images.
+        members: numbers of the experts; None for all.
+        epoch: of the experts' training; -1 for the last.
+    """
     template, images = task.functional(), task.data.train.images(index)
-    experts = members if members is not None else range(len(pool))
-    return torch.stack([template.predict(pool.last(expert, task.device), images) for expert in experts])
+    thetas = (pool.snapshot(m, epoch, task.device) for m in (range(len(pool)) if members is None else members))
+    return torch.stack([template.predict(theta, images) for theta in thetas])
 
 
 def _words(task: Task, settings: ExpertSettings, member: int) -> str:

@@ -60,6 +60,11 @@ class Pool:
     def __len__(self) -> int:
         return len(self.index)
 
+    def part(self, places: Tensor) -> "Pool":
+        """The images at int64 places (m,)."""
+        errors, demand = (None if one is None else one[places] for one in (self.errors, self.demand))
+        return Pool(self.index[places], self.features[places], errors, demand)
+
 
 @dataclass(frozen=True)
 class OfFeatures(Selection[Prepared]):

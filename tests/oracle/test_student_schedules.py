@@ -90,6 +90,16 @@ def test_the_cosine_ends_at_zero_or_at_half(span):
     same(trained(short), by_torch(short, adamw, along))
 
 
+def test_nesterov_with_a_cosine_to_a_least_rate_is_torchs():
+    """DeepCore's training of a subset: Nesterov, and a cosine from lr to eta_min, stepped after every batch."""
+    fit = Fit(20, 0.05, momentum=0.9, weight_decay=5e-4, optimiser="nesterov", cosine=1.0, min_lr=0.01)
+    sgd = lambda net: torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)  # noqa: E731
+    cosine = lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20, eta_min=0.01)  # noqa: E731
+    same(trained(fit), by_torch(fit, sgd, cosine))
+    for other in (replace(fit, optimiser="sgd"), replace(fit, min_lr=0.0)):
+        assert not torch.allclose(trained(other)["classifier.weight"], trained(fit)["classifier.weight"], atol=1e-4)
+
+
 def test_a_warm_up_rises_in_a_line_before_the_cosine():
     fit = Fit(110, 0.2, momentum=0.9, cosine=1.0, warmup=10)
     assert fit.rate(0) == pytest.approx(0.002)

@@ -74,7 +74,7 @@ def test_one_method_with_its_settings(capsys):
 
 def test_a_method_that_is_none_names_the_nearest(capsys):
     assert run_command_line(["methods", "cvd"]) == 2
-    assert capsys.readouterr().err == "dd: unknown method 'cvd'; did you mean 'cvdd' or 'cda'?\n"
+    assert capsys.readouterr().err == "dd: unknown method 'cvd'; did you mean 'cvdd' or 'cda' or 'cad'?\n"
 
 
 def test_protocols(capsys):

@@ -162,6 +162,7 @@ COUNTS = {
     "augment": False,
     "optimiser": "adamw",
     "cosine": 1.0,
+    "min_lr": 1e-4,
     "keep_state": True,
     "spare_vectors": True,
     "inclusive": False,
@@ -225,6 +226,12 @@ def test_the_fingerprint_knows_network_and_augmentation():
 def test_a_protocol_counts_steps_or_epochs(given):
     with pytest.raises(ValueError, match="give one of steps and epochs"):
         Protocol(**given)
+
+
+@pytest.mark.parametrize("given", [{"momentum": 0.0}, {"momentum_after": 0.0}])
+def test_nesterov_needs_momentum(given):
+    with pytest.raises(ValueError, match="without momentum, use optimiser=sgd"):
+        Protocol(optimiser="nesterov", **given)
 
 
 def test_protocols_of_data_sets():

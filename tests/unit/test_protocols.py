@@ -30,6 +30,9 @@ hardtruths-sl adamw 1e-3 .01 300 256  - 20 1 0 0 0
 ncfm        adamw 1e-3 .01  2000 128  - 1  0 0 0 .0625
 mealv2      sgd   .01  0    180  512  - 1  0 0 1 .1
 quick-soft  adamw 2e-3 .01  150  50   - 4  0 0 1 0
+deepcore nesterov .1   5e-4 200  256  - 1  0 0 0 1e-3
+rs2      nesterov .1   5e-4 200  128  - 1  0 0 0 1e-3
+dq          sgd   .1   5e-4 200  128  - 1  0 0 0 0
 """
 # crop, mirrored, tiles, operations, mix, its share of the batches, its alpha
 VIEWS = """
@@ -47,10 +50,14 @@ hardtruths-sl -  0 1 none     none   1  1
 ncfm        -   0 1 data      cutmix .5 1
 mealv2      .08 1 1 none      none   1  1
 quick-soft  .3  1 1 none      cutmix 1  1
+deepcore    -   1 1 none      none   1  1
+rs2         -   1 1 none      none   1  1
+dq          -   1 1 none      none   1  1
 """
 # black pixels around an image before it is cropped to its size, and how test images are brought to theirs
 SHORTER = ("sre2l", "cda", "rded", "rd3", "rethinkdc-soft", "rethinkdc-hard")
-TOUCHED = {"sre2l-cifar": (4, None), **dict.fromkeys(SHORTER, (0, "shorter"))}
+PADDED = ("sre2l-cifar", "deepcore", "rs2", "dq")
+TOUCHED = {**dict.fromkeys(PADDED, (4, None)), **dict.fromkeys(SHORTER, (0, "shorter"))}
 N = 2000  # images: 2, 8, 16, 40 or 125 steps a pass
 
 
@@ -131,6 +138,16 @@ def test_ncfms_lr_is_halved_at_every_fifth():
     fifths = [fit.steps * i // 5 for i in range(1, 5)]
     assert [fit.rate(at) / fit.rate(at - 1) for at in fifths] == [0.5] * 4
     assert len({fit.rate(step) for step in range(fit.steps)}) == 5
+    assert fit.keep_state
+
+
+def test_softlabels_lr_falls_to_three_tenths_after_every_quarter():
+    """SGD .9 with weight decay 5e-4, batch 256, 3000 epochs, StepLR x .3 every E / 4."""
+    protocol, fit = PROTOCOLS["softlabel"], PROTOCOLS["softlabel"].fit(N, 0.01, "color_flip")
+    assert (protocol.epochs, protocol.batch, protocol.passes(N), fit.steps) == (3000, 256, 3000, 24000)
+    assert (fit.optimiser, fit.momentum, fit.weight_decay, fit.strategy) == ("sgd", 0.9, 5e-4, "color_flip")
+    rates = [fit.rate(epoch * 8) for epoch in (0, 749, 750, 1499, 1500, 2250, 2999)]
+    assert rates == pytest.approx([0.01, 0.01, 0.003, 0.003, 9e-4, 2.7e-4, 2.7e-4])
     assert fit.keep_state
 
 

@@ -18,7 +18,7 @@ from dd.training.experts import ExpertSettings
 from dd.training.record import RecordSettings
 
 # of no run: by them the same settings, files or images are reached another way
-NO_RUN = {"method", "preset", "like", "init", "experts.from", "data.workers"}
+NO_RUN = {"method", "preset", "like", "init", "experts.from", "autoencoder", "data.workers"}
 # of no number: they say how many students are asked, and how the synthesis is watched
 NO_NUMBER = {"protocol", "students", "pilots", "full", "full_students", "full_budget", "probes", "probe_steps"}
 NO_NUMBER |= {"labels", "suite", "teachers", "coreset"}  # and what else is scored
@@ -88,6 +88,8 @@ def test_every_field_of_a_method_is_part_of_the_run_and_of_its_images(method):
         out |= {key for key in leaves(recipe.method) if key.startswith("cad.")}
     if hasattr(recipe.method, "start_from") and recipe.method.start_from != "crops":
         out |= {key for key in leaves(recipe.method) if key.startswith("crops.")}
+    if method == "softlabel":  # its experts label, not teachers
+        out |= {key for key in leaves(recipe.method) if key.startswith("squeeze.")}
     for key, other in others(recipe.method).items():
         changed = replace(recipe, method=other)
         counts = key not in NO_RUN and key not in out
