@@ -71,6 +71,28 @@ _shown: set[tuple[str, str]] = set()
 
 def results(file: str, *patterns: str) -> str:
     """A table of the rows of a file whose command fits one of the patterns, in the order of the patterns."""
+    chosen = _fitting(file, patterns)
+    decoded = any(row.fields.get("decoded_control") for row in chosen)
+    head = ["`dd run` …", "accuracy", "control", "gap", *(["decoded", "gap"] if decoded else []), "start", "protocol"]
+    return _table(head, [_cells(row, decoded) for row in chosen])
+
+
+def seeds(file: str, *patterns: str) -> str:
+    """A table of the rows of a file of `experiments/seeds.py`, the best first."""
+    chosen = sorted(_fitting(file, patterns), key=lambda row: -Decimal(row.fields["accuracy"]))
+    head = ["`dd run` …", "accuracy", "of students", "control", "gap", "bytes", "seconds", "protocol"]
+    body = []
+    for row in chosen:
+        students = _tenths(row.fields["std_students"]) if row.fields["std_students"] else ""
+        cost = int(row.fields["prepare_s"]) + int(row.fields["synthesise_s"])
+        cells = [f"`{row.command.removeprefix('dd run ')}`", row.score("accuracy", "std_sets"), students]
+        cells += [row.score("control", "control_std"), row.gap("control")]
+        body.append([*cells, f"{int(row.fields['bytes']):,}", cost, row.fields["protocol"]])
+    return _table(head, body)
+
+
+def _fitting(file: str, patterns: Sequence[str]) -> list[Row]:
+    """The rows of a file whose command fits one of the patterns, in the order of the patterns."""
     chosen: list[Row] = []
     for pattern in patterns:
         fitting = [row for row in rows() if row.file == file and fnmatchcase(row.command, f"dd run {pattern}")]
@@ -78,9 +100,7 @@ def results(file: str, *patterns: str) -> str:
             raise PluginError(f"no row of {file} fits {pattern!r}")
         chosen += [row for row in fitting if row not in chosen]
     _shown.update((row.file, row.command) for row in chosen)
-    decoded = any(row.fields.get("decoded_control") for row in chosen)
-    head = ["`dd run` …", "accuracy", "control", "gap", *(["decoded", "gap"] if decoded else []), "start", "protocol"]
-    return _table(head, [_cells(row, decoded) for row in chosen])
+    return chosen
 
 
 def _cells(row: Row, decoded: bool) -> list[str]:
@@ -186,7 +206,7 @@ def commands() -> str:
 
 
 _FUNCTIONS: dict[str, Callable[..., str]] = {
-    function.__name__: function for function in (results, protocols, methods, task, recipes, commands)
+    function.__name__: function for function in (results, seeds, protocols, methods, task, recipes, commands)
 }
 
 
