@@ -24,7 +24,7 @@ from dd.cli.common import (
 from dd.sizes import readable_size
 
 if TYPE_CHECKING:
-    from dd.evaluation.compare import Comparison, Row
+    from dd.evaluation.compare import Comparison, Standing
 
 _SHOWN = 40  # longest value of a condition
 
@@ -94,7 +94,7 @@ _HEADINGS = ("set", "test accuracy %", "between sets", "sets x students", "ahead
              "bytes", "made in")  # fmt: skip
 
 
-def _cells(row: "Row") -> list[str]:
+def _cells(row: "Standing") -> list[str]:
     from dd.evaluation.verdict import in_between
 
     behind = "-" if row.behind is None else in_between(row.behind)

@@ -19,7 +19,7 @@ KINDS = (OWN, "hard", "soft", "views")
 
 
 @dataclass(frozen=True)
-class Entry:
+class Compared:
     """One accuracy of one set, under one kind of labels, with what it holds for.
 
     Attributes:
@@ -42,7 +42,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Row:
+class Standing:
     """The sets of one name.
 
     Attributes:
@@ -54,8 +54,8 @@ class Row:
         students: number of students of each set.
         gap: points ahead of random real images, with its paired interval; None without them.
         behind: points behind the best row, with its paired interval; None for the best, or if nothing pairs the two.
-        bytes: see `Entry`; the mean over sets.
-        seconds: see `Entry`; the mean over sets.
+        bytes: see `Compared`; the mean over sets.
+        seconds: see `Compared`; the mean over sets.
         other: whether its conditions differ from those of the first row that was named.
     """
 
@@ -82,7 +82,7 @@ class Block:
     """
 
     kind: str
-    rows: tuple[Row, ...]
+    rows: tuple[Standing, ...]
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _has(report: Report, kind: str) -> bool:
     return kind == OWN or any(one.regime == kind for one in report.regimes)
 
 
-def _entry(name: str, place: str, report: Report, kind: str) -> Entry:
+def _entry(name: str, place: str, report: Report, kind: str) -> Compared:
     if kind not in KINDS:
         raise UsageError(f"labels={kind} is not one of {', '.join(KINDS)}")
     if not _has(report, kind):
@@ -180,23 +180,23 @@ def _entry(name: str, place: str, report: Report, kind: str) -> Entry:
     facts = {"name": name, "seed": int(report.provenance.get("seed", 0)), "seconds": seconds or None}
     if kind == OWN:
         conditions = conditions_of(report, report.dataset, report.student)
-        return Entry(score=report.accuracy, control=report.control, conditions=conditions,
+        return Compared(score=report.accuracy, control=report.control, conditions=conditions,
                      bytes=report.bytes["total"], **facts)  # fmt: skip
     one = next(one for one in report.regimes if one.regime == kind)
     conditions = conditions_of(one, report.dataset, report.student)
-    return Entry(score=one.rows["accuracy"], control=one.rows.get("control"), conditions=conditions,
+    return Compared(score=one.rows["accuracy"], control=one.rows.get("control"), conditions=conditions,
                  bytes=one.bytes["total"], **facts)  # fmt: skip
 
 
-def _alike(entries: Sequence[Entry]) -> list[list[Entry]]:
+def _alike(entries: Sequence[Compared]) -> list[list[Compared]]:
     """Return the entries grouped by equal conditions, in the order of the first of each."""
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[Compared]] = {}
     for entry in entries:
         groups.setdefault(digest(entry.conditions), []).append(entry)
     return list(groups.values())
 
 
-def _unequal(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
+def _unequal(entries: Sequence[Compared]) -> dict[str, dict[str, Any]]:
     """Return the conditions that differ, each with its value by name; the fingerprint only if nothing else does."""
     keys = dict.fromkeys(itertools.chain.from_iterable(entry.conditions for entry in entries))
     found = {
@@ -207,8 +207,8 @@ def _unequal(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
     return found if set(found) == {"fingerprint"} else {k: v for k, v in found.items() if k != "fingerprint"}
 
 
-def _rows(entries: Sequence[Entry]) -> tuple[Row, ...]:
-    named: dict[str, list[Entry]] = {}
+def _rows(entries: Sequence[Compared]) -> tuple[Standing, ...]:
+    named: dict[str, list[Compared]] = {}
     for entry in sorted(entries, key=lambda entry: entry.seed):
         named.setdefault(entry.name, []).append(entry)
     first = digest(entries[0].conditions)
@@ -217,12 +217,12 @@ def _rows(entries: Sequence[Entry]) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: -row.mean))
 
 
-def _row(group: Sequence[Entry], best: Sequence[Entry], first: str) -> Row:
+def _row(group: Sequence[Compared], best: Sequence[Compared], first: str) -> Standing:
     even = len({entry.score.n for entry in group}) == 1
     between, within = nested_std([entry.score.values for entry in group]) if even else (None, None)
     seconds = [entry.seconds for entry in group if entry.seconds is not None]
     controls = [entry.control for entry in group if entry.control is not None]
-    return Row(
+    return Standing(
         name=group[0].name,
         mean=_mean(group),
         between=between,
@@ -237,11 +237,11 @@ def _row(group: Sequence[Entry], best: Sequence[Entry], first: str) -> Row:
     )
 
 
-def _mean(group: Sequence[Entry]) -> float:
+def _mean(group: Sequence[Compared]) -> float:
     return statistics.fmean(entry.score.mean for entry in group)
 
 
-def _behind(best: Sequence[Entry], group: Sequence[Entry]) -> Interval | None:
+def _behind(best: Sequence[Compared], group: Sequence[Compared]) -> Interval | None:
     """Return by how much the best leads, over the seeds that both have."""
     theirs = {entry.seed: entry.score for entry in group}
     pairs = [(entry.score, theirs[entry.seed]) for entry in best if entry.seed in theirs]

@@ -19,7 +19,7 @@ from dd.sets import DistilledSet
 
 
 @dataclass(frozen=True)
-class Rows:
+class RegimeArms:
     """What students are trained on in every regime; labels are classes.
 
     Attributes:
@@ -116,7 +116,7 @@ def _best(coresets: Mapping[str, DistilledSet], evaluator: Evaluator) -> tuple[s
 
 def _rows(
     distilled: DistilledSet, start: DistilledSet | None, coreset: tuple[str, DistilledSet] | None, evaluator: Evaluator
-) -> Rows:
+) -> RegimeArms:
     task = evaluator.task
     arms = {"accuracy": arm_of("the distilled set", hardened(distilled), evaluator), "control": control_arm(task)}
     missing: dict[str, str] = {}
@@ -132,10 +132,10 @@ def _rows(
         arms["start"] = arm_of("the set at iteration 0", hardened(start), evaluator)
     arms["noise"] = noise_arm(task)
     lr = None if distilled.lr is None else evaluator.lr_of(distilled)
-    return Rows(arms, missing, lr, coreset[0] if coreset else "", distilled.bytes()["images"])
+    return RegimeArms(arms, missing, lr, coreset[0] if coreset else "", distilled.bytes()["images"])
 
 
-def _scored(regime: Regime, rows: Rows, evaluator: Evaluator, teacher: Labeller | None) -> RegimeReport:
+def _scored(regime: Regime, rows: RegimeArms, evaluator: Evaluator, teacher: Labeller | None) -> RegimeReport:
     task, protocol = evaluator.task, evaluator.protocol
     temperature = protocol.temperature if teacher is None else teacher.settings.temperature(protocol.temperature)
     views = evaluator.under(protocol, teacher) if regime == "views" else evaluator

@@ -17,7 +17,7 @@ from dd.pipeline.task import Run
 from dd.recipes import Recipe
 from dd.runs import RunFolder, read_log
 from dd.runs.track import replayed
-from dd.runs.trackers import Origin, Results, Subject, Trackers, chosen, in_agent
+from dd.runs.trackers import MadeFrom, Results, Subject, Trackers, chosen, in_agent
 
 HOLDOUT, TEST = "eval/holdout", "eval/test"
 _COLUMNS = ("trained on", "students", "held-out %", "test %", "test std", "lr")
@@ -81,14 +81,14 @@ def metrics(report: Report) -> dict[str, float]:
     return found
 
 
-def origins(run: Run, method: Method[Any]) -> list[Origin]:
+def origins(run: Run, method: Method[Any]) -> list[MadeFrom]:
     """Return the inputs of the synthesis, one per need of the method."""
     found = []
     for need in method.needs(run.task):
         wanted = [{"kind": kind, "spec": dict(spec), "what": words} for kind, spec, words in need.artefacts()]
         if wanted:
             key = digest(wanted)
-            found.append(Origin(need.name, plain_name(f"{need.name}-{key[:12]}"), {"key": key, "artefacts": wanted}))
+            found.append(MadeFrom(need.name, plain_name(f"{need.name}-{key[:12]}"), {"key": key, "artefacts": wanted}))
     return found
 
 
@@ -101,7 +101,7 @@ def _subject(recipe: Recipe, folder: RunFolder, fresh: bool = False) -> Subject:
     return Subject(folder.path, recipe.name, {**recipe.flat(), "recipe_hash": recipe.hash}, fresh)
 
 
-def _results(recipe: Recipe, folder: RunFolder, report: Report, made_with: "list[Origin] | tuple[()]") -> Results:
+def _results(recipe: Recipe, folder: RunFolder, report: Report, made_with: "list[MadeFrom] | tuple[()]") -> Results:
     pictures = {"images": folder.images_png, "progress": folder.progress_png}
     return Results(
         metrics=metrics(report),

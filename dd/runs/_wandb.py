@@ -10,7 +10,7 @@ from typing import Any
 import wandb
 
 from dd.errors import in_one_line
-from dd.runs.trackers import LogRow, Origin, Results, Subject, in_agent, log, within
+from dd.runs.trackers import LogRow, MadeFrom, Results, Subject, in_agent, log, within
 
 _FINISH = 300.0  # seconds for the last uploads at the end of a run; WANDB_FINISH_TIMEOUT overrides it
 _MORE = 60.0  # seconds beyond that after which W&B is abandoned
@@ -80,7 +80,7 @@ class WandbRun:
             artifact.add_file(str(path))
         self._run.log_artifact(artifact, aliases=list(results.aliases))
 
-    def _use(self, origin: Origin) -> None:
+    def _use(self, origin: MadeFrom) -> None:
         """Record an input of the run, by its facts only: experts take gigabytes."""
         artifact = wandb.Artifact(origin.name, type=origin.kind, metadata=_jsonable(origin.facts))
         with artifact.new_file("facts.json", encoding="utf-8") as file:

@@ -29,7 +29,7 @@ _AGENT = "WANDB_SWEEP_ID"  # set by the agent of a W&B sweep
 
 
 @dataclass(frozen=True)
-class Origin:
+class MadeFrom:
     """An input of the synthesis: experts, teachers, statistics.
 
     Attributes:
@@ -67,7 +67,7 @@ class Results:
     aliases: Sequence[str]
     files: Sequence[Path]
     facts: Mapping[str, object]
-    origins: Sequence[Origin] = ()
+    origins: Sequence[MadeFrom] = ()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ WHOLE = 1 << 24
 """Similarities up to this number (128 MiB, 4,096 images) are computed once, more of them whenever they are needed."""
 _ASKED = 16  # rows of similarities computed at a time
 
-Draw: TypeAlias = Callable[[Tensor], Tensor]
+CandidateDraw: TypeAlias = Callable[[Tensor], Tensor]
 """int64 indices (m,) of the images that are not chosen yet -> those among which the next one is chosen, ascending."""
 
 
@@ -38,13 +38,13 @@ def sample_size(images: int, count: int, epsilon: float) -> int:
     return max(round(-math.log(epsilon) * images / count), 1)
 
 
-def sampled(size: int, rng: torch.Generator) -> Draw:
+def sampled(size: int, rng: torch.Generator) -> CandidateDraw:
     """Draw `size` candidates without replacement at every step; see `sample_size`."""
     return lambda free: free[torch.randperm(len(free), generator=rng)[:size]].sort().values
 
 
 def graph_cut(
-    similarity: Similarity, count: int, *, trade: float = 1.0, draw: Draw | None = None
+    similarity: Similarity, count: int, *, trade: float = 1.0, draw: CandidateDraw | None = None
 ) -> tuple[Tensor, Tensor]:
     """Maximise graph cut greedily: similar to all images, and not to one another.
 
@@ -72,7 +72,7 @@ def graph_cut(
 
 
 def facility_location(
-    similarity: Similarity, count: int, *, weights: Tensor | None = None, draw: Draw | None = None
+    similarity: Similarity, count: int, *, weights: Tensor | None = None, draw: CandidateDraw | None = None
 ) -> tuple[Tensor, Tensor]:
     """Maximise facility location greedily: every image has a similar one among the chosen.
 

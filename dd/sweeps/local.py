@@ -23,7 +23,7 @@ from dd.runs import runs_root
 from dd.runs.stop import Stop
 from dd.runs.trackers import LogRow
 from dd.sweeps.picture import draw_sweep
-from dd.sweeps.study import JOURNAL, Drawn, Row, Study
+from dd.sweeps.study import JOURNAL, Drawn, Study, TrialRow
 from dd.sweeps.yaml_file import SweepFile, read_sweep
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,8 @@ class Swept:
 
     folder: Path
     metric: str
-    rows: Sequence[Row]
-    best: Row
+    rows: Sequence[TrialRow]
+    best: TrialRow
     report: Report
     run: Path
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dd.io import Json
 from dd.runs.pictures import new_figure, save_figure
-from dd.sweeps.study import Row
+from dd.sweeps.study import TrialRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ _COLUMNS = 3
 _RATIO = 8  # of the largest to the smallest value, above which the axis is logarithmic
 
 
-def draw_sweep(path: Path, metric: str, rows: Sequence[Row], best: int) -> None:
+def draw_sweep(path: Path, metric: str, rows: Sequence[TrialRow], best: int) -> None:
     """Plot held-out accuracy by trial, with the best so far, and by each setting.
 
     Args:
@@ -43,7 +43,7 @@ def draw_sweep(path: Path, metric: str, rows: Sequence[Row], best: int) -> None:
 
 
 def _by_trial(
-    ax: "Axes", rows: Sequence[Row], numbers: Sequence[int], reached: Sequence[float], won: Sequence[bool]
+    ax: "Axes", rows: Sequence[TrialRow], numbers: Sequence[int], reached: Sequence[float], won: Sequence[bool]
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 

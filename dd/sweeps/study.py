@@ -29,7 +29,7 @@ JOURNAL = "journal.log"
 _GRID, _WHY = "grid", "why"
 
 
-class Row(TypedDict):
+class TrialRow(TypedDict):
     """A trial as JSON."""
 
     trial: int
@@ -127,11 +127,11 @@ class Study:
             trial.report(value, number)
         return trial.should_prune()
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TrialRow]:
         """Return every trial, in order."""
         return [self._row(trial) for trial in self.study.get_trials(deepcopy=False)]
 
-    def _row(self, t: "optuna.trial.FrozenTrial") -> Row:
+    def _row(self, t: "optuna.trial.FrozenTrial") -> TrialRow:
         names = {"FAIL": "failed"}
         row = {
             "trial": t.number,
@@ -141,7 +141,7 @@ class Study:
             **t.user_attrs,  # the facts of `finish`, `prune` or `fail`
             "probes": [t.intermediate_values[step] for step in sorted(t.intermediate_values)],
         }
-        return cast(Row, row)
+        return cast(TrialRow, row)
 
     def _enqueue(self, grid: list[dict[str, Json]]) -> None:
         """Add all combinations as waiting trials."""

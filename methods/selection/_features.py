@@ -15,7 +15,7 @@ from dd.engine.needs import Got, Need
 from dd.engine.selection import Fact, Selection
 from dd.errors import UsageError
 from dd.networks import NetworkSpec
-from dd.selection.submodular import Draw, sample_size, sampled
+from dd.selection.submodular import CandidateDraw, sample_size, sampled
 from dd.settings import Outside
 from dd.training.embeddings import Embedded, Embeddings
 from dd.training.fitness import announce, require_fit
@@ -29,7 +29,7 @@ Rng: TypeAlias = Callable[[], torch.Generator]
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class FromFeatures:
     """What `prepare` returns to the methods of the family.
 
     Attributes:
@@ -42,7 +42,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class SelectionPool:
     """The images of a class, or all images, among which some are chosen.
 
     Attributes:
@@ -60,14 +60,14 @@ class Pool:
     def __len__(self) -> int:
         return len(self.index)
 
-    def part(self, places: Tensor) -> "Pool":
+    def part(self, places: Tensor) -> "SelectionPool":
         """The images at int64 places (m,)."""
         errors, demand = (None if one is None else one[places] for one in (self.errors, self.demand))
-        return Pool(self.index[places], self.features[places], errors, demand)
+        return SelectionPool(self.index[places], self.features[places], errors, demand)
 
 
 @dataclass(frozen=True)
-class OfFeatures(Selection[Prepared]):
+class OfFeatures(Selection[FromFeatures]):
     """Base class of methods that select images by their features.  A subclass implements `pick`."""
 
     proxy: Annotated[str, Field(min_length=1), Outside("member", "its key counts")] = "student"
@@ -86,7 +86,7 @@ class OfFeatures(Selection[Prepared]):
         return False
 
     @abstractmethod
-    def pick(self, pool: Pool, count: int, rng: Rng) -> Tensor:
+    def pick(self, pool: SelectionPool, count: int, rng: Rng) -> Tensor:
         """Choose `count` images of a pool, which has at least as many.
 
         Returns:
@@ -126,11 +126,11 @@ class OfFeatures(Selection[Prepared]):
         """The need for the features."""
         return Embeddings(task, self.staff(task), self.of_gradients)
 
-    def prepare(self, task: Task, got: Got) -> Prepared:
+    def prepare(self, task: Task, got: Got) -> FromFeatures:
         """The features."""
-        return Prepared(got[self.embeddings(task)])
+        return FromFeatures(got[self.embeddings(task)])
 
-    def choose(self, task: Task, prepared: Prepared) -> Tensor:
+    def choose(self, task: Task, prepared: FromFeatures) -> Tensor:
         """Pick among the images of each class, one class in memory at a time; or among all images."""
         if not self.balanced:
             pool = joined([self.pool(task, prepared, c) for c in range(task.classes)])
@@ -144,13 +144,13 @@ class OfFeatures(Selection[Prepared]):
                 chosen[place] = pool.index[self.pick(pool, len(place), partial(task.generator, "pick", c))]
         return chosen
 
-    def pool(self, task: Task, prepared: Prepared, c: int) -> Pool:
+    def pool(self, task: Task, prepared: FromFeatures, c: int) -> SelectionPool:
         """The images of a class."""
         index, features = task.data.train.of_class(c), prepared.embedded.of_class(c)
         errors = prepared.embedded.errors(features, c) if self.of_gradients else None
-        return Pool(index, features, errors, None if prepared.demand is None else prepared.demand[index])
+        return SelectionPool(index, features, errors, None if prepared.demand is None else prepared.demand[index])
 
-    def facts(self, task: Task, prepared: Prepared, index: Tensor) -> Mapping[str, Fact]:
+    def facts(self, task: Task, prepared: FromFeatures, index: Tensor) -> Mapping[str, Fact]:
         """What the choice depends on."""
         outside = isinstance(teacher_source(self.proxy, task.student), PublishedWeights)
         return {
@@ -164,7 +164,7 @@ class OfFeatures(Selection[Prepared]):
         }
 
 
-def joined(pools: Sequence[Pool]) -> Pool:
+def joined(pools: Sequence[SelectionPool]) -> SelectionPool:
     """The images of several pools."""
 
     def cat(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -172,7 +172,7 @@ def joined(pools: Sequence[Pool]) -> Pool:
         return torch.cat(there) if there else None
 
     index, features = torch.cat([pool.index for pool in pools]), torch.cat([pool.features for pool in pools])
-    return Pool(index, features, cat([pool.errors for pool in pools]), cat([pool.demand for pool in pools]))
+    return SelectionPool(index, features, cat([pool.errors for pool in pools]), cat([pool.demand for pool in pools]))
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,6 @@ class OfSimilarity(OfFeatures):
         """Whether gradients are compared."""
         return self.gradients
 
-    def candidates(self, images: int, count: int, rng: Rng) -> Draw | None:
+    def candidates(self, images: int, count: int, rng: Rng) -> CandidateDraw | None:
         """Draws the candidates of a step of stochastic greedy; None for all."""
         return None if self.epsilon is None else sampled(sample_size(images, count, self.epsilon), rng())

@@ -26,7 +26,7 @@ from dd.settings import Outside
 from dd.training.fitness import require_fit
 from dd.training.teachers import Teachers, file_digests, named_by
 
-from ._features import Pool, Prepared, Rng
+from ._features import FromFeatures, Rng, SelectionPool
 from .graphcut import GraphCut
 
 AT_ONCE = 64  # images completed at a time
@@ -41,7 +41,7 @@ class _Viewer(Teachers):
 
 
 @dataclass(frozen=True, eq=False)
-class Equipped(Prepared):
+class Equipped(FromFeatures):
     """Features, and the networks that drop and complete patches, if they are used."""
 
     viewer: nn.Module | None = None
@@ -130,13 +130,13 @@ class DQ(GraphCut):
         viewer = found.embedded.teacher.network if need is None else got[need][0].network
         return Equipped(found.embedded, viewer=viewer, completer=completer)
 
-    def pick(self, pool: Pool, count: int, rng: Rng) -> Tensor:
+    def pick(self, pool: SelectionPool, count: int, rng: Rng) -> Tensor:
         """Fill the bins by graph cut, and draw from them."""
         draws, cut = rng(), super().pick
         bins = bins_of(torch.arange(len(pool)), self.bins, lambda left, size: cut(pool.part(left), size, lambda: draws))
         return sampled(bins, count, draws)
 
-    def start(self, task: Task, prepared: Prepared) -> Chosen:
+    def start(self, task: Task, prepared: FromFeatures) -> Chosen:
         """The chosen images; with an autoencoder, completed."""
         chosen, ready = super().start(task, prepared), cast(Equipped, prepared)
         if ready.completer is None or ready.viewer is None:
@@ -158,7 +158,7 @@ class DQ(GraphCut):
         made = (completer(raw.float() / 255, kept) * 255).round().byte()
         return pasted(raw, made, kept).cpu(), kept.cpu()
 
-    def finish(self, syn: Synthetic, task: Task, prepared: Prepared) -> DistilledSet:
+    def finish(self, syn: Synthetic, task: Task, prepared: FromFeatures) -> DistilledSet:
         """The set of indices or, with an autoencoder, of images, whose labels are those at their indices."""
         made, ready = super().finish(syn, task, prepared), cast(Equipped, prepared)
         if ready.completer is None:

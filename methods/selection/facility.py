@@ -16,7 +16,7 @@ from dd.settings import OnlyWith
 from dd.training.record import Recorded
 
 from ._cad import OfCad
-from ._features import OfSimilarity, Pool, Prepared, Rng
+from ._features import FromFeatures, OfSimilarity, Rng, SelectionPool
 
 
 @register("facility")
@@ -55,18 +55,18 @@ class Facility(OfSimilarity):
         """The need for the recorded run."""
         return Recorded(task, self.cad.record)
 
-    def prepare(self, task: Task, got: Got) -> Prepared:
+    def prepare(self, task: Task, got: Got) -> FromFeatures:
         """The features and the weights."""
         prepared = super().prepare(task, got)
         return replace(prepared, demand=self.cad.cad(got[self.recorded(task)])) if self.demand == "cad" else prepared
 
-    def pick(self, pool: Pool, count: int, rng: Rng) -> Tensor:
+    def pick(self, pool: SelectionPool, count: int, rng: Rng) -> Tensor:
         """Lazy greedy facility location."""
         similarity = Cosine(pool.features, pool.errors, clipped=self.clipped)
         draw = self.candidates(len(pool), count, rng)
         return facility_location(similarity, count, weights=pool.demand, draw=draw)[0]
 
-    def facts(self, task: Task, prepared: Prepared, index: Tensor) -> Mapping[str, Fact]:
+    def facts(self, task: Task, prepared: FromFeatures, index: Tensor) -> Mapping[str, Fact]:
         """What the choice depends on."""
         facts = {**super().facts(task, prepared, index), "demand": self.demand}
         if self.demand == "none":

@@ -10,7 +10,7 @@ from dd.engine.registry import register
 from dd.selection.similarity import Cosine
 from dd.selection.submodular import graph_cut
 
-from ._features import OfSimilarity, Pool, Rng
+from ._features import OfSimilarity, Rng, SelectionPool
 
 
 @register("graphcut")
@@ -28,7 +28,7 @@ class GraphCut(OfSimilarity):
     trade: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """The weight of similarity to all images against that among the chosen ones."""
 
-    def pick(self, pool: Pool, count: int, rng: Rng) -> Tensor:
+    def pick(self, pool: SelectionPool, count: int, rng: Rng) -> Tensor:
         """Greedy graph cut."""
         draw = self.candidates(len(pool), count, rng)
         return graph_cut(Cosine(pool.features, pool.errors), count, trade=self.trade, draw=draw)[0]

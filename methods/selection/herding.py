@@ -10,7 +10,7 @@ from dd.engine.registry import register
 from dd.engine.selection import Fact
 from dd.selection.herding import herd
 
-from ._features import OfFeatures, Pool, Prepared, Rng
+from ._features import FromFeatures, OfFeatures, Rng, SelectionPool
 
 
 @register("herding")
@@ -30,11 +30,11 @@ class Herding(OfFeatures):
     farthest: bool = False
     """Take the argmax, which chooses outliers: what DeepCore calls herding, and with it papers that use its code."""
 
-    def pick(self, pool: Pool, count: int, rng: Rng) -> Tensor:
+    def pick(self, pool: SelectionPool, count: int, rng: Rng) -> Tensor:
         """Herd."""
         return herd(pool.features, count, normalise=self.normalise, farthest=self.farthest)
 
-    def facts(self, task: Task, prepared: Prepared, index: Tensor) -> Mapping[str, Fact]:
+    def facts(self, task: Task, prepared: FromFeatures, index: Tensor) -> Mapping[str, Fact]:
         """What the choice depends on."""
         direction = "farthest from the mean (DeepCore's defect)" if self.farthest else "nearest to the mean"
         return {**super().facts(task, prepared, index), "direction": direction}

@@ -9,7 +9,7 @@ from torch import Tensor
 from dd.engine.registry import register
 from dd.selection.kcenter import k_center, nearest_to_mean
 
-from ._features import OfFeatures, Pool, Rng
+from ._features import OfFeatures, Rng, SelectionPool
 
 
 @register("kcenter")
@@ -22,7 +22,7 @@ class KCenter(OfFeatures):
     first: Literal["random", "mean"] = "random"
     """The first image of a class: a random one, or the nearest to the mean."""
 
-    def pick(self, pool: Pool, count: int, rng: Rng) -> Tensor:
+    def pick(self, pool: SelectionPool, count: int, rng: Rng) -> Tensor:
         """Greedy k-center."""
         if self.first == "mean":
             first = nearest_to_mean(pool.features)

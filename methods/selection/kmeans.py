@@ -11,7 +11,7 @@ from dd.engine.registry import register
 from dd.selection.kcenter import nearest_to_mean
 from dd.selection.kmeans import representatives
 
-from ._features import OfFeatures, Pool, Rng
+from ._features import OfFeatures, Rng, SelectionPool
 
 
 @register("kmeans")
@@ -24,7 +24,7 @@ class KMeans(OfFeatures):
     n_init: Annotated[int, Field(ge=1, le=1000)] = 10
     """Number of initialisations, of which the clustering with the smallest inertia counts (scikit-learn's `n_init`)."""
 
-    def pick(self, pool: Pool, count: int, rng: Rng) -> Tensor:
+    def pick(self, pool: SelectionPool, count: int, rng: Rng) -> Tensor:
         """Cluster, and take the nearest images."""
         if count == 1:  # the centre of a single cluster is the mean, wherever it starts
             return torch.tensor([nearest_to_mean(pool.features)])

@@ -93,7 +93,7 @@ def test_only_seeds_that_both_have_are_paired():
                                                                                 "labels.teachers"}),
         ({"fingerprint": "of another version"}, {"fingerprint"}),
     ],
-    ids=str,
+    ids=["steps", "protocol", "student", "data", "labels", "version"],
 )  # fmt: skip
 def test_numbers_under_other_conditions_are_shown_apart_with_what_differs(changes, keys):
     reports = {"a": report("dm"), "b": report("datm", (90.0, 91.0, 92.0), **changes), "c": report("mtt")}

@@ -325,7 +325,7 @@ def test_the_verb(tmp_path, capsys):
         (["export", "set.safetensors", "form=npz", "tiles=cut"], "known: decoded, kept"),
         (["export", "set.safetensors", "form=npz", "force=7"], "true or false"),
         (["export", "form=npz"], "name the set first"),
-        (["export", "gone.safetensors", "form=npz"], "No such file"),
+        (["export", "gone.safetensors", "form=npz"], "no set at"),
     ):
         assert run_command_line(words) == 2
         err = capsys.readouterr().err

@@ -256,7 +256,7 @@ def test_one_problem_one_line(toy, settings, words):
 
 
 def test_without_a_method():
-    assert complaints()[0].startswith("say which method: method=NAME; known: ast, cda, cvdd, datadam")
+    assert complaints()[0].startswith("say which method: method=NAME; known: ast, aum, ca2d, cad")
     lines = complaints(method="datmm", ipc=0, iterations=3, **{"data.holdut": 1})
     assert len(lines) == 3  # iterations may well be a field of the method that was meant
     assert any("did you mean 'datm'" in line for line in lines)
