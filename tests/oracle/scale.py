@@ -88,7 +88,7 @@ def features_of(task: Task, width: int) -> Any:
     staff = Teachers(task, ("student",), SqueezeSettings())
     teacher = Teacher("made up", network, None, None, None, "")
     features = Embeddings(task, staff, head=True).fetch({staff: (teacher,)})  # pyright: ignore[reportArgumentType]
-    return importlib.import_module("dd.methods.selection._features").Prepared(features)
+    return importlib.import_module("dd.methods.selection._features").FromFeatures(features)
 
 
 def record_of(task: Task, epochs: int) -> Any:
