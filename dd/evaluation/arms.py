@@ -106,8 +106,8 @@ def schedule_arm(name: str, distilled: DistilledSet, data: RealData, protocol: P
 
 
 def _targets(distilled: DistilledSet) -> Tensor:
-    """Return the labels that students are trained on: classes, or probabilities."""
-    return distilled.labels if distilled.label_kind == "hard" else distilled.targets()
+    """Return what students are trained on: classes, representations, or class probabilities."""
+    return distilled.labels if distilled.label_kind in ("hard", "representations") else distilled.targets()
 
 
 def _real(data: RealData, index: Tensor) -> Images:

@@ -29,13 +29,15 @@ from dd.evaluation.arms import (
     shuffled,
     stored_arm,
 )
+from dd.evaluation.learners import Learner
 from dd.evaluation.notes import assumed_at_import, notes_on, reads_more
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report, Score
 from dd.evaluation.scores import calibration_error, top_k
 from dd.labels import Labeller, LabelStore, live
+from dd.rng import generator
 from dd.sets import DistilledSet
-from dd.training.loop import Trainer, accuracy, predict, recall, right, viewed
+from dd.training.loop import Fit, Trainer, accuracy, predict, recall, right, viewed
 from dd.views import Batches, ViewPolicy
 
 KIND = "students"
@@ -57,12 +59,20 @@ class Evaluator:
         protocol: how students are trained.
         force: train students again even if the store has them.
         labeller: teachers that label the views of every arm; None to use the arms' own labels.
+        learner: what is trained and how it is scored; None for a classifier.
     """
 
     def __init__(
-        self, task: Task, protocol: Protocol, *, force: bool = False, labeller: Labeller | None = None
+        self,
+        task: Task,
+        protocol: Protocol,
+        *,
+        force: bool = False,
+        labeller: Labeller | None = None,
+        learner: Learner | None = None,
     ) -> None:
         self.task, self.protocol, self.force, self.labeller = task, protocol, force, labeller
+        self.learner = Learner(task) if learner is None else learner
         self._trainer: Trainer | None = None
 
     def score(self, arm: Arm, lr: float, students: int, note: str = "") -> Score:
@@ -82,7 +92,8 @@ class Evaluator:
 
         Returns:
             For each student "test", the accuracy on all test images; "classes", the same by class, None for a class
-            without test images; "balanced", the mean of these; "holdout", the held-out accuracy or None; "seconds".
+            without test images; "balanced", the mean of these; "also", what the learner measures besides, if anything;
+            "holdout", the held-out accuracy or None; "seconds".
         """
         return [self._student(arm, lr, j, tested=tested) for j in members]
 
@@ -128,7 +139,7 @@ class Evaluator:
 
     def under(self, protocol: Protocol, labeller: Labeller | None) -> "Evaluator":
         """Return an evaluator of the same students under another protocol; it shares the compiled network."""
-        other = Evaluator(self.task, protocol, force=self.force, labeller=labeller)
+        other = Evaluator(self.task, protocol, force=self.force, labeller=labeller, learner=self.learner)
         other._trainer = self._shared_trainer()
         return other
 
@@ -165,7 +176,7 @@ class Evaluator:
                 if len(ended) > _WATCHED or ended[-1] - ended[0] > _LONG:
                     raise _SeenEnough
 
-        fit = self.protocol.fit(arm.n, lr, self.task.data.augment, temperature)
+        fit = self._fit(arm, lr, temperature)
         with contextlib.suppress(_SeenEnough):
             next(self._shared_trainer().train([(self.task.seed, "pace")], watched, fit))
         each = [after - before for before, after in itertools.pairwise(ended)]
@@ -179,7 +190,7 @@ class Evaluator:
             "arm": arm.key(j),
             "lr": lr,
             "training": self.protocol.training(),
-            "student": asdict(task.student),
+            "student": self.learner.student,
             "data": task.data.fingerprint,
             "augment": task.data.augment,
             "seed": task.seed,
@@ -202,8 +213,9 @@ class Evaluator:
     def _train(self, arm: Arm, lr: float, j: int, tested: bool = True) -> dict[str, Any]:
         data, began = self.task.data, time.perf_counter()
         batches, temperature = self._batches(arm, j)
-        fit = self.protocol.fit(arm.n, lr, data.augment, temperature)
-        network = next(self._shared_trainer().train([(self.task.seed, "student", j)], batches, fit))
+        fit = self._fit(arm, lr, temperature)
+        trained = next(self._shared_trainer().train([(self.task.seed, "student", j)], batches, fit))
+        network = self.learner.classifier(trained)
         holdout = accuracy(network, data.holdout.batches(512)) if len(data.holdout) else None
         if not tested:
             return {"holdout": holdout, "seconds": time.perf_counter() - began}
@@ -214,7 +226,14 @@ class Evaluator:
         row |= {"calibration": 100 * calibration_error(logits, labels)}
         if len(data.classes) > _GUESSES:
             row |= {"top5": top_k(logits, labels, _GUESSES)}
+        if also := self.learner.also(trained, network, generator(self.task.seed, "student", j, "also")):
+            row |= {"also": also}
         return row | {"holdout": holdout, "seconds": time.perf_counter() - began}
+
+    def _fit(self, arm: Arm, lr: float, temperature: float) -> Fit:
+        """Return how a student is trained on an arm; `temperature` is that of its labels."""
+        fit = self.protocol.fit(arm.n, lr, self.task.data.augment, temperature)
+        return fit if self.learner.criterion is None else replace(fit, criterion=self.learner.criterion)
 
     def _batches(self, arm: Arm, j: int) -> tuple[Batches, float]:
         """Return the batches of student j, and the temperature of their labels."""
@@ -232,7 +251,7 @@ class Evaluator:
 
     def _shared_trainer(self) -> Trainer:
         if self._trainer is None:
-            self._trainer = Trainer(self.task.build, self.task.compile, self.task.precision)
+            self._trainer = Trainer(self.learner.build, self.task.compile, self.task.precision)
         return self._trainer
 
 
@@ -266,17 +285,22 @@ def evaluate(
         # without the teachers, the references would have different labels than the set
         missing |= dict.fromkeys(("control", "start", "full"), without)
     elif controls:
-        control = evaluator.better_lr(control_arm(task), candidates, protocol.students)
+        learner = evaluator.learner
+        if learner.without:
+            missing |= dict.fromkeys(("control", "full"), learner.without)
+        else:
+            control = evaluator.better_lr(learner.labelled(control_arm(task)), candidates, protocol.students)
         if start is None:
             missing["start"] = "the set at iteration 0 is not stored"
         else:
             arm = arm_of("the set at iteration 0", start, evaluator)
             begin = evaluator.better_lr(arm, candidates, protocol.students)
-        if distilled.decode_factor > 1:
-            decoded = evaluator.better_lr(decoded_arm(task, distilled.decode_factor), candidates, protocol.students)
-        full, why = _full(evaluator)
-        if why:
-            missing["full"] = why
+        if distilled.decode_factor > 1 and not learner.without:
+            arm = learner.labelled(decoded_arm(task, distilled.decode_factor))
+            decoded = evaluator.better_lr(arm, candidates, protocol.students)
+        if not learner.without:
+            full, why = _full(evaluator)
+            missing |= {"full": why} if why else {}
     else:
         missing |= dict.fromkeys(("control", "start", "full"), "not requested")
     outside = distilled.outside(task.data.preprocess)
@@ -289,7 +313,8 @@ def evaluate(
         missing=missing,
         classes=task.data.classes,
         outside=outside,
-        notes=notes_on(accuracy_, begin, outside, task.data)
+        notes=((evaluator.learner.note,) if evaluator.learner.note else ())
+        + notes_on(accuracy_, begin, outside, task.data)
         + reads_more(distilled)
         + assumed_at_import(distilled.provenance),
         **conditions(distilled, evaluator, store),
@@ -299,7 +324,7 @@ def evaluate(
 def conditions(distilled: DistilledSet, evaluator: Evaluator, store: LabelStore | None) -> dict[str, Any]:
     """Return the fields of a report that say what its numbers hold for: protocol, student, labels, data, set."""
     task, protocol = evaluator.task, evaluator.protocol
-    student, labels = asdict(task.student), _labels(evaluator, store)
+    student, labels = evaluator.learner.student, _labels(evaluator, store)
     return {
         "protocol": protocol.to_dict(),
         "fingerprint": protocol.fingerprint(student, task.data.augment, making(labels)),
@@ -392,7 +417,8 @@ def _full(evaluator: Evaluator) -> tuple[Score | None, str]:
     if not full_passes(protocol, len(data.train)):
         passes, budget = _passes_of_full(protocol, len(data.train)), protocol.full_budget
         return None, f"{passes:,} image passes are above eval.full_budget={budget:,}; request it with eval.full=true"
-    return evaluator.score(full_arm(data, protocol.batch), protocol.lr, protocol.full_students, "the protocol's lr"), ""
+    arm = evaluator.learner.labelled(full_arm(data, protocol.batch))
+    return evaluator.score(arm, protocol.lr, protocol.full_students, "the protocol's lr"), ""
 
 
 def _test_accuracy(row: dict[str, Any]) -> str:

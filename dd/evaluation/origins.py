@@ -9,7 +9,8 @@ class Origin:
 
     Attributes:
         of: the methods or benchmark that use it, in a few words.
-        family: "ours", "matching", "decoupled", "coreset" or "benchmark" (one recipe for sets of any method).
+        family: "ours", "matching", "decoupled", "representation", "coreset" or "benchmark" (one recipe for sets of any
+            method).
         source: the paper and what the values were read from.
         differs: what the source does otherwise or leaves open; empty if nothing is known.
     """
@@ -69,6 +70,18 @@ ORIGINS = {
         "decoupled",
         "Sun et al., CVPR 2024, official code",
         "the source varies the batch with data set and ipc, and reports the best test epoch of the last fifth",
+    ),
+    "krrst": Origin(
+        "KRR-ST: students regress representations, linear heads on their features are scored",
+        "representation",
+        "Lee et al., ICLR 2024 (arXiv 2310.06511), official code",
+        "the source's linear heads are trained by SGD, lr 0.2, 5,000 steps of batch 512; ours are ridge regressions",
+    ),
+    "lgm": Origin(
+        "LGM and CLP-DD: linear heads on a frozen encoder",
+        "representation",
+        "Cazenavette et al., NeurIPS 2025 (arXiv 2511.16674), official code",
+        "the source lowers the rate once an epoch, and takes 100 epochs for all real images",
     ),
     "rd3": Origin(
         "RD3, one recipe for sets of decoupled methods",

@@ -388,6 +388,36 @@ _OURS: dict[str, Protocol] = {
         inclusive=False,
         probe_steps=500,
     ),
+    # KRR-ST: pre-training on images and representations, constant lr, no augmentation, squared error; then a linear
+    # head on the real images, see dd.evaluation.learners (Lee et al. 2024, official code)
+    "krrst": Protocol(
+        protocol="krrst",
+        steps=None,
+        epochs=1000,
+        lr=0.1,
+        weight_decay=1e-3,
+        decay=1.0,
+        augment=False,
+        inclusive=False,
+        probe_steps=300,
+    ),
+    # LGM: a linear head on a frozen encoder, Adam at 1e-3 for 256 images, cosine, crops and flips (Cazenavette et al.
+    # 2025, official code; there the rate changes once an epoch)
+    "lgm": Protocol(
+        protocol="lgm",
+        steps=None,
+        epochs=1000,
+        batch=100,
+        lr=1e-3 * 100 / 256,
+        weight_decay=0.0,
+        decay=1.0,
+        augment=False,
+        optimiser="adamw",
+        cosine=1.0,
+        inclusive=False,
+        views=ViewPolicy(crop=0.08, flip=True),
+        probe_steps=300,
+    ),
     # for smoke tests
     "smoke": Protocol(
         protocol="smoke", students=2, steps=150, batch=128, pilots=1, full_budget=40_000, probes=2, probe_steps=50

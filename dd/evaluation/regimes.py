@@ -165,7 +165,7 @@ def _scored(regime: Regime, rows: RegimeArms, evaluator: Evaluator, teacher: Lab
         rows=scores,
         missing=missing,
         protocol=protocol.to_dict(),
-        fingerprint=protocol.fingerprint(asdict(task.student), task.data.augment, made),
+        fingerprint=protocol.fingerprint(evaluator.learner.student, task.data.augment, made),
         coreset=rows.coreset,
         labels=labels,
         bytes=_bytes(regime, rows.images, n, task, labels),

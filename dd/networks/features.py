@@ -38,6 +38,18 @@ def last_linear(net: nn.Module) -> nn.Linear:
     return linear[-1]
 
 
+class Embedding(nn.Module):
+    """The features (n, d) of a network as a network: `embed`, without the last linear layer."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, c, h, w) to (n, d)."""
+        return embed(self.network, images)
+
+
 @contextlib.contextmanager
 def captured(net: nn.Module, types: type[nn.Module] | tuple[type[nn.Module], ...]) -> Iterator[list[Tensor]]:
     """Collect the outputs of all layers of the given types, with their graphs, in execution order.

@@ -5,16 +5,21 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from dd.errors import RunError, UsageError, in_one_line, unknown
 from dd.io.download import OFFLINE, TIMEOUT, offline
+from dd.networks.features import Embedding
 from dd.networks.zoo import unknown_network
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
 
 IMAGENET = 1000  # classes of ImageNet-1k; both libraries order its outputs by WordNet id
 _FIXED = ("vit_", "maxvit")  # prefixes of torchvision networks with a fixed image size
@@ -55,7 +60,38 @@ def published(name: str) -> Published:
     library, _, model = name.partition(":")
     # building draws random weights before the published ones are loaded
     with torch.random.fork_rng(devices=[]), _tensors_only():
-        return _timm(model, name) if library == "timm" else _torchvision(model, name)
+        if library != "timm":
+            return _torchvision(model, name)
+        config = _timm_config(model, name)
+        if not config.num_classes:
+            raise UsageError(f"teachers={name} has no classifier; choose weights that have one")
+        return _timm(model, name, config)
+
+
+def published_encoder(name: str, size: int | None = None) -> Published:
+    """Load `timm:NAME.TAG` or `torchvision:NAME.WEIGHTS` as an encoder: a network that gives representations (n, d).
+
+    A classifier of ImageNet is removed; any other head, such as CLIP's projection, is part of the encoder.
+
+    Args:
+        name: its name.
+        size: side in pixels of the images that it is built for, if it is a timm network of a fixed size.
+
+    Raises:
+        UsageError: the network or its weights do not exist.
+        RunError: the weights are not cached and cannot be downloaded.
+    """
+    library, _, model = name.partition(":")
+    with torch.random.fork_rng(devices=[]), _tensors_only():
+        if library == "timm":
+            config = _timm_config(model, name)
+            options: dict[str, int] = {} if wnids(config.num_classes) is None else {"num_classes": 0}
+            if size is not None and config.fixed_input_size:
+                options["img_size"] = size
+            there = _timm(model, name, config, **options)
+            return there if size is None or there.size is None else replace(there, size=size)
+        there = _torchvision(model, name)
+        return replace(there, network=Embedding(there.network))
 
 
 def wnids(outputs: int) -> tuple[str, ...] | None:
@@ -78,7 +114,8 @@ def _tensors_only() -> Iterator[None]:
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
-def _timm(model: str, name: str) -> Published:
+def _timm_config(model: str, name: str) -> "PretrainedCfg":
+    """What timm knows about the weights `NAME.TAG`."""
     import timm
 
     bare = model.partition(".")[0]
@@ -88,13 +125,18 @@ def _timm(model: str, name: str) -> Published:
     if model not in tagged:
         raise unknown(f"weights of timm:{bare}:", model, tagged)
     config = timm.get_pretrained_cfg(model)
-    if config is None or not config.num_classes:
-        raise UsageError(f"teachers={name} has no classifier; choose weights that have one")
+    assert config is not None, "its weights are listed"
+    return config
+
+
+def _timm(model: str, name: str, config: "PretrainedCfg", **options: Any) -> Published:
+    import timm
+
     overlay: dict[str, str | bool] = {}
     if config.hf_hub_id:
         overlay = {"file": str(_hub_file(config.hf_hub_id, name)), "custom_load": config.custom_load == "hf"}
     try:
-        network = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay)
+        network = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except Exception as error:  # disk, network, Hub client or file format
         raise _no_weights(name, str(config.hf_hub_id or config.url), "torch's cache ($TORCH_HOME)", error) from error
     return Published(

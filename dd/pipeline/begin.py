@@ -45,6 +45,9 @@ def _take(given: DistilledSet, syn: Synthetic, task: Task, whole: int) -> None:
             f"init: the set has {given.image_kind} of shape {tuple(given.images.shape)}, the run needs pixels of shape "
             f"{(whole, *syn.images.shape[1:])}; use the set's ipc"
         )
+    if given.label_kind == "representations":
+        syn.take(given.pixels(task.data.preprocess), given.labels, given.lr)
+        return
     soft = given.label_kind not in ("hard", "views")
     agree = (given.own_classes() == syn.targets.cpu()).double().mean()
     # a learned label may favour a class other than the one its image was initialised from

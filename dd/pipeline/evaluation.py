@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
+from torch import Tensor
 
 from dd.data import DataSettings, open_data
 from dd.engine.method import Task
@@ -15,11 +16,12 @@ from dd.evaluation.budget import require_memory, require_time
 from dd.evaluation.downstream import DownstreamReport
 from dd.evaluation.evaluate import NOT_AT_HAND, Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
+from dd.evaluation.learners import learner_of, spread
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import Report
 from dd.labels import LabelStore
 from dd.networks import NetworkSpec
-from dd.pipeline.foreign import is_foreign, remember, require_modest, require_teachers
+from dd.pipeline.foreign import is_foreign, remember, require_encoder, require_modest, require_teachers
 from dd.pipeline.label import label_spec, stored_labels
 from dd.pipeline.meant import LabelOrigin, meant_for
 from dd.pipeline.outcome import Outcome, folder_of
@@ -32,6 +34,7 @@ from dd.runs.stop import Stop
 from dd.sets import DistilledSet, hashed_once
 from dd.sets import load as load_set
 from dd.sets.formats import set_file
+from dd.training.encoders import EncoderSettings
 from dd.training.relabel import TeacherLabeller
 
 
@@ -165,21 +168,24 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
     )
     if foreign:
         require_modest(distilled, settings)
-    origin = _teachers_named(meant.labeller, settings.allowed.teachers)
+    encoder, teachers = _encoder_named(meant.encoder, settings.allowed.teachers)
+    origin = _teachers_named(meant.labeller, teachers)
     if settings.task is not None:
         settings.task.require_usable(distilled, taught=origin is not None)
     data = open_data(settings.dataset, settings.data, torch.device(settings.device))
     distilled.require_match(data)
-    own = distilled.own_classes()
-    task = task_for(data, own[0] if distilled.image_kind == "schedule" else own, settings)
+    task = task_for(data, _classes_of(distilled), settings)
     if foreign:
         for student in settings.task.architectures(task) if settings.task else (task.student,):
             require_memory(distilled, replace(task, student=student), settings.eval)
+        if encoder is not None:
+            require_encoder(encoder, task, settings)
     stop = Stop("finished students are kept; the same command resumes")
     with stop.watching(), numerics(settings), measured(task.device) as cost:
         store = stored_labels(distilled, settings.eval)
         labeller, why = _labeller(origin, task, settings, store, foreign)
-        evaluator = Evaluator(task, settings.eval, force=settings.force, labeller=labeller)
+        learner = learner_of(distilled, task, encoder)
+        evaluator = Evaluator(task, settings.eval, force=settings.force, labeller=labeller, learner=learner)
         if foreign:
             require_time(distilled, evaluator, store, settings.allowed.hours, settings.task)
         if settings.task is not None:
@@ -207,6 +213,23 @@ def _start(distilled: DistilledSet) -> DistilledSet | None:
         return None
     same = all(start.provenance.get(key) == distilled.provenance.get(key) for key in ("recipe", "seed"))
     return start if same and not is_foreign(start) else None
+
+
+def _classes_of(distilled: DistilledSet) -> Tensor:
+    """Return the class (n,) of every image; representations name none, so the classes count as equally frequent."""
+    if distilled.label_kind == "representations":
+        return spread(distilled.n, len(distilled.classes))
+    own = distilled.own_classes()
+    return own[0] if distilled.image_kind == "schedule" else own
+
+
+def _encoder_named(
+    encoder: EncoderSettings | None, teachers: tuple[str, ...]
+) -> tuple[EncoderSettings | None, tuple[str, ...]]:
+    """Return the set's encoder, replaced by the one that the user names as its teacher, and the other teachers."""
+    if encoder is None or not teachers:
+        return encoder, teachers
+    return replace(encoder, name=teachers[0]), teachers[1:]
 
 
 def _teachers_named(origin: LabelOrigin | None, teachers: tuple[str, ...]) -> LabelOrigin | None:

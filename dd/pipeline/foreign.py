@@ -16,6 +16,7 @@ from dd.recipes import Evaluation
 from dd.runs import Store
 from dd.sets import DistilledSet
 from dd.sets.formats import seal
+from dd.training.encoders import Encoders, EncoderSettings
 from dd.training.teacher_names import is_file
 from dd.training.teachers import Teachers
 
@@ -65,6 +66,15 @@ def require_teachers(origin: LabelOrigin, task: Task, settings: Evaluation) -> N
         epochs, images = origin.squeeze.epochs, len(task.data.train)
         work = f"{len(missing)} teachers to be trained here, {epochs:,} epochs of {images:,} images each"
         raise _not_said(work, f"hours={settings.allowed.hours:g}")
+
+
+def require_encoder(encoder: EncoderSettings, task: Task, settings: Evaluation) -> None:
+    """Raise `UsageError` if a set needs an encoder from a path, or trained here, that the user did not name."""
+    if not settings.allowed.teachers and is_file(encoder.name):
+        raise _not_said("an encoder at a path", f"teachers={encoder.name}")
+    missing = [one for one in Encoders(task, encoder).artefacts() if not task.store.has(one.kind, one.spec)]
+    if missing and "hours" not in settings.named:
+        raise _not_said(f"an {missing[0].words}, to be trained here", f"hours={settings.allowed.hours:g}")
 
 
 def _not_said(what: str, word: str) -> UsageError:

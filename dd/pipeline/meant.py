@@ -7,14 +7,17 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from dd.data import DataSettings
+from dd.engine.method import Task
 from dd.engine.selection import Fact
 from dd.errors import UsageError
+from dd.evaluation.learners import Learner, learner_of
 from dd.evaluation.protocols import Protocol, default_protocol
 from dd.io.typed import typed
 from dd.labels import LabelSettings
 from dd.networks import NetworkSpec
 from dd.sets import DistilledSet
 from dd.sets.origin import Imported
+from dd.training.encoders import EncoderSettings
 from dd.training.teachers import SqueezeSettings
 
 
@@ -49,6 +52,7 @@ class _Provenance:
     command: str = ""
     note: str = ""
     labeller: LabelOrigin | None = None
+    encoder: EncoderSettings | None = None
     selection: Mapping[str, Fact] | None = None
     imported: Imported | None = None
 
@@ -57,7 +61,7 @@ _UNASKED: dict[str, Any] = {"labels": (), "suite": None, "teachers": (), "corese
 
 
 class Meant(NamedTuple):
-    """Data, student and protocol for which a set is meant, the labeller of its views, and its provenance.
+    """Data, student, protocol and encoder for which a set is meant, the labeller of its views, and its provenance.
 
     Missing values are replaced by the defaults of the set's source.
     """
@@ -66,6 +70,7 @@ class Meant(NamedTuple):
     student: NetworkSpec
     protocol: Protocol
     labeller: LabelOrigin | None
+    encoder: EncoderSettings | None
     made: Mapping[str, Any]
 
 
@@ -87,7 +92,17 @@ def meant_for(distilled: DistilledSet) -> Meant:
             # the regimes that its run scored are no part of a set's use: whoever evaluates it asks for them
             protocol=replace(protocol, **_UNASKED) if protocol else default_protocol(distilled.source),
             labeller=typed(LabelOrigin, views, "views.labeller") if views else provenance.labeller,
+            encoder=provenance.encoder,
             made=distilled.provenance,
         )
     except UsageError as error:
         raise UsageError(f"{distilled.path or 'the set'} is unusable: {error}") from error
+
+
+def learner_for(distilled: DistilledSet, task: Task) -> Learner:
+    """Return what a set trains and how that is scored; see `dd.evaluation.learners`.
+
+    Raises:
+        UsageError: its encoder is not available, or what it records about its use is invalid.
+    """
+    return learner_of(distilled, task, meant_for(distilled).encoder)

@@ -29,6 +29,7 @@ from dd.pipeline.following import followed, require_holdout, tell, tell_again
 from dd.pipeline.foreign import remember
 from dd.pipeline.label import label as labelled
 from dd.pipeline.label import require_room
+from dd.pipeline.meant import learner_for
 from dd.pipeline.outcome import Outcome, finished
 from dd.pipeline.pair import Pair
 from dd.pipeline.plan import SETS, locate, planned_labels, set_key, settled
@@ -180,7 +181,8 @@ def evaluate(run: Run, pair: Pair, labeller: Labeller | None, store: LabelStore 
     """Evaluate the set and the references, and compare the accuracy with the recipe's expectation."""
     recipe, task = run.recipe, run.task
     with run.stage("evaluate", "training students"):
-        evaluator = Evaluator(task, recipe.eval, force=run.force, labeller=labeller)
+        learner = learner_for(pair.set, task)
+        evaluator = Evaluator(task, recipe.eval, force=run.force, labeller=labeller, learner=learner)
         report = scored(pair.set, pair.start, evaluator, store=store)
         report = with_regimes(report, pair.set, pair.start, evaluator, recipe.dataset)
     remark = probes_note(recipe, task, run.folder)

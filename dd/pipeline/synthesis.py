@@ -12,6 +12,7 @@ from dd.engine.synthesise import Watch, synthesise
 from dd.evaluation.evaluate import Evaluator
 from dd.io import digest, remove_state, write_text
 from dd.pipeline.begin import begin
+from dd.pipeline.meant import learner_for
 from dd.pipeline.pair import Pair
 from dd.pipeline.parts import SetParts, forget_parts
 from dd.pipeline.plan import set_key
@@ -60,7 +61,8 @@ def _whole(run: Run, method: Method[P], prepared: P) -> Payload:
     syn, checkpoint = _variables(run, method, prepared)
     start = _described(run, method.finish(syn, task, prepared), 0)
     first = checkpoint.iteration()
-    evaluator = Evaluator(task, recipe.eval, labeller=method.labeller(task, prepared))
+    learner = learner_for(start, task)
+    evaluator = Evaluator(task, recipe.eval, labeller=method.labeller(task, prepared), learner=learner)
     track = Track(run.folder, resume_at=first, history=checkpoint.log(), trackers=run.trackers)
     with measured(task.device) as cost, track, bar("synthesise", method.iterations, first) as progress:
 

@@ -10,6 +10,7 @@ from dd.evaluation.evaluate import Evaluator, own_arm
 from dd.io import remove_state
 from dd.pipeline.following import require_holdout
 from dd.pipeline.outcome import finished
+from dd.pipeline.meant import learner_for
 from dd.pipeline.plan import locate
 from dd.pipeline.run import Held, begun, label, prepare, show, synthesise
 from dd.pipeline.task import Run
@@ -83,7 +84,8 @@ def _made(run: Run, held: Held, method: Method[P], students: bool) -> Trial:
     found: tuple[float, ...] = ()
     if students:
         with run.stage("evaluate", "training students"):
-            evaluator = Evaluator(run.task, run.recipe.eval, labeller=labeller)
+            learner = learner_for(pair.set, run.task)
+            evaluator = Evaluator(run.task, run.recipe.eval, labeller=labeller, learner=learner)
             arm, lr = own_arm(pair.set, evaluator, store), evaluator.lr_of(pair.set)
             found = evaluator.held_out(arm, lr, run.recipe.eval.students)
     return _trial(run.folder, found)

@@ -223,6 +223,8 @@ def uneven_classes(cls: type[Method], lab: Lab) -> None:
             f"with 3 images of one class and 1 of another it fails ({in_one_line(error)}); if it needs the same number "
             "for every class, declare `even: ClassVar[bool] = True`"
         ) from error
+    if result.label_kind == "representations":  # they name no class
+        return
     own = result.own_classes().cpu()
     if result.image_kind == "schedule":  # each epoch in any order
         own, wanted = own.sort(1).values, wanted.expand_as(own)

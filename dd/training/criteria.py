@@ -33,4 +33,14 @@ class CrossEntropy:
         return self.temperature**2 * loss if self.squared else loss
 
 
+@dataclass(frozen=True)
+class SquaredError:
+    """The mean of (outputs - targets)² over a batch and its numbers, for real-valued targets (b, k)."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Scalar mean for outputs and targets, both (b, k)."""
+        return F.mse_loss(outputs, targets)
+
+
 PLAIN = CrossEntropy()
+SQUARED_ERROR = SquaredError()

@@ -9,7 +9,12 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs" / "pages" / "howto" / "downstream.md"
 COMMANDS = [line.strip() for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("    dd eval")]
 TINY = "student.width=4 student.depth=1 eval.students=1 eval.epochs=null eval.steps=2 eval.full_students=1"
-OF_TASK = {"continual": "continual.orders=1", "nas": "nas.sample=3 nas.reference=1 nas.reference_epochs=1"}
+OF_TASK = {
+    "continual": "continual.orders=1",
+    "linear": "linear.squeeze.augment=false",
+    "nas": "nas.sample=3 nas.reference=1 nas.reference_epochs=1",
+    "transfer": "transfer.fine_tune=2",
+}
 
 
 def task_of(command):

@@ -90,7 +90,7 @@ def test_protocols(capsys):
 def test_every_protocol_of_ours_states_its_family_and_source():
     assert set(ORIGINS) == set(PROTOCOLS.data)
     for origin in ORIGINS.values():
-        assert origin.family in ("ours", "matching", "decoupled", "benchmark", "coreset")
+        assert origin.family in ("ours", "matching", "decoupled", "representation", "benchmark", "coreset")
         assert origin.of
         assert origin.source
 

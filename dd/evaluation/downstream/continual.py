@@ -52,6 +52,8 @@ class Continual(Downstream):
 
     def require_usable(self, distilled: DistilledSet, *, taught: bool) -> None:
         """See `Downstream`."""
+        if distilled.label_kind == "representations":
+            raise UsageError("task=continual needs images with classes, but this set's labels are representations")
         if taught or distilled.label_kind == "views":
             raise UsageError(
                 "task=continual cannot use teachers' labels of views: the teachers have seen the classes of every "

@@ -162,10 +162,12 @@ def contenders(
     if store is not None and evaluator.labeller is None:
         # without the teachers, the control would have different labels than the set
         return found, {"control": without}
+    if evaluator.learner.without:
+        return found, {"control": evaluator.learner.without}
     arms = {"control": control_arm(evaluator.task)}
     if distilled.decode_factor > 1:
         arms["decoded"] = decoded_arm(evaluator.task, distilled.decode_factor)
-    for key, arm in arms.items():
+    for key, arm in ((key, evaluator.learner.labelled(arm)) for key, arm in arms.items()):
         lr, note = evaluator.choose_lr(arm, evaluator.lrs_of(distilled), evaluator.protocol.students)
         found[key] = Contender(arm, lr, note)
     return found, {}

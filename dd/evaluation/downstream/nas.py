@@ -80,6 +80,11 @@ class ArchitectureSearch(Downstream):
     students of each architecture are trained.
     """
 
+    def require_usable(self, distilled: DistilledSet, *, taught: bool) -> None:
+        """See `Downstream`."""
+        if distilled.label_kind == "representations":
+            raise UsageError("task=nas trains classifiers, but this set's labels are representations")
+
     def architectures(self, task: Task) -> tuple[NetworkSpec, ...]:
         """Return the architectures to be ranked, resolved for the data's images.
 

@@ -3,9 +3,13 @@
 from dd.errors import unknown
 from dd.evaluation.downstream.continual import Continual
 from dd.evaluation.downstream.contract import Downstream
+from dd.evaluation.downstream.linear import Linear
 from dd.evaluation.downstream.nas import ArchitectureSearch
+from dd.evaluation.downstream.transfer import Transfer
 
-TASKS: dict[str, type[Downstream]] = {task.name: task for task in (Continual, ArchitectureSearch)}
+TASKS: dict[str, type[Downstream]] = {
+    task.name: task for task in (Continual, ArchitectureSearch, Linear, Transfer)
+}
 
 
 def task_named(name: str) -> Downstream:
