@@ -9,8 +9,8 @@ from dd.engine.method import Method
 from dd.evaluation.evaluate import Evaluator, own_arm
 from dd.io import remove_state
 from dd.pipeline.following import require_holdout
-from dd.pipeline.outcome import finished
 from dd.pipeline.meant import learner_for
+from dd.pipeline.outcome import finished
 from dd.pipeline.plan import locate
 from dd.pipeline.run import Held, begun, label, prepare, show, synthesise
 from dd.pipeline.task import Run

@@ -7,9 +7,7 @@ from dd.evaluation.downstream.linear import Linear
 from dd.evaluation.downstream.nas import ArchitectureSearch
 from dd.evaluation.downstream.transfer import Transfer
 
-TASKS: dict[str, type[Downstream]] = {
-    task.name: task for task in (Continual, ArchitectureSearch, Linear, Transfer)
-}
+TASKS: dict[str, type[Downstream]] = {task.name: task for task in (Continual, ArchitectureSearch, Linear, Transfer)}
 
 
 def task_named(name: str) -> Downstream:
