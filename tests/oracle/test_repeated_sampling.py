@@ -6,8 +6,11 @@ from collections import Counter
 import pytest
 import torch
 
+from dd.engine.registry import get
 from dd.errors import UsageError
-from dd.evaluation import PROTOCOLS
+from dd.evaluation import PROTOCOLS, Protocol
+from dd.evaluation.arms import selection_arm
+from dd.evaluation.evaluate import Evaluator, arm_of
 from dd.evaluation.time_to_accuracy import time_to_accuracy
 from dd.rng import generator
 from dd.selection.rounds import with_replacement, without_replacement
@@ -36,7 +39,7 @@ def test_without_replacement_a_longer_schedule_begins_with_a_shorter_one_and_see
 
 def test_without_replacement_no_image_is_favoured():
     """Counts of the images of every position, over many schedules, are those of a uniform draw within 5 sigma."""
-    n, k, rounds, times = 5, 2, 5, 3000
+    n, k, rounds, times = 5, 2, 5, 1500
     drawn = [without_replacement(n, k, rounds, generator(seed, "rounds")) for seed in range(times)]
     seen = torch.stack(drawn).flatten(1)
     sigma = math.sqrt(times * (1 / n) * (1 - 1 / n))
@@ -61,19 +64,13 @@ def test_with_replacement_no_image_is_twice_in_a_round_and_the_coverage_is_that_
 @pytest.mark.parametrize(("name", "batch"), [("rs2", 128), ("deepcore", 256)])
 @pytest.mark.parametrize("n", [100, 1000])
 def test_lr_falls_from_its_start_to_1e_4_over_the_steps_of_the_subset(name, batch, n):
-    """CosineAnnealingLR of torch over E ceil(k / b) steps."""
+    """eta_min + (lr - eta_min) (1 + cos(pi t / T)) / 2 with T = E ceil(k / b)."""
     protocol = PROTOCOLS[name]
     fit = protocol.fit(n, protocol.lr, "none")
     steps = 200 * math.ceil(n / batch)
     assert fit.steps == steps
-    weight = torch.nn.Parameter(torch.zeros(()))
-    optimiser = torch.optim.SGD([weight], lr=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=1e-4)
-    for step in range(0, steps + 1):
-        if step % 97 == 0 or step == steps:
-            assert fit.rate(step) == pytest.approx(schedule.get_last_lr()[0], rel=1e-6)
-        optimiser.step()
-        schedule.step()
+    wanted = [1e-4 + (0.1 - 1e-4) * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps + 1)]
+    assert [fit.rate(step) for step in range(steps + 1)] == pytest.approx(wanted)
     assert (fit.rate(0), fit.rate(steps)) == (0.1, pytest.approx(1e-4, rel=1e-12))
 
 
@@ -89,3 +86,67 @@ def test_time_to_accuracy():
         time_to_accuracy(grid, grid[1:], 1.0)
     with pytest.raises(UsageError, match="ascend"):
         time_to_accuracy([1.0, 0.5], [1.0, 2.0], 1.0)
+
+
+# ---- the method -----------------------------------------------------------------------------------------------------
+
+RS2 = get("rs2")
+
+
+def made(method, task):
+    method = method.settle(task)
+    return method.finish(method.start(task, None), task, None)
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_every_round_has_the_requested_images_of_every_class(make_task, blobs, replacement):
+    task = make_task(blobs(per_class=7), ipc=3)
+    found = made(RS2(rounds=9, replacement=replacement), task)
+    found.check()
+    assert (found.image_kind, tuple(found.images.shape), found.n) == ("schedule", (9, 12), 12)
+    labels = task.data.train.labels[found.images]
+    assert torch.equal(labels, task.targets.expand(9, -1))
+    assert torch.equal(found.labels, labels)
+    facts = found.provenance["selection"]
+    assert facts["rounds"] == 9
+    assert facts["images_read"] == len(set(found.images.flatten().tolist()))
+    if not replacement:  # 9 rounds of 3 read the 7 images of a class 3 or 4 times
+        counts = torch.bincount(found.images.flatten(), minlength=28)
+        assert set(counts.tolist()) == {3, 4}
+
+
+def test_unbalanced_rounds_read_all_images_in_turn(make_task, blobs):
+    task = make_task(blobs(per_class=7), ipc=3)
+    found = made(RS2(rounds=7, balanced=False), task)
+    assert set(torch.bincount(found.images.flatten(), minlength=28).tolist()) == {3}  # 7 x 12 = 3 x 28
+    counts = {tuple(torch.bincount(row, minlength=4).tolist()) for row in found.labels}
+    assert len(counts) > 1
+    assert all(bool((row.diff() >= 0).all()) for row in found.labels)
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_rounds_of_all_images_are_ordinary_training_bit_by_bit(make_task, blobs, replacement):
+    """Oracle 17: r = 1."""
+    data = blobs(noise=1.5, per_class=6)
+    task = make_task(data, ipc=len(data.train) // 4)
+    protocol = Protocol(steps=None, epochs=3, inclusive=False, batch=5, students=1, lr=0.05, full=False)
+    evaluator = Evaluator(task, protocol)
+    schedule = made(RS2(rounds=3, replacement=replacement), task)
+    whole = made(get("random")(copy=False), task)
+    index = torch.cat([data.train.of_class(c) for c in range(4)])
+    fixed = selection_arm("all", whole.__class__(**(vars(whole) | {"images": index})), data)
+    rounds, plain = (evaluator._batches(arm, 0)[0] for arm in (arm_of("rounds", schedule, evaluator), fixed))
+    for number in range(3):
+        pairs = zip(rounds(generator(number), number), plain(generator(number), number), strict=True)
+        assert all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in pairs)
+    scores = [evaluator.score(arm, 0.05, 1) for arm in (arm_of("rounds", schedule, evaluator), fixed)]
+    assert scores[0] == scores[1]
+
+
+def test_more_passes_than_rounds_and_copies_are_refused(make_task, blobs):
+    task = make_task(blobs(per_class=7), ipc=3)
+    evaluator = Evaluator(task, Protocol(steps=None, epochs=4, inclusive=False, batch=12, students=1, full=False))
+    with pytest.raises(UsageError, match="3 passes, but 4 are needed"):
+        arm_of("rounds", made(RS2(rounds=3), task), evaluator)
+    with pytest.raises(UsageError, match="copy=true: rs2 makes a schedule"):
+        RS2(copy=True).settle(task)
