@@ -130,7 +130,7 @@ class Report:
             making of labels.
         student: the fields of the network.
         dataset: name, path and notes of the data.
-        bytes: size of the images, the labels and the whole set.
+        bytes: size of the images, the labels and the whole set, see `DistilledSet.bytes`.
         cost: seconds and peak memory in bytes, per stage.
         expected: the accuracy band of the recipe's cell, if any.
         verdict: "inside", "outside" or "unverified", with the reason in `verdict_note`.
