@@ -425,7 +425,10 @@ def test_what_a_shell_is_offered(place, finished):
     assert offered(place, "dd run method=datm iter") == ["iterations="]
     assert "dataset=cifar10" in offered(place, "dd show dataset=ci")
     assert offered(place, "dd run method=datm like=cifar10.ipc5") == ["like=cifar10.ipc50", "like=cifar10.ipc500"]
-    assert offered(place, "dd run eval.protocol=qui") == ["eval.protocol=quick", "eval.protocol=quick-soft"]
+    assert offered(place, "dd run eval.protocol=rethinkdc") == [
+        "eval.protocol=rethinkdc-hard",
+        "eval.protocol=rethinkdc-soft",
+    ]
     assert offered(place, "dd methods dat") == ["datadam", "datm"]
     assert offered(place, "dd experts ma") == ["make"]
     (place.path / "a.safetensors").touch()
