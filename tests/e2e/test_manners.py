@@ -431,11 +431,11 @@ def test_what_a_shell_is_offered(place, finished):
     ]
     assert offered(place, "dd methods dat") == ["datadam", "datm"]
     assert offered(place, "dd experts ma") == ["make"]
-    (place.path / "a.safetensors").touch()
-    (place.path / "a.toml").touch()
-    assert offered(place, "dd eval a") == ["a.safetensors"]
-    assert offered(place, "dd run recipe=a") == ["recipe=a.toml"]
-    assert offered(place, "dd run init=a") == ["init=a.safetensors"]
+    (place.path / "zebra.safetensors").touch()
+    (place.path / "zebra.toml").touch()
+    assert offered(place, "dd eval z") == ["zebra.safetensors"]
+    assert offered(place, "dd run recipe=z") == ["recipe=zebra.toml"]
+    assert offered(place, "dd run init=z") == ["init=zebra.safetensors"]
     assert offered(place, 'dd run "open') == []
     assert place.dd("completion", "bash", "--line", "dd run init=~nobody-here/a").code == 0
     folder = str(finished.folder())
