@@ -20,6 +20,7 @@ from dd.evaluation.scores import nested_std
 from dd.io import write_text
 from dd.recipes import parse_overrides
 
+SEED = "SEED"
 RESULTS = Path(__file__).parent / "results"
 FIELDS = (
     *("command", "seeds", "students", "accuracy", "std_sets", "std_students", "control", "control_std"),
@@ -31,12 +32,13 @@ def row(words: str, seeds: Sequence[int]) -> dict[str, Any]:
     """Run one command with every seed and return its row.
 
     Args:
-        words: the settings, as on the command line, without `seed`.
+        words: the settings, as on the command line, without `seed`; `SEED` in them stands for it.
         seeds: the seeds.
     """
-    settings = dict(parse_overrides(words.split()))
-    method = settings.pop("method")
-    reports = [dd.run(method, seed=seed, **settings).report for seed in seeds]
+    reports = []
+    for seed in seeds:
+        settings = dict(parse_overrides(words.replace(SEED, str(seed)).split()))
+        reports.append(dd.run(settings.pop("method"), seed=seed, **settings).report)
     means = [report.accuracy.mean for report in reports]
     controls = [value for report in reports if report.control for value in report.control.values]
     held = [value for report in reports for value in report.accuracy.holdout]

@@ -203,8 +203,13 @@ def _released() -> list[str]:
     """Return the names of released sets, ignoring broken indexes."""
     from dd.released.index import known_sets
 
-    logging.getLogger("dd.released").setLevel(logging.ERROR)
-    return list(known_sets())
+    log = logging.getLogger("dd.released")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        return list(known_sets())
+    finally:
+        log.setLevel(before)
 
 
 def _sets(begun: str) -> list[str]:

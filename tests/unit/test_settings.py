@@ -26,6 +26,7 @@ NO_LABEL = {"mode", "replay", "tau"}
 # of no expert alone; the files' digest stands for `from`
 NO_EXPERT = {"count", "stack", "from"}
 OF_KIND = {"ftd": {"rho", "alpha"}, "ast": {"clip", "penalty", "decay"}, "sgd": set()}
+OF_PYRAMID = {"level_every", "added", "colour"}
 SEVERAL = {"teachers", "votes", "prior", "tau", "members_by"}  # of CV-DD, not of what a member recovers alone
 
 TRIED = (None, True, False, 1, 2, 3, 7, 12, 992, 0.3, 0.05, "none", "flip", "resnet18", (0.25, 0.5), ("a",), (1.0,) * 5)
@@ -88,6 +89,8 @@ def test_every_field_of_a_method_is_part_of_the_run_and_of_its_images(method):
         out |= {key for key in leaves(recipe.method) if key.startswith("cad.")}
     if hasattr(recipe.method, "start_from") and recipe.method.start_from != "crops":
         out |= {key for key in leaves(recipe.method) if key.startswith("crops.")}
+    if hasattr(recipe.method, "variables"):
+        out |= OF_PYRAMID if recipe.method.variables == "pixels" else {"start_from"}
     if method == "softlabel":  # its experts label, not teachers
         out |= {key for key in leaves(recipe.method) if key.startswith("squeeze.")}
     for key, other in others(recipe.method).items():
