@@ -21,11 +21,13 @@ from dd.cli.common import (
     remark,
     settings,
 )
+from dd.errors import UsageError, close_matches
 from dd.sizes import readable_size
 
 if TYPE_CHECKING:
     from dd.evaluation.compare import Comparison, Standing
 
+_OWN = ("allow_mismatch", "labels")  # keys of this verb
 _SHOWN = 40  # longest value of a condition
 
 
@@ -50,14 +52,18 @@ def command(settings: tuple[str, ...], as_json: bool) -> int:
     Numbers that hold under different conditions are not ranked: they are shown apart, with the conditions that differ,
     and the exit code is 2.  allow_mismatch=true ranks them and marks those that differ from the first.
     """
-    from dd.evaluation.compare import compare
+    from dd.evaluation.compare import TOO_FEW, compare, require_kinds
     from dd.pipeline.compare import reports_of
     from dd.recipes import parse_overrides
 
     places, words = paths_and_settings(settings)
     overrides = dict(parse_overrides(words))
+    _require_known(overrides)
     allowed = flag("allow_mismatch", overrides.pop("allow_mismatch", False))
     kinds = [kind for kind in str(overrides.pop("labels", "")).split(",") if kind]
+    require_kinds(kinds)
+    if len(places) < 2:
+        raise UsageError(TOO_FEW)
     log_to_stderr()
     found = compare(reports_of(places, overrides), kinds, allow_mismatch=allowed)
     if as_json:
@@ -69,6 +75,13 @@ def command(settings: tuple[str, ...], as_json: bool) -> int:
     keys = ", ".join(sorted({key for differing in found.differs.values() for key in differing}))
     remark(f"dd: these numbers are not comparable, {keys} differ; allow_mismatch=true ranks them nevertheless")
     return 2
+
+
+def _require_known(overrides: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for a key that resembles one of this verb's; `resolve_evaluation` knows all others."""
+    for key in overrides:
+        if key not in _OWN and "." not in key and (meant := close_matches(key, _OWN, n=1, cutoff=0.8)):
+            raise UsageError(f"unknown key {key!r}; did you mean {meant[0]!r}?")
 
 
 def _show(found: "Comparison") -> None:

@@ -16,6 +16,7 @@ from dd.io.typed import typed
 
 OWN = "own"
 KINDS = (OWN, "hard", "soft", "views")
+TOO_FEW = "name two or more sets to compare"
 
 
 @dataclass(frozen=True)
@@ -116,17 +117,27 @@ def compare(reports: Mapping[str, Report], kinds: Sequence[str] = (), *, allow_m
         UsageError: fewer than two reports, an unknown kind, or a kind that a report lacks.
     """
     if len(reports) < 2:
-        raise UsageError("name two or more sets to compare")
+        raise UsageError(TOO_FEW)
     names = _names(reports)
     blocks: list[Block] = []
     differs: dict[str, dict[str, dict[str, Any]]] = {}
-    for kind in kinds or [kind for kind in KINDS if all(_has(report, kind) for report in reports.values())]:
+    require_kinds(kinds)
+    for kind in dict.fromkeys(kinds) or [
+        kind for kind in KINDS if all(_has(report, kind) for report in reports.values())
+    ]:
         entries = [_entry(names[place], place, report, kind) for place, report in reports.items()]
         if unequal := _unequal(entries):
             differs[kind] = unequal
         parts = [entries] if allow_mismatch else _alike(entries)
         blocks += [Block(kind, _rows(part)) for part in parts]
     return Comparison(tuple(blocks), differs)
+
+
+def require_kinds(kinds: Sequence[str]) -> None:
+    """Raise `UsageError` if one of them is no kind of labels."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UsageError(f"labels={kind} is not one of {', '.join(KINDS)}")
 
 
 def conditions_of(report: Report | RegimeReport, data: Mapping[str, Any], student: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,8 +179,6 @@ def _has(report: Report, kind: str) -> bool:
 
 
 def _entry(name: str, place: str, report: Report, kind: str) -> Compared:
-    if kind not in KINDS:
-        raise UsageError(f"labels={kind} is not one of {', '.join(KINDS)}")
     if not _has(report, kind):
         raise UsageError(f"{place} has no score with labels={kind}; add eval.labels={kind} to score it so")
     seconds = sum(

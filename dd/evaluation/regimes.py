@@ -59,8 +59,7 @@ def score_regimes(
         UsageError: the set's images have no single class, or it is a schedule, or several coresets are given and
             nothing is held out to choose one.
     """
-    if distilled.image_kind == "schedule":
-        raise UsageError("a schedule shows other images in every pass; score it without eval.labels")
+    require_fixed(distilled)
     asked = evaluator.protocol
     first = evaluator.under(suite.protocol(asked.labels[0], asked), None)
     rows = _rows(distilled, start, _best(coresets, first), evaluator)
@@ -69,6 +68,12 @@ def score_regimes(
         protocol = suite.protocol(regime, asked)
         found.append(_scored(regime, rows, evaluator.under(protocol, None), None if regime == "hard" else teacher))
     return tuple(found)
+
+
+def require_fixed(distilled: DistilledSet) -> None:
+    """Raise `UsageError` if a set has other images in every pass, which no regime can label."""
+    if distilled.image_kind == "schedule":
+        raise UsageError("a schedule shows other images in every pass; score it without eval.labels")
 
 
 def hardened(distilled: DistilledSet) -> DistilledSet:

@@ -43,7 +43,15 @@ def suite_of(name: str | None, dataset: str) -> Suite:
     Raises:
         UsageError: there is no such suite.
     """
-    chosen = default_suite(dataset) if name is None else name
-    if chosen not in SUITES:
-        raise unknown("eval.suite", chosen, SUITES)
-    return SUITES[chosen]
+    return suite_named(default_suite(dataset) if name is None else name)
+
+
+def suite_named(name: str) -> Suite:
+    """Return the suite of a name.
+
+    Raises:
+        UsageError: there is no such suite.
+    """
+    if name not in SUITES:
+        raise unknown("eval.suite", name, SUITES)
+    return SUITES[name]

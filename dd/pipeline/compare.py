@@ -8,8 +8,9 @@ from typing import Any
 from dd.errors import RunError, UsageError
 from dd.evaluation.report import Report
 from dd.io import user_path
-from dd.pipeline.evaluation import evaluate_distilled, load
+from dd.pipeline.evaluation import evaluate_distilled, existing_set, load
 from dd.pipeline.outcome import finished
+from dd.released.pull import is_released
 from dd.runs import RunFolder
 from dd.sets import hashed_once
 from dd.sets.formats import set_file
@@ -25,16 +26,33 @@ def reports_of(places: Sequence[str], overrides: Mapping[str, Any]) -> dict[str,
     Raises:
         UsageError: a place is named twice, or has neither a set nor a report; settings are given for a report alone.
     """
-    if twice := [place for at, place in enumerate(places) if place in places[:at]]:
+    where = [_where(place, overrides) for place in places]
+    if twice := [place for at, place in enumerate(places) if where[at] in where[:at]]:
         raise UsageError(f"{twice[0]} is named twice")
     with hashed_once():
         return {place: _report_of(place, overrides) for place in places}
 
 
+def _where(place: str, overrides: Mapping[str, Any]) -> str:
+    """Return the file of a place, however it is spelled, or the name of a released set.
+
+    Raises:
+        UsageError: there is no such place; no set is scored before all are found.
+    """
+    if is_released(place):
+        return place
+    if not place.endswith(".json"):
+        return str(existing_set(place).resolve())
+    file = user_path(place)
+    if overrides:
+        raise UsageError(f"{place} is a report: name its set to score it with {next(iter(overrides))}=…")
+    if not file.exists():
+        raise UsageError(f"no report at {file}")
+    return str(file.resolve())
+
+
 def _report_of(place: str, overrides: Mapping[str, Any]) -> Report:
     if place.endswith(".json"):
-        if overrides:
-            raise UsageError(f"{place} is a report: name its set to score it with {next(iter(overrides))}=…")
         return _read(user_path(place))
     if not overrides and (folder := _finished_run(place)) is not None:
         return finished(folder).report
@@ -54,7 +72,5 @@ def _finished_run(place: str) -> RunFolder | None:
 def _read(file: Path) -> Report:
     try:
         return Report.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise UsageError(f"no report at {file}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{file} cannot be read as a report: {error}") from error

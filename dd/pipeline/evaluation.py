@@ -18,6 +18,7 @@ from dd.evaluation.evaluate import NOT_AT_HAND, Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.learners import learner_of, spread
 from dd.evaluation.protocols import Protocol
+from dd.evaluation.regimes import require_fixed
 from dd.evaluation.report import Report
 from dd.labels import LabelStore
 from dd.networks import NetworkSpec
@@ -170,6 +171,10 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
         require_modest(distilled, settings)
     encoder, teachers = _encoder_named(meant.encoder, settings.allowed.teachers)
     origin = _teachers_named(meant.labeller, teachers)
+    if settings.eval.labels:
+        if settings.task is not None:
+            raise UsageError("eval.labels compares test accuracies: leave it out with task=")
+        require_fixed(distilled)
     if settings.task is not None:
         settings.task.require_usable(distilled, taught=origin is not None)
     data = open_data(settings.dataset, settings.data, torch.device(settings.device))
@@ -189,8 +194,6 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
         if foreign:
             require_time(distilled, evaluator, store, settings.allowed.hours, settings.task)
         if settings.task is not None:
-            if settings.eval.labels:
-                raise UsageError("eval.labels compares test accuracies: leave it out with task=")
             report = settings.task.measure(distilled, evaluator, store=store, without=why)
         else:
             start = None if foreign else _start(distilled)

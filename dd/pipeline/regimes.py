@@ -8,7 +8,6 @@ import torch
 
 from dd.engine.method import Method, Task
 from dd.engine.method import prepare as prepared_by
-from dd.engine.selection import Selection
 from dd.errors import UsageError
 from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.protocols import Protocol
@@ -16,7 +15,7 @@ from dd.evaluation.regimes import score_regimes
 from dd.evaluation.report import Report
 from dd.evaluation.suites import Suite, suite_of
 from dd.labels import Labeller, LabelSettings
-from dd.recipes import resolve
+from dd.recipes import checks, resolve
 from dd.sets import DistilledSet
 from dd.training.relabel import TeacherLabeller
 from dd.training.teacher_names import STUDENT
@@ -59,9 +58,8 @@ def selected(name: str, task: Task, dataset: str) -> DistilledSet:
     """
     counts = torch.bincount(task.targets.cpu(), minlength=task.classes).tolist()
     ipc = counts[0] if len(set(counts)) == 1 else counts
+    checks.coreset(name)
     method = resolve({"method": name, "dataset": dataset, "ipc": ipc}).method
-    if not isinstance(method, Selection):
-        raise UsageError(f"eval.coreset={name} is no selection method, see `dd methods`; random is one")
     found = _chosen(method.settle(task), task)
     if found.image_kind == "schedule":
         raise UsageError(f"eval.coreset={name} selects other images for every pass, so it is no set of this size")

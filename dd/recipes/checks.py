@@ -58,6 +58,37 @@ def protocol(name: Any) -> "Protocol":
     return PROTOCOLS[name]
 
 
+def regimes(asked: "Protocol", network: "NetworkSpec") -> None:
+    """Raise `UsageError` for an unknown suite, a coreset of no selection method, or an impossible teacher.
+
+    Teachers count only if some labels are soft.  Otherwise these would fail only after the set is made and its students
+    are trained.
+    """
+    from dd.evaluation.suites import suite_named
+    from dd.training.teacher_names import Untrained, teacher_source
+
+    if asked.suite is not None:
+        suite_named(asked.suite)
+    for name in asked.coreset:
+        coreset(name)
+    if set(asked.labels) - {"hard"}:
+        for name in asked.teachers:
+            source = teacher_source(name, network)
+            if isinstance(source, Untrained):
+                student(source.spec)
+
+
+def coreset(name: str) -> None:
+    """Raise `UsageError` unless `name` is a selection method."""
+    from dd.engine import registry
+    from dd.engine.selection import Selection
+
+    if not registry.is_code(name) and name not in registry.names():
+        raise unknown("eval.coreset", name, registry.names())
+    if not issubclass(registry.get(name), Selection):
+        raise UsageError(f"eval.coreset={name} is no selection method, see `dd methods`; random is one")
+
+
 def student(spec: "NetworkSpec") -> None:
     """Raise `UsageError` for an impossible architecture, as far as this is known without the image size."""
     from dd.networks import resolve_network

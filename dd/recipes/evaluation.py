@@ -108,6 +108,7 @@ def resolve_evaluation(
         bare["device"] = checks.device(bare["device"])
     with problems.caught():
         checks.student(settled.parts.student)
+        checks.regimes(settled.parts.eval, settled.parts.student)
     task = None
     with problems.caught():
         task = _task(settled.values)

@@ -66,6 +66,7 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
     settled = parts.settle([*table.layers, *asked], known | BARE, problems)
     with problems.caught():
         checks.student(settled.parts.student)
+        checks.regimes(settled.parts.eval, settled.parts.student)
     bare |= {key: settled.values.get(key, bare[key]) for key in IN_CELLS}
     origin = {"device": "auto", **settled.origin} if bare["device"] == "auto" else settled.origin
     digests: dict[str, str] = {}

@@ -79,7 +79,9 @@ class DistilledSet:
 
     def __repr__(self) -> str:
         name, size = self.provenance.get("name", self.source), "x".join(map(str, self.images.shape[1:]))
-        what = f"{self.n} {self.image_kind}{f' of {size}' if size else ''}, {self.label_kind} labels"
+        kind = "images each" if self.image_kind == "schedule" else f"{self.image_kind}{f' of {size}' if size else ''}"
+        epochs = f"{len(self.images)} epochs of " if self.image_kind == "schedule" else ""
+        what = f"{epochs}{self.n} {kind}, {self.label_kind} labels"
         return f"<DistilledSet {name}: {what}, {len(self.classes)} classes>"
 
     def _repr_png_(self) -> bytes | None:
@@ -200,9 +202,7 @@ class DistilledSet:
         from dd.sets.dataset import dataset
 
         if self.image_kind not in ("pixels", "tiles"):
-            raise UsageError(
-                f"a set of {self.image_kind} does not hold the images themselves; this needs a set that does"
-            )
+            raise self._no_images()
         return dataset(self, epoch, temperature, preprocess)
 
     def save(self, path: Path | str) -> None:
@@ -238,11 +238,13 @@ class DistilledSet:
             UsageError: the set holds indices, not images.
         """
         if self.image_kind not in ("pixels", "tiles"):
-            raise UsageError(
-                f"a set of {self.image_kind} does not hold the images themselves; this needs a set that does"
-            )
+            raise self._no_images()
         images = (self.images if index is None else self.images[index]).to(preprocess.device)
         return preprocess(images) if images.dtype == torch.uint8 else images
+
+    def _no_images(self) -> UsageError:
+        kind = "a schedule" if self.image_kind == "schedule" else f"a set of {self.image_kind}"
+        return UsageError(f"{kind} does not hold the images themselves; this needs a set that does")
 
     def images_in(self, data: "RealData", index: Tensor | None = None) -> Tensor:
         """The images in model space, float32 (n, c, h, w): those stored, or the training images at the stored indices.

@@ -219,6 +219,15 @@ def test_numbers_of_the_report_by_hand(task):
     assert plain["settings"] == asdict(FEW)
 
 
+def test_a_reference_larger_than_a_class_is_refused_before_a_student_is_trained(task):
+    fewest = int(torch.bincount(task.data.train.labels.cpu()).min())
+    with (
+        nothing_made(),
+        pytest.raises(UsageError, match=rf"nas\.reference={fewest + 1}, but a class has only {fewest} "),
+    ):
+        replace(FEW, reference=fewest + 1).measure(made(task), Evaluator(task, BRIEF))
+
+
 def test_a_smaller_reference_and_learned_rates(task):
     few = replace(FEW, reference=3, reference_epochs=None)
     report = few.measure(made(task, lr=0.2), Evaluator(task, replace(BRIEF, students=1)))

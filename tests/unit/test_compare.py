@@ -175,6 +175,10 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     for words, why in (
         ([a], "two or more"),
         ([a, a], "named twice"),
+        ([a, str(tmp_path / "." / ".." / tmp_path.name / "a.json")], "named twice"),
+        ([a, b, "label=own"], "unknown key 'label'; did you mean 'labels'?"),
+        ([a, b, "alow_mismatch=true"], "did you mean 'allow_mismatch'?"),
+        ([str(tmp_path / "none"), b, "labels=own,hrad"], "labels=hrad is not one of"),
         ([a, str(tmp_path / "d.json")], "no report at"),
         ([a, b, "eval.steps=3"], "name its set"),
         ([a, b, "allow_mismatch=maybe"], "say true or false"),

@@ -641,6 +641,24 @@ def test_evaluation_settings_start_from_the_set(toy):
     assert len(str(caught.value).splitlines()) == 4
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"eval.suite": "quik"}, "unknown eval.suite 'quik'; did you mean 'quick'"),
+        ({"eval.coreset": "randon"}, "unknown eval.coreset 'randon'; did you mean 'random'"),
+        ({"eval.coreset": "random,dm"}, "eval.coreset=dm is no selection method"),
+        ({"eval.labels": "soft", "eval.teachers": "convnett"}, "unknown network 'convnett'"),
+        ({"eval.labels": "views", "eval.teachers": "none/there.pt"}, "none/there.pt"),
+    ],
+)
+def test_names_of_label_regimes_are_checked_before_anything_is_made(toy, settings, words):
+    facts = {"dataset": "fashion-mini", "data": DataSettings(), "student": NetworkSpec(), "made": {}}
+    with pytest.raises(UsageError, match=words):
+        resolve_evaluation(settings, **facts, protocol=PROTOCOLS["smoke"])
+    with pytest.raises(UsageError, match=words):
+        asked(toy, ipc=10, **settings)
+
+
 # --- another architecture -------------------------------------------------------------------------------------------
 
 CONVNET = NetworkSpec("convnet", 3, 32, norm="batch")

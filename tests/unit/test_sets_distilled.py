@@ -42,6 +42,9 @@ def test_numbers_of_a_set():
         images=torch.zeros(5, 4, dtype=torch.int64), labels=torch.zeros(5, 4, dtype=torch.int64), image_kind="schedule"
     )
     assert (schedule.n, schedule.ipc) == (4, 2)
+    assert "5 epochs of 4 images each, hard labels" in repr(schedule)
+    with pytest.raises(UsageError, match=r"^a schedule does not hold the images"):
+        schedule.as_dataset()
     assert a_set().bytes() == {"images": 4 * 4 * 12, "labels": 4 * 8, "total": 4 * 4 * 12 + 4 * 8}
 
 

@@ -115,8 +115,8 @@ class ArchitectureSearch(Downstream):
         """
         evaluator.require_holdout()
         specs = self.architectures(evaluator.task)
-        found, missing = contenders(distilled, evaluator, store, without)
         reference, protocol = self._reference(evaluator), evaluator.protocol
+        found, missing = contenders(distilled, evaluator, store, without)
         early, longer = self._early(evaluator, found["accuracy"].arm.n), self._longer(protocol)
         hard = Contender(reference, protocol.lr, "the protocol's lr")
         rows: dict[str, list[Reached]] = {key: [] for key in [*found, "early"]}
@@ -155,6 +155,9 @@ class ArchitectureSearch(Downstream):
         task = evaluator.task
         if self.reference is None:
             return full_arm(task.data, evaluator.protocol.batch)
+        fewest = int(torch.bincount(task.data.train.labels.cpu(), minlength=task.classes).min())
+        if self.reference > fewest:
+            raise UsageError(f"nas.reference={self.reference}, but a class has only {fewest} training images")
         targets = torch.arange(task.classes, device=task.device).repeat_interleave(self.reference)
         return control_arm(replace(task, targets=targets))
 
