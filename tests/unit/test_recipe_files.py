@@ -26,6 +26,8 @@ GROUPS = (
     "curriculum",
     "distil",
     "record",
+    "encoder",
+    "pool",
 )
 
 
