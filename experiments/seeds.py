@@ -3,19 +3,20 @@
     python experiments/seeds.py coresets.csv 0,1,2 "method=random ipc=10" "method=herding ipc=10" …
 
 Every seed is another `dd run`: another selection or distillation, other students.  What is finished is read, not run
-again, so the command goes on where it was stopped.  Rows of other commands in the file are kept.
+again, so the command goes on where it was stopped.  Rows of other commands in the file are kept.  A command with
+`eval.labels` has further rows, one for each regime.
 """
 
 import csv
 import io
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import dd
-from dd.evaluation.report import Report
+from dd.evaluation.report import RegimeReport, Report, Score
 from dd.evaluation.scores import nested_std
 from dd.io import write_text
 from dd.recipes import parse_overrides
@@ -23,13 +24,13 @@ from dd.recipes import parse_overrides
 SEED = "SEED"
 RESULTS = Path(__file__).parent / "results"
 FIELDS = (
-    *("command", "seeds", "students", "accuracy", "std_sets", "std_students", "control", "control_std"),
+    *("command", "labels", "seeds", "students", "accuracy", "std_sets", "std_students", "control", "control_std"),
     *("holdout", "bytes", "prepare_s", "synthesise_s", "protocol", "fingerprint", "device", "torch"),
 )
 
 
-def row(words: str, seeds: Sequence[int]) -> dict[str, Any]:
-    """Run one command with every seed and return its row.
+def rows_of(words: str, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Run one command with every seed and yield its row, then that of each label regime.
 
     Args:
         words: the settings, as on the command line, without `seed`; `SEED` in them stands for it.
@@ -39,28 +40,41 @@ def row(words: str, seeds: Sequence[int]) -> dict[str, Any]:
     for seed in seeds:
         settings = dict(parse_overrides(words.replace(SEED, str(seed)).split()))
         reports.append(dd.run(settings.pop("method"), seed=seed, **settings).report)
-    means = [report.accuracy.mean for report in reports]
-    controls = [value for report in reports if report.control for value in report.control.values]
-    held = [value for report in reports for value in report.accuracy.holdout]
     first = reports[0]
-    return {
-        "command": f"dd run {words}",
-        "seeds": " ".join(map(str, seeds)),
-        "students": first.accuracy.n,
-        "accuracy": _two(statistics.fmean(means)),
-        "std_sets": _two(statistics.stdev(means)) if len(means) > 1 else "",
-        "std_students": _two(nested_std([report.accuracy.values for report in reports])[1]),
-        "control": _two(statistics.fmean(controls)) if controls else "",
-        "control_std": _two(statistics.stdev(controls)) if len(controls) > 1 else "",
-        "holdout": _two(statistics.fmean(held)) if held else "",
-        "bytes": first.bytes["total"],
+    cost = {
         "prepare_s": _seconds(reports, "prepare", "artefact_seconds"),
         "synthesise_s": _seconds(reports, "synthesise", "seconds"),
-        "protocol": first.protocol["protocol"],
-        "fingerprint": first.fingerprint,
         "device": first.device,
         "torch": first.versions["torch"],
     }
+    head = {"command": f"dd run {words}", "seeds": " ".join(map(str, seeds))}
+    scores = [(report.accuracy, report.control) for report in reports]
+    yield head | {"labels": "own"} | _cells(scores) | _conditions(first) | cost
+    for each in zip(*(report.regimes for report in reports), strict=True):
+        scores = [(one.rows["accuracy"], one.rows.get("control")) for one in each]
+        yield head | {"labels": each[0].regime} | _cells(scores) | _conditions(each[0]) | cost
+
+
+def _cells(scores: Sequence[tuple[Score, Score | None]]) -> dict[str, Any]:
+    """Return the accuracies of a row, from the scores of the set and its control for each seed."""
+    own = [score for score, _ in scores]
+    means = [score.mean for score in own]
+    controls = [value for _, control in scores if control is not None for value in control.values]
+    held = [value for score in own for value in score.holdout]
+    return {
+        "students": own[0].n,
+        "accuracy": _two(statistics.fmean(means)),
+        "std_sets": _two(statistics.stdev(means)) if len(means) > 1 else "",
+        "std_students": _two(nested_std([score.values for score in own])[1]),
+        "control": _two(statistics.fmean(controls)) if controls else "",
+        "control_std": _two(statistics.stdev(controls)) if len(controls) > 1 else "",
+        "holdout": _two(statistics.fmean(held)) if held else "",
+    }
+
+
+def _conditions(report: Report | RegimeReport) -> dict[str, Any]:
+    bytes_, protocol = report.bytes["total"], report.protocol["protocol"]
+    return {"bytes": bytes_, "protocol": protocol, "fingerprint": report.fingerprint}
 
 
 def _seconds(reports: Sequence[Report], stage: str, of: str) -> int:
@@ -74,17 +88,17 @@ def _two(value: float | None) -> str:
 def main(file: str, seeds: str, *commands: str) -> None:
     """Run the commands and write their rows, each as soon as it is complete."""
     path = RESULTS / file
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     if path.is_file():
         with path.open(encoding="utf-8", newline="") as lines:
-            rows = {one["command"]: dict(one) for one in csv.DictReader(lines)}
+            rows = {(one["command"], one["labels"]): dict(one) for one in csv.DictReader(lines)}
     for words in commands:
-        made = row(words, [int(seed) for seed in seeds.split(",")])
-        rows[made["command"]] = made
+        for made in rows_of(words, [int(seed) for seed in seeds.split(",")]):
+            rows[made["command"], made["labels"]] = made
         text = io.StringIO()
         writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows[command] for command in sorted(rows))
+        writer.writerows(rows[key] for key in sorted(rows))
         write_text(path, text.getvalue())
 
 

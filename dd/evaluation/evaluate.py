@@ -41,6 +41,7 @@ from dd.training.loop import Fit, Trainer, accuracy, predict, recall, right, vie
 from dd.views import Batches, ViewPolicy
 
 KIND = "students"
+NOT_REFERRED = "left out of eval.references"
 NOT_AT_HAND = "the teachers that labelled the set are missing here"
 _WATCHED, _LONG = 4, 2.0  # number of steps to time, and the maximum seconds to spend on them
 _GUESSES = 5  # of the top-5 accuracy
@@ -290,12 +291,14 @@ def evaluate(
             missing |= dict.fromkeys(("control", "full"), learner.without)
         else:
             control = evaluator.better_lr(learner.labelled(control_arm(task)), candidates, protocol.students)
-        if start is None:
+        if "start" not in protocol.references:
+            missing["start"] = NOT_REFERRED
+        elif start is None:
             missing["start"] = "the set at iteration 0 is not stored"
         else:
             arm = arm_of("the set at iteration 0", start, evaluator)
             begin = evaluator.better_lr(arm, candidates, protocol.students)
-        if distilled.decode_factor > 1 and not learner.without:
+        if distilled.decode_factor > 1 and not learner.without and "decoded" in protocol.references:
             arm = learner.labelled(decoded_arm(task, distilled.decode_factor))
             decoded = evaluator.better_lr(arm, candidates, protocol.students)
         if not learner.without:

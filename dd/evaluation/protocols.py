@@ -19,6 +19,7 @@ from dd.views import ViewPolicy
 
 _TOLD = Outside("number", "it says how students are counted or watched, not how one is trained")
 Regime = Literal["hard", "soft", "views"]
+Reference = Literal["decoded", "start", "noise"]
 _Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -92,6 +93,10 @@ class Protocol:
     """Number of times to score the set on held-out images during synthesis; 0 for never."""
     probe_steps: Annotated[int, Field(ge=1, le=10**9), _TOLD] = 100
     """Training steps of a probe's student."""
+    references: Annotated[tuple[Reference, ...], _TOLD] = ("decoded", "start", "noise")
+    """What to train students on besides the set and random real images, where it exists: "decoded", mosaics of random
+    real images; "start", the set at iteration 0; "noise", in every regime of `labels`.  () for none.
+    """
     labels: Annotated[tuple[Regime, ...], _TOLD, OnlyWith("labels")] = ()
     """Label regimes in which to score the set and its references, in addition to the set's own labels: "hard", the
     images' classes; "soft", one label of a teacher for each image; "views", a teacher asked on every view.

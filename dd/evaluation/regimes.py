@@ -10,7 +10,7 @@ import torch
 from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.evaluation.arms import Arm, control_arm, decoded_arm, fixed_arm, full_arm, noise_arm
-from dd.evaluation.evaluate import Evaluator, arm_of, making
+from dd.evaluation.evaluate import NOT_REFERRED, Evaluator, arm_of, making
 from dd.evaluation.protocols import Protocol, Regime
 from dd.evaluation.report import RegimeReport, Score
 from dd.evaluation.suites import Suite
@@ -122,20 +122,23 @@ def _best(coresets: Mapping[str, DistilledSet], evaluator: Evaluator) -> tuple[s
 def _rows(
     distilled: DistilledSet, start: DistilledSet | None, coreset: tuple[str, DistilledSet] | None, evaluator: Evaluator
 ) -> RegimeArms:
-    task = evaluator.task
+    task, wanted = evaluator.task, evaluator.protocol.references
     arms = {"accuracy": arm_of("the distilled set", hardened(distilled), evaluator), "control": control_arm(task)}
     missing: dict[str, str] = {}
     if coreset is None:
         missing["coreset"] = "not requested: eval.coreset=METHOD"
     else:
         arms["coreset"] = arm_of(f"the coreset of {coreset[0]}", hardened(coreset[1]), evaluator)
-    if distilled.decode_factor > 1:
+    if distilled.decode_factor > 1 and "decoded" in wanted:
         arms["decoded"] = decoded_arm(task, distilled.decode_factor)
-    if start is None:
+    if "start" not in wanted:
+        missing["start"] = NOT_REFERRED
+    elif start is None:
         missing["start"] = "the set at iteration 0 is not stored"
     else:
         arms["start"] = arm_of("the set at iteration 0", hardened(start), evaluator)
-    arms["noise"] = noise_arm(task)
+    if "noise" in wanted:
+        arms["noise"] = noise_arm(task)
     lr = None if distilled.lr is None else evaluator.lr_of(distilled)
     return RegimeArms(arms, missing, lr, coreset[0] if coreset else "", distilled.bytes()["images"])
 

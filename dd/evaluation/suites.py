@@ -21,8 +21,9 @@ class Suite:
     squeeze: SqueezeSettings
 
     def protocol(self, regime: Regime, run: Protocol) -> Protocol:
-        """Return the protocol of a regime, with the numbers of students that `run` asks for."""
-        counts = {name: getattr(run, name) for name in ("students", "pilots", "full", "full_students", "full_budget")}
+        """Return the protocol of a regime, with the references and the numbers of students that `run` asks for."""
+        names = ("students", "pilots", "references", "full", "full_students", "full_budget")
+        counts = {name: getattr(run, name) for name in names}
         return replace(PROTOCOLS[self.protocols[regime]], **counts)
 
 
