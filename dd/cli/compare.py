@@ -111,7 +111,7 @@ def _cells(row: "Standing") -> list[str]:
     from dd.evaluation.verdict import in_between
 
     behind = "-" if row.behind is None else in_between(row.behind)
-    if row.behind is not None and not row.behind.above:
+    if row.behind is not None and row.behind.low is not None and not row.behind.above:
         behind += ", not significant"
     return [
         f"≠ {row.name}" if row.other else row.name,

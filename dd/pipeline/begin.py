@@ -40,6 +40,8 @@ def begin(run: Run, method: Method[P], prepared: P, task: Task) -> Synthetic:
 def _take(given: DistilledSet, syn: Synthetic, task: Task, whole: int) -> None:
     """Copy an existing set into `syn`: its images, and its labels and lr if `syn` has such variables."""
     given.require_match(task.data)
+    if given.image_kind == "schedule":
+        raise UsageError("init: a schedule shows other images in every pass; start from a set of one choice of images")
     if given.image_kind not in ("pixels", "indices") or (given.n, *task.data.shape) != tuple(syn.images.shape):
         raise UsageError(
             f"init: the set has {given.image_kind} of shape {tuple(given.images.shape)}, the run needs pixels of shape "

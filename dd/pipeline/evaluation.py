@@ -26,7 +26,7 @@ from dd.pipeline.foreign import is_foreign, remember, require_encoder, require_m
 from dd.pipeline.label import label_spec, stored_labels
 from dd.pipeline.meant import LabelOrigin, meant_for
 from dd.pipeline.outcome import Outcome, folder_of
-from dd.pipeline.regimes import with_regimes
+from dd.pipeline.regimes import beside, with_regimes
 from dd.pipeline.task import context, numerics, task_for
 from dd.recipes import Evaluation, resolve_evaluation
 from dd.released.pull import Pulled, is_released, no_set_at, pull
@@ -196,9 +196,10 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
         if settings.task is not None:
             report = settings.task.measure(distilled, evaluator, store=store, without=why)
         else:
+            others = beside(evaluator, settings.dataset)
             start = None if foreign else _start(distilled)
             report = evaluate_set(distilled, start, evaluator, store=store, without=why)
-            report = with_regimes(report, distilled, start, evaluator, settings.dataset)
+            report = with_regimes(report, distilled, start, evaluator, others)
     costs = {"evaluate": asdict(cost)}
     return replace(
         report, cost=costs, **context(settings.device), recipe_hash=str(distilled.provenance.get("recipe", ""))

@@ -1,7 +1,7 @@
 """The label regimes of an evaluation: their teacher, their coresets, and the scores."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,44 @@ from dd.training.relabel import TeacherLabeller
 from dd.training.teacher_names import STUDENT
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What the label regimes need besides the set.
+
+    Attributes:
+        suite: the protocol of each regime.
+        coresets: the selected real images, by method.
+        teacher: labels images and views; None if all labels are hard.
+    """
+
+    suite: Suite
+    coresets: Mapping[str, DistilledSet]
+    teacher: TeacherLabeller | None
+
+
+def beside(evaluator: Evaluator, dataset: str) -> Beside | None:
+    """Return what the label regimes of the protocol need besides the set, before anything is trained on it.
+
+    Args:
+        evaluator: the evaluator of the set's own labels.
+        dataset: the data set, as recipes name it.
+
+    Returns:
+        None if the protocol asks for no regimes.
+
+    Raises:
+        UsageError: an unknown suite or coreset method, or a teacher that is unavailable or unfit.
+    """
+    protocol, task = evaluator.protocol, evaluator.task
+    if not protocol.labels:
+        return None
+    suite = suite_of(protocol.suite, task.data.name)
+    teacher = None if set(protocol.labels) == {"hard"} else _teacher(task, protocol, suite, evaluator.labeller)
+    return Beside(suite, {name: selected(name, task, dataset) for name in protocol.coreset}, teacher)
+
+
 def with_regimes(
-    report: Report, distilled: DistilledSet, start: DistilledSet | None, evaluator: Evaluator, dataset: str
+    report: Report, distilled: DistilledSet, start: DistilledSet | None, evaluator: Evaluator, others: Beside | None
 ) -> Report:
     """Return a report with the scores in the label regimes that the protocol asks for, if any.
 
@@ -31,18 +67,15 @@ def with_regimes(
         distilled: the set.
         start: the set at iteration 0, or None.
         evaluator: the evaluator of the report.
-        dataset: the data set, as recipes name it.
+        others: the result of `beside`.
 
     Raises:
-        UsageError: an unknown suite or coreset method, or a teacher that is unavailable or unfit.
+        UsageError: the regimes cannot label the set's images.
     """
-    protocol, task = evaluator.protocol, evaluator.task
-    if not protocol.labels:
+    if others is None:
         return report
-    suite = suite_of(protocol.suite, task.data.name)
-    coresets = {name: selected(name, task, dataset) for name in protocol.coreset}
-    teacher = None if set(protocol.labels) == {"hard"} else _teacher(task, protocol, suite, evaluator.labeller)
-    return replace(report, regimes=score_regimes(distilled, start, coresets, evaluator, suite, teacher))
+    found = score_regimes(distilled, start, others.coresets, evaluator, others.suite, others.teacher)
+    return replace(report, regimes=found)
 
 
 def selected(name: str, task: Task, dataset: str) -> DistilledSet:

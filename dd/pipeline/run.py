@@ -33,7 +33,7 @@ from dd.pipeline.meant import learner_for
 from dd.pipeline.outcome import Outcome, finished
 from dd.pipeline.pair import Pair
 from dd.pipeline.plan import SETS, locate, planned_labels, set_key, settled
-from dd.pipeline.regimes import with_regimes
+from dd.pipeline.regimes import beside, with_regimes
 from dd.pipeline.show import draw_pictures, judged, probes_note
 from dd.pipeline.task import Run, lighter, make_task, numerics
 from dd.recipes import Recipe
@@ -183,8 +183,9 @@ def evaluate(run: Run, pair: Pair, labeller: Labeller | None, store: LabelStore 
     with run.stage("evaluate", "training students"):
         learner = learner_for(pair.set, task)
         evaluator = Evaluator(task, recipe.eval, force=run.force, labeller=labeller, learner=learner)
+        others = beside(evaluator, recipe.dataset)
         report = scored(pair.set, pair.start, evaluator, store=store)
-        report = with_regimes(report, pair.set, pair.start, evaluator, recipe.dataset)
+        report = with_regimes(report, pair.set, pair.start, evaluator, others)
     remark = probes_note(recipe, task, run.folder)
     return judged(replace(report, cost=run.costs), recipe, run.command, remark)
 

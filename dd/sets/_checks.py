@@ -93,6 +93,10 @@ def images(ds: "DistilledSet") -> None:
     else:
         _typed(x, torch.int64, "images")
         _require(int(x.min()) >= 0, "images", f"index {int(x.min())} is negative")
+        if dims == 1:
+            ordered = x.sort().values
+            twice = ordered[1:][ordered.diff() == 0].tolist()
+            _require(not twice, "images", f"index {twice[0] if twice else ''} appears twice")
 
 
 def labels(ds: "DistilledSet") -> None:

@@ -50,6 +50,12 @@ def source(ds: "DistilledSet", data: "RealData") -> None:
         raise _mismatch("source_fingerprint", ds.source_fingerprint[:12], data.fingerprint[:12] + hint)
     if len(data.train) <= int(ds.images.max()):
         raise _mismatch("images", f"index {int(ds.images.max())}", f"only {len(data.train)} training images")
+    if ds.label_kind == "hard":
+        real = data.train.labels.cpu()[ds.images]
+        wrong = int((real != ds.labels).sum())
+        if wrong:
+            other = f"other classes for {wrong} of the {real.numel()} images at these indices"
+            raise _mismatch("labels", "hard ones", other + "; indices and labels are of different orders")
 
 
 def space(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

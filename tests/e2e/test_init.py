@@ -54,6 +54,17 @@ def test_a_set_of_bytes_gives_its_images_in_model_space(place, small, given):
     torch.testing.assert_close(start.images, (raw / 255 - mean) / std, rtol=0, atol=1e-5)
 
 
+def test_a_schedule_is_refused(place, small, given):
+    real = load(given)
+    soft = {"labels": real.targets().expand(2, -1, -1).contiguous(), "label_kind": "probabilities"}
+    images = torch.arange(2 * real.n).view(2, -1)
+    rows = dataclasses.replace(real, images=images, image_kind="schedule", source_fingerprint="", **soft)
+    save(rows, place.path / "rows.safetensors")
+    ended = place.dd("run", *small, f"init={place.path / 'rows.safetensors'}")
+    assert ended.code == 2
+    assert "init: a schedule shows other images in every pass" in ended.err.splitlines()[-1]
+
+
 def test_another_size_is_refused(place, small, given):
     ended = place.dd("run", *small, "ipc=2", f"init={given}")
     assert ended.code == 2

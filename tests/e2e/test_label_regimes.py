@@ -48,6 +48,18 @@ def test_an_existing_set_is_scored_under_them_on_request(scored):
     assert "made student" not in again.err
 
 
+def test_a_bad_teacher_is_refused_before_students_are_trained(scored, tmp_path):
+    place, _, _ = scored
+    file = sorted(place.runs.rglob("set.safetensors"))[0]
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_bytes(b"no checkpoint")
+    asked = ["eval.labels=soft", f"eval.teachers={teacher}@convnet", "eval.students=3", "force=true"]
+    ended = place.dd("eval", str(file), *asked)
+    assert ended.code == 2
+    assert "teacher.pt" in ended.err.splitlines()[-1]
+    assert "made student" not in ended.err
+
+
 @pytest.mark.parametrize(
     ("word", "why"),
     [

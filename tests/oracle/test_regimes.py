@@ -23,7 +23,7 @@ from dd.evaluation.verdict import verdict
 from dd.labels import LabelSettings
 from dd.networks import NetworkSpec
 from dd.pipeline.meant import meant_for
-from dd.pipeline.regimes import selected, with_regimes
+from dd.pipeline.regimes import beside, selected, with_regimes
 from dd.rng import generator
 from dd.sets import DistilledSet
 from dd.sets.tiles import decoded
@@ -418,11 +418,21 @@ def test_a_report_gets_the_regimes_that_are_asked_for(task, suite, monkeypatch):
     monkeypatch.setitem(SUITES, "t", suite)
     made = make_set(task)
     report = evaluate(made, None, Evaluator(task, BRIEF))
-    assert with_regimes(report, made, None, Evaluator(task, BRIEF), "fashion-mini") is report
+    plain = Evaluator(task, BRIEF)
+    assert with_regimes(report, made, None, plain, beside(plain, "fashion-mini")) is report
     asked = replace(
         BRIEF, labels=("soft", "hard"), suite="t", coreset=("random",), teachers=("convnet:depth=1:width=6",)
     )
-    found = with_regimes(report, made, None, Evaluator(task, asked), "fashion-mini").regimes
+    evaluator = Evaluator(task, asked)
+    found = with_regimes(report, made, None, evaluator, beside(evaluator, "fashion-mini")).regimes
+    assert [one.regime for one in found] == ["soft", "hard"]
+    assert "noise" in found[0].rows
+    evaluator = Evaluator(task, replace(asked, references=()))
+    few = with_regimes(report, made, made, evaluator, beside(evaluator, "fashion-mini")).regimes
+    assert [set(one.rows) for one in few] == [{"accuracy", "control", "coreset", "full"}] * 2
+    assert [few[0].rows[name] for name in few[0].rows] == [found[0].rows[name] for name in few[0].rows]
+    assert few[0].missing["start"] == "left out of eval.references"
+    assert evaluate(made, made, evaluator).missing["start"] == "left out of eval.references"
     assert [one.regime for one in found] == ["soft", "hard"]
     assert found[0].labels["names"] == ["convnet:depth=1:width=6"]
     assert found[0].coreset == "random"

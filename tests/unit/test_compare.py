@@ -161,6 +161,13 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "+3.17 [+2.50, +4.00]" in row
     assert "not significant" not in row
 
+    alone = [
+        written(tmp_path / f"{name}.json", report(name, (value,), control=(60.0,)))
+        for name, value in (("x", 70.0), ("y", 71.0))
+    ]
+    assert run_command_line(["compare", *alone]) == 0
+    assert "not significant" not in capsys.readouterr().out  # a single student has no interval
+
     assert run_command_line(["compare", a, b, c]) == 2
     told = capsys.readouterr()
     assert "eval.steps" in told.out

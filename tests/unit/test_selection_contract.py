@@ -150,6 +150,10 @@ def test_other_data_are_refused_by_the_field(task, blobs):
     found = made(Given(rows=(CHOICE,)), task)
     with pytest.raises(UsageError, match="'source_fingerprint'"):
         found.require_match(blobs(seed=1))
+    with pytest.raises(UsageError, match=r"'labels': .* other classes for 8 of the 8 images .* of different orders"):
+        replace(found, labels=(found.labels + 1) % 4, source_fingerprint="").require_match(task.data)
+    with pytest.raises(UsageError, match=r"'images': index \d+ appears twice"):
+        replace(found, images=found.images[[0, *range(7)]]).check()
     shuffled = replace(task.data, fingerprint="f" * 64)
     with pytest.raises(UsageError, match="'source_fingerprint'"):
         found.require_match(shuffled)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dd.data.preprocess import Standard
+from dd.data.real import DeviceSplit
 from dd.errors import UsageError
 from dd.labels import LabelSettings
 from dd.labels.spec import LabelSpec, StoredLabels
@@ -31,8 +32,10 @@ def a_set(**changes) -> DistilledSet:
 def data(**changes) -> Any:
     """What a set asks of the real data."""
     fields = {"name": "toy", "classes": ("cat", "dog"), "channels": 3, "size": 2, "fingerprint": "f" * 64}
-    space = changes.pop("space", SPACE)
-    return SimpleNamespace(**{**fields, "train": range(100), **changes}, preprocess=SimpleNamespace(spec=lambda: space))
+    space, images = changes.pop("space", SPACE), changes.pop("images", 100)
+    labels, standard = torch.arange(images) // 2 % 2, Standard((0.5,) * 3, (0.5,) * 3)
+    train = DeviceSplit(torch.zeros(images, 3, 2, 2, dtype=torch.uint8), labels, standard, 2)
+    return SimpleNamespace(**{**fields, "train": train, **changes}, preprocess=SimpleNamespace(spec=lambda: space))
 
 
 def test_numbers_of_a_set():
@@ -156,6 +159,7 @@ BROKEN = {
     "images    ": {"images": torch.full((4, 3, 2, 2), float("nan"))},
     "images     ": {"images": torch.tensor([0, 1, 2, -1]), "image_kind": "indices"},
     "images      ": {"images": torch.zeros(4), "image_kind": "indices"},
+    "images        ": {"images": torch.tensor([0, 1, 2, 1]), "image_kind": "indices"},
     "images       ": {"images": torch.zeros(4, dtype=torch.int64), "image_kind": "schedule"},
     "labels": {"labels": torch.tensor(0)},
     "labels ": {"labels": torch.tensor([0, 0, 1])},
@@ -221,7 +225,10 @@ def test_indices_belong_to_one_data_set():
     for changes, message in [
         ({"name": "other"}, "'source'.*'toy'.*'other'"),
         ({"fingerprint": "0" * 64}, "'source_fingerprint'.*ffff.*0000"),
-        ({"train": range(3)}, "'images'.*index 3.*only 3"),
+        ({"images": 3}, "'images'.*index 3.*only 3"),
     ]:
         with pytest.raises(UsageError, match=message):
             indices.require_match(data(**changes))
+    elsewhere = a_set(images=torch.tensor([0, 2, 4, 6]), image_kind="indices", source_fingerprint="f" * 64)
+    with pytest.raises(UsageError, match=r"'labels'.*other classes for 2 of the 4 images"):
+        elsewhere.require_match(data())
