@@ -33,7 +33,7 @@ def data(**changes) -> Any:
     """What a set asks of the real data."""
     fields = {"name": "toy", "classes": ("cat", "dog"), "channels": 3, "size": 2, "fingerprint": "f" * 64}
     space, images = changes.pop("space", SPACE), changes.pop("images", 100)
-    labels, standard = torch.arange(images) // 2 % 2, Standard((0.5,) * 3, (0.5,) * 3)
+    labels, standard = torch.arange(images) // 2 % 2, Standard(torch.full((3,), 0.5), torch.full((3,), 0.5))
     train = DeviceSplit(torch.zeros(images, 3, 2, 2, dtype=torch.uint8), labels, standard, 2)
     return SimpleNamespace(**{**fields, "train": train, **changes}, preprocess=SimpleNamespace(spec=lambda: space))
 
