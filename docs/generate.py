@@ -91,11 +91,19 @@ def seeds(file: str, *patterns: str) -> str:
     return _table(head, body)
 
 
-def _fitting(file: str, patterns: Sequence[str]) -> list[Row]:
+def downstream(file: str, *patterns: str) -> str:
+    """A table of the rows of a file of `experiments/downstream.py`: what its task measures, for each set."""
+    chosen = _fitting(file, patterns, "dd eval")
+    conditions = ("command", "protocol", "fingerprint", "device", "torch")
+    heads = [name for name in chosen[0].fields if name not in conditions]
+    return _table(heads, [[row.fields[name] for name in heads] for row in chosen])
+
+
+def _fitting(file: str, patterns: Sequence[str], verb: str = "dd run") -> list[Row]:
     """The rows of a file whose command fits one of the patterns, in the order of the patterns."""
     chosen: list[Row] = []
     for pattern in patterns:
-        fitting = [row for row in rows() if row.file == file and fnmatchcase(row.command, f"dd run {pattern}")]
+        fitting = [row for row in rows() if row.file == file and fnmatchcase(row.command, f"{verb} {pattern}")]
         if not fitting:
             raise PluginError(f"no row of {file} fits {pattern!r}")
         chosen += [row for row in fitting if row not in chosen]
@@ -206,7 +214,8 @@ def commands() -> str:
 
 
 _FUNCTIONS: dict[str, Callable[..., str]] = {
-    function.__name__: function for function in (results, seeds, protocols, methods, task, recipes, commands)
+    function.__name__: function
+    for function in (results, seeds, downstream, protocols, methods, task, recipes, commands)
 }
 
 

@@ -7,22 +7,19 @@ again, so the command goes on where it was stopped.  Rows of other commands in t
 `eval.labels` has further rows, one for each regime.
 """
 
-import csv
-import io
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
+
+from recorded import record
 
 import dd
 from dd.evaluation.report import RegimeReport, Report, Score
 from dd.evaluation.scores import nested_std
-from dd.io import write_text
 from dd.recipes import parse_overrides
 
 SEED = "SEED"
-RESULTS = Path(__file__).parent / "results"
 FIELDS = (
     *("command", "labels", "seeds", "students", "accuracy", "std_sets", "std_students", "control", "control_std"),
     *("holdout", "bytes", "prepare_s", "synthesise_s", "protocol", "fingerprint", "device", "torch"),
@@ -87,19 +84,8 @@ def _two(value: float | None) -> str:
 
 def main(file: str, seeds: str, *commands: str) -> None:
     """Run the commands and write their rows, each as soon as it is complete."""
-    path = RESULTS / file
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as lines:
-            rows = {(one["command"], one["labels"]): dict(one) for one in csv.DictReader(lines)}
     for words in commands:
-        for made in rows_of(words, [int(seed) for seed in seeds.split(",")]):
-            rows[made["command"], made["labels"]] = made
-        text = io.StringIO()
-        writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows[key] for key in sorted(rows))
-        write_text(path, text.getvalue())
+        record(file, FIELDS, list(rows_of(words, [int(seed) for seed in seeds.split(",")])))
 
 
 if __name__ == "__main__":
