@@ -149,6 +149,12 @@ def _fit(out: "Console", table: "Table") -> None:
     out.width = max(out.width, needed())  # a narrow terminal may wrap the keys, but shows all of them
 
 
+def shortened(value: object, most: int) -> str:
+    """Return a setting for a table, as text or JSON of at most `most` characters."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Print the library's log messages on stderr."""
     log = logging.getLogger("dd")

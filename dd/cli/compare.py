@@ -1,6 +1,5 @@
 """`dd compare`: sets side by side."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from dd.cli.common import (
     print_table,
     remark,
     settings,
+    shortened,
 )
 from dd.errors import UsageError, close_matches
 from dd.sizes import readable_size
@@ -99,7 +99,7 @@ def _show(found: "Comparison") -> None:
         names = list(dict.fromkeys(name for values in differing.values() for name in values))
         table = plain_table("setting", *names)
         for key, values in differing.items():
-            table.add_row(key, *(_value(values, name) for name in names))
+            table.add_row(key, *(shortened(values.get(name), _SHOWN) for name in names))
         print_table(out, table)
 
 
@@ -123,9 +123,3 @@ def _cells(row: "Standing") -> list[str]:
         readable_size(row.bytes),
         "-" if row.seconds is None else f"{row.seconds:.0f} s",
     ]
-
-
-def _value(values: Mapping[str, Any], name: str) -> str:
-    value = values.get(name)
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

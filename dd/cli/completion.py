@@ -45,6 +45,7 @@ _INSTALLED = (
     "dd completion fish > ~/.config/fish/completions/dd.fish",
 )
 _OF_SETS = ("eval", "compare", "export", "push", "pull", "sets")
+_OF_RUNS = ("diff",)
 _TRUTH = ("true", "false")
 _IMPORTED: dict[str, tuple[str, ...]] = {  # facts that files may omit, for `dd import` and `dd pull`
     "dataset": (),
@@ -137,7 +138,7 @@ def _candidates(before: list[str], last: str) -> Iterable[str]:
         return known["keys"]["eval.protocol"]
     if verb == "data check":
         return known["datasets"]
-    if verb in _OF_SETS:
+    if verb in (*_OF_SETS, *_OF_RUNS):
         return _for_a_set(verb, before, last)
     if verb == "import":
         files = [one for suffix in (".pt", ".npz", ".npy") for one in _files(last, suffix)]
@@ -157,7 +158,9 @@ def _candidates(before: list[str], last: str) -> Iterable[str]:
 
 
 def _for_a_set(verb: str, before: list[str], last: str) -> Iterable[str]:
-    """What follows a verb that takes a set: the set, then keys."""
+    """What follows a verb that takes a set: the set, then keys; or one that takes runs."""
+    if verb in _OF_RUNS:
+        return _runs(last)
     if len(before) == 1:
         return _released() if verb in ("sets", "pull") else [*_sets(last), *_released()]
     if verb == "eval":

@@ -18,6 +18,7 @@ VERBS = (
     "run",
     "eval",
     "compare",
+    "diff",
     "sets",
     "pull",
     "push",

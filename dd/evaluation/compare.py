@@ -123,10 +123,10 @@ def compare(reports: Mapping[str, Report], kinds: Sequence[str] = (), *, allow_m
     differs: dict[str, dict[str, dict[str, Any]]] = {}
     require_kinds(kinds)
     for kind in dict.fromkeys(kinds) or [
-        kind for kind in KINDS if all(_has(report, kind) for report in reports.values())
+        kind for kind in KINDS if all(has_kind(report, kind) for report in reports.values())
     ]:
-        entries = [_entry(names[place], place, report, kind) for place, report in reports.items()]
-        if unequal := _unequal(entries):
+        entries = [compared(names[place], place, report, kind) for place, report in reports.items()]
+        if unequal := unequal_conditions(entries):
             differs[kind] = unequal
         parts = [entries] if allow_mismatch else _alike(entries)
         blocks += [Block(kind, _rows(part)) for part in parts]
@@ -174,12 +174,18 @@ def _names(reports: Mapping[str, Report]) -> dict[str, str]:
     }
 
 
-def _has(report: Report, kind: str) -> bool:
+def has_kind(report: Report, kind: str) -> bool:
+    """Return whether a report has a score with labels of this kind."""
     return kind == OWN or any(one.regime == kind for one in report.regimes)
 
 
-def _entry(name: str, place: str, report: Report, kind: str) -> Compared:
-    if not _has(report, kind):
+def compared(name: str, place: str, report: Report, kind: str) -> Compared:
+    """Return the accuracy of a report with labels of one kind, with what it holds for.
+
+    Raises:
+        UsageError: the report at `place` has no such score.
+    """
+    if not has_kind(report, kind):
         raise UsageError(f"{place} has no score with labels={kind}; add eval.labels={kind} to score it so")
     seconds = sum(
         max(cost.get("seconds") or 0, cost.get("artefact_seconds") or 0)
@@ -205,7 +211,7 @@ def _alike(entries: Sequence[Compared]) -> list[list[Compared]]:
     return list(groups.values())
 
 
-def _unequal(entries: Sequence[Compared]) -> dict[str, dict[str, Any]]:
+def unequal_conditions(entries: Sequence[Compared]) -> dict[str, dict[str, Any]]:
     """Return the conditions that differ, each with its value by name; the fingerprint only if nothing else does."""
     keys = dict.fromkeys(itertools.chain.from_iterable(entry.conditions for entry in entries))
     found = {

@@ -70,6 +70,29 @@ def paired_gap(one: Sequence[float], other: Sequence[float]) -> Interval:
     return bootstrap([a - b for a, b in zip(one, other, strict=True)])
 
 
+def unpaired_gap(one: Sequence[float], other: Sequence[float]) -> Interval:
+    """Return mean(one) - mean(other) of values that share nothing, with its bootstrap interval.
+
+    Both are drawn anew in every bootstrap sample, independently of each other; `n` is the smaller number of values.
+
+    Raises:
+        UsageError: one of them has no values.
+    """
+    if not one or not other:
+        raise UsageError("an interval needs at least one value")
+    n, m = len(one), len(other)
+    values = torch.tensor([*one, *other], dtype=torch.float64)
+    mean = statistics.fmean(one) - statistics.fmean(other)
+    if min(n, m) == 1:
+        return Interval(mean, None, None, 1)
+
+    def gap(index: Tensor) -> Tensor:
+        # of n + m independent uniform draws, the first n choose among `one`, the others among `other`
+        return values[index[:, :n] % n].mean(1) - values[n + index[:, n:] % m].mean(1)
+
+    return Interval(mean, *percentiles(gap, n + m, n * m), min(n, m))
+
+
 def gap_to_best(own: Sequence[float], references: Sequence[Sequence[float]]) -> Interval:
     """Return mean(own) - max of the references' means, with its paired bootstrap interval.
 
@@ -338,14 +361,15 @@ def spearman(values: Tensor) -> Tensor:
     return (ab - ac * bc) / ((1 - ac**2) * (1 - bc**2)).sqrt()
 
 
-def percentiles(statistic: Callable[[Tensor], Tensor], n: int) -> tuple[float, float]:
+def percentiles(statistic: Callable[[Tensor], Tensor], n: int, below: int | None = None) -> tuple[float, float]:
     """Return the percentiles at `LEVEL` of a statistic of bootstrap samples, always the same ones for an n.
 
     Args:
         statistic: indices (draws, n) -> (draws,) values; NaN where a sample does not determine it.
         n: number of values.
+        below: the indices are below this; None for n.
     """
-    index = torch.randint(n, (DRAWS, n), generator=generator(0, "bootstrap", n))
+    index = torch.randint(below or n, (DRAWS, n), generator=generator(0, "bootstrap", n))
     found = statistic(index)
     ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
     low, high = found[found.isfinite()].quantile(ends).tolist()

@@ -4,12 +4,13 @@ from dd.recipes.evaluation import Evaluation, resolve_evaluation
 from dd.recipes.given import parse_overrides
 from dd.recipes.layers import RunOptions, data_settings, run_options
 from dd.recipes.listing import Listed, about, list_recipes, listed, recipe_file
-from dd.recipes.recipe import Recipe
+from dd.recipes.recipe import SETTLED, Recipe
 from dd.recipes.resolve import resolve
 from dd.recipes.schema import parse_value
 from dd.recipes.tables import Cell, RecipeFile
 
 __all__ = [
+    "SETTLED",
     "Cell",
     "Evaluation",
     "Listed",
