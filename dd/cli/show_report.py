@@ -70,11 +70,12 @@ def _show_regimes(report: "Report", out: "Console") -> None:
 
 
 def _lines(report: "Report") -> list[str]:
-    from dd.evaluation.table import facts_in_words
+    from dd.evaluation.table import facts_in_words, times_in_words
 
     lines = [f"note       {note}" for note in report.notes]
     if words := facts_in_words(report):
         lines.append(f"scores     {words}")
+    lines += [f"target     {words}" for words in times_in_words(report)]
     if report.accuracy.classes:
         lines.append(f"classes    {_classes(report)}")
     note = f": {report.verdict_note}" if report.verdict_note else ""

@@ -187,12 +187,7 @@ def compared(name: str, place: str, report: Report, kind: str) -> Compared:
     """
     if not has_kind(report, kind):
         raise UsageError(f"{place} has no score with labels={kind}; add eval.labels={kind} to score it so")
-    seconds = sum(
-        max(cost.get("seconds") or 0, cost.get("artefact_seconds") or 0)
-        for stage, cost in report.cost.items()
-        if stage != "evaluate"
-    )
-    facts = {"name": name, "seed": int(report.provenance.get("seed", 0)), "seconds": seconds or None}
+    facts = {"name": name, "seed": int(report.provenance.get("seed", 0)), "seconds": report.making_seconds}
     if kind == OWN:
         conditions = conditions_of(report, report.dataset, report.student)
         return Compared(score=report.accuracy, control=report.control, conditions=conditions,

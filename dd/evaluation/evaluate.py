@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dd.engine.method import Task
 from dd.errors import UsageError
@@ -29,6 +29,7 @@ from dd.evaluation.arms import (
     shuffled,
     stored_arm,
 )
+from dd.evaluation.curve import Curve, CurveRecorder
 from dd.evaluation.learners import Learner
 from dd.evaluation.notes import assumed_at_import, notes_on, reads_more
 from dd.evaluation.protocols import Protocol
@@ -80,7 +81,10 @@ class Evaluator:
         """Train `students` students on an arm and return their score."""
         rows = self.students(arm, lr, range(students))
         holdout = tuple(row["holdout"] for row in rows if row["holdout"] is not None)
-        return Score(tuple(row["test"] for row in rows), holdout, lr, note, **_by_class(rows), **_predicted(rows))
+        # a stored student may have a curve that this protocol does not ask for
+        curves = tuple(Curve.from_dict(row["curve"]) for row in rows) if self.protocol.curve else ()
+        facts = _by_class(rows) | _predicted(rows)
+        return Score(tuple(row["test"] for row in rows), holdout, lr, note, **facts, curves=curves)
 
     def students(self, arm: Arm, lr: float, members: Iterable[int], *, tested: bool = True) -> list[dict[str, Any]]:
         """Train the students of these numbers on an arm; returns what each reached, in percent.
@@ -94,7 +98,8 @@ class Evaluator:
         Returns:
             For each student "test", the accuracy on all test images; "classes", the same by class, None for a class
             without test images; "balanced", the mean of these; "also", what the learner measures besides, if anything;
-            "holdout", the held-out accuracy or None; "seconds".
+            "holdout", the held-out accuracy or None; "seconds"; "curve", see `Curve`, if the protocol asks for one, and
+            perhaps if not.
         """
         return [self._student(arm, lr, j, tested=tested) for j in members]
 
@@ -209,18 +214,30 @@ class Evaluator:
             if whole is not None and whole.value["holdout"] is not None:
                 return whole.value
             spec, train, words = spec | {"tested": False}, partial(train, tested=False), _holdout_accuracy
-        return task.store.value(KIND, spec, train, what, force=self.force, describe=words).value
+        # a curve is no part of the key, because a student is the same with and without
+        force = self.force or (tested and not self._has_curve(arm, spec))
+        return task.store.value(KIND, spec, train, what, force=force, describe=words).value
+
+    def _has_curve(self, arm: Arm, spec: Mapping[str, Any]) -> bool:
+        """Return whether a student that is stored has the curve that the protocol asks for; True if none is stored."""
+        found = self.task.store.peek(KIND, spec) if self.protocol.curve else None
+        return found is None or found.value.get("curve", {}).get("steps") == list(self.protocol.curve_steps(arm.n))
 
     def _train(self, arm: Arm, lr: float, j: int, tested: bool = True) -> dict[str, Any]:
         data, began = self.task.data, time.perf_counter()
         batches, temperature = self._batches(arm, j)
         fit = self._fit(arm, lr, temperature)
-        trained = next(self._shared_trainer().train([(self.task.seed, "student", j)], batches, fit))
+        recorder = None
+        if tested and self.protocol.curve:
+            recorder = CurveRecorder(self.protocol.curve_steps(arm.n), self._measure, self.task.device, began)
+            batches = recorder.counted(batches)
+        path = (self.task.seed, "student", j)
+        trained = next(self._shared_trainer().train([path], batches, fit, after_step=recorder))
         network = self.learner.classifier(trained)
-        holdout = accuracy(network, data.holdout.batches(512)) if len(data.holdout) else None
+        holdout = self._held_out(network)
         if not tested:
             return {"holdout": holdout, "seconds": time.perf_counter() - began}
-        logits, labels = predict(network, data.tested(self.protocol.test_resize).batches(512))
+        logits, labels = self._tested(network)
         predicted = logits.argmax(1)
         classes, balanced = recall(predicted, labels, len(data.classes))
         row = {"test": right(predicted, labels), "balanced": balanced, "classes": classes}
@@ -229,7 +246,24 @@ class Evaluator:
             row |= {"top5": top_k(logits, labels, _GUESSES)}
         if also := self.learner.also(trained, network, generator(self.task.seed, "student", j, "also")):
             row |= {"also": also}
+        if recorder is not None:
+            row |= {"curve": recorder.curve().to_dict()}
         return row | {"holdout": holdout, "seconds": time.perf_counter() - began}
+
+    def _measure(self, trained: nn.Module) -> tuple[float, float | None]:
+        """Return the accuracies in percent of a student on all test images and on the held-out images, if any."""
+        network = self.learner.classifier(trained)
+        logits, labels = self._tested(network)
+        return right(logits.argmax(1), labels), self._held_out(network)
+
+    def _tested(self, network: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return logits (n, k) and labels (n,) of all test images."""
+        return predict(network, self.task.data.tested(self.protocol.test_resize).batches(512))
+
+    def _held_out(self, network: nn.Module) -> float | None:
+        """Return the accuracy in percent on the held-out images; None if there are none."""
+        holdout = self.task.data.holdout
+        return accuracy(network, holdout.batches(512)) if len(holdout) else None
 
     def _fit(self, arm: Arm, lr: float, temperature: float) -> Fit:
         """Return how a student is trained on an arm; `temperature` is that of its labels."""
@@ -399,7 +433,8 @@ def making(labels: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def student_passes(evaluator: Evaluator, n: int) -> int:
     """Return how many images a student on n images processes; one that is only scored counts a third."""
     protocol, data = evaluator.protocol, evaluator.task.data
-    return protocol.total_steps(n) * min(protocol.batch, n) + (len(data.test) + len(data.holdout)) // 3
+    scored = (1 + len(protocol.curve_steps(n))) * (len(data.test) + len(data.holdout))
+    return protocol.total_steps(n) * min(protocol.batch, n) + scored // 3
 
 
 def full_passes(protocol: Protocol, n: int) -> int:

@@ -93,6 +93,14 @@ class Protocol:
     """Number of times to score the set on held-out images during synthesis; 0 for never."""
     probe_steps: Annotated[int, Field(ge=1, le=10**9), _TOLD] = 100
     """Training steps of a probe's student."""
+    curve: Annotated[int, Field(ge=0, le=10_000), _TOLD, OnlyWith("curve")] = 0
+    """Number of evenly spaced times at which each student is scored on all test and held-out images, the last at the
+    end: its learning curve, by which nothing is chosen.  0 for none.
+    """
+    target: Annotated[Annotated[float, Field(gt=0, le=100)] | None, _TOLD, OnlyWith("curve")] = None
+    """Test accuracy in percent; the report states when students first reach it, at the times of `curve`.  None for
+    none.
+    """
     references: Annotated[tuple[Reference, ...], _TOLD] = ("decoded", "start", "noise")
     """What to train students on besides the set and random real images, where it exists: "decoded", mosaics of random
     real images; "start", the set at iteration 0; "noise", in every regime of `labels`.  () for none.
@@ -117,6 +125,8 @@ class Protocol:
             raise ValueError(f"give one of steps and epochs, not steps={self.steps} with epochs={self.epochs}")
         if self.optimiser == "nesterov" and 0 in (self.momentum, self.momentum_after):
             raise ValueError("optimiser=nesterov needs a momentum above 0; without momentum, use optimiser=sgd")
+        if self.target is not None and not self.curve:
+            raise ValueError(f"target={self.target:g} needs a learning curve, for example curve=20")
 
     def total_steps(self, n: int) -> int:
         """Return the number of training steps on a set of n images."""
@@ -132,6 +142,15 @@ class Protocol:
     def passes_to_steps(self, n: int) -> int:
         """Return the number of steps in one pass over n images."""
         return -(-n // self.batch)
+
+    def curve_steps(self, n: int) -> tuple[int, ...]:
+        """Return the steps after which a student on n images is scored for its curve: ascending, the last at the end.
+
+        There are `curve` of them, or one for each step if a student has fewer.
+        """
+        total = self.total_steps(n)
+        count = min(self.curve, total)
+        return tuple(k * total // count for k in range(1, count + 1))
 
     def fit(self, n: int, lr: float, strategy: str, temperature: float = 1.0) -> Fit:
         """Return the training settings of one student on n images; `temperature` applies to soft labels only."""

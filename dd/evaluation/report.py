@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from dd.evaluation.curve import Curve
 from dd.evaluation.scores import Interval, Ranking, gap_to_best, paired_gap, ranking, recovery_ratio
+from dd.evaluation.time_to_accuracy import TimeToAccuracy, mean_time
 
 FORMAT = 1
 SCORES = ("accuracy", "control", "start", "full", "decoded")
@@ -26,6 +28,7 @@ class Score:
         classes: test accuracy of each class, averaged over students; None for a class without test images.
         top5: top-5 test accuracy of every student; empty if unknown, or with five classes or fewer.
         calibration: expected calibration error in percent of every student, see `scores.calibration_error`.
+        curves: learning curve of every student, if `eval.curve` asked for it.
     """
 
     values: tuple[float, ...]
@@ -36,6 +39,7 @@ class Score:
     classes: tuple[float | None, ...] = ()
     top5: tuple[float, ...] = ()
     calibration: tuple[float, ...] = ()
+    curves: tuple[Curve, ...] = ()
 
     @property
     def n(self) -> int:
@@ -52,17 +56,35 @@ class Score:
         """The standard deviation with n - 1 in the denominator; None for a single student."""
         return statistics.stdev(self.values) if self.n > 1 else None
 
+    @property
+    def best(self) -> "Score | None":
+        """The best test accuracy on every student's curve: chosen on test images, no estimate; None without curves."""
+        return Score(tuple(curve.best for curve in self.curves)) if self.curves else None
+
+    def time_to(self, target: float, before: float | None = None) -> TimeToAccuracy | None:
+        """Return when its students first reach a test accuracy in percent; None without curves.
+
+        Args:
+            target: the accuracy.
+            before: seconds that making the set took; None if unknown.
+        """
+        return mean_time(self.curves, target, before) if self.curves else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict, with `mean`, `std`, `n` and `values` first."""
         head = {"mean": self.mean, "std": self.std, "n": self.n, "values": list(self.values)}
-        tail = {name: list(getattr(self, name)) for name in _LATER}
+        tail: dict[str, Any] = {name: list(getattr(self, name)) for name in _LATER}
+        if self.best is not None:
+            best = {"mean": self.best.mean, "std": self.best.std, "values": list(self.best.values)}
+            tail |= {"curves": [curve.to_dict() for curve in self.curves], "best_on_test": best}
         return head | {"holdout": list(self.holdout), "lr": self.lr, "note": self.note} | tail
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Score":
         """Rebuild a score from the result of `to_dict`."""
         later = {name: tuple(value.get(name, ())) for name in _LATER}
-        return cls(tuple(value["values"]), tuple(value["holdout"]), value["lr"], value["note"], **later)
+        curves = tuple(map(Curve.from_dict, value.get("curves", ())))
+        return cls(tuple(value["values"]), tuple(value["holdout"]), value["lr"], value["note"], **later, curves=curves)
 
 
 @dataclass(frozen=True)
@@ -99,10 +121,15 @@ class RegimeReport:
         references = [self.rows[name].values for name in ("control", "coreset") if name in self.rows]
         return gap_to_best(self.rows["accuracy"].values, references)
 
+    @property
+    def times_to_target(self) -> dict[str, TimeToAccuracy]:
+        """When the students of each row first reach `eval.target`, without the seconds before; empty without one."""
+        return _times(self.protocol, self.rows, None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict."""
         rows = {name: score.to_dict() for name, score in self.rows.items()}
-        return asdict(self) | {"rows": rows, "gap": asdict(self.gap)}
+        return asdict(self) | {"rows": rows, "gap": asdict(self.gap)} | _times_to_json(self.times_to_target)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "RegimeReport":
@@ -210,6 +237,22 @@ class Report:
         return ranking(full, own_hard, own, random)
 
     @property
+    def making_seconds(self) -> float | None:
+        """Seconds that making the set took: artefacts when they were made, synthesis, labels; None if unknown."""
+        spent = [
+            max(cost.get("seconds") or 0, cost.get("artefact_seconds") or 0)
+            for stage, cost in self.cost.items()
+            if stage != "evaluate"
+        ]
+        return sum(spent) or None
+
+    @property
+    def times_to_target(self) -> dict[str, TimeToAccuracy]:
+        """When the students of each row first reach `eval.target`, by the names in `SCORES`; empty without one."""
+        rows = {name: score for name in SCORES if (score := getattr(self, name)) is not None}
+        return _times(self.protocol, rows, self.making_seconds)
+
+    @property
     def gain(self) -> float | None:
         """Points by which the set beats its own starting point."""
         return None if self.start is None else self.accuracy.mean - self.start.mean
@@ -234,7 +277,8 @@ class Report:
         interval = self.gap_interval
         value["regimes"] = [regime.to_dict() for regime in self.regimes]
         more = {"gap_interval": interval, "ranking": self.ranking}
-        return value | derived | {name: None if one is None else asdict(one) for name, one in more.items()}
+        derived |= {name: None if one is None else asdict(one) for name, one in more.items()}
+        return value | derived | _times_to_json(self.times_to_target)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Report":
@@ -252,3 +296,15 @@ def pooled_std(one: Score, other: Score) -> float | None:
     if one.std is None or other.std is None:
         return None
     return math.sqrt((one.std**2 + other.std**2) / 2)
+
+
+def _times(protocol: Mapping[str, Any], rows: Mapping[str, Score], before: float | None) -> dict[str, TimeToAccuracy]:
+    """Return when the students of each row first reach the target; only the set takes the seconds `before`."""
+    if (target := protocol.get("target")) is None:
+        return {}
+    found = {name: score.time_to(target, before if name == "accuracy" else 0.0) for name, score in rows.items()}
+    return {name: time for name, time in found.items() if time is not None}
+
+
+def _times_to_json(times: Mapping[str, TimeToAccuracy]) -> dict[str, Any]:
+    return {"times_to_target": {name: asdict(time) for name, time in times.items()}} if times else {}

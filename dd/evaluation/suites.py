@@ -21,8 +21,8 @@ class Suite:
     squeeze: SqueezeSettings
 
     def protocol(self, regime: Regime, run: Protocol) -> Protocol:
-        """Return the protocol of a regime, with the references and the numbers of students that `run` asks for."""
-        names = ("students", "pilots", "references", "full", "full_students", "full_budget")
+        """Return the protocol of a regime, with the references, numbers of students and curves that `run` asks for."""
+        names = ("students", "pilots", "references", "full", "full_students", "full_budget", "curve", "target")
         counts = {name: getattr(run, name) for name in names}
         return replace(PROTOCOLS[self.protocols[regime]], **counts)
 

@@ -2,12 +2,13 @@
 
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
 from dd.errors import printable
 from dd.evaluation.report import RegimeReport, Report, Score
+from dd.evaluation.time_to_accuracy import TimeToAccuracy
 from dd.evaluation.verdict import in_between, verdict
 from dd.sets.origin import StatedScore, imported
 from dd.sizes import readable_size
@@ -34,32 +35,67 @@ REGIME_ARMS = {
     "full": "all real images, as many shown",
 }
 
+BEST = "best on test, not an estimate"
 STATED = "stated by its authors"
+_WHOLE = 10  # seconds from which tenths are left out
 _SEEN = 0.01  # difference in points below which two accuracies count as equal
 
 
 def headings(report: Report) -> list[str]:
     """Return the column headings of `rows`."""
-    balanced = ["balanced %"] if _uneven(report.accuracy) else []
-    return ["trained on", "test accuracy %", *balanced, "students", "lr", "the set is ahead by"]
+    return ["trained on", "test accuracy %", *_more(report), "students", "lr", "the set is ahead by"]
 
 
 def rows(report: Report) -> list[list[str]]:
     """Return one row per arm; if an arm is missing, the last column says why."""
-    uneven = _uneven(report.accuracy)
+    more = _more(report)
     found: list[list[str]] = []
     for arm, words in ARMS.items():
         score: Score | None = getattr(report, arm)
         if score is None and arm == "decoded":  # only tiled sets have this arm
             continue
         if score is None:
-            found.append([words, "-", *([""] if uneven else []), "", "", report.missing.get(arm, "")])
+            found.append([words, "-", *[""] * len(more), "", "", report.missing.get(arm, "")])
             continue
-        level = [f"{statistics.fmean(score.balanced):.2f}" if score.balanced else "-"] if uneven else []
-        found.append([words, score_in_words(score), *level, str(score.n), f"{score.lr:.3g}", _ahead(report, arm)])
+        cells = [cell(score) for cell in more.values()]
+        found.append([words, score_in_words(score), *cells, str(score.n), f"{score.lr:.3g}", _ahead(report, arm)])
         if arm == "accuracy":
-            found += [_stated(one, uneven) for one in stated_by(report)]
+            found += [_stated(one, len(more)) for one in stated_by(report)]
     return found
+
+
+def _more(report: Report) -> dict[str, Callable[[Score], str]]:
+    """Return the further columns of accuracies that a report has: heading, and the cell of a score."""
+    found: dict[str, Callable[[Score], str]] = {}
+    if _uneven(report.accuracy):
+        found["balanced %"] = lambda score: f"{statistics.fmean(score.balanced):.2f}" if score.balanced else "-"
+    if report.accuracy.curves:
+        found[f"{BEST} %"] = best_in_words
+    return found
+
+
+def best_in_words(score: Score) -> str:
+    """Format the best test accuracy on the curves of a score: `72.10 ± 1.10`."""
+    return "-" if score.best is None else score_in_words(score.best)
+
+
+def time_in_words(time: TimeToAccuracy) -> str:
+    """`120 steps, 1,200 images, 3.2 s (5 of 5 students); 45 s with the making of the set`."""
+    who = f"({time.reached} of {time.students} students)"
+    if time.steps is None or time.images is None or time.seconds is None:
+        return f"never {who}"
+    making = time.with_making
+    words = f"{time.steps:,.0f} steps, {time.images:,.0f} images, {_seconds(time.seconds)} {who}"
+    return words if making in (None, time.seconds) else f"{words}; {_seconds(making)} with the making of the set"
+
+
+def times_in_words(report: Report) -> list[str]:
+    """Return when the students of the set and of each reference first reach the target, one line each."""
+    return [f"{ARMS[arm]} at {time.target:g} %: {time_in_words(time)}" for arm, time in report.times_to_target.items()]
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds >= _WHOLE else f"{seconds:.2g} s"
 
 
 def stated_by(report: Report) -> tuple[StatedScore, ...]:
@@ -75,10 +111,10 @@ def stated_in_words(score: StatedScore) -> str:
     return f"{statistics.fmean(score.values):.2f}" + ("" if std is None else f" ± {std:.2f}")
 
 
-def _stated(score: StatedScore, uneven: bool) -> list[str]:
+def _stated(score: StatedScore, more: int) -> list[str]:
     students = str(len(score.values)) if len(score.values) > 1 else ""
     words = printable(score.where, keep="") or "their own protocol"
-    return [STATED, stated_in_words(score), *([""] if uneven else []), students, "", words]
+    return [STATED, stated_in_words(score), *[""] * more, students, "", words]
 
 
 def score_in_words(score: Score) -> str:
@@ -134,6 +170,16 @@ def regime_rows(report: Report) -> list[list[str]]:
         coreset = f" ({regimes[0].coreset})" if name == "coreset" else ""
         cells = [score_in_words(one.rows[name]) if name in one.rows else "-" for one in regimes]
         found.append([words + coreset, *cells])
+        if name in ("accuracy", "control") and any(one.rows["accuracy"].curves for one in regimes):
+            found.append([f"  {BEST}", *(best_in_words(one.rows[name]) for one in regimes)])
+            times = [one.times_to_target.get(name) for one in regimes]
+            if any(times):
+                found.append(
+                    [
+                        f"  at {regimes[0].protocol['target']:g} %",
+                        *("-" if t is None else time_in_words(t) for t in times),
+                    ]
+                )
     best = "the better of random and coreset" if "coreset" in regimes[0].rows else "random"
     found.append([f"the set is ahead of {best} by", *(in_between(one.gap) for one in regimes)])
     found.append(["protocol", *(str(one.protocol.get("protocol")) for one in regimes)])

@@ -172,10 +172,9 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
     encoder, teachers = _encoder_named(meant.encoder, settings.allowed.teachers)
     origin = _teachers_named(meant.labeller, teachers)
     if settings.eval.labels:
-        if settings.task is not None:
-            raise UsageError("eval.labels compares test accuracies: leave it out with task=")
         require_fixed(distilled)
     if settings.task is not None:
+        _require_no_accuracies(settings.eval)
         settings.task.require_usable(distilled, taught=origin is not None)
     data = open_data(settings.dataset, settings.data, torch.device(settings.device))
     distilled.require_match(data)
@@ -204,6 +203,13 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
     return replace(
         report, cost=costs, **context(settings.device), recipe_hash=str(distilled.provenance.get("recipe", ""))
     )
+
+
+def _require_no_accuracies(protocol: Protocol) -> None:
+    """Raise `UsageError` if a protocol asks for more about test accuracies: a downstream task measures none."""
+    for key, asked in {"eval.labels compares": protocol.labels, "eval.curve follows": protocol.curve}.items():
+        if asked:
+            raise UsageError(f"{key} test accuracies: leave it out with task=")
 
 
 def _start(distilled: DistilledSet) -> DistilledSet | None:

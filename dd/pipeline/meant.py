@@ -57,7 +57,7 @@ class _Provenance:
     imported: Imported | None = None
 
 
-_UNASKED: dict[str, Any] = {"labels": (), "suite": None, "teachers": (), "coreset": ()}
+_UNASKED: dict[str, Any] = {"labels": (), "suite": None, "teachers": (), "coreset": (), "curve": 0, "target": None}
 
 
 class Meant(NamedTuple):
@@ -89,7 +89,7 @@ def meant_for(distilled: DistilledSet) -> Meant:
         return Meant(
             data=provenance.data or typed(DataSettings, kind, "space"),
             student=student,
-            # the regimes that its run scored are no part of a set's use: whoever evaluates it asks for them
+            # the regimes and curves of its run are no part of a set's use: whoever evaluates it asks for them
             protocol=replace(protocol, **_UNASKED) if protocol else default_protocol(distilled.source),
             labeller=typed(LabelOrigin, views, "views.labeller") if views else provenance.labeller,
             encoder=provenance.encoder,

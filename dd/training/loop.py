@@ -31,6 +31,9 @@ WARM = 0.01  # share of lr at the start of a warm-up
 AfterPass = Callable[[int, nn.Module], None]
 """Called with (passes done, network) after every full pass, and with 0 before the first."""
 
+AfterStep = Callable[[int, nn.Module], None]
+"""Called with (steps done, network) after every step; it leaves the weights and the mode of the network as they are."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -137,6 +140,7 @@ class Trainer:
         fit: Fit,
         after_pass: AfterPass | None = None,
         keeps: Sequence[Keep] | None = None,
+        after_step: AfterStep | None = None,
     ) -> Iterator[nn.Module]:
         """Train one network per path.
 
@@ -147,6 +151,7 @@ class Trainer:
             after_pass: called after every full pass of every network.
             keeps: one per path, to save the state after every full pass and to resume; a resumed training is
                 bit-identical to an uninterrupted one.
+            after_step: called after every step of every network.
 
         Yields:
             The trained network of each path; valid until the next one is requested.
@@ -154,11 +159,17 @@ class Trainer:
         network = self._loss.network
         for path, keep in zip(paths, keeps or [None] * len(paths), strict=True):
             network.load_state_dict(self._build(generator(*path, "weights")).state_dict())
-            self._train_one(path, batches, fit, after_pass, keep)
+            self._train_one(path, batches, fit, after_pass, keep, after_step)
             yield network
 
     def _train_one(
-        self, path: Path, batches: Batches, fit: Fit, after_pass: AfterPass | None, keep: Keep | None
+        self,
+        path: Path,
+        batches: Batches,
+        fit: Fit,
+        after_pass: AfterPass | None,
+        keep: Keep | None,
+        after_step: AfterStep | None,
     ) -> None:
         network, loss_of = self._loss.network, self._loss.of(fit.steps, fit.criterion)
         network.train()
@@ -181,6 +192,8 @@ class Trainer:
                     gsam_gradient(network, partial(loss_of, images, targets), *fit.sam)
                 optimiser.step()
                 step += 1
+                if after_step:
+                    after_step(step, network)
             else:
                 done += 1
                 if keep:

@@ -182,6 +182,9 @@ DOES_NOT = {
     "full_budget": 1,
     "probes": 1,
     "probe_steps": 7,
+    "curve": 3,
+    "target": 50.0,
+    "references": (),
     "labels": ("hard",),
     "suite": "quick",
     "teachers": ("student",),
@@ -198,7 +201,7 @@ def test_the_fingerprint_changes_with_every_field_that_counts_and_with_no_other(
     assert len(set(prints)) == len(prints)
     for name, value in DOES_NOT.items():
         assert getattr(protocol, name) != value
-        assert replace(protocol, **{name: value}).fingerprint(student, DSA) == prints[0]
+        assert replace(protocol, **{"curve": 3, name: value}).fingerprint(student, DSA) == prints[0]
 
 
 def test_fingerprints_are_those_of_the_recorded_rows():

@@ -21,7 +21,7 @@ from dd.training.record import RecordSettings
 NO_RUN = {"method", "preset", "like", "init", "experts.from", "autoencoder", "data.workers"}
 # of no number: they say how many students are asked, and how the synthesis is watched
 NO_NUMBER = {"protocol", "students", "pilots", "full", "full_students", "full_budget", "probes", "probe_steps"}
-NO_NUMBER |= {"labels", "suite", "teachers", "coreset"}  # and what else is scored
+NO_NUMBER |= {"labels", "suite", "teachers", "coreset", "references", "curve", "target"}  # and what else is scored
 NO_LABEL = {"mode", "replay", "tau"}
 # of no expert alone; the files' digest stands for `from`
 NO_EXPERT = {"count", "stack", "from"}
@@ -113,7 +113,7 @@ def test_every_field_of_data_and_student_too(part):
 @pytest.mark.parametrize("name", ["quick", "sre2l-cifar"])
 def test_every_field_of_a_protocol_is_part_of_the_run_and_most_of_a_number(name):
     recipe, student = replace(asked("dm"), eval=PROTOCOLS[name]), asdict(NetworkSpec(depth=3, width=128))
-    before = replace(recipe, eval=replace(recipe.eval, epochs=None, steps=9, labels=("hard",)))
+    before = replace(recipe, eval=replace(recipe.eval, epochs=None, steps=9, labels=("hard",), curve=2))
     tried = others(before.eval, but=("epochs",)) | {"epochs": replace(recipe.eval, epochs=9, steps=None)}
     for key, other in tried.items():
         changed = replace(recipe, eval=other)
