@@ -45,7 +45,7 @@ _INSTALLED = (
     "dd completion fish > ~/.config/fish/completions/dd.fish",
 )
 _OF_SETS = ("eval", "compare", "export", "push", "pull", "sets")
-_OF_RUNS = ("diff",)
+_OF_RUNS = ("diff", "doctor")
 _TRUTH = ("true", "false")
 _IMPORTED: dict[str, tuple[str, ...]] = {  # facts that files may omit, for `dd import` and `dd pull`
     "dataset": (),

@@ -20,7 +20,10 @@ _HEADINGS = ("first", "second")
 @click.command(
     "diff",
     context_settings=STRICT,
-    epilog=examples("dd diff runs/dm/fashion-mini/ipc1/1a2b3c4d-seed0 runs/dm/fashion-mini/ipc1/5e6f7a8b-seed0"),
+    epilog=examples(
+        "dd diff runs/dm/fashion-mini/ipc1/1a2b3c4d-seed0 runs/dm/fashion-mini/ipc1/5e6f7a8b-seed0",
+        "dd diff runs/dm/fashion-mini/ipc1/* --json",
+    ),
     short_help="Show what differs between two runs.",
 )
 @click.argument("first", metavar="RUN")

@@ -1,4 +1,4 @@
-"""`dd doctor`: what a run will find on this machine, and what to include in a bug report."""
+"""`dd doctor`: what a run will find on this machine, and why a run's number differs from the recorded one."""
 
 import os
 import platform
@@ -31,16 +31,51 @@ _LOW = 5e9  # bytes of free disk below which we warn: a pool of a hundred expert
 @click.command(
     "doctor",
     context_settings=STRICT,
-    epilog=examples("dd doctor", "dd doctor --json > doctor.json"),
-    short_help="Look at this machine: devices, data, disk, versions.",
+    epilog=examples("dd doctor", "dd doctor --json > doctor.json", "dd doctor runs/dm/fashion-mini/ipc1/1a2b-seed0"),
+    short_help="Look at this machine, or at why a run's number differs.",
 )
+@click.argument("run", required=False)
 @json_option
-def command(as_json: bool) -> None:
-    """Show versions, devices, folders with free disk space, datasets found, and what is missing."""
+def command(run: str | None, as_json: bool) -> int:
+    """Show versions, devices, folders with free disk space, datasets found, and what is missing.
+
+    With RUN, the folder of a finished run, name whatever may make its number differ: settings that are not the
+    recipe's, an accuracy outside the recipe's band, and everything that is no longer as the run recorded it: versions,
+    device, data files, code of the method, and files of the run.  The exit code is 1 if anything differs.
+    """
+    return _examine_machine(as_json) if run is None else _examine_run(run, as_json)
+
+
+def _examine_run(run: str, as_json: bool) -> int:
+    from dd.pipeline.diagnosis import diagnose
+
+    found = diagnose(run)
+    if as_json:
+        emit(found.to_dict())
+        return int(bool(found.findings))
+    out, score = console(), found.report.accuracy
+    out.print(
+        f"{found.report.name}: {score.mean:.2f} % of {score.n} students, recorded in {found.folder}", soft_wrap=True
+    )
+    headings = {"recipe": "the run differs from its recipe", "record": "this differs from what the run recorded"}
+    for where, heading in headings.items():
+        some = [one for one in found.findings if one.where == where]
+        if some:
+            out.print(heading, style="bold")
+        for one in some:
+            out.print(f"! {one.words}", soft_wrap=True)
+    for why in found.unknown:
+        out.print(f"not compared: {why}", soft_wrap=True)
+    if not found.findings:
+        out.print("nothing that was compared differs" if found.unknown else "nothing differs")
+    return int(bool(found.findings))
+
+
+def _examine_machine(as_json: bool) -> int:
     found = examine()
     if as_json:
         emit(found)
-        return
+        return 0
     out = console()
     folders = {name: _folder_words(folder) for name, folder in found["folders"].items()}
     tables = {"versions": found["versions"], "devices": found["devices"], "folders": folders}
@@ -55,6 +90,7 @@ def command(as_json: bool) -> None:
         out.print(f"! {advice}", soft_wrap=True)
     if not found["advice"]:
         out.print("nothing is missing")
+    return 0
 
 
 class FolderFacts(TypedDict):

@@ -165,6 +165,9 @@ class Report:
         outside: share in [0, 1] of pixel values outside the displayable range, see `DistilledSet.outside`.
         notes: warnings for the reader, one line each.
         regimes: the same set and references under other labels, if `eval.labels` asks for them.
+        recipe: what the run was asked for: "settings" by dotted key, "decided", the method's decisions, "digests" of
+            the files that settings name, "method_version", and "compiled", whether training loops were; empty if no run
+            made the set.
     """
 
     accuracy: Score
@@ -193,6 +196,7 @@ class Report:
     outside: float | None = None
     notes: tuple[str, ...] = ()
     regimes: tuple[RegimeReport, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         from dd.evaluation.table import heading, score_in_words

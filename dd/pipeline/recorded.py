@@ -57,8 +57,8 @@ def recorded(place: str) -> Record:
 def settings_in(written: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a parsed recipe by dotted key; values that the method decided replace "auto"."""
     decided = written.get(SETTLED, {})
-    own = _flat({key: value for key, value in written.items() if key != SETTLED})
-    return own | {key: value for key, value in _flat(decided).items() if key != SEAL}
+    own = flat({key: value for key, value in written.items() if key != SETTLED})
+    return own | {key: value for key, value in flat(decided).items() if key != SEAL}
 
 
 def _folder(place: str) -> RunFolder:
@@ -68,12 +68,12 @@ def _folder(place: str) -> RunFolder:
     return RunFolder(path if path.is_dir() else Path(path).parent)
 
 
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables by dotted key; a null is None."""
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables by dotted key, each with `prefix`; a null of a recipe file is None."""
     found: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
             found[prefix + key] = None if value == "null" else value
     return found

@@ -27,6 +27,7 @@ from dd.labels import Labeller, LabelStore
 from dd.pipeline import synthesis
 from dd.pipeline.following import followed, require_holdout, tell, tell_again
 from dd.pipeline.foreign import remember
+from dd.pipeline.inventory import remember_files
 from dd.pipeline.label import label as labelled
 from dd.pipeline.label import require_room
 from dd.pipeline.meant import learner_for
@@ -96,6 +97,7 @@ def begun(
         recipe = replace(recipe, device=device)
         with enough_memory("reading the images", lighter(recipe, "data")):
             task = make_task(recipe)  # may raise, so check before writing or clearing anything
+        remember_files(task.store, task.data)
         recipe = settled(recipe, task, {} if force else folder.settings())
         run = Run(recipe, task, folder, stop, command, force, Trackers() if trackers is None else trackers)
         with _held(run) as held, numerics(recipe):
@@ -187,7 +189,7 @@ def evaluate(run: Run, pair: Pair, labeller: Labeller | None, store: LabelStore 
         report = scored(pair.set, pair.start, evaluator, store=store)
         report = with_regimes(report, pair.set, pair.start, evaluator, others)
     remark = probes_note(recipe, task, run.folder)
-    return judged(replace(report, cost=run.costs), recipe, run.command, remark)
+    return judged(replace(report, cost=run.costs), recipe, run.command, remark, compiled=task.compile)
 
 
 def _require_room_for_labels(run: Run) -> None:

@@ -57,8 +57,16 @@ def probes_note(recipe: Recipe, task: Task, folder: RunFolder) -> str:
     return f"{words} of held-out accuracy during synthesis ({why}): too few to tell if more or fewer iterations help"
 
 
-def judged(report: Report, recipe: Recipe, command: str, remark: str = "") -> Report:
-    """Return the report with name, context and a verdict against the recipe's expectation; `remark` becomes a note."""
+def judged(report: Report, recipe: Recipe, command: str, remark: str = "", *, compiled: bool = False) -> Report:
+    """Return the report with name, context and a verdict against the recipe's expectation.
+
+    Args:
+        report: the scores.
+        recipe: the settled recipe of the run.
+        command: what started the run.
+        remark: becomes a note.
+        compiled: whether training loops may have been compiled.
+    """
     expect = recipe.expect
     verdict, note = "unverified", "no recorded number for these settings"
     if expect and "accuracy" in expect:
@@ -81,6 +89,13 @@ def judged(report: Report, recipe: Recipe, command: str, remark: str = "") -> Re
         verdict=verdict,
         verdict_note=note,
         recipe_hash=recipe.hash,
+        recipe={
+            "settings": recipe.asked(),
+            "decided": recipe.decided(),
+            "digests": dict(recipe.digests),
+            "method_version": recipe.method.version,
+            "compiled": compiled,
+        },
         command=command,
         notes=(*report.notes, remark) if remark else report.notes,
         **context(recipe.device),

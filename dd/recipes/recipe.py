@@ -140,6 +140,15 @@ class Recipe:
         found |= entries(self.student, "student.") | entries(self.eval, "eval.")
         return {key: _plain(entry.value) for key, entry in found.items()}
 
+    def asked(self) -> dict[str, Any]:
+        """Return `flat` with the requested values, such as "auto", in place of the method's decisions."""
+        return self.flat() | _plain(self.undecided)
+
+    def decided(self) -> dict[str, Any]:
+        """Return the method's decisions by dotted key."""
+        flat = self.flat()
+        return {key: flat[key] for key in self.undecided}
+
     @property
     def _keys(self) -> RunKeys:
         bare = {f.name: getattr(self, f.name) for f in fields(RunKeys)}
@@ -189,10 +198,8 @@ class Recipe:
 
     def _lines(self, origins: bool) -> Iterator[str]:
         own = {key for key in leaves(self.method) if "." not in key}
-        yield from self._tables(self.flat() | _plain(self.undecided), own, origins)
-        if self.undecided:
-            flat = self.flat()
-            decided = {key: flat[key] for key in self.undecided}
+        yield from self._tables(self.asked(), own, origins)
+        if decided := self.decided():
             seal = {f"{SETTLED}.{SEAL}": self._seal(decided)}
             yield ""
             yield "# the method's decisions when the run started; kept on resume"
