@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dd.experiments.masked_autoencoder import Training, fresh, normalised_images, save_autoencoder, spec_for
+from dd.experiments.masked_autoencoder import train as train_autoencoder
 from safetensors.torch import save_file
 
+from dd.data import DataSettings, open_data
 from dd.engine.method import prepare
 from dd.engine.registry import get
 from dd.errors import UsageError
@@ -386,6 +389,31 @@ def test_with_an_autoencoder_patches_are_completed_and_bytes_are_counted(task, t
     assert sizes["total"] == found.images.numel() + sizes["labels"]
     save(found, tmp_path / "set.safetensors")
     assert load(tmp_path / "set.safetensors").bytes() == sizes
+
+
+def test_a_trained_autoencoder_completes_better_than_the_mean_of_what_it_sees(make_task, tmp_path):
+    """Trained for a second on real training images; before that, it completes worse than the mean."""
+    data = open_data("fashion-mini", DataSettings(classes=("Coat", "Bag", "Trouser")), "cpu")
+    images, mean, std = normalised_images(data)
+    network = fresh(spec_for(data.channels, data.size, width=16, depth=1), generator(0, "autoencoder"))
+    task = make_task(data, ipc=10, student=NetworkSpec(depth=1, width=4))
+    errors = []
+    for steps in (0, 120):
+        if steps:
+            train_autoencoder(network, images, Training(steps=steps, batch=32, lr=5e-3), generator(0, "batches"))
+        path = tmp_path / f"after-{steps}.safetensors"
+        save_autoencoder(network, mean, std, path)
+        method = DQ(squeeze=replace(SQUEEZE, epochs=1, batch=128), bins=2, autoencoder=str(path), drop=0.3)
+        method = method.settle(task)
+        done = method.start(task, prepare(method, task))
+        seen, original = visible(done.kept, data.size), data.train.raw(done.index).float()
+        assert torch.equal(done.pixels[seen].float(), original[seen])
+        errors.append(float((done.pixels - original)[~seen].square().mean()))
+    of_seen = (original * seen).sum((1, 2, 3)) / seen.sum((1, 2, 3))
+    by_mean = float((of_seen.view(-1, 1, 1, 1) - original)[~seen].square().mean())
+    untrained, trained = errors
+    assert trained < 0.75 * by_mean
+    assert untrained > by_mean
 
 
 def test_nothing_dropped_is_the_image_itself(task, tmp_path):

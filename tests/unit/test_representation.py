@@ -124,32 +124,45 @@ def test_no_such_encoder(task, name, words):
     assert "teachers=" not in str(caught.value)
 
 
-def test_pretrained_encoders_of_timm(task, tmp_path, monkeypatch):
-    """Weights made by hand in the Hub's cache; grey images in model space, broadcast and normalised as published."""
+TIMM = "timm:test_resnet.r160_in1k"
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty cache of the Hub's, and no network."""
 
     def unplugged(*_args, **_options):
         raise urllib.error.URLError("the cable is unplugged")
 
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(urllib.request, "urlopen", unplugged)
-    name = "timm:test_resnet.r160_in1k"
-    with pytest.raises(RunError, match=f"encoder.name={name}: its weights"):
-        encoder(task, EncoderSettings(name=name))
-    theirs = timm.create_model("test_resnet", num_classes=1000).eval()
-    folder = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
+    return tmp_path / "hub"
+
+
+def put(network, cache):
+    """Store the weights of a network as those of `TIMM`."""
+    folder = cache / "models--timm--test_resnet.r160_in1k"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("abc")
     (folder / "snapshots" / "abc").mkdir(parents=True)
-    save_file(theirs.state_dict(), folder / "snapshots" / "abc" / "model.safetensors")
+    save_file(network.state_dict(), folder / "snapshots" / "abc" / "model.safetensors")
+
+
+def test_pretrained_encoders_of_timm(task, hub_cache):
+    """Weights made by hand in the Hub's cache; grey images in model space, broadcast and normalised as published."""
+    with pytest.raises(RunError, match=f"encoder.name={TIMM}: its weights"):
+        encoder(task, EncoderSettings(name=TIMM))
+    theirs = timm.create_model("test_resnet", num_classes=1000).eval()
+    put(theirs, hub_cache)
     images = task.data.train.images(torch.arange(3))
-    there = published_encoder(name)
+    there = published_encoder(TIMM)
     pixels = F.interpolate(task.data.preprocess.invert(images), (32, 32), mode="bilinear", antialias=True)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (there.mean, there.std))
     with torch.no_grad():
         wanted = theirs.forward_head(theirs.forward_features((pixels - mean) / std), pre_logits=True)
-    found = encoder(task, EncoderSettings(name=name, size=32))
+    found = encoder(task, EncoderSettings(name=TIMM, size=32))
     torch.testing.assert_close(found.of(images), wanted)
-    assert found.key == {"published": name, "size": 32}
+    assert found.key == {"published": TIMM, "size": 32}
 
 
 # ---- methods -------------------------------------------------------------------------------------------------------
@@ -321,6 +334,41 @@ def test_a_set_says_how_it_is_scored(task):
     assert learner_for(plain, task).student == Evaluator(task, BRIEF).learner.student
     with pytest.raises(UsageError, match=r"barlow gives 64 numbers, .* have 5"):
         learner_of(replace(krrst, labels=torch.zeros(8, 5)), task, SELF_TRAINED)
+
+
+@pytest.mark.parametrize("method", [LGM(level_every=3, copies=2, added="zero"), CLPDD()])
+@pytest.mark.parametrize("file", [True, False], ids=["file", "cache"])
+def test_images_for_an_encoder_of_timm(task, hub_cache, tmp_path, method, file):
+    """Weights made by hand, in a file and in the Hub's cache: images are distilled for them, and scored with them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = timm.create_model("test_resnet", num_classes=1000)
+        put(theirs, hub_cache)
+        grey = timm.create_model("test_resnet", num_classes=len(task.data.classes), in_chans=task.data.channels)
+    save_file(grey.state_dict(), tmp_path / "weights.safetensors")
+    name = f"{tmp_path}/weights.safetensors@timm:test_resnet" if file else TIMM
+    settings = EncoderSettings(name=name, size=None if file else 16)
+    method = replace(method, encoder=settings, iterations=8, views=ViewPolicy(), noise=NoiseSettings(share=0.0))
+    method = replace(method.settle(task), batch_real=len(task.data.train), lr_img=0.05)
+    prepared = prepare(method, task)
+    syn = method.start(task, prepared)
+    with torch.no_grad():
+        before = float(method.loss(syn, task, prepared, 0))
+    synthesise(method, task, prepared, syn)
+    with torch.no_grad():
+        assert float(method.loss(syn, task, prepared, 0)) < before
+    made = method.finish(syn, task, prepared)
+    learner = learner_for(made, task)
+    assert isinstance(learner, LinearHead)
+    assert learner.encoder.key == prepared.encoder.key
+    if file:
+        images = task.data.train.images(torch.arange(3))
+        with torch.no_grad():
+            theirs = grey.eval().forward_head(grey.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(learner.encoder.of(images), theirs)
+    report = evaluate(made, None, Evaluator(task, BRIEF, learner=learner))
+    assert report.accuracy.n == report.control.n == BRIEF.students
+    assert "a linear head on" in report.student["arch"]
 
 
 def test_real_images_get_the_encoders_representations(task):
