@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dd.data import Preprocess, RealData
@@ -173,17 +174,54 @@ def noise_arm(task: Task) -> Arm:
     return Arm("noise", lambda j: {"noise": counts, "draw": j}, load, len(task.targets))
 
 
-def fixed_arm(arm: Arm, labeller: Labeller, temperature: float) -> Arm:
+def equal_bytes_arm(task: Task, size: int) -> Arm | None:
+    """Return the arm of as many random real images with hard labels as fit into `size` bytes, redrawn per student.
+
+    An image takes a byte per value and its class eight, as in the files of a set.  Classes have as many images as each
+    other, or all that there are.
+
+    Args:
+        task: the real images.
+        size: bytes of a set's images and labels, and of the teacher that its students ask.
+
+    Returns:
+        None if there is no room for one image.
+    """
+    held = torch.bincount(task.data.train.labels.cpu(), minlength=task.classes)
+    room = size // (math.prod(task.data.shape) + torch.int64.itemsize)
+    if not room:
+        return None
+    counts = torch.bincount(spread(room, task.classes), minlength=task.classes).minimum(held)
+    more = replace(task, targets=torch.arange(task.classes).repeat_interleave(counts).to(task.device))
+
+    def load(j: int) -> tuple[Images, Tensor]:
+        index = more.real_indices("equal bytes", j)
+        return _real(task.data, index), more.targets
+
+    def key(j: int) -> dict[str, Any]:
+        return {"equal bytes": counts.tolist(), "draw": j}
+
+    return Arm("real images of equal bytes", key, load, len(more.targets))
+
+
+def spread(n: int, classes: int) -> Tensor:
+    """Return (n,) int64, sorted: n images divided among the classes as evenly as possible."""
+    return torch.arange(n) * classes // n
+
+
+def fixed_arm(arm: Arm, labeller: Labeller, temperature: float, hard: float = 0.0) -> Arm:
     """Return an arm with one soft label for each image: the labeller's probabilities for the image as it is.
 
     Args:
         arm: its labels are classes; its images are pixels, not views.
         labeller: gives the labels, independently of other images.
         temperature: of the probabilities, and of the students' loss.
+        hard: weight in [0, 1] of the class in each label; the probabilities have the rest.
     """
 
     def soft(images: Tensor, own: Tensor) -> Tensor:
-        return (labeller.logits(images, own, None) / temperature).softmax(1)
+        given = (labeller.logits(images, own, None) / temperature).softmax(1)
+        return given if not hard else (1 - hard) * given + hard * F.one_hot(own, given.shape[1])
 
     def load(j: int) -> tuple[Images, Tensor]:
         images, own = arm.load(j)
@@ -198,7 +236,8 @@ def fixed_arm(arm: Arm, labeller: Labeller, temperature: float) -> Arm:
         return ((images, soft(images, own)) for images, own in arm.batches(rng, number))
 
     def key(j: int) -> dict[str, Any]:
-        return {"images": arm.key(j), "labels": labeller.facts, "fixed": temperature}
+        mixed = {"hard": hard} if hard else {}
+        return {"images": arm.key(j), "labels": labeller.facts, "fixed": temperature, **mixed}
 
     return replace(arm, key=key, load=load, batches=batches if arm.batches else None, temperature=temperature)
 

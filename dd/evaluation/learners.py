@@ -217,8 +217,3 @@ def learner_of(distilled: DistilledSet, task: Task, encoder: EncoderSettings | N
     if distilled.label_kind == "representations":
         return Pretrained(task, distilled.labels.shape[-1], found)
     return Learner(task) if found is None else LinearHead(task, found)
-
-
-def spread(n: int, classes: int) -> Tensor:
-    """Return (n,) int64, sorted: n images divided among the classes as evenly as possible."""
-    return torch.arange(n) * classes // n

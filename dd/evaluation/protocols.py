@@ -19,7 +19,7 @@ from dd.views import ViewPolicy
 
 _TOLD = Outside("number", "it says how students are counted or watched, not how one is trained")
 Regime = Literal["hard", "soft", "views"]
-Reference = Literal["decoded", "start", "noise"]
+Reference = Literal["decoded", "start", "noise", "mixed", "bytes"]
 _Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -101,9 +101,17 @@ class Protocol:
     """Test accuracy in percent; the report states when students first reach it, at the times of `curve`.  None for
     none.
     """
-    references: Annotated[tuple[Reference, ...], _TOLD] = ("decoded", "start", "noise")
+    references: Annotated[tuple[Reference, ...], _TOLD] = (
+        *("decoded", "start", "noise"),
+        *("mixed", "bytes"),
+    )
     """What to train students on besides the set and random real images, where it exists: "decoded", mosaics of random
-    real images; "start", the set at iteration 0; "noise", in every regime of `labels`.  () for none.
+    real images; "start", the set at iteration 0.  In the regimes of `labels` also "noise"; "mixed", the set with labels
+    that are half hard, half soft; "bytes", random real images that take as many bytes as the set.  () for none.
+    """
+    lengths: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], _TOLD, OnlyWith("labels")] = ()
+    """Further lengths of training, as factors of the protocol's, at which to score the set, random images and the
+    coreset in every regime of `labels`: coresets gain little from longer training, distilled images more.
     """
     labels: Annotated[tuple[Regime, ...], _TOLD, OnlyWith("labels")] = ()
     """Label regimes in which to score the set and its references, in addition to the set's own labels: "hard", the
@@ -142,6 +150,14 @@ class Protocol:
     def passes_to_steps(self, n: int) -> int:
         """Return the number of steps in one pass over n images."""
         return -(-n // self.batch)
+
+    def stretched(self, factor: float) -> "Protocol":
+        """Return a protocol with `factor` times the training, rounded to steps or epochs, at least one of them.
+
+        The schedule keeps its shape, and a warm-up its share.
+        """
+        steps, epochs = (n and max(round(n * factor), 1) for n in (self.steps, self.epochs))
+        return replace(self, steps=steps, epochs=epochs, warmup=round(self.warmup * factor))
 
     def curve_steps(self, n: int) -> tuple[int, ...]:
         """Return the steps after which a student on n images is scored for its curve: ascending, the last at the end.

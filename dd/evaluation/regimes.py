@@ -9,13 +9,16 @@ import torch
 
 from dd.engine.method import Task
 from dd.errors import UsageError
-from dd.evaluation.arms import Arm, control_arm, decoded_arm, fixed_arm, full_arm, noise_arm
+from dd.evaluation.arms import Arm, control_arm, decoded_arm, equal_bytes_arm, fixed_arm, full_arm, noise_arm
 from dd.evaluation.evaluate import NOT_REFERRED, Evaluator, arm_of, making
 from dd.evaluation.protocols import Protocol, Regime
 from dd.evaluation.report import RegimeReport, Score
 from dd.evaluation.suites import Suite
 from dd.labels import Labeller
 from dd.sets import DistilledSet
+
+_HALF = 0.5  # weight of the hard label in a mixed one
+LONGER = ("accuracy", "control", "coreset")  # rows that are also scored at other lengths of training
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class RegimeArms:
         arms: by the name of a row, see `RegimeReport.rows`; all but "full".
         missing: for rows that do not exist, the reason.
         lr: the learning rate that the set learned, a candidate for SGD; None if it has none.
+        mixed: also score the set with labels that are half hard, half soft, where there is one soft label per image.
         coreset: the name of the selection method of the row "coreset".
         images: bytes of the set's images.
     """
@@ -33,6 +37,7 @@ class RegimeArms:
     arms: Mapping[str, Arm]
     missing: Mapping[str, str]
     lr: float | None
+    mixed: bool
     coreset: str
     images: int
 
@@ -139,8 +144,23 @@ def _rows(
         arms["start"] = arm_of("the set at iteration 0", hardened(start), evaluator)
     if "noise" in wanted:
         arms["noise"] = noise_arm(task)
+    if "bytes" not in wanted:
+        missing["bytes"] = NOT_REFERRED
+    elif distilled.image_kind == "indices":
+        missing["bytes"] = "the set holds indices, which need the real images"
+    elif (arm := equal_bytes_arm(task, _bytes_used(distilled, evaluator))) is None:
+        missing["bytes"] = "the set is smaller than one real image"
+    else:
+        arms["bytes"] = arm
     lr = None if distilled.lr is None else evaluator.lr_of(distilled)
-    return RegimeArms(arms, missing, lr, coreset[0] if coreset else "", distilled.bytes()["images"])
+    found = {"coreset": coreset[0] if coreset else "", "images": distilled.bytes()["images"]}
+    return RegimeArms(arms, missing, lr, "mixed" in wanted, **found)
+
+
+def _bytes_used(distilled: DistilledSet, evaluator: Evaluator) -> int:
+    """Return what the set takes with its own labels: images, labels, and the teacher if its students ask one."""
+    asked = evaluator.labeller.bytes if evaluator.labeller is not None and distilled.views is None else 0
+    return distilled.bytes()["total"] + asked
 
 
 def _scored(regime: Regime, rows: RegimeArms, evaluator: Evaluator, teacher: Labeller | None) -> RegimeReport:
@@ -155,7 +175,18 @@ def _scored(regime: Regime, rows: RegimeArms, evaluator: Evaluator, teacher: Lab
     candidates = [protocol.lr] + ([] if rows.lr is None or protocol.optimiser != "sgd" else [rows.lr])
     scores: dict[str, Score] = {}
     for name, arm in rows.arms.items():
-        scores[name] = views.better_lr(labelled(arm), candidates, protocol.students)
+        if name != "bytes" or regime == "hard":
+            scores[name] = views.better_lr(labelled(arm), candidates, protocol.students)
+    if rows.mixed and regime == "soft" and teacher is not None:
+        arm = fixed_arm(rows.arms["accuracy"], teacher, temperature, hard=_HALF)
+        scores["mixed"] = views.better_lr(arm, candidates, protocol.students)
+    lengths: dict[str, dict[str, Score]] = {}
+    for factor in evaluator.protocol.lengths:
+        longer = views.under(protocol.stretched(factor), views.labeller)
+        some = {name: labelled(arm) for name, arm in rows.arms.items() if name in LONGER}
+        lengths[f"{factor:g}"] = {
+            name: longer.better_lr(arm, candidates, protocol.students) for name, arm in some.items()
+        }
     missing = dict(rows.missing)
     n, whole = rows.arms["accuracy"].n, len(task.data.train)
     if protocol.full is False:
@@ -178,6 +209,7 @@ def _scored(regime: Regime, rows: RegimeArms, evaluator: Evaluator, teacher: Lab
         labels=labels,
         bytes=_bytes(regime, rows.images, n, task, labels),
         spent=_spent(regime, protocol, n),
+        lengths=lengths,
     )
 
 

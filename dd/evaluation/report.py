@@ -95,7 +95,9 @@ class RegimeReport:
         regime: "hard", the images' classes; "soft", one label of a teacher for each image; "views", a teacher asked on
             every view.
         rows: scores by row: "accuracy" (the set), "control", "coreset", "decoded", "start", "noise" (of as many
-            images), "full" (all real images, as many presentations).  All have the labels of the regime.
+            images), "full" (all real images, as many presentations); under hard labels "bytes" (real images of as many
+            bytes), with one soft label for each image "mixed" (the set, half hard labels).  All have the labels of the
+            regime.
         missing: for rows that do not exist, the reason.
         protocol: the fields of the protocol.
         fingerprint: see `Report.protocol`.
@@ -103,6 +105,7 @@ class RegimeReport:
         labels: the teacher, and how it labels; None for hard labels.
         bytes: what the set needs in this regime: images, labels, and the teacher if students ask it.
         spent: per student on the set: steps, images shown, images that the teacher labels.
+        lengths: "accuracy", "control" and "coreset" at other lengths of training, by the factor (`eval.lengths`).
     """
 
     regime: str
@@ -114,12 +117,16 @@ class RegimeReport:
     labels: Mapping[str, Any] | None = None
     bytes: Mapping[str, int] = field(default_factory=dict)
     spent: Mapping[str, int] = field(default_factory=dict)
+    lengths: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
 
     @property
     def gap(self) -> Interval:
         """Points by which the set beats the better of random real images and the coreset."""
-        references = [self.rows[name].values for name in ("control", "coreset") if name in self.rows]
-        return gap_to_best(self.rows["accuracy"].values, references)
+        return _gap(self.rows)
+
+    def gap_at(self, factor: str) -> Interval:
+        """Return the same at another length of training, one of `lengths`."""
+        return _gap(self.lengths[factor])
 
     @property
     def times_to_target(self) -> dict[str, TimeToAccuracy]:
@@ -128,14 +135,19 @@ class RegimeReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict."""
-        rows = {name: score.to_dict() for name, score in self.rows.items()}
-        return asdict(self) | {"rows": rows, "gap": asdict(self.gap)} | _times_to_json(self.times_to_target)
+        lengths = {
+            factor: {"rows": _scores_to_json(rows), "gap": asdict(self.gap_at(factor))}
+            for factor, rows in self.lengths.items()
+        }
+        own = {"rows": _scores_to_json(self.rows), "gap": asdict(self.gap), "lengths": lengths}
+        return asdict(self) | own | _times_to_json(self.times_to_target)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "RegimeReport":
         """Rebuild it from the result of `to_dict`."""
         known: dict[str, Any] = {k: v for k, v in value.items() if k in cls.__dataclass_fields__}
-        known["rows"] = {name: Score.from_dict(score) for name, score in value["rows"].items()}
+        known["rows"] = _scores_from_json(value["rows"])
+        known["lengths"] = {name: _scores_from_json(one["rows"]) for name, one in value.get("lengths", {}).items()}
         return cls(**known)
 
 
@@ -300,6 +312,19 @@ def pooled_std(one: Score, other: Score) -> float | None:
     if one.std is None or other.std is None:
         return None
     return math.sqrt((one.std**2 + other.std**2) / 2)
+
+
+def _gap(rows: Mapping[str, Score]) -> Interval:
+    """Return points by which the set beats the better of random real images and the coreset."""
+    return gap_to_best(rows["accuracy"].values, [rows[name].values for name in ("control", "coreset") if name in rows])
+
+
+def _scores_to_json(rows: Mapping[str, Score]) -> dict[str, Any]:
+    return {name: score.to_dict() for name, score in rows.items()}
+
+
+def _scores_from_json(rows: Mapping[str, Any]) -> dict[str, Score]:
+    return {name: Score.from_dict(score) for name, score in rows.items()}
 
 
 def _times(protocol: Mapping[str, Any], rows: Mapping[str, Score], before: float | None) -> dict[str, TimeToAccuracy]:

@@ -21,8 +21,11 @@ class Suite:
     squeeze: SqueezeSettings
 
     def protocol(self, regime: Regime, run: Protocol) -> Protocol:
-        """Return the protocol of a regime, with the references, numbers of students and curves that `run` asks for."""
-        names = ("students", "pilots", "references", "full", "full_students", "full_budget", "curve", "target")
+        """Return the protocol of a regime, with the references, students and curves that `run` asks for."""
+        names = (
+            *("students", "pilots", "references", "lengths", "curve", "target"),
+            *("full", "full_students", "full_budget"),
+        )
         counts = {name: getattr(run, name) for name in names}
         return replace(PROTOCOLS[self.protocols[regime]], **counts)
 

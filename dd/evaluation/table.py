@@ -31,6 +31,8 @@ REGIME_ARMS = {
     "coreset": "the coreset",
     "decoded": "random mosaics, decoded",
     "start": "the set at iteration 0",
+    "mixed": "the set, labels half hard and half soft",
+    "bytes": "random real images, as many bytes",
     "noise": "noise",
     "full": "all real images, as many shown",
 }
@@ -182,6 +184,11 @@ def regime_rows(report: Report) -> list[list[str]]:
                 )
     best = "the better of random and coreset" if "coreset" in regimes[0].rows else "random"
     found.append([f"the set is ahead of {best} by", *(in_between(one.gap) for one in regimes)])
+    for factor in regimes[0].lengths:
+        for name in regimes[0].lengths[factor]:
+            cells = (score_in_words(one.lengths[factor][name]) for one in regimes)
+            found.append([f"{REGIME_ARMS[name]}, trained {factor} times as long", *cells])
+        found.append([f"the set is ahead of {best} by", *(in_between(one.gap_at(factor)) for one in regimes)])
     found.append(["protocol", *(str(one.protocol.get("protocol")) for one in regimes)])
     found.append(["fingerprint", *(one.fingerprint for one in regimes)])
     found.append(["teacher", *(_teacher(one) for one in regimes)])

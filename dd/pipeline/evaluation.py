@@ -12,11 +12,12 @@ from torch import Tensor
 from dd.data import DataSettings, open_data
 from dd.engine.method import Task
 from dd.errors import RunError, UsageError
+from dd.evaluation.arms import spread
 from dd.evaluation.budget import require_memory, require_time
 from dd.evaluation.downstream import DownstreamReport
 from dd.evaluation.evaluate import NOT_AT_HAND, Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
-from dd.evaluation.learners import learner_of, spread
+from dd.evaluation.learners import learner_of
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.regimes import require_fixed
 from dd.evaluation.report import Report

@@ -22,7 +22,8 @@ def test_a_run_scores_its_set_under_hard_and_soft_labels(scored):
     hard, soft = report["regimes"]
     assert (hard["regime"], soft["regime"]) == ("hard", "soft")
     for one in (hard, soft):
-        assert set(one["rows"]) == {"accuracy", "control", "coreset", "start", "noise"}
+        own = {"hard": "bytes", "soft": "mixed"}[one["regime"]]
+        assert set(one["rows"]) == {"accuracy", "control", "coreset", "start", "noise", own}
         assert one["coreset"] == "random"
         assert one["missing"] == {"full": "eval.full=false"}
     assert hard["rows"]["accuracy"]["values"] == report["accuracy"]["values"]  # its labels are hard, by one protocol

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from dd.cli.show_report import show_report
 from dd.errors import UsageError
 from dd.evaluation import PROTOCOLS, Protocol, Report, Score
-from dd.evaluation.arms import control_arm, fixed_arm, full_arm, noise_arm, set_arm
+from dd.evaluation.arms import control_arm, equal_bytes_arm, fixed_arm, full_arm, noise_arm, set_arm
 from dd.evaluation.evaluate import Evaluator, evaluate
 from dd.evaluation.regimes import hardened, presented, same_presentations, score_regimes
 from dd.evaluation.report import RegimeReport
@@ -198,6 +198,55 @@ def test_noise_with_hard_labels_is_at_chance(make_task, blobs):
     assert abs(score.mean - 25) < 3 * 100 * math.sqrt(0.25 * 0.75 / (4 * students))
 
 
+@pytest.mark.parametrize(("size", "counts"), [(71, None), (72, [1, 0, 0, 0]), (72 * 30, [8, 7, 8, 7])])
+def test_real_images_of_equal_bytes_take_a_byte_per_value_and_eight_for_the_class(task, size, counts):
+    arm = equal_bytes_arm(task, size)  # 8 x 8 images of one channel
+    if counts is None:
+        assert arm is None
+        return
+    assert arm.n == sum(counts)
+    (one, labels), (other, _) = arm.load(0), arm.load(1)
+    assert torch.bincount(labels, minlength=4).tolist() == counts
+    assert sum(image.numel() + 8 for image in one) <= size < sum(image.numel() + 8 for image in one) + 72
+    assert not torch.equal(one, other) or arm.n == 1
+    where = {image.numpy().tobytes(): label for image, label in zip(*every(task), strict=True)}
+    assert [where[image.numpy().tobytes()] for image in one] == labels.tolist()
+
+
+def test_real_images_of_equal_bytes_are_at_most_all(task):
+    arm = equal_bytes_arm(task, 10**9)
+    assert arm.n == len(task.data.train)
+    images, labels = arm.load(0)
+    assert len(images.unique(dim=0)) == len(every(task)[0].unique(dim=0))
+    assert torch.equal(torch.bincount(labels), torch.bincount(task.data.train.labels))
+
+
+def every(task):
+    return task.data.train.images(torch.arange(len(task.data.train))), task.data.train.labels.tolist()
+
+
+def test_mixed_labels_are_half_the_class_and_half_the_teachers(task, teacher):
+    arm = set_arm("it", make_set(task), task.data.preprocess)
+    images, mixed = fixed_arm(arm, teacher, 4.0, hard=0.5).load(0)
+    _, soft = fixed_arm(arm, teacher, 4.0).load(0)
+    assert torch.equal(images, arm.load(0)[0])
+    for label, given, c in zip(mixed, soft, task.targets, strict=True):
+        wanted = [0.5 * float(p) + 0.5 * (k == int(c)) for k, p in enumerate(given)]
+        assert label.tolist() == pytest.approx(wanted, abs=1e-6)
+    assert fixed_arm(arm, teacher, 4.0, hard=0.5).key(0) != fixed_arm(arm, teacher, 4.0).key(0)
+
+
+@pytest.mark.parametrize("length", [{"steps": 9}, {"steps": None, "epochs": 3, "warmup": 2}])
+def test_a_training_that_is_four_times_as_long_keeps_its_shape(length):
+    protocol = replace(BRIEF, **length, decay_at=0.5, inclusive=False)
+    longer = protocol.stretched(4)
+    assert longer.total_steps(8) == 4 * protocol.total_steps(8)
+    one, other = protocol.fit(8, 0.1, "none"), longer.fit(8, 0.1, "none")
+    assert other.warmup == 4 * one.warmup
+    assert other.decay_at[0] / other.steps == pytest.approx(one.decay_at[0] / one.steps, abs=0.2)
+    assert protocol.stretched(0.01).total_steps(8) == (1 if protocol.steps else protocol.passes_to_steps(8))
+
+
 # --- reports ---------------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +263,8 @@ def test_every_row_of_a_regime_has_its_labels_protocol_and_students(task, teache
     assert [one.protocol["protocol"] for one in scored] == ["t-hard", "t-soft", "t-views"]
     assert len({one.fingerprint for one in scored}) == 3
     for one in scored:
-        assert set(one.rows) == {"accuracy", "control", "coreset", "start", "noise", "full"}
+        own = {"hard": {"bytes"}, "soft": {"mixed"}, "views": set()}[one.regime]
+        assert set(one.rows) == {"accuracy", "control", "coreset", "start", "noise", "full"} | own
         assert {name: score.n for name, score in one.rows.items()} == dict.fromkeys(one.rows, 2) | {"full": 1}
         notes = {score.note for name, score in one.rows.items() if name != "full"}
         assert all(note.startswith("better of") for note in notes) == (one.regime != "views")  # AdamW has no learned lr
@@ -436,6 +486,30 @@ def test_a_report_gets_the_regimes_that_are_asked_for(task, suite, monkeypatch):
     assert [one.regime for one in found] == ["soft", "hard"]
     assert found[0].labels["names"] == ["convnet:depth=1:width=6"]
     assert found[0].coreset == "random"
+
+
+def test_other_lengths_are_those_of_longer_protocols(task, suite, teacher):
+    asked = replace(ASKED, labels=("hard", "soft"), references=(), lengths=(1, 3), full=False)
+    made = make_set(task)
+    found = score_regimes(made, None, {}, Evaluator(task, asked), suite, teacher)
+    for one in found:
+        assert one.lengths["1"] == {name: one.rows[name] for name in ("accuracy", "control")}
+        longer = replace(suite.protocol(one.regime, asked), steps=27)
+        arm = set_arm("it", made, task.data.preprocess)
+        arm = arm if one.regime == "hard" else fixed_arm(arm, teacher, 4.0)
+        assert one.lengths["3"]["accuracy"].values == Evaluator(task, longer).score(arm, 0.05, 2).values
+        own, random = (one.lengths["3"][name].mean for name in ("accuracy", "control"))
+        assert one.gap_at("3").mean == pytest.approx(own - random)
+        read = RegimeReport.from_dict(json.loads(json.dumps(one.to_dict())))
+        assert read.lengths == one.lengths
+
+
+def test_indices_have_no_row_of_equal_bytes(task, suite):
+    made = make_set(task, images=task.real_indices("some"), image_kind="indices")
+    asked = replace(ASKED, labels=("hard",), references=("bytes",), full=False)
+    (hard,) = score_regimes(made, None, {}, Evaluator(task, asked), suite, None)
+    assert "bytes" not in hard.rows
+    assert hard.missing["bytes"] == "the set holds indices, which need the real images"
 
 
 def test_what_a_run_asked_for_is_not_what_its_set_is_for(task):

@@ -25,12 +25,12 @@ from dd.engine.needs import Got
 from dd.engine.synthesise import synthesise
 from dd.errors import RunError, UsageError
 from dd.evaluation import Protocol
-from dd.evaluation.arms import control_arm, full_arm
+from dd.evaluation.arms import control_arm, full_arm, spread
 from dd.evaluation.downstream import transfer
 from dd.evaluation.downstream.linear import Linear, nearest_arm, nearest_to_means
 from dd.evaluation.downstream.transfer import Transfer
 from dd.evaluation.evaluate import Evaluator, evaluate, own_arm
-from dd.evaluation.learners import HeadOn, Learner, LinearHead, Pretrained, learner_of, linear_probe, spread
+from dd.evaluation.learners import HeadOn, Learner, LinearHead, Pretrained, learner_of, linear_probe
 from dd.networks import NetworkSpec, embed
 from dd.networks.pretrained import published_encoder
 from dd.pipeline.meant import learner_for
