@@ -25,6 +25,8 @@ from dd.errors import UsageError, close_matches
 from dd.sizes import readable_size
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from dd.evaluation.compare import Comparison, Standing
 
 _OWN = ("allow_mismatch", "labels")  # keys of this verb
@@ -69,7 +71,7 @@ def command(settings: tuple[str, ...], as_json: bool) -> int:
     if as_json:
         emit(asdict(found) | {"comparable": found.comparable})
     else:
-        _show(found)
+        show_comparison(found, console())
     if found.comparable or allowed:
         return 0
     keys = ", ".join(sorted({key for differing in found.differs.values() for key in differing}))
@@ -84,10 +86,10 @@ def _require_known(overrides: Mapping[str, Any]) -> None:
             raise UsageError(f"unknown key {key!r}; did you mean {meant[0]!r}?")
 
 
-def _show(found: "Comparison") -> None:
+def show_comparison(found: "Comparison", out: "Console") -> None:
+    """Print the rows of every block, and the conditions that differ."""
     from dd.evaluation.table import LABELS
 
-    out = console()
     for block in found.blocks:
         out.print(f"\n{LABELS.get(block.kind, 'own labels')}", style="bold")
         table = plain_table(*_HEADINGS)

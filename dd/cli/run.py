@@ -2,17 +2,36 @@
 
 import logging
 import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dd.cli.common import LENIENT, console, emit, examples, json_option, log_to_stderr, remark, settings
+from dd.cli.common import (
+    LENIENT,
+    console,
+    emit,
+    examples,
+    json_option,
+    log_to_stderr,
+    remark,
+    settings,
+)
+from dd.errors import UsageError
+
+if TYPE_CHECKING:
+    from dd.pipeline import Outcome
+    from dd.recipes import Recipe, RunOptions
 
 
 @click.command(
     "run",
     context_settings=LENIENT,
     epilog=examples(
-        "dd run method=datm ipc=10", "dd run method=mtt dataset=cifar10 ipc=1 preset=smoke iterations=20 --dry-run"
+        "dd run method=datm ipc=10",
+        "dd run method=mtt dataset=cifar10 ipc=1 preset=smoke iterations=20 --dry-run",
+        "dd run method=dm ipc=1 seed=0,1,2",
     ),
     short_help="Distil a dataset and score the result.",
 )
@@ -26,34 +45,111 @@ def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     force track recipe; the fields of the method; and grouped keys such as student.arch=resnet18, eval.protocol=mtt,
     experts.count=20, data.preprocess=zca.  `dd show method=NAME` lists them with their values.
 
-    The same command resumes an interrupted run; a finished one is only reported again (force=true repeats it).
+    The same command resumes an interrupted run; a finished one is only reported again (force=true repeats it).  With
+    seed=0,1,2 every seed is a run of its own, and the spread between sets stands beside that between students.
     """
-    from dd.cli import show_recipe, show_report
+    from dd.engine import parallel
     from dd.recipes import parse_overrides, resolve, run_options
 
     overrides = parse_overrides(settings)
-    recipe, options = resolve(overrides), run_options(overrides)
-    from dd.engine import parallel
-
+    several = _several(overrides.get("seed"))
+    asked: list[tuple[Sequence[str], Mapping[str, Any]]] = [(settings, overrides)]
+    if several is not None:
+        asked = [(_with_seed(settings, seed), {**overrides, "seed": seed}) for seed in several]
+    # every seed is checked before the first of them runs
+    runs = [(words, resolve(own), run_options(own)) for words, own in asked]
     first = parallel.is_first()  # only the first torchrun process prints
+    log_to_stderr(logging.INFO if first else logging.WARNING)
+    outcomes: list[Outcome] = []
+    for words, recipe, options in runs:
+        _tell(recipe, first)
+        if dry_run:
+            _plan(recipe, options, as_json)
+        elif (outcome := _outcome(words, recipe, options)) is not None:
+            outcomes.append(outcome)
+    if several is not None and outcomes:
+        _show_several(outcomes, as_json)
+    elif outcomes:
+        _show(outcomes[0], as_json)
+
+
+def _several(seed: Any) -> list[Any] | None:
+    """Return the seeds of `seed=0,1,2` or `seed=[0,1,2]`; None for a single one.
+
+    Raises:
+        UsageError: a seed appears twice, or there are fewer than two.
+    """
+    from dd.recipes import parse_value
+
+    seeds = [parse_value(word) for word in seed.split(",")] if isinstance(seed, str) and "," in seed else seed
+    if not isinstance(seeds, list):
+        return None
+    found: list[Any] = seeds
+    if len(found) < 2:
+        raise UsageError(f"seed={found}: give one number, or several: seed=0,1,2")
+    if twice := [one for at, one in enumerate(found) if one in found[:at]]:
+        raise UsageError(f"seed={seed}: {twice[0]} is named twice")
+    return found
+
+
+def _with_seed(words: Sequence[str], seed: Any) -> list[str]:
+    """Return the words of a command with one seed instead of several."""
+    return [*(word for word in words if not word.lstrip("+-").startswith("seed=")), f"seed={seed}"]
+
+
+def _tell(recipe: "Recipe", first: bool) -> None:
+    from dd.cli import show_recipe
+
     for line in (*recipe.notices, *show_recipe.summary(recipe)) if first else ():
         remark(line)
-    from dd.pipeline import plan, run_recipe
 
-    log_to_stderr(logging.INFO if first else logging.WARNING)
-    if dry_run:
-        planned = plan(recipe, out=options.out)
-        emit(planned) if as_json else show_recipe.show_plan(planned, console())
-        return
-    words = shlex.join(["dd", "run", *settings])
-    outcome = run_recipe(recipe, out=options.out, force=options.force, track=options.track, command=words)
-    if outcome is None:
-        return
-    if not outcome.fresh:
+
+def _plan(recipe: "Recipe", options: "RunOptions", as_json: bool) -> None:
+    from dd.cli import show_recipe
+    from dd.pipeline import plan
+
+    planned = plan(recipe, out=options.out)
+    emit(planned) if as_json else show_recipe.show_plan(planned, console())
+
+
+def _outcome(words: Sequence[str], recipe: "Recipe", options: "RunOptions") -> "Outcome | None":
+    """Run one recipe; returns None in all processes of torchrun but the first."""
+    from dd.pipeline import run_recipe
+
+    command = shlex.join(["dd", "run", *words])
+    outcome = run_recipe(recipe, out=options.out, force=options.force, track=options.track, command=command)
+    if outcome is not None and not outcome.fresh:
         remark("already finished: reported, not repeated; force=true repeats it")
-    files = show_report.files_of(outcome.folder.path)
+    return outcome
+
+
+def _show(outcome: "Outcome", as_json: bool) -> None:
+    from dd.cli import show_report
+
     if as_json:
-        fresh = {"fresh": outcome.fresh, "folder": str(outcome.folder.path), "files": files}
-        emit(outcome.report.to_dict() | fresh)
+        emit(_as_json(outcome))
     else:
-        show_report.show_report(outcome.report, console(), files)
+        show_report.show_report(outcome.report, console(), show_report.files_of(outcome.folder.path))
+
+
+def _as_json(outcome: "Outcome") -> dict[str, Any]:
+    from dd.cli import show_report
+
+    path = outcome.folder.path
+    own = {"fresh": outcome.fresh, "folder": str(path), "files": show_report.files_of(path)}
+    return outcome.report.to_dict() | own
+
+
+def _show_several(outcomes: "Sequence[Outcome]", as_json: bool) -> None:
+    """Print the runs of several seeds as one row, and where each of them is."""
+    from dd.cli.compare import show_comparison
+    from dd.evaluation.compare import compare
+    from dd.evaluation.table import score_in_words
+
+    found = compare({str(outcome.folder.path): outcome.report for outcome in outcomes})
+    if as_json:
+        emit({"runs": [_as_json(outcome) for outcome in outcomes], "comparison": asdict(found)})
+        return
+    show_comparison(found, console())
+    for outcome in outcomes:
+        console().print(f"{score_in_words(outcome.report.accuracy)}  {outcome.folder.path}", soft_wrap=True)
