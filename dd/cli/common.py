@@ -155,6 +155,25 @@ def shortened(value: object, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def several(key: str, value: Any) -> list[Any] | None:
+    """Return the values of a key that takes one or several, `a,b` or `[a,b]`; None for a single one.
+
+    Raises:
+        UsageError: a value appears twice, or a list has fewer than two.
+    """
+    from dd.recipes import parse_value
+
+    values = [parse_value(word) for word in value.split(",")] if isinstance(value, str) and "," in value else value
+    if not isinstance(values, list):
+        return None
+    found: list[Any] = values
+    if len(found) < 2:
+        raise UsageError(f"{key}={found}: give one value, or several: {key}=A,B")
+    if twice := [one for at, one in enumerate(found) if one in found[:at]]:
+        raise UsageError(f"{key}={value}: {twice[0]} is named twice")
+    return found
+
+
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Print the library's log messages on stderr."""
     log = logging.getLogger("dd")

@@ -15,8 +15,11 @@ from dd.cli.common import (
     json_option,
     log_to_stderr,
     paths_and_settings,
+    plain_table,
+    print_table,
     remark,
     settings,
+    several,
 )
 from dd.errors import RunError, UsageError, printable
 
@@ -48,6 +51,7 @@ class _Scored(NamedTuple):
         "dd eval runs/datm/fashion-mini/ipc10/1a2b3c4d-seed0",
         "dd eval set.safetensors eval.students=20 student.arch=resnet18",
         "dd eval runs/*/fashion-mini/ipc10/*",
+        "dd eval dm/fashion-mini-ipc10 student.arch=convnet,alexnet,resnet18 eval.students=3",
         "dd eval dm/fashion-mini-ipc1",
         "dd eval dm/fashion-mini-ipc1 task=continual continual.steps=5",
     ),
@@ -58,6 +62,8 @@ class _Scored(NamedTuple):
 @json_option
 def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
     """Train fresh students on the set in FILE, under the set's own protocol, and report; several sets one by one.
+
+    student.arch=A,B,… scores it on several networks, in one table.
 
     FILE is a set (.safetensors), the folder of a run, the name of a released set (`dd sets`), or hf:USER/NAME.  Data,
     network and protocol are recorded in the set; keys override them: eval.protocol=NAME (`dd protocols` lists
@@ -74,21 +80,28 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
     files = [file, *others]
     overrides = parse_overrides(words)
     log_to_stderr()
-    if len(files) == 1:
+    networks = several("student.arch", overrides.get("student.arch"))
+    if len(files) == 1 and networks is None:
         _show(_scored(file, overrides), as_json)
         return 0
     worst, found = 0, []
     for one in files:
-        try:
-            scored = _scored(one, overrides)
-        except (UsageError, RunError) as error:
-            worst = max(worst, 2 if isinstance(error, UsageError) else 1)
-            found.append({"set": one, "error": str(error)})
-            remark(f"dd: {one}: {error}")
-            continue
-        found.append({"set": one, "report": scored.to_dict()})
-        if not as_json:
-            _show(scored, as_json=False)
+        scored: dict[str, _Scored] = {}
+        for network in networks or [""]:
+            which = {"set": one, "network": network} if network else {"set": one}
+            own = {**overrides, "student.arch": network} if network else overrides
+            try:
+                scored[network] = _scored(one, own)
+            except (UsageError, RunError) as error:
+                worst = max(worst, 2 if isinstance(error, UsageError) else 1)
+                found.append({**which, "error": str(error)})
+                remark(f"dd: {': '.join(which.values())}: {error}")
+                continue
+            found.append({**which, "report": scored[network].to_dict()})
+        if not as_json and networks is None and scored:
+            _show(scored[""], as_json=False)
+        elif not as_json and scored:
+            _show_networks(one, scored)
     if as_json:
         emit({"sets": found})
     return worst
@@ -117,6 +130,25 @@ def _pulled(name: str, overrides: Mapping[str, Any]) -> "tuple[Path, Released | 
     for line in found.remarks:
         remark(f"{name}: {line}")
     return found.path, found.record
+
+
+def _show_networks(name: str, scored: Mapping[str, _Scored]) -> None:
+    """Print one table of a set on several networks; a downstream task has a table of each."""
+    from dd.evaluation import Report
+    from dd.evaluation.table import LABELS, NETWORK_HEADINGS, network_rows, shared_kinds
+
+    reports = {network: one.report for network, one in scored.items() if isinstance(one.report, Report)}
+    if len(reports) < len(scored):
+        for network, one in scored.items():
+            console().print(f"\n{network}", style="bold")
+            _show(one, as_json=False)
+        return
+    for kind in shared_kinds(reports.values()):
+        console().print(f"\n{name}, {LABELS.get(kind, 'own labels')}", style="bold")
+        table = plain_table(*NETWORK_HEADINGS)
+        for row in network_rows(reports, kind):
+            table.add_row(*row)
+        print_table(console(), table)
 
 
 def _show(scored: _Scored, as_json: bool) -> None:

@@ -17,8 +17,8 @@ from dd.cli.common import (
     log_to_stderr,
     remark,
     settings,
+    several,
 )
-from dd.errors import UsageError
 
 if TYPE_CHECKING:
     from dd.pipeline import Outcome
@@ -52,10 +52,10 @@ def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     from dd.recipes import parse_overrides, resolve, run_options
 
     overrides = parse_overrides(settings)
-    several = _several(overrides.get("seed"))
+    seeds = several("seed", overrides.get("seed"))
     asked: list[tuple[Sequence[str], Mapping[str, Any]]] = [(settings, overrides)]
-    if several is not None:
-        asked = [(_with_seed(settings, seed), {**overrides, "seed": seed}) for seed in several]
+    if seeds is not None:
+        asked = [(_with_seed(settings, seed), {**overrides, "seed": seed}) for seed in seeds]
     # every seed is checked before the first of them runs
     runs = [(words, resolve(own), run_options(own)) for words, own in asked]
     first = parallel.is_first()  # only the first torchrun process prints
@@ -67,29 +67,10 @@ def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
             _plan(recipe, options, as_json)
         elif (outcome := _outcome(words, recipe, options)) is not None:
             outcomes.append(outcome)
-    if several is not None and outcomes:
+    if seeds is not None and outcomes:
         _show_several(outcomes, as_json)
     elif outcomes:
         _show(outcomes[0], as_json)
-
-
-def _several(seed: Any) -> list[Any] | None:
-    """Return the seeds of `seed=0,1,2` or `seed=[0,1,2]`; None for a single one.
-
-    Raises:
-        UsageError: a seed appears twice, or there are fewer than two.
-    """
-    from dd.recipes import parse_value
-
-    seeds = [parse_value(word) for word in seed.split(",")] if isinstance(seed, str) and "," in seed else seed
-    if not isinstance(seeds, list):
-        return None
-    found: list[Any] = seeds
-    if len(found) < 2:
-        raise UsageError(f"seed={found}: give one number, or several: seed=0,1,2")
-    if twice := [one for at, one in enumerate(found) if one in found[:at]]:
-        raise UsageError(f"seed={seed}: {twice[0]} is named twice")
-    return found
 
 
 def _with_seed(words: Sequence[str], seed: Any) -> list[str]:

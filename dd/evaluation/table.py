@@ -2,12 +2,13 @@
 
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
 from dd.errors import printable
 from dd.evaluation.report import RegimeReport, Report, Score
+from dd.evaluation.scores import paired_gap
 from dd.evaluation.time_to_accuracy import TimeToAccuracy
 from dd.evaluation.verdict import in_between, verdict
 from dd.sets.origin import StatedScore, imported
@@ -195,6 +196,43 @@ def regime_rows(report: Report) -> list[list[str]]:
     found.append(["bytes of images, labels, teacher", *(_sizes(one) for one in regimes)])
     found.append(["steps, images a teacher labels", *(_spent(one) for one in regimes)])
     return found
+
+
+NETWORK_HEADINGS = ("student", "the distilled set %", "random real images %", "the set is ahead by (95 %)")
+
+
+def shared_kinds(reports: Iterable[Report]) -> list[str]:
+    """Return "own", for the sets' own labels, then the regimes that all reports have."""
+    each = [[one.regime for one in report.regimes] for report in reports]
+    return ["own", *(kind for kind in each[0] if all(kind in regimes for regimes in each))]
+
+
+def network_rows(reports: Mapping[str, Report], kind: str) -> list[list[str]]:
+    """Return one row per network, and their mean: the set, its control and the gap with labels of one kind.
+
+    Args:
+        reports: of one set, by the name of the network.
+        kind: "own" or a regime.
+    """
+    pairs = {network: _pair(report, kind) for network, report in reports.items()}
+    found: list[list[str]] = []
+    for network, (own, control) in pairs.items():
+        gap = "-" if control is None or control.n != own.n else in_between(paired_gap(own.values, control.values))
+        found.append([network, score_in_words(own), "-" if control is None else score_in_words(control), gap])
+    mean = statistics.fmean(own.mean for own, _ in pairs.values())
+    controls = [control.mean for _, control in pairs.values() if control is not None]
+    if len(controls) < len(pairs):
+        return [*found, ["mean", f"{mean:.2f}", "-", "-"]]
+    random = statistics.fmean(controls)
+    return [*found, ["mean", f"{mean:.2f}", f"{random:.2f}", f"{mean - random:+.2f}"]]
+
+
+def _pair(report: Report, kind: str) -> tuple[Score, Score | None]:
+    """Return the scores of the set and of its control with labels of a kind."""
+    if kind == "own":
+        return report.accuracy, report.control
+    rows = next(one.rows for one in report.regimes if one.regime == kind)
+    return rows["accuracy"], rows.get("control")
 
 
 def _teacher(one: RegimeReport) -> str:

@@ -44,7 +44,7 @@ def test_each_is_the_run_of_that_seed_alone_and_one_row_is_of_all(ran):
     ("word", "why"),
     [
         ("seed=0,0", "seed=0,0: 0 is named twice"),
-        ("seed=[3]", "seed=[3]: give one number, or several: seed=0,1,2"),
+        ("seed=[3]", "seed=[3]: give one value, or several: seed=A,B"),
         ("seed=0,x", "seed='x'"),
         ("seed=0,-1", "seed=-1"),
     ],
