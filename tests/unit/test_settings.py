@@ -21,16 +21,8 @@ from dd.training.record import RecordSettings
 NO_RUN = {"method", "preset", "like", "init", "experts.from", "autoencoder", "data.workers"}
 # of no number: they say how many students are asked, and how the synthesis is watched
 NO_NUMBER = {"protocol", "students", "pilots", "full", "full_students", "full_budget", "probes", "probe_steps"}
-NO_NUMBER |= {
-    "labels",
-    "suite",
-    "teachers",
-    "coreset",
-    "references",
-    "lengths",
-    "curve",
-    "target",
-}  # and what else is scored
+# ... and what is scored
+NO_NUMBER |= {"labels", "suite", "teachers", "coreset", "references", "lengths", "curve", "target"}
 NO_LABEL = {"mode", "replay", "tau"}
 # of no expert alone; the files' digest stands for `from`
 NO_EXPERT = {"count", "stack", "from"}
