@@ -80,15 +80,28 @@ def results(file: str, *patterns: str) -> str:
 def seeds(file: str, *patterns: str) -> str:
     """A table of the rows of a file of `experiments/seeds.py`, the best first."""
     chosen = sorted(_fitting(file, patterns), key=lambda row: -Decimal(row.fields["accuracy"]))
-    head = ["`dd run` …", "accuracy", "of students", "control", "gap", "bytes", "seconds", "protocol"]
+    timed = any(row.fields.get("target") for row in chosen)
+    times = ["to target", "seconds", "control to target", "seconds"] if timed else []
+    head = ["`dd run` …", "accuracy", "of students", "control", "gap", *times, "bytes", "seconds", "protocol"]
     body = []
     for row in chosen:
         students = _tenths(row.fields["std_students"]) if row.fields["std_students"] else ""
         cost = int(row.fields["prepare_s"]) + int(row.fields["synthesise_s"])
         cells = [f"`{row.command.removeprefix('dd run ')}`", row.score("accuracy", "std_sets"), students]
         cells += [row.score("control", "control_std"), row.gap("control")]
+        cells += [*_times(row, ""), *_times(row, "control_")] if timed else []
         body.append([*cells, f"{int(row.fields['bytes']):,}", cost, row.fields["protocol"]])
     return _table(head, body)
+
+
+def _times(row: Row, of: str) -> list[str]:
+    """Steps until students first reach the target, with how many do, and seconds; empty for a row without a target."""
+    fields = row.fields
+    if not fields.get("target") or not fields.get(f"{of}reached"):
+        return ["", ""]
+    reached, steps = fields[f"{of}reached"], fields[f"{of}steps_to"]
+    words = f"{int(steps):,} steps" if steps else "never"
+    return [f"{fields['target']} %: {words} ({reached})", fields[f"{of}seconds_to"]]
 
 
 def downstream(file: str, *patterns: str) -> str:
@@ -136,13 +149,24 @@ def protocols() -> str:
     from dd.evaluation.describe import described
     from dd.evaluation.protocols import PROTOCOLS
 
-    subjects = ("family", "of", "length", "optimiser", "images", "source", "differs")
+    subjects = ("family", "of", "length", "optimiser", "images", "source", "differs", "best on test")
     body = []
     for name, protocol in PROTOCOLS.items():
         words = described(protocol)
         body.append((f"`{name}`", *(words[subject] for subject in subjects)))
     return _table(
-        ["protocol", "family", "of", "length", "optimiser", "students see", "source", "the source differs"], body
+        [
+            "protocol",
+            "family",
+            "of",
+            "length",
+            "optimiser",
+            "students see",
+            "source",
+            "the source differs",
+            "chosen on test",
+        ],
+        body,
     )
 
 

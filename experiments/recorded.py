@@ -16,7 +16,7 @@ def record(file: str, fields: Sequence[str], rows: Sequence[Mapping[str, Any]]) 
 
     Args:
         file: name of the file.
-        fields: names of the columns; older rows are empty in new ones.
+        fields: names of the columns; older rows are empty in new ones, and keep columns of theirs that are not named.
         rows: by name of column; "command" is one of them.
     """
     path, commands = RESULTS / file, {row["command"] for row in rows}
@@ -25,7 +25,8 @@ def record(file: str, fields: Sequence[str], rows: Sequence[Mapping[str, Any]]) 
         with path.open(encoding="utf-8", newline="") as lines:
             kept = [row for row in csv.DictReader(lines) if row["command"] not in commands]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    columns = dict.fromkeys([*fields, *(name for row in kept for name in row)])
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(sorted([*kept, *rows], key=lambda row: row["command"]))
     write_text(path, text.getvalue())

@@ -4,7 +4,7 @@
 
 Every seed is another `dd run`: another selection or distillation, other students.  What is finished is read, not run
 again, so the command goes on where it was stopped.  Rows of other commands in the file are kept.  A command with
-`eval.labels` has further rows, one for each regime.
+`eval.labels` has further rows, one for each regime; one with `eval.curve` and `eval.target` has the time to the target.
 """
 
 import statistics
@@ -23,6 +23,7 @@ SEED = "SEED"
 FIELDS = (
     *("command", "labels", "seeds", "students", "accuracy", "std_sets", "std_students", "control", "control_std"),
     *("holdout", "bytes", "prepare_s", "synthesise_s", "protocol", "fingerprint", "device", "torch"),
+    *("target", "reached", "steps_to", "seconds_to", "control_reached", "control_steps_to", "control_seconds_to"),
 )
 
 
@@ -46,10 +47,10 @@ def rows_of(words: str, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
     }
     head = {"command": f"dd run {words}", "seeds": " ".join(map(str, seeds))}
     scores = [(report.accuracy, report.control) for report in reports]
-    yield head | {"labels": "own"} | _cells(scores) | _conditions(first) | cost
+    yield head | {"labels": "own"} | _cells(scores) | _conditions(first) | cost | _times(reports)
     for each in zip(*(report.regimes for report in reports), strict=True):
         scores = [(one.rows["accuracy"], one.rows.get("control")) for one in each]
-        yield head | {"labels": each[0].regime} | _cells(scores) | _conditions(each[0]) | cost
+        yield head | {"labels": each[0].regime} | _cells(scores) | _conditions(each[0]) | cost | _times(each)
 
 
 def _cells(scores: Sequence[tuple[Score, Score | None]]) -> dict[str, Any]:
@@ -67,6 +68,28 @@ def _cells(scores: Sequence[tuple[Score, Score | None]]) -> dict[str, Any]:
         "control_std": _two(statistics.stdev(controls)) if len(controls) > 1 else "",
         "holdout": _two(statistics.fmean(held)) if held else "",
     }
+
+
+def _times(reports: Sequence[Report | RegimeReport]) -> dict[str, Any]:
+    """Return when students of all seeds first reach `eval.target`: the means over those that do."""
+    found: dict[str, Any] = {}
+    for name, prefix in (("accuracy", ""), ("control", "control_")):
+        times = [one.times_to_target[name] for one in reports if name in one.times_to_target]
+        if not times:
+            continue
+        reached = sum(time.reached for time in times)
+        found |= {"target": f"{times[0].target:g}"}
+        found |= {f"{prefix}reached": f"{reached} of {sum(time.students for time in times)}"}
+        steps = _pooled([(time.steps, time.reached) for time in times])
+        seconds = _pooled([(time.seconds, time.reached) for time in times])
+        found |= {f"{prefix}steps_to": "" if steps is None else f"{steps:.0f}", f"{prefix}seconds_to": _two(seconds)}
+    return found
+
+
+def _pooled(means: Sequence[tuple[float | None, int]]) -> float | None:
+    """Return the mean over all students, from the mean of each set and its number of students; None without any."""
+    known = [(mean, n) for mean, n in means if mean is not None]
+    return sum(mean * n for mean, n in known) / sum(n for _, n in known) if known else None
 
 
 def _conditions(report: Report | RegimeReport) -> dict[str, Any]:

@@ -88,12 +88,7 @@ def schedule_arm(name: str, distilled: DistilledSet, data: RealData, protocol: P
         UsageError: the schedule has fewer rows than the protocol has passes.
     """
     distilled.check()
-    rows, passes_ = len(distilled.images), protocol.passes(distilled.n)
-    if passes_ > rows:
-        raise UsageError(
-            f"the set says which images to train on in {rows} passes, but {passes_} are needed: lower eval.epochs (or "
-            "eval.steps), or select with more rounds"
-        )
+    require_rounds(distilled, protocol)
     digest = replace(distilled, protocol=None, student=None).digest()
     targets = _targets(distilled).to(data.train.labels.device)
 
@@ -104,6 +99,20 @@ def schedule_arm(name: str, distilled: DistilledSet, data: RealData, protocol: P
         raise NotImplementedError("read in batches")
 
     return Arm(name, lambda _: digest, load, distilled.n, batches)
+
+
+def require_rounds(
+    distilled: DistilledSet, protocol: Protocol, way_out: str = "lower eval.epochs (or eval.steps)"
+) -> None:
+    """Raise `UsageError`, with a way out, if a set is a schedule with fewer rows than the protocol has passes."""
+    if distilled.image_kind != "schedule":
+        return
+    rows, passes_ = len(distilled.images), protocol.passes(distilled.n)
+    if passes_ > rows:
+        raise UsageError(
+            f"the set says which images to train on in {rows} passes, but {passes_} are needed: {way_out}, or "
+            "select with more rounds"
+        )
 
 
 def _targets(distilled: DistilledSet) -> Tensor:

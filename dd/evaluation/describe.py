@@ -28,6 +28,7 @@ def described(protocol: Protocol) -> dict[str, str]:
         "images": views_in_words(protocol),
         "labels": labels_in_words(protocol),
         "accuracy": accuracy_in_words(protocol),
+        "best on test": best_in_words(origin),
         "students": f"{protocol.students} per accuracy, each from fresh weights",
         "fingerprint": f"{digest(protocol.training())} of these settings; a number's also covers network and labels",
     }
@@ -90,6 +91,14 @@ def accuracy_in_words(protocol: Protocol) -> str:
     """What is reported."""
     resized = "" if protocol.test_resize is None else f", resized as data.resize={protocol.test_resize} does,"
     return f"top-1 on the test images{resized} after the last step; nothing is chosen on test images"
+
+
+def best_in_words(origin: Origin) -> str:
+    """What the source chose on test images, and how that is seen here; empty if nothing is known."""
+    if not origin.best_on_test:
+        return ""
+    beside = "" if "distillation" in origin.best_on_test else "; eval.curve=N shows the best of N tests beside the last"
+    return f"the source reports {origin.best_on_test} by test accuracy; here the last{beside}"
 
 
 def labels_in_words(protocol: Protocol) -> str:

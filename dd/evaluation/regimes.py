@@ -8,8 +8,16 @@ from typing import Any
 import torch
 
 from dd.engine.method import Task
-from dd.errors import UsageError
-from dd.evaluation.arms import Arm, control_arm, decoded_arm, equal_bytes_arm, fixed_arm, full_arm, noise_arm
+from dd.evaluation.arms import (
+    Arm,
+    control_arm,
+    decoded_arm,
+    equal_bytes_arm,
+    fixed_arm,
+    full_arm,
+    noise_arm,
+    require_rounds,
+)
 from dd.evaluation.evaluate import NOT_REFERRED, Evaluator, arm_of, making
 from dd.evaluation.protocols import Protocol, Regime
 from dd.evaluation.report import RegimeReport, Score
@@ -32,6 +40,7 @@ class RegimeArms:
         mixed: also score the set with labels that are half hard, half soft, where there is one soft label per image.
         coreset: the name of the selection method of the row "coreset".
         images: bytes of the set's images.
+        labelled: number of different images that a student on the set is shown, tiles decoded.
     """
 
     arms: Mapping[str, Arm]
@@ -40,6 +49,7 @@ class RegimeArms:
     mixed: bool
     coreset: str
     images: int
+    labelled: int
 
 
 def score_regimes(
@@ -61,24 +71,34 @@ def score_regimes(
         teacher: labels images and views; needed for all regimes but "hard".
 
     Raises:
-        UsageError: the set's images have no single class, or it is a schedule, or several coresets are given and
-            nothing is held out to choose one.
+        UsageError: the set's images have no single class, or it is a schedule of too few passes, or several coresets
+            are given and nothing is held out to choose one.
     """
-    require_fixed(distilled)
+    require_lengths(distilled, evaluator.protocol, suite)
     asked = evaluator.protocol
-    first = evaluator.under(suite.protocol(asked.labels[0], asked), None)
-    rows = _rows(distilled, start, _best(coresets, first), evaluator)
-    found: list[RegimeReport] = []
-    for regime in dict.fromkeys(asked.labels):
-        protocol = suite.protocol(regime, asked)
-        found.append(_scored(regime, rows, evaluator.under(protocol, None), None if regime == "hard" else teacher))
-    return tuple(found)
+    under: dict[Regime, Evaluator] = {
+        regime: evaluator.under(suite.protocol(regime, asked), None) for regime in asked.labels
+    }
+    best, used = _best(coresets, under[asked.labels[0]]), _bytes_used(distilled, evaluator)
+    return tuple(
+        _scored(regime, _rows(distilled, start, best, used, one), one, None if regime == "hard" else teacher)
+        for regime, one in under.items()
+    )
 
 
-def require_fixed(distilled: DistilledSet) -> None:
-    """Raise `UsageError` if a set has other images in every pass, which no regime can label."""
-    if distilled.image_kind == "schedule":
-        raise UsageError("a schedule shows other images in every pass; score it without eval.labels")
+def require_lengths(distilled: DistilledSet, asked: Protocol, suite: Suite) -> None:
+    """Raise `UsageError` if a set is a schedule with fewer passes than a regime's protocol needs.
+
+    Args:
+        distilled: the set.
+        asked: names the regimes.
+        suite: the protocol of each regime.
+    """
+    for regime in asked.labels:
+        way_out = f"eval.labels={regime} trains by the protocol {suite.protocols[regime]}; name another eval.suite"
+        way_out += " or shorter eval.lengths" if asked.lengths else ""
+        for factor in (1.0, *asked.lengths):
+            require_rounds(distilled, suite.protocol(regime, asked).stretched(factor), way_out)
 
 
 def hardened(distilled: DistilledSet) -> DistilledSet:
@@ -125,8 +145,21 @@ def _best(coresets: Mapping[str, DistilledSet], evaluator: Evaluator) -> tuple[s
 
 
 def _rows(
-    distilled: DistilledSet, start: DistilledSet | None, coreset: tuple[str, DistilledSet] | None, evaluator: Evaluator
+    distilled: DistilledSet,
+    start: DistilledSet | None,
+    coreset: tuple[str, DistilledSet] | None,
+    used: int,
+    evaluator: Evaluator,
 ) -> RegimeArms:
+    """Return the rows of a regime.
+
+    Args:
+        distilled: the set.
+        start: the set at iteration 0, or None.
+        coreset: the coreset beside it, with its method, or None.
+        used: bytes that the set takes with its own labels.
+        evaluator: its protocol is the regime's.
+    """
     task, wanted = evaluator.task, evaluator.protocol.references
     arms = {"accuracy": arm_of("the distilled set", hardened(distilled), evaluator), "control": control_arm(task)}
     missing: dict[str, str] = {}
@@ -146,14 +179,17 @@ def _rows(
         arms["noise"] = noise_arm(task)
     if "bytes" not in wanted:
         missing["bytes"] = NOT_REFERRED
-    elif distilled.image_kind == "indices":
+    elif distilled.image_kind in ("indices", "schedule"):
         missing["bytes"] = "the set holds indices, which need the real images"
-    elif (arm := equal_bytes_arm(task, _bytes_used(distilled, evaluator))) is None:
+    elif (arm := equal_bytes_arm(task, used)) is None:
         missing["bytes"] = "the set is smaller than one real image"
     else:
         arms["bytes"] = arm
     lr = None if distilled.lr is None else evaluator.lr_of(distilled)
-    found = {"coreset": coreset[0] if coreset else "", "images": distilled.bytes()["images"]}
+    labelled = arms["accuracy"].n
+    if distilled.image_kind == "schedule":
+        labelled = len(distilled.images[: evaluator.protocol.passes(distilled.n)].unique())
+    found = {"coreset": coreset[0] if coreset else "", "images": distilled.bytes()["images"], "labelled": labelled}
     return RegimeArms(arms, missing, lr, "mixed" in wanted, **found)
 
 
@@ -207,8 +243,8 @@ def _scored(regime: Regime, rows: RegimeArms, evaluator: Evaluator, teacher: Lab
         fingerprint=protocol.fingerprint(evaluator.learner.student, task.data.augment, made),
         coreset=rows.coreset,
         labels=labels,
-        bytes=_bytes(regime, rows.images, n, task, labels),
-        spent=_spent(regime, protocol, n),
+        bytes=_bytes(regime, rows, task, labels),
+        spent=_spent(regime, protocol, n, rows.labelled),
         lengths=lengths,
     )
 
@@ -218,18 +254,26 @@ def _described(teacher: Labeller) -> dict[str, Any]:
     return {**teacher.facts, "names": names, "accuracies": accuracies, "bytes": teacher.bytes}
 
 
-def _bytes(regime: Regime, images: int, n: int, task: Task, labels: Mapping[str, Any] | None) -> dict[str, int]:
+def _bytes(regime: Regime, rows: RegimeArms, task: Task, labels: Mapping[str, Any] | None) -> dict[str, int]:
     """Return what the set needs in this regime, in bytes: images, labels, and the teacher that students ask."""
-    held = {"hard": n * torch.int64.itemsize, "soft": n * task.classes * torch.float32.itemsize, "views": 0}[regime]
+    each = {"hard": torch.int64.itemsize, "soft": task.classes * torch.float32.itemsize, "views": 0}[regime]
+    images, held = rows.images, rows.labelled * each
     asked = labels["bytes"] if regime == "views" and labels is not None else 0
     return {"images": images, "labels": held, "teacher": asked, "total": images + held + asked}
 
 
-def _spent(regime: Regime, protocol: Protocol, n: int) -> dict[str, int]:
-    """Return what one student on the set takes: steps, images shown, and images that the teacher labels."""
+def _spent(regime: Regime, protocol: Protocol, n: int, labelled: int) -> dict[str, int]:
+    """Return what one student on the set takes: steps, images shown, and images that the teacher has to label.
+
+    Args:
+        regime: the labels.
+        protocol: how the student is trained.
+        n: number of images of a pass.
+        labelled: number of different images.
+    """
     shown = presented(protocol, n)
     return {
         "steps": protocol.total_steps(n),
         "images": shown,
-        "queries": {"hard": 0, "soft": n, "views": shown}[regime],
+        "queries": {"hard": 0, "soft": labelled, "views": shown}[regime],
     }

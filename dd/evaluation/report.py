@@ -104,7 +104,7 @@ class RegimeReport:
         coreset: the selection method of the row "coreset".
         labels: the teacher, and how it labels; None for hard labels.
         bytes: what the set needs in this regime: images, labels, and the teacher if students ask it.
-        spent: per student on the set: steps, images shown, images that the teacher labels.
+        spent: per student on the set: steps, images shown, images that the teacher has to label, each once for "soft".
         lengths: "accuracy", "control" and "coreset" at other lengths of training, by the factor (`eval.lengths`).
     """
 

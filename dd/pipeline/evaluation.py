@@ -19,7 +19,6 @@ from dd.evaluation.evaluate import NOT_AT_HAND, Evaluator
 from dd.evaluation.evaluate import evaluate as evaluate_set
 from dd.evaluation.learners import learner_of
 from dd.evaluation.protocols import Protocol
-from dd.evaluation.regimes import require_fixed
 from dd.evaluation.report import Report
 from dd.labels import LabelStore
 from dd.networks import NetworkSpec
@@ -172,8 +171,6 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
         require_modest(distilled, settings)
     encoder, teachers = _encoder_named(meant.encoder, settings.allowed.teachers)
     origin = _teachers_named(meant.labeller, teachers)
-    if settings.eval.labels:
-        require_fixed(distilled)
     if settings.task is not None:
         _require_no_accuracies(settings.eval)
         settings.task.require_usable(distilled, taught=origin is not None)
@@ -196,7 +193,7 @@ def _evaluated(distilled: DistilledSet, overrides: Mapping[str, Any], foreign: b
         if settings.task is not None:
             report = settings.task.measure(distilled, evaluator, store=store, without=why)
         else:
-            others = beside(evaluator, settings.dataset)
+            others = beside(distilled, evaluator, settings.dataset)
             start = None if foreign else _start(distilled)
             report = evaluate_set(distilled, start, evaluator, store=store, without=why)
             report = with_regimes(report, distilled, start, evaluator, others)

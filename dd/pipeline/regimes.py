@@ -11,7 +11,7 @@ from dd.engine.method import prepare as prepared_by
 from dd.errors import UsageError
 from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.protocols import Protocol
-from dd.evaluation.regimes import score_regimes
+from dd.evaluation.regimes import require_lengths, score_regimes
 from dd.evaluation.report import Report
 from dd.evaluation.suites import Suite, suite_of
 from dd.labels import Labeller, LabelSettings
@@ -36,10 +36,11 @@ class Beside:
     teacher: TeacherLabeller | None
 
 
-def beside(evaluator: Evaluator, dataset: str) -> Beside | None:
+def beside(distilled: DistilledSet, evaluator: Evaluator, dataset: str) -> Beside | None:
     """Return what the label regimes of the protocol need besides the set, before anything is trained on it.
 
     Args:
+        distilled: the set.
         evaluator: the evaluator of the set's own labels.
         dataset: the data set, as recipes name it.
 
@@ -47,12 +48,14 @@ def beside(evaluator: Evaluator, dataset: str) -> Beside | None:
         None if the protocol asks for no regimes.
 
     Raises:
-        UsageError: an unknown suite or coreset method, or a teacher that is unavailable or unfit.
+        UsageError: an unknown suite or coreset method, a teacher that is unavailable or unfit, or a schedule of too few
+            passes.
     """
     protocol, task = evaluator.protocol, evaluator.task
     if not protocol.labels:
         return None
     suite = suite_of(protocol.suite, task.data.name)
+    require_lengths(distilled, protocol, suite)
     teacher = None if set(protocol.labels) == {"hard"} else _teacher(task, protocol, suite, evaluator.labeller)
     return Beside(suite, {name: selected(name, task, dataset) for name in protocol.coreset}, teacher)
 

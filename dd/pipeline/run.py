@@ -185,7 +185,7 @@ def evaluate(run: Run, pair: Pair, labeller: Labeller | None, store: LabelStore 
     with run.stage("evaluate", "training students"):
         learner = learner_for(pair.set, task)
         evaluator = Evaluator(task, recipe.eval, force=run.force, labeller=labeller, learner=learner)
-        others = beside(evaluator, recipe.dataset)
+        others = beside(pair.set, evaluator, recipe.dataset)
         report = scored(pair.set, pair.start, evaluator, store=store)
         report = with_regimes(report, pair.set, pair.start, evaluator, others)
     remark = probes_note(recipe, task, run.folder)

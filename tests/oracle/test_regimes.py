@@ -14,7 +14,7 @@ from dd.cli.show_report import show_report
 from dd.errors import UsageError
 from dd.evaluation import PROTOCOLS, Protocol, Report, Score
 from dd.evaluation.arms import control_arm, equal_bytes_arm, fixed_arm, full_arm, noise_arm, set_arm
-from dd.evaluation.evaluate import Evaluator, evaluate
+from dd.evaluation.evaluate import Evaluator, arm_of, evaluate
 from dd.evaluation.regimes import hardened, presented, same_presentations, score_regimes
 from dd.evaluation.report import RegimeReport
 from dd.evaluation.scores import gap_to_best
@@ -449,11 +449,91 @@ def test_the_best_coreset_is_chosen_on_held_out_images(task, suite):
     assert best({"bad": bad, "good": good}, Evaluator(blind, suite.protocol("hard", asked)))[0] == "good"
 
 
-def test_a_schedule_has_no_regimes(task, suite):
-    rounds = torch.stack([task.real_indices("some", j) for j in range(3)])
-    made = make_set(task, images=rounds, image_kind="schedule", labels=task.targets.expand(3, -1))
-    with pytest.raises(UsageError, match="schedule"):
-        score_regimes(made, None, {}, Evaluator(task, ASKED), suite, None)
+def make_schedule(task, rounds=3, **facts):
+    """Rounds of random images that share some, with their classes."""
+    images = torch.stack([task.real_indices("some", j) for j in range(rounds)])
+    images[1, :3] = images[0, :3]
+    labels = task.data.train.labels[images]
+    return make_set(task, images=images, image_kind="schedule", **{"labels": labels} | facts)
+
+
+def student_of_rounds(task, made, labels_of, temperature=1.0):
+    """Accuracy of student 0 under `BRIEF`: pass t is over the images of round t, with `labels_of` of each image."""
+    network, step = task.build(generator(0, "student", 0, "weights")), 0
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for done, indices in enumerate(made.images):
+        images = task.data.train.images(indices)
+        draws, order = generator(0, "student", 0, "augment", done), generator(0, "student", 0, "order", done)
+        for index in torch.randperm(8, generator=order).split(3):
+            if step == 4:
+                optimiser = torch.optim.SGD(network.parameters(), lr=0.005, momentum=0.9, weight_decay=5e-4)
+            optimiser.zero_grad()
+            labels = torch.stack([labels_of(images[i], indices[i]) for i in index])
+            logits = network(augment(DSA, images[index], draws)) / temperature
+            (-(temperature**2) * (labels * logits.log_softmax(1)).sum(1).mean()).backward()
+            optimiser.step()
+            step += 1
+    assert step == 9
+    return accuracy(network, task.data.test.batches(512))
+
+
+def test_a_schedule_under_hard_and_soft_labels_by_hand(task, teacher, suite):
+    made = make_schedule(task)
+    asked = replace(ASKED, students=1, full=False)
+    hard, soft, views = score_regimes(made, None, {}, Evaluator(task, asked), suite, teacher)
+
+    def own(_, index):
+        return F.one_hot(task.data.train.labels[index], 4).float()
+
+    def taught(image, _):
+        both = [member.network(image[None])[0].detach() for member in teacher.teachers]
+        return ((both[0] + both[1]) / 2 / 4.0).softmax(0)
+
+    assert hard.rows["accuracy"].values[0] == pytest.approx(student_of_rounds(task, made, own), abs=1e-9)
+    assert soft.rows["accuracy"].values[0] == pytest.approx(student_of_rounds(task, made, taught, 4.0), abs=1e-9)
+    viewing = Evaluator(task, suite.protocol("views", asked), labeller=teacher)
+    assert views.rows["accuracy"].values == viewing.score(arm_of("it", made, viewing), 0.05, 1).values
+    # the control is of the size of a round
+    assert (
+        hard.rows["control"].values
+        == Evaluator(task, suite.protocol("hard", asked)).score(control_arm(task), 0.05, 1).values
+    )
+    different = len(set(made.images.flatten().tolist()))
+    assert 8 < different < 24
+    assert [one.spent["queries"] for one in (hard, soft, views)] == [0, different, 24]
+    assert [one.bytes["labels"] for one in (hard, soft, views)] == [different * 8, different * 4 * 4, 0]
+    assert {one.bytes["images"] for one in (hard, soft, views)} == {3 * 8 * 8}
+
+
+def test_a_schedule_with_soft_labels_keeps_the_class_of_every_image_of_every_round(task):
+    made = make_schedule(task)
+    soft = 0.4 * F.one_hot(made.labels, 4) + 0.15
+    for kind in ("probabilities", "logits"):
+        hard = hardened(make_schedule(task, labels=soft, label_kind=kind))
+        hard.check()
+        assert torch.equal(hard.labels, made.labels)
+        assert torch.equal(hard.images, made.images)
+
+
+def test_only_the_rounds_that_a_student_sees_are_counted(task, suite):
+    asked = replace(ASKED, labels=("hard",), full=False, references=())
+    (hard,) = score_regimes(make_schedule(task, 9), None, {}, Evaluator(task, asked), suite, None)
+    assert hard.bytes["labels"] == 8 * len(make_schedule(task, 3).images.unique())
+
+
+def test_a_schedule_of_too_few_rounds_is_refused_before_a_student_is_trained(task, suite, monkeypatch):
+    monkeypatch.setitem(SUITES, "t", suite)
+    asked = replace(ASKED, suite="t", labels=("soft", "hard"))
+    with pytest.raises(
+        UsageError, match=r"in 2 passes, but 3 are needed: eval\.labels=soft trains by the protocol t-soft"
+    ):
+        beside(make_schedule(task, 2), Evaluator(task, asked), "fashion-mini")
+    longer = replace(asked, labels=("hard",), lengths=(2.0,))
+    with pytest.raises(UsageError, match=r"in 5 passes, but 6 are needed: .* or shorter eval\.lengths"):
+        beside(make_schedule(task, 5), Evaluator(task, longer), "fashion-mini")
+    found = score_regimes(make_schedule(task, 6), None, {}, Evaluator(task, longer), suite, None)
+    assert set(found[0].lengths["2"]) == {"accuracy", "control"}
+    assert found[0].missing["bytes"] == "the set holds indices, which need the real images"
 
 
 def test_methods_that_select_no_images_are_refused(make_task, blobs):
@@ -469,16 +549,16 @@ def test_a_report_gets_the_regimes_that_are_asked_for(task, suite, monkeypatch):
     made = make_set(task)
     report = evaluate(made, None, Evaluator(task, BRIEF))
     plain = Evaluator(task, BRIEF)
-    assert with_regimes(report, made, None, plain, beside(plain, "fashion-mini")) is report
+    assert with_regimes(report, made, None, plain, beside(made, plain, "fashion-mini")) is report
     asked = replace(
         BRIEF, labels=("soft", "hard"), suite="t", coreset=("random",), teachers=("convnet:depth=1:width=6",)
     )
     evaluator = Evaluator(task, asked)
-    found = with_regimes(report, made, None, evaluator, beside(evaluator, "fashion-mini")).regimes
+    found = with_regimes(report, made, None, evaluator, beside(made, evaluator, "fashion-mini")).regimes
     assert [one.regime for one in found] == ["soft", "hard"]
     assert "noise" in found[0].rows
     evaluator = Evaluator(task, replace(asked, references=()))
-    few = with_regimes(report, made, made, evaluator, beside(evaluator, "fashion-mini")).regimes
+    few = with_regimes(report, made, made, evaluator, beside(made, evaluator, "fashion-mini")).regimes
     assert [set(one.rows) for one in few] == [{"accuracy", "control", "coreset", "full"}] * 2
     assert [few[0].rows[name] for name in few[0].rows] == [found[0].rows[name] for name in few[0].rows]
     assert few[0].missing["start"] == "left out of eval.references"

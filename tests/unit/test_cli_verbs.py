@@ -104,6 +104,10 @@ def test_a_protocol_in_words(capsys):
     assert "at temperature 30" in text
     assert digest(PROTOCOLS["sre2l-cifar"].training()) in text
     assert "eval.views.mix_alpha 0.8" in text
+    assert "best on test" not in text
+    rs2, mtt = (" ".join(said(capsys, "protocols", name).split()) for name in ("rs2", "mtt"))
+    assert "the source reports the best epoch by test accuracy; here the last; eval.curve=N shows the best" in rs2
+    assert "the source reports the best checkpoint of the distillation by test accuracy; here the last students" in mtt
     dc = " ".join(said(capsys, "protocols", "dc").split())
     assert "SGD, lr 0.01, momentum 0.9" in dc
     assert "lr times 0.1 at 50 % of the training, the optimiser starts anew there" in dc
