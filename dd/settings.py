@@ -53,10 +53,12 @@ class OnlyWith:
     Attributes:
         field: name of the other field.
         values: those values; empty means any truthy value.
+        unless: if given, any other value than this one instead.
     """
 
     field: str
     values: tuple[Any, ...] = ()
+    unless: Any = None
 
 
 class Entry(NamedTuple):
@@ -145,6 +147,7 @@ def _counts(settings: Any, name: str, of: Identity) -> bool:
         if isinstance(mark, OnlyWith):
             other = getattr(settings, mark.field)
             met = other in mark.values if mark.values else bool(other)
+            met = met if mark.unless is None else other != mark.unless
             if not (met and (mark.field == name or _counts(settings, mark.field, of))):
                 return False
     return True

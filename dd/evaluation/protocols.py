@@ -19,7 +19,8 @@ from dd.views import ViewPolicy
 
 _TOLD = Outside("number", "it says how students are counted or watched, not how one is trained")
 Regime = Literal["hard", "soft", "views"]
-Reference = Literal["decoded", "start", "noise", "mixed", "bytes"]
+ReferenceRow = Literal["decoded", "start", "noise", "mixed", "bytes"]
+ALL_ROWS: tuple[ReferenceRow, ...] = ("decoded", "start", "noise", "mixed", "bytes")
 _Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -101,10 +102,7 @@ class Protocol:
     """Test accuracy in percent; the report states when students first reach it, at the times of `curve`.  None for
     none.
     """
-    references: Annotated[tuple[Reference, ...], _TOLD] = (
-        *("decoded", "start", "noise"),
-        *("mixed", "bytes"),
-    )
+    references: Annotated[tuple[ReferenceRow, ...], _TOLD, OnlyWith("references", unless=ALL_ROWS)] = ALL_ROWS
     """What to train students on besides the set and random real images, where it exists: "decoded", mosaics of random
     real images; "start", the set at iteration 0.  In the regimes of `labels` also "noise"; "mixed", the set with labels
     that are half hard, half soft; "bytes", random real images that take as many bytes as the set.  () for none.

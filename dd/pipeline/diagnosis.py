@@ -16,7 +16,7 @@ from dd.evaluation.difference import changes
 from dd.evaluation.report import Report
 from dd.io import sha256_file
 from dd.pipeline.inventory import changed_files
-from dd.pipeline.recorded import Record, flat, recorded
+from dd.pipeline.recorded import FinishedRun, flat, recorded
 from dd.pipeline.task import context, make_task
 from dd.recipes import SETTLED, Recipe, resolve
 from dd.runs import Store
@@ -102,7 +102,7 @@ def diagnose(place: str) -> Diagnosis:
 class _Examination:
     """The checks of one run, in the order of the report; `unknown` collects what cannot be compared."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: FinishedRun) -> None:
         self.record, self.report = record, record.report
         self.unknown: list[str] = []
         made = dict(record.report.recipe)

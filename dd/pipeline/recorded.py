@@ -15,7 +15,7 @@ from dd.runs import RunFolder
 
 
 @dataclass(frozen=True)
-class Record:
+class FinishedRun:
     """A finished run.
 
     Attributes:
@@ -31,7 +31,7 @@ class Record:
     written: Mapping[str, Any]
 
 
-def recorded(place: str) -> Record:
+def recorded(place: str) -> FinishedRun:
     """Return the record of a finished run.
 
     Args:
@@ -51,7 +51,7 @@ def recorded(place: str) -> Record:
         written = tomllib.loads(folder.recipe_toml.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{folder.recipe_toml} cannot be read: {error}") from error
-    return Record(folder, report, settings_in(written), written)
+    return FinishedRun(folder, report, settings_in(written), written)
 
 
 def settings_in(written: Mapping[str, Any]) -> dict[str, Any]:

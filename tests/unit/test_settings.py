@@ -168,6 +168,7 @@ class Inner:
     rate: Annotated[int, OnlyWith("kind", ("b", "c"))] = 1
     on: bool = True
     added: Annotated[float, OnlyWith("added")] = 0.0
+    kept: Annotated[tuple[str, ...], OnlyWith("kept", unless=("a", "b"))] = ("a", "b")
 
 
 @dataclass(frozen=True)
@@ -206,13 +207,15 @@ def test_marks_hold_for_what_they_name_and_what_is_part_of_it():
     assert list(identity(Outer(), "member")) == ["steps", "inner.lr", "inner.kind", "inner.on"]
     assert identity(Inner(kind="c"), "run")["rate"] == 1
     assert identity(Inner(kind="c", on=False), "run") == {"lr": 0.1, "on": False}
-    assert list(entries(Inner())) == ["lr", "from", "kind", "rate", "on", "added"]
+    assert list(entries(Inner())) == ["lr", "from", "kind", "rate", "on", "added", "kept"]
 
 
 def test_a_field_that_was_added_later_counts_once_it_is_used():
     assert identity(Inner(), "run") == {"lr": 0.1, "kind": "a", "on": True}
     assert identity(Inner(added=0.5), "run") == {"lr": 0.1, "kind": "a", "on": True, "added": 0.5}
+    assert identity(Inner(kept=()), "run") == {"lr": 0.1, "kind": "a", "on": True, "kept": ()}
     assert "added" not in conditions(Inner())
+    assert "kept" not in conditions(Inner())
 
 
 def test_the_conditions_of_settings_are_named():
