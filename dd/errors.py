@@ -1,5 +1,6 @@
 """The exceptions that end a run, and helpers for error messages."""
 
+import json
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -40,6 +41,12 @@ def printable(text: str, keep: str = "\n\t") -> str:
     sequence in a file name could set the window title or clear the screen.
     """
     return "".join(c if c in keep or not _is_control(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(value: object, most: int) -> str:
+    """Return a setting for a table, as text or JSON of at most `most` characters."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _is_control(c: str) -> bool:

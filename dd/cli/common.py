@@ -149,12 +149,6 @@ def _fit(out: "Console", table: "Table") -> None:
     out.width = max(out.width, needed())  # a narrow terminal may wrap the keys, but shows all of them
 
 
-def shortened(value: object, most: int) -> str:
-    """Return a setting for a table, as text or JSON of at most `most` characters."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
 def several(key: str, value: Any) -> list[Any] | None:
     """Return the values of a key that takes one or several, `a,b` or `[a,b]`; None for a single one.
 

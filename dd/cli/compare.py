@@ -19,18 +19,15 @@ from dd.cli.common import (
     print_table,
     remark,
     settings,
-    shortened,
 )
 from dd.errors import UsageError, close_matches
-from dd.sizes import readable_size
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dd.evaluation.compare import Comparison, Standing
+    from dd.evaluation.compare import Comparison
 
 _OWN = ("allow_mismatch", "labels")  # keys of this verb
-_SHOWN = 40  # longest value of a condition
 
 
 @click.command(
@@ -88,40 +85,19 @@ def _require_known(overrides: Mapping[str, Any]) -> None:
 
 def show_comparison(found: "Comparison", out: "Console") -> None:
     """Print the rows of every block, and the conditions that differ."""
+    from dd.evaluation.compare import HEADINGS, cells, differing_rows
     from dd.evaluation.table import LABELS
 
     for block in found.blocks:
         out.print(f"\n{LABELS.get(block.kind, 'own labels')}", style="bold")
-        table = plain_table(*_HEADINGS)
+        table = plain_table(*HEADINGS)
         for row in block.rows:
-            table.add_row(*_cells(row))
+            table.add_row(*cells(row))
         print_table(out, table)
     for kind, differing in found.differs.items():
         out.print(f"\ndifferent conditions of {LABELS.get(kind, 'own labels')}", style="bold")
-        names = list(dict.fromkeys(name for values in differing.values() for name in values))
-        table = plain_table("setting", *names)
-        for key, values in differing.items():
-            table.add_row(key, *(shortened(values.get(name), _SHOWN) for name in names))
+        head, *body = differing_rows(differing)
+        table = plain_table(*head)
+        for row in body:
+            table.add_row(*row)
         print_table(out, table)
-
-
-_HEADINGS = ("set", "test accuracy %", "between sets", "sets x students", "ahead of random by", "behind the best by",
-             "bytes", "made in")  # fmt: skip
-
-
-def _cells(row: "Standing") -> list[str]:
-    from dd.evaluation.verdict import in_between
-
-    behind = "-" if row.behind is None else in_between(row.behind)
-    if row.behind is not None and row.behind.low is not None and not row.behind.above:
-        behind += ", not significant"
-    return [
-        f"≠ {row.name}" if row.other else row.name,
-        f"{row.mean:.2f}" + ("" if row.within is None else f" ± {row.within:.2f}"),
-        "" if row.between is None else f"± {row.between:.2f}",
-        f"{row.sets} x {row.students}",
-        "-" if row.gap is None else in_between(row.gap),
-        behind,
-        readable_size(row.bytes),
-        "-" if row.seconds is None else f"{row.seconds:.0f} s",
-    ]

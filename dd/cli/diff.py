@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table, shortened
+from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table
+from dd.errors import shortened
 from dd.sizes import readable_size, readable_time
 
 if TYPE_CHECKING:

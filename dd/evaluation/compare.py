@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dd.errors import UsageError
+from dd.errors import UsageError, shortened
 from dd.evaluation.protocols import Protocol
 from dd.evaluation.report import RegimeReport, Report, Score
 from dd.evaluation.scores import Interval, nested_std, paired_gap
 from dd.evaluation.table import heading
+from dd.evaluation.verdict import in_between
 from dd.io import digest
 from dd.io.typed import typed
+from dd.sizes import readable_size
 
 OWN = "own"
 KINDS = (OWN, "hard", "soft", "views")
 TOO_FEW = "name two or more sets to compare"
+_SHOWN = 40  # longest value of a condition
 
 
 @dataclass(frozen=True)
@@ -267,3 +270,31 @@ def _gap(ones: Sequence[Score], others: Sequence[Score]) -> Interval | None:
         return paired_gap([one.mean for one in ones], [other.mean for other in others])
     one, other = ones[0], others[0]
     return paired_gap(one.values, other.values) if one.n == other.n else None
+
+
+HEADINGS = ("set", "test accuracy %", "between sets", "sets x students", "ahead of random by", "behind the best by",
+            "bytes", "made in")  # fmt: skip
+
+
+def cells(row: Standing) -> list[str]:
+    """Return a row of a table under `HEADINGS`."""
+    behind = "-" if row.behind is None else in_between(row.behind)
+    if row.behind is not None and row.behind.low is not None and not row.behind.above:
+        behind += ", not significant"
+    return [
+        f"≠ {row.name}" if row.other else row.name,
+        f"{row.mean:.2f}" + ("" if row.within is None else f" ± {row.within:.2f}"),
+        "" if row.between is None else f"± {row.between:.2f}",
+        f"{row.sets} x {row.students}",
+        "-" if row.gap is None else in_between(row.gap),
+        behind,
+        readable_size(row.bytes),
+        "-" if row.seconds is None else f"{row.seconds:.0f} s",
+    ]
+
+
+def differing_rows(differing: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Return column headings, then one row for each condition that differs, see `Comparison.differs`."""
+    names = list(dict.fromkeys(name for values in differing.values() for name in values))
+    rows = [[key, *(shortened(values.get(name), _SHOWN) for name in names)] for key, values in differing.items()]
+    return [["setting", *names], *rows]

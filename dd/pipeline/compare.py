@@ -1,11 +1,10 @@
 """The reports of sets to compare: read where a run left one, made where settings differ or there is none."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from dd.errors import RunError, UsageError
+from dd.errors import UsageError
+from dd.evaluation.read import read_report
 from dd.evaluation.report import Report
 from dd.io import user_path
 from dd.pipeline.evaluation import evaluate_distilled, existing_set, load
@@ -53,7 +52,7 @@ def _where(place: str, overrides: Mapping[str, Any]) -> str:
 
 def _report_of(place: str, overrides: Mapping[str, Any]) -> Report:
     if place.endswith(".json"):
-        return _read(user_path(place))
+        return read_report(user_path(place))
     if not overrides and (folder := _finished_run(place)) is not None:
         return finished(folder).report
     report = evaluate_distilled(load(place), overrides)
@@ -67,10 +66,3 @@ def _finished_run(place: str) -> RunFolder | None:
     file = set_file(place)
     folder = RunFolder(file.parent)
     return folder if file == folder.set and folder.report.exists() and folder.is_finished() else None
-
-
-def _read(file: Path) -> Report:
-    try:
-        return Report.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{file} cannot be read as a report: {error}") from error

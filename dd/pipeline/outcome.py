@@ -1,10 +1,10 @@
 """The result of a run, for Python and notebooks."""
 
-import json
 from base64 import b64encode
 from dataclasses import dataclass
 
 from dd.errors import RunError
+from dd.evaluation.read import read_report
 from dd.evaluation.report import Report
 from dd.evaluation.table import html
 from dd.runs import RunFolder
@@ -56,7 +56,7 @@ def finished(folder: RunFolder) -> Outcome:
         RunError: its report cannot be read.
     """
     try:
-        report = Report.from_dict(json.loads(folder.report.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{folder.report} cannot be read ({error}); force=true makes it again") from error
+        report = read_report(folder.report)
+    except RunError as error:
+        raise RunError(f"{error}; force=true makes it again") from error
     return Outcome(report, folder, fresh=False)

@@ -1,0 +1,187 @@
+"""Reading a report file: whatever is in it, what comes out can be shown."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from dd.errors import RunError, UsageError, in_one_line
+from dd.evaluation.report import SCORES, RegimeReport, Report, Score
+from dd.evaluation.table import LABELS
+from dd.io import existing
+from dd.io.typed import typed
+from dd.sets.origin import imported
+
+_Percentage = Annotated[float, Field(ge=0, le=100)]
+_Number = Annotated[float, Field(ge=0)]
+_LARGEST = 64 << 20  # bytes of a report; one of 1000 classes under three regimes has one
+_IN_REGIMES = {"bytes": ("images", "labels", "teacher", "total"), "spent": ("steps", "images", "queries")}
+
+
+@dataclass(frozen=True)
+class _Score:
+    """The parts of a score that are shown."""
+
+    values: Annotated[tuple[_Percentage, ...], Field(min_length=1)]
+    holdout: tuple[_Percentage, ...] = ()
+    balanced: tuple[_Percentage, ...] = ()
+    classes: tuple[_Percentage | None, ...] = ()
+    top5: tuple[_Percentage, ...] = ()
+    calibration: tuple[_Percentage, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The parts of a report's record of its labels that are shown."""
+
+    form: str
+    teacher_mode: str
+    ensemble: str = ""
+    names: tuple[str, ...] = ()
+    accuracies: tuple[_Percentage | None, ...] = ()
+    stored_epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """The parts of the cost of a stage that are shown."""
+
+    seconds: _Number | None = None
+    artefact_seconds: _Number | None = None
+    peak_memory: _Number | None = None
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The parts of a report's open mappings that are shown, or by which sets are told apart."""
+
+    bytes: Mapping[str, Annotated[int, Field(ge=0)]]
+    student: Mapping[str, str | int | float | None]
+    labels: _Labels | None
+    dataset: Mapping[str, str]
+    seed: int
+    texts: tuple[str, ...]
+
+
+def read_report(file: Path) -> Report:
+    """Read a report that a run or `dd eval … --json` wrote; its values have the types and ranges that tables expect.
+
+    Keys of other versions are ignored.
+
+    Raises:
+        RunError: it cannot be read, or it is not a report of test accuracies; one line names file and field.
+    """
+    try:
+        existing(file, str(file))
+        if file.stat().st_size > _LARGEST:
+            raise UsageError(f"it is larger than {_LARGEST >> 20} MiB")
+        return report_from(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError, UsageError) as error:
+        raise RunError(f"{file} cannot be read as a report: {in_one_line(error)}") from error
+
+
+def report_from(value: object) -> Report:
+    """Build a report from parsed JSON, see `read_report`.
+
+    Raises:
+        UsageError: something is missing, of a wrong type or out of range; one line.
+    """
+    if not isinstance(value, Mapping):
+        raise UsageError("it is no JSON object")
+    if "task" in value:
+        raise UsageError(f"it measures task={str(value['task'])[:20]}, not test accuracy")
+    if "accuracy" not in value:
+        raise UsageError("it has no accuracy")
+    known = _known(Report, value)
+    for name in SCORES:
+        known[name] = None if value.get(name) is None else _score(value[name], name)
+    regimes = value.get("regimes", [])
+    if not isinstance(regimes, list):
+        raise UsageError("regimes is no list")
+    known["regimes"] = [_regime(one) for one in regimes]
+    report = typed(Report, known, "")
+    _check(report)
+    return report
+
+
+def _known(kind: type[Any], value: object) -> dict[str, Any]:
+    """Return the values of the fields of a dataclass; anything that is no mapping stays for `typed` to refuse."""
+    if not isinstance(value, Mapping):
+        return {"": value}
+    names = {field.name for field in fields(kind)}
+    return {key: one for key, one in value.items() if key in names}
+
+
+def _score(value: object, named: str) -> dict[str, Any]:
+    typed(_Score, _known(_Score, value), named)
+    return _known(Score, value)
+
+
+def _regime(value: object) -> dict[str, Any]:
+    known = _known(RegimeReport, value)
+    rows = known.get("rows")
+    if isinstance(rows, Mapping):
+        known["rows"] = {name: _score(score, name) for name, score in rows.items()}
+    return known
+
+
+def _check(report: Report) -> None:
+    """Check what types alone do not say."""
+    for score in (report.accuracy, *(getattr(report, name) for name in SCORES)):
+        if score is not None and len(score.classes) not in (0, len(report.classes)):
+            raise UsageError(f"it has accuracies of {len(score.classes)} classes and names of {len(report.classes)}")
+    kinds = [one.regime for one in report.regimes]
+    for one in report.regimes:
+        if one.regime not in LABELS or kinds.count(one.regime) > 1:
+            raise UsageError(f"regimes: {one.regime[:20]!r} is unknown, or there twice")
+        _check_regime(one)
+    for stage, cost in report.cost.items():
+        typed(_Cost, _known(_Cost, cost), f"cost.{stage}")
+    for facts in (report, *report.regimes):
+        _facts(facts)
+    imported(report.provenance)
+
+
+def _check_regime(one: RegimeReport) -> None:
+    named = f"regimes, {one.regime}"
+    if not {"accuracy", "control"} <= one.rows.keys():
+        raise UsageError(f"{named}: the rows of the set and of random real images are needed")
+    counts = {name: one.rows[name].n for name in ("accuracy", "control", "coreset") if name in one.rows}
+    if len(set(counts.values())) > 1:
+        raise UsageError(f"{named}: {counts} students cannot be paired")
+    for name, keys in _IN_REGIMES.items():
+        found = getattr(one, name)
+        if not all(isinstance(found.get(key), int) and found[key] >= 0 for key in keys):
+            raise UsageError(f"{named}: {name} lacks one of {', '.join(keys)}")
+    labels = one.labels
+    if labels is not None and len(labels.get("names") or ()) != len(labels.get("accuracies") or ()):
+        raise UsageError(f"{named}: each teacher needs an accuracy")
+
+
+def _facts(report: Report | RegimeReport) -> None:
+    """Check the shown parts of the open mappings."""
+    whole = isinstance(report, Report)
+    made, labels = (report.provenance if whole else {}), report.labels
+    texts = [made[key] for key in ("name", "series", "method", "recipe", "version", "command", "note") if key in made]
+    texts += [one for one in (report.protocol.get("protocol"),) if one is not None]
+    typed(
+        _Facts,
+        {
+            "bytes": report.bytes,
+            "student": report.student if whole else {},
+            "labels": None if labels is None else _known(_Labels, labels),
+            "dataset": dict(_said(report.dataset)) if whole else {},
+            "seed": made.get("seed", 0),
+            "texts": texts,
+        },
+        "",
+    )
+
+
+def _said(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key in ("name", "where", "licence", "notes", "fingerprint"):
+        if key in dataset:
+            yield key, dataset[key]
