@@ -7,7 +7,7 @@ PART ?=
 # tests run in parallel, one thread each: two 2-thread jobs on 2 cores slow each other many times over
 WORKERS ?= auto
 
-.PHONY: help demo test test-slow test-gpu lint docs format bench clean
+.PHONY: help demo test test-slow test-gpu test-browser lint docs format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ \t/'
@@ -30,6 +30,9 @@ test-slow: $(INSTALLED)  ## the tests that take minutes
 
 test-gpu: $(INSTALLED)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu
+
+test-browser: $(INSTALLED)  ## the tests that open a page in headless Chromium (Debian: apt-get install chromium)
+	$(BIN)/python -m pytest -q -m browser tests/e2e/test_report_browser.py
 
 lint: $(INSTALLED)  ## ruff, pyright, codespell, and the direction of imports
 	$(BIN)/ruff check .

@@ -80,6 +80,7 @@ _KEYS: dict[str, dict[str, tuple[str, ...]]] = {
         "dataset": (),
     },
     "new method": {"out": ()},
+    "report": {"out": (), "dataset": ()},
     "sets": {},
 }
 # further keys of some verbs, and the values of those that have few
@@ -166,6 +167,8 @@ def _for_a_set(verb: str, before: list[str], last: str) -> Iterable[str]:
     if verb == "eval":
         known = indexed("completion", _known, plug_ins)
         return _settings({**known, "keys": known["keys"] | known["tasks"]}, before, last)
+    if verb == "report":
+        return _keys(verb, last) if "=" in last else [*_sets(last), *_files(last, ".json"), *_keys(verb, last)]
     if verb == "compare":
         known = indexed("completion", _known, plug_ins)
         keys = _settings({**known, "keys": known["keys"] | _OWN[verb]}, before, last)

@@ -19,6 +19,7 @@ VERBS = (
     "eval",
     "compare",
     "diff",
+    "report",
     "sets",
     "pull",
     "push",

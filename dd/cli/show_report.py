@@ -61,9 +61,7 @@ def _show_regimes(report: "Report", out: "Console") -> None:
     print_table(out, table)
     out.print(f"verdict    {verdict(report.regimes)}", soft_wrap=True)
     if (scores := report.ranking) is not None:
-        ends = "" if scores.lrs.low is None else f" [{scores.lrs.low:.4f}, {scores.lrs.high:.4f}]"
-        words = f"HLR {scores.hlr:.4f}, IOR {scores.ior:+.4f}, LRS {scores.lrs.mean:.4f}{ends}"
-        out.print(f"DD-Ranking {words} (fractions; 1 is best for LRS)", soft_wrap=True)
+        out.print(f"DD-Ranking {scores.in_words()}", soft_wrap=True)
 
 
 def _lines(report: "Report") -> list[str]:

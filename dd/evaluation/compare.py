@@ -28,6 +28,7 @@ class Compared:
 
     Attributes:
         name: the set; sets of one recipe with different seeds share it.
+        place: where its report was found.
         seed: seed of the distillation.
         score: the set's students.
         control: students on as many random real images, if any.
@@ -37,6 +38,7 @@ class Compared:
     """
 
     name: str
+    place: str
     seed: int
     score: Score
     control: Score | None
@@ -190,7 +192,12 @@ def compared(name: str, place: str, report: Report, kind: str) -> Compared:
     """
     if not has_kind(report, kind):
         raise UsageError(f"{place} has no score with labels={kind}; add eval.labels={kind} to score it so")
-    facts = {"name": name, "seed": int(report.provenance.get("seed", 0)), "seconds": report.making_seconds}
+    facts = {
+        "name": name,
+        "place": place,
+        "seed": int(report.provenance.get("seed", 0)),
+        "seconds": report.making_seconds,
+    }
     if kind == OWN:
         conditions = conditions_of(report, report.dataset, report.student)
         return Compared(score=report.accuracy, control=report.control, conditions=conditions,
@@ -210,10 +217,15 @@ def _alike(entries: Sequence[Compared]) -> list[list[Compared]]:
 
 
 def unequal_conditions(entries: Sequence[Compared]) -> dict[str, dict[str, Any]]:
-    """Return the conditions that differ, each with its value by name; the fingerprint only if nothing else does."""
+    """Return the conditions that differ, each with its value by name; the fingerprint only if nothing else does.
+
+    Sets of one name whose own conditions differ are told apart by their places.
+    """
     keys = dict.fromkeys(itertools.chain.from_iterable(entry.conditions for entry in entries))
+    held = {name: [one for one in entries if one.name == name] for name in {entry.name for entry in entries}}
+    alike = {name: len(_alike(group)) == 1 for name, group in held.items()}
     found = {
-        key: {entry.name: entry.conditions.get(key) for entry in entries}
+        key: {entry.name if alike[entry.name] else entry.place: entry.conditions.get(key) for entry in entries}
         for key in keys
         if len({digest(entry.conditions.get(key)) for entry in entries}) > 1
     }

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from dd.errors import RunError, UsageError, in_one_line
 from dd.evaluation.report import SCORES, RegimeReport, Report, Score
-from dd.evaluation.table import LABELS
+from dd.evaluation.table import LABELS, REGIME_ARMS
 from dd.io import existing
 from dd.io.typed import typed
 from dd.sets.origin import imported
@@ -55,6 +55,14 @@ class _Cost:
 
 
 @dataclass(frozen=True)
+class _Target:
+    """The part of a protocol that decides what is shown of its learning curves."""
+
+    protocol: str = ""
+    target: _Percentage | None = None
+
+
+@dataclass(frozen=True)
 class _Facts:
     """The parts of a report's open mappings that are shown, or by which sets are told apart."""
 
@@ -72,15 +80,44 @@ def read_report(file: Path) -> Report:
     Keys of other versions are ignored.
 
     Raises:
-        RunError: it cannot be read, or it is not a report of test accuracies; one line names file and field.
+        RunError: it cannot be read, or it is not one report of test accuracies; one line names file and field.
+    """
+    found = read_reports(file)
+    if list(found) != [""]:
+        raise RunError(f"{file} cannot be read as a report: it has {len(found)}, of {', '.join(found)}")
+    return found[""]
+
+
+def read_reports(file: Path) -> dict[str, Report]:
+    """Read one or several reports, see `read_report`.
+
+    Returns:
+        A single report under the name "", several of them under the names of their sets and networks.
+
+    Raises:
+        RunError: as `read_report`.
     """
     try:
         existing(file, str(file))
         if file.stat().st_size > _LARGEST:
             raise UsageError(f"it is larger than {_LARGEST >> 20} MiB")
-        return report_from(json.loads(file.read_text(encoding="utf-8")))
+        value = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(value, Mapping) or "sets" not in value:
+            return {"": report_from(value)}
+        return dict(_several(value["sets"]))
     except (OSError, ValueError, RecursionError, UsageError) as error:
         raise RunError(f"{file} cannot be read as a report: {in_one_line(error)}") from error
+
+
+def _several(entries: object) -> Iterator[tuple[str, Report]]:
+    """Yield the reports of sets and networks, without those that failed."""
+    if not isinstance(entries, list) or not all(isinstance(one, Mapping) for one in entries):
+        raise UsageError("sets is no list of reports")
+    found: list[Mapping[str, Any]] = [one for one in entries if "report" in one]
+    if not found:
+        raise UsageError("it has no report")
+    for one in found:
+        yield " ".join(str(one[key]) for key in ("set", "network") if key in one), report_from(one["report"])
 
 
 def report_from(value: object) -> Report:
@@ -122,22 +159,48 @@ def _score(value: object, named: str) -> dict[str, Any]:
 
 def _regime(value: object) -> dict[str, Any]:
     known = _known(RegimeReport, value)
-    rows = known.get("rows")
-    if isinstance(rows, Mapping):
-        known["rows"] = {name: _score(score, name) for name, score in rows.items()}
+    known["rows"] = _rows(known.get("rows"))
+    lengths = known.get("lengths", {})
+    if not isinstance(lengths, Mapping) or not all(isinstance(one, Mapping) for one in lengths.values()):
+        raise UsageError("regimes: lengths is no mapping of lengths")
+    known["lengths"] = {factor: _rows(one.get("rows")) for factor, one in lengths.items()}
     return known
+
+
+def _rows(value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError("regimes: rows is no mapping of scores")
+    return {name: _score(score, name) for name, score in value.items()}
+
+
+def _scores(report: Report) -> Iterator[Score]:
+    """Yield every score of a report."""
+    yield from (score for name in SCORES if (score := getattr(report, name)) is not None)
+    for one in report.regimes:
+        for rows in (one.rows, *one.lengths.values()):
+            yield from rows.values()
 
 
 def _check(report: Report) -> None:
     """Check what types alone do not say."""
-    for score in (report.accuracy, *(getattr(report, name) for name in SCORES)):
-        if score is not None and len(score.classes) not in (0, len(report.classes)):
+    for score in _scores(report):
+        if len(score.classes) not in (0, len(report.classes)):
             raise UsageError(f"it has accuracies of {len(score.classes)} classes and names of {len(report.classes)}")
+    curves = [curve for score in _scores(report) for curve in score.curves]
+    for curve in curves:
+        if not 0 < len(curve.steps) == len(curve.images) == len(curve.seconds) == len(curve.test):
+            raise UsageError("a learning curve lacks values")
+    for protocol in (report.protocol, *(one.protocol for one in report.regimes)):
+        typed(_Target, _known(_Target, protocol), "protocol")
+    if len({tuple(one.lengths) for one in report.regimes}) > 1:
+        raise UsageError("regimes: they have different lengths")
     kinds = [one.regime for one in report.regimes]
     for one in report.regimes:
         if one.regime not in LABELS or kinds.count(one.regime) > 1:
             raise UsageError(f"regimes: {one.regime[:20]!r} is unknown, or there twice")
         _check_regime(one)
+    if "total" not in report.bytes:
+        raise UsageError("bytes: the total is missing")
     for stage, cost in report.cost.items():
         typed(_Cost, _known(_Cost, cost), f"cost.{stage}")
     for facts in (report, *report.regimes):
@@ -147,11 +210,14 @@ def _check(report: Report) -> None:
 
 def _check_regime(one: RegimeReport) -> None:
     named = f"regimes, {one.regime}"
-    if not {"accuracy", "control"} <= one.rows.keys():
-        raise UsageError(f"{named}: the rows of the set and of random real images are needed")
-    counts = {name: one.rows[name].n for name in ("accuracy", "control", "coreset") if name in one.rows}
-    if len(set(counts.values())) > 1:
-        raise UsageError(f"{named}: {counts} students cannot be paired")
+    for rows in (one.rows, *one.lengths.values()):
+        if not {"accuracy", "control"} <= rows.keys():
+            raise UsageError(f"{named}: the rows of the set and of random real images are needed")
+        counts = {name: rows[name].n for name in ("accuracy", "control", "coreset") if name in rows}
+        if len(set(counts.values())) > 1:
+            raise UsageError(f"{named}: {counts} students cannot be paired")
+    if unknown := [name for rows in (one.rows, *one.lengths.values()) for name in rows if name not in REGIME_ARMS]:
+        raise UsageError(f"{named}: unknown row {unknown[0][:20]!r}")
     for name, keys in _IN_REGIMES.items():
         found = getattr(one, name)
         if not all(isinstance(found.get(key), int) and found[key] >= 0 for key in keys):

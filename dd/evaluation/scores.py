@@ -216,6 +216,11 @@ class Ranking:
     ior: float
     lrs: Interval
 
+    def in_words(self) -> str:
+        """Format them: `HLR 0.0512, IOR +0.1440, LRS 0.5203 [0.5101, 0.5290] (fractions; 1 is best for LRS)`."""
+        ends = "" if self.lrs.low is None else f" [{self.lrs.low:.4f}, {self.lrs.high:.4f}]"
+        return f"HLR {self.hlr:.4f}, IOR {self.ior:+.4f}, LRS {self.lrs.mean:.4f}{ends} (fractions; 1 is best for LRS)"
+
 
 def ranking(
     full: Sequence[float],

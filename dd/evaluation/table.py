@@ -152,10 +152,24 @@ def html(report: Report) -> str:
 
 
 def html_of(title: str, head: Iterable[str], body: Iterable[Sequence[str]]) -> str:
-    """Return a title, column headings and rows as HTML."""
-    top = "".join(f"<th>{escape(words)}</th>" for words in head)
-    below = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-    return f"<b>{escape(title)}</b><table><tr>{top}</tr>{below}</table>"
+    """Return a title, column headings and rows as HTML, for a notebook."""
+    return f"<b>{_shown(title)}</b>{html_table(head, body)}"
+
+
+def html_table(head: Iterable[str], body: Iterable[Sequence[str]]) -> str:
+    """Return column headings and rows as an HTML table, whatever the cells hold; the first column heads its rows."""
+    top = "".join(f'<th scope="col">{_shown(words)}</th>' for words in head)
+    below = "".join(f"<tr>{_row(row)}</tr>" for row in body)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{below}</tbody></table>"
+
+
+def _row(cells: Sequence[str]) -> str:
+    first, *others = cells
+    return f'<th scope="row">{_shown(first)}</th>' + "".join(f"<td>{_shown(cell)}</td>" for cell in others)
+
+
+def _shown(text: str) -> str:
+    return escape(printable(text, keep=""))
 
 
 def regime_headings(report: Report) -> list[str]:
@@ -260,7 +274,7 @@ def _uneven(score: Score) -> bool:
 def _ahead(report: Report, arm: str) -> str:
     if arm == "full":
         assert report.full is not None
-        return f"{100 * report.accuracy.mean / report.full.mean:.1f} % of it reached"
+        return f"{100 * report.accuracy.mean / report.full.mean:.1f} % of it reached" if report.full.mean else ""
     points = {"control": report.gap, "start": report.gain, "decoded": report.decoded_gap}.get(arm)
     if points is None:
         return ""

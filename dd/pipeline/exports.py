@@ -62,11 +62,11 @@ def named(distilled: DistilledSet, uneven: str = "") -> str:
     return "-".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in parts if part) or "set"
 
 
-def real_data(distilled: DistilledSet, dataset: str, *, own: bool) -> RealData:
+def real_data(distilled: DistilledSet, dataset: str, *, own: bool, download: bool = True) -> RealData:
     """Open the data set of a distilled set, with the settings recorded in the set."""
     if not dataset and not own and is_foreign(distilled):
         require_no_path(distilled)
-    return open_data(dataset or distilled.source, _settings(distilled), "cpu")
+    return open_data(dataset or distilled.source, _settings(distilled), "cpu", download=download)
 
 
 def _constants(data: RealData, distilled: DistilledSet) -> Preprocess:

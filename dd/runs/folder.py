@@ -103,6 +103,11 @@ class RunFolder:
         return self.path / "images.png"
 
     @property
+    def page(self) -> Path:
+        """The run as one page, if `dd report` wrote it here."""
+        return self.path / "report.html"
+
+    @property
     def checkpoint(self) -> Path:
         """The state from which an interrupted synthesis resumes."""
         return self.path / "checkpoint.safetensors"
@@ -201,7 +206,7 @@ class RunFolder:
         return found
 
     def _files(self) -> tuple[Path, ...]:
-        pictures = (self.progress_png, self.images_png)
+        pictures = (self.progress_png, self.images_png, self.page)
         return (self.report, self.set, self.start, self.checkpoint, self.log_csv, *pictures, self.recipe_toml)
 
     def _held(self) -> list[Path]:

@@ -67,7 +67,7 @@ def contact_sheet(path: Path, rows: Sequence[Row], classes: Sequence[str], capti
     for c, group in enumerate(columns):
         for k, images in enumerate(group):
             for i, image in enumerate(images):
-                tile = _rgb(image).repeat(zoom, axis=0).repeat(zoom, axis=1)
+                tile = rgb(image).repeat(zoom, axis=0).repeat(zoom, axis=1)
                 top, left = i * height, c * step + k * width
                 canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
     _save_sheet(path, canvas, [title for title, _, _ in kinds], [classes[c] for c in shown], width, caption)
@@ -179,7 +179,7 @@ def _hard(labels: Tensor) -> Tensor:
     return labels.argmax(1) if labels.dim() == 2 else labels
 
 
-def _rgb(image: Tensor) -> np.ndarray:
+def rgb(image: Tensor) -> np.ndarray:
     """Convert (c, h, w) in [0, 1] to (h, w, 3) in 0..255; unless c = 3, show the mean of the channels in grey."""
     if image.shape[0] != 3:
         image = image.mean(0, keepdim=True).expand(3, -1, -1)

@@ -274,8 +274,7 @@ class DistilledSet:
             return 0.0
         found = 0
         for index in torch.arange(self.n).split(_AT_ONCE):
-            shown = preprocess.invert(self.pixels(preprocess, index))
-            found += int(((shown < -_ROUNDING) | (shown > 1 + _ROUNDING)).sum())
+            found += int(is_outside(preprocess.invert(self.pixels(preprocess, index))).sum())
         return found / self.images.numel()
 
     def check(self) -> None:
@@ -302,3 +301,8 @@ class DistilledSet:
         else:
             _match.source(self, data)
         _match.space(self.space, data.preprocess.spec())
+
+
+def is_outside(pixels: Tensor) -> Tensor:
+    """Return which pixel values (0 black, 1 white) are darker than black or brighter than white, see `outside`."""
+    return (pixels < -_ROUNDING) | (pixels > 1 + _ROUNDING)

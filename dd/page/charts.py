@@ -1,0 +1,247 @@
+"""Curves and bars of a page: numbers become coordinates here, the template draws them as inline SVG."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dd.evaluation.conditions import network_in_words, ranked_classes
+from dd.evaluation.report import Report, Score
+from dd.evaluation.table import ARMS, LABELS, REGIME_ARMS, heading, score_in_words
+from dd.page.subject import Subject
+from dd.runs.pictures import curve
+
+WIDTH, HEIGHT = 340, 190  # of a chart, in the units of its coordinates
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 12, 24
+CHARTS = 24  # most curves of a run
+CLASSES = 40  # most classes whose accuracy is shown
+_POINTS = 400  # most points of a curve
+_LARGEST = 1e100  # of a value that is drawn
+_DIGITS = 12  # of an iteration
+_LOG = 100  # ratio of the largest to the smallest value, above which the axis is logarithmic
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """Mean and spread at one place, in coordinates."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A curve, in coordinates: x from 0 to `WIDTH`, y from 0 (top) to `HEIGHT`.
+
+    Attributes:
+        title: what it shows.
+        words: the curve in words, for those who do not see it.
+        line: points of the curve, as SVG has them.
+        dots: single points.
+        whiskers: means with their spread.
+        marks: places on the lower edge.
+        across: labels of the x axis, by place.
+        up: labels of the y axis, by place.
+        note: a line below it.
+    """
+
+    title: str
+    words: str
+    line: str
+    dots: tuple[Point, ...]
+    whiskers: tuple[Whisker, ...]
+    marks: tuple[float, ...]
+    across: tuple[tuple[float, str], ...]
+    up: tuple[tuple[float, str], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An accuracy in percent as a bar.
+
+    Attributes:
+        label: what was trained on, or with.
+        mean: length of the bar, in percent of its room.
+        low: end of the spread (one standard deviation), see `mean`; equal to `high` for a single student.
+        high: see `low`.
+        values: the students.
+        words: the accuracy in words.
+    """
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    values: tuple[float, ...]
+    words: str
+
+
+def bar(label: str, score: Score) -> Bar:
+    """Return the bar of a score."""
+    std = score.std or 0.0
+    low, high = max(score.mean - std, 0.0), min(score.mean + std, 100.0)
+    return Bar(label, score.mean, low, high, score.values, score_in_words(score))
+
+
+def arms(report: Report) -> list[Bar]:
+    """Return one bar for the set and for each of its references."""
+    scores = [(words, getattr(report, name)) for name, words in ARMS.items()]
+    return [bar(words, score) for words, score in scores if score is not None]
+
+
+def regime_bars(report: Report) -> list[tuple[str, list[Bar]]]:
+    """Return the bars of each label regime, under its name."""
+    return [
+        (LABELS[one.regime], [bar(words, one.rows[name]) for name, words in REGIME_ARMS.items() if name in one.rows])
+        for one in report.regimes
+    ]
+
+
+def architectures(subjects: Sequence[Subject]) -> list[Bar]:
+    """Return one bar for each report, if their students are of several architectures."""
+    named = [network_in_words(one.report.student) for one in subjects]
+    if len(set(named)) < 2:
+        return []
+    return [
+        bar(f"{heading(one.report)}: {name}", one.report.accuracy) for one, name in zip(subjects, named, strict=True)
+    ]
+
+
+def class_rows(report: Report) -> tuple[list[tuple[Bar, str, str]], int]:
+    """Return the classes, worst first, as (bar, accuracy of the control, points ahead), and how many are left out."""
+    control = report.control.classes if report.control is not None else ()
+    ranked = ranked_classes(report)
+    found = []
+    for c, share in ranked[:CLASSES]:
+        beside = control[c] if control else None
+        words = ("-", "") if beside is None else (f"{beside:.1f}", f"{share - beside:+.1f}")
+        found.append((Bar(report.classes[c], share, share, share, (), f"{share:.1f}"), *words))
+    return found, max(len(ranked) - CLASSES, 0)
+
+
+def curves(subject: Subject) -> tuple[list[Chart], str]:
+    """Return a chart of each column of the log, the held-out accuracy first, and what is left out."""
+    rows = [row for row in subject.log if len(row["it"]) <= _DIGITS]
+    skipped = [it for it, value in curve(rows, "skipped") if value]
+    names = [name for name in subject.columns if name not in ("it", "skipped", "probe") and curve(rows, name)]
+    charts = [found] if (found := _held_out(subject.report, curve(rows, "probe"))) else []
+    room = CHARTS - len(charts)
+    for name in names[:room]:
+        points = [point for point in curve(rows, name) if abs(point[1]) < _LARGEST]
+        if points:
+            charts.append(_chart(name, points, marks=skipped if name == "loss" else ()))
+    left = max(len(names) - room, 0)
+    return charts, f"{left} further columns are in log.csv" if left else ""
+
+
+def _held_out(report: Report, probes: Sequence[Point]) -> Chart | None:
+    """Return held-out accuracy: the probes, and the evaluation's students on the first and on the last set."""
+    probes = [point for point in probes if 0 <= point[1] <= 100]
+    last = report.provenance.get("iterations")
+    ends: list[tuple[float, Sequence[float]]] = []
+    if isinstance(last, int) and 0 < last < 10**_DIGITS:
+        pairs = ((0, report.start), (last, report.accuracy))
+        ends = [(at, score.holdout) for at, score in pairs if score is not None and score.holdout]
+    if not probes and not ends:
+        return None
+    line = "line: one student for each probe, trained briefly" if probes else ""
+    bars = "bars: the evaluation's students, mean ± std, on the set at its first and last iteration" if ends else ""
+    return _chart("held-out accuracy %", probes, ends=ends, note="; ".join(one for one in (line, bars) if one),
+                  dotted=True)  # fmt: skip
+
+
+def _chart(
+    title: str,
+    points: Sequence[Point],
+    *,
+    ends: Sequence[tuple[float, Sequence[float]]] = (),
+    marks: Sequence[float] = (),
+    note: str = "",
+    dotted: bool = False,
+) -> Chart:
+    spread = [(at, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+              for at, values in ends]  # fmt: skip
+    levels = [y for _, y in points] + [mean + sign * std for _, mean, std in spread for sign in (-1, 1)]
+    places = [x for x, _ in points] + [at for at, _, _ in spread]
+    is_log = not ends and min(levels) > 0 and max(levels) > _LOG * min(levels)
+    x, y = _Axis(min(places), max(places), _LEFT, WIDTH - _RIGHT), _axis_up(levels, is_log)
+    drawn = [(x(a), y(b)) for a, b in _thinned(points)]
+    whiskers = tuple(Whisker(x(at), y(mean), y(mean - std), y(mean + std)) for at, mean, std in spread)
+    few = dotted or len(points) < 3
+    skips = f"{len(marks)} iterations were skipped (marks)" if marks else ""
+    return Chart(
+        title=title,
+        words=_in_words(title, points, spread),
+        line=" ".join(f"{a},{b}" for a, b in drawn) if len(drawn) > 1 else "",
+        dots=tuple(drawn) if few else (),
+        whiskers=whiskers,
+        marks=tuple(x(at) for at, _ in _thinned([(mark, 0.0) for mark in marks])),
+        across=tuple((x(at), f"{at:,.0f}") for at in dict.fromkeys((x.low, x.high))),
+        up=tuple((y(at), f"{at:.4g}") for at in y.ticks()),
+        note="; ".join(one for one in (note, "logarithmic axis" if is_log else "", skips) if one),
+    )
+
+
+def _in_words(title: str, points: Sequence[Point], spread: Sequence[tuple[float, float, float]]) -> str:
+    words = [f"{title} by iteration"]
+    if points:
+        (a, first), (b, last) = points[0], points[-1]
+        words.append(f"from {first:.4g} at {a:.0f} to {last:.4g} at {b:.0f}, {len(points)} values")
+    words += [f"students at {at:.0f}: {mean:.2f} ± {std:.2f}" for at, mean, std in spread]
+    return "; ".join(words)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Values from `low` to `high` at places from `begin` to `end`."""
+
+    low: float
+    high: float
+    begin: float
+    end: float
+    is_log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, value = (math.log(v) if self.is_log else v for v in (self.low, self.high, value))
+        share = 0.5 if high == low else (value - low) / (high - low)
+        return round(self.begin + share * (self.end - self.begin), 1)
+
+    def ticks(self) -> list[float]:
+        """Return the round values between its ends; its ends if there are fewer than two."""
+        if self.is_log:
+            powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
+            found = [10.0**power for power in powers][:: max(1, math.ceil(len(powers) / 5))]
+        else:
+            step = _step(self.high - self.low)
+            first = math.ceil(self.low / step - 1e-9) if step else 0
+            found = [(first + i) * step for i in range(8) if step and (first + i) * step <= self.high + 1e-9 * step]
+        return found if len(found) > 1 else list(dict.fromkeys((self.low, self.high)))
+
+
+def _axis_up(levels: Sequence[float], is_log: bool) -> _Axis:
+    return _Axis(min(levels), max(levels), HEIGHT - _BOTTOM, _TOP, is_log)
+
+
+def _step(extent: float) -> float:
+    """Return a round step of which a range has two to five."""
+    if extent <= 0:
+        return 0.0
+    size = 10.0 ** math.floor(math.log10(extent))
+    return next((size * part for part in (0.2, 0.25, 0.5, 1.0, 2.0, 2.5) if extent / (size * part) <= 5), size)
+
+
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    """Return about `_POINTS` points at most: the ends, and the lowest and highest of each stretch of equal length."""
+    if len(points) <= _POINTS:
+        return list(points)
+    size = math.ceil(2 * len(points) / _POINTS)
+    found: list[Point] = []
+    for at in range(0, len(points), size):
+        part = points[at : at + size]
+        found += sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])})
+    return list(dict.fromkeys([points[0], *found, points[-1]]))
