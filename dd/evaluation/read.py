@@ -1,7 +1,7 @@
 """Reading a report file: whatever is in it, what comes out can be shown."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -184,28 +184,36 @@ def _scores(report: Report) -> Iterator[Score]:
 def _check(report: Report) -> None:
     """Check what types alone do not say."""
     for score in _scores(report):
-        if len(score.classes) not in (0, len(report.classes)):
-            raise UsageError(f"it has accuracies of {len(score.classes)} classes and names of {len(report.classes)}")
-    curves = [curve for score in _scores(report) for curve in score.curves]
-    for curve in curves:
-        if not 0 < len(curve.steps) == len(curve.images) == len(curve.seconds) == len(curve.test):
-            raise UsageError("a learning curve lacks values")
-    for protocol in (report.protocol, *(one.protocol for one in report.regimes)):
-        typed(_Target, _known(_Target, protocol), "protocol")
-    if len({tuple(one.lengths) for one in report.regimes}) > 1:
-        raise UsageError("regimes: they have different lengths")
-    kinds = [one.regime for one in report.regimes]
-    for one in report.regimes:
-        if one.regime not in LABELS or kinds.count(one.regime) > 1:
-            raise UsageError(f"regimes: {one.regime[:20]!r} is unknown, or there twice")
-        _check_regime(one)
+        _check_score(score, report.classes)
     if "total" not in report.bytes:
         raise UsageError("bytes: the total is missing")
     for stage, cost in report.cost.items():
         typed(_Cost, _known(_Cost, cost), f"cost.{stage}")
-    for facts in (report, *report.regimes):
-        _facts(facts)
+    for one in (report, *report.regimes):
+        _facts(one)
+        typed(_Target, _known(_Target, one.protocol), "protocol")
+    _check_regimes(report.regimes)
     imported(report.provenance)
+
+
+def _check_score(score: Score, classes: tuple[str, ...]) -> None:
+    if len(score.classes) not in (0, len(classes)):
+        raise UsageError(f"it has accuracies of {len(score.classes)} classes and names of {len(classes)}")
+    for curve in score.curves:
+        if not 0 < len(curve.steps) == len(curve.images) == len(curve.seconds) == len(curve.test):
+            raise UsageError("a learning curve lacks values")
+
+
+def _check_regimes(regimes: Sequence[RegimeReport]) -> None:
+    kinds = [one.regime for one in regimes]
+    for one in regimes:
+        if one.regime not in LABELS or kinds.count(one.regime) > 1:
+            raise UsageError(f"regimes: {one.regime[:20]!r} is unknown, or there twice")
+        _check_regime(one)
+    if len({tuple((factor, *rows) for factor, rows in one.lengths.items()) for one in regimes}) > 1:
+        raise UsageError("regimes: they have different lengths of training")
+    if len({one.protocol.get("target") for one in regimes}) > 1:
+        raise UsageError("regimes: their protocols have different targets")
 
 
 def _check_regime(one: RegimeReport) -> None:

@@ -96,9 +96,7 @@ def _subject(place: str, file: Path) -> Subject:
         raise UsageError(f"{place} has no report ({report_file.name}) beside it: {way} writes one")
     report = _reports(report_file).get("")
     if report is None:
-        raise UsageError(
-            f"{report_file} has several reports: name it alone, or the one of the set in {report_file.name}"
-        )
+        raise UsageError(f"{report_file} has several reports: name it alone")
     _require_fit(place, report, distilled)
     if not is_run:
         return Subject(place, report, distilled)

@@ -15,6 +15,8 @@ from PIL import Image
 
 from dd.data import DataSettings, open_data
 from dd.evaluation import PROTOCOLS, Report, Score
+from dd.evaluation.curve import Curve
+from dd.evaluation.report import RegimeReport
 from dd.evaluation.table import rows
 from dd.io import write_json
 from dd.networks import NetworkSpec
@@ -81,10 +83,20 @@ def markup_set(where: Path) -> Path:
     save(distilled, where / "sent.safetensors")
     score = Score((50.0, 60.0), holdout=(40.0, 41.0), classes=(1.0, 2.0, 3.0, None))
     protocol = PROTOCOLS["quick"].to_dict() | {"protocol": MARKUP[3]}
+    curve = Curve((1, 2), (8, 16), (0.1, 0.2), (40.0, 50.0))
+    scored = Score((50.0, 60.0), curves=(curve, curve))
+    size, spent = {"images": 1, "labels": 1, "teacher": 0, "total": 2}, {"steps": 2, "images": 16, "queries": 0}
+    labels = {"form": "logits", "teacher_mode": "eval", "names": [MARKUP[0]], "accuracies": [80.0]}
+    longer = {"4": {"accuracy": score, "control": score}}
+    regimes = [
+        RegimeReport(kind, {"accuracy": scored, "control": score, "full": score}, {}, protocol | {"target": 45.0},
+                     MARKUP[1], labels=who, bytes=size, spent=spent, lengths=longer)
+        for kind, who in (("hard", None), ("soft", labels))
+    ]  # fmt: skip
     report = Report(score, score, score, None, {"full": MARKUP[1]}, protocol, MARKUP[0], student,
                     {"name": MARKUP[0], "notes": EVIL}, {"total": 3, MARKUP[2]: 2}, name=MARKUP[0], notes=MARKUP,
                     provenance=made, classes=MARKUP, versions={MARKUP[1]: MARKUP[2]}, command=MARKUP[3],
-                    cost={MARKUP[0]: {"seconds": 1.0}})  # fmt: skip
+                    cost={MARKUP[0]: {"seconds": 1.0}}, regimes=tuple(regimes), labels=labels)  # fmt: skip
     write_json(where / "sent.json", report.to_dict())
     return where / "sent.safetensors"
 
