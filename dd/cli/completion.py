@@ -85,11 +85,12 @@ _KEYS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 # further keys of some verbs, and the values of those that have few
 _OWN: dict[str, dict[str, list[str]]] = {
+    "plan": {"memory": [], "hours": []},
     "sweep": {"trials": [], "workers": []},
     "compare": {"labels": ["own", "hard", "soft", "views"], "allow_mismatch": ["true", "false"]},
     "new sweep": {"over": [], "search": ["bayes", "grid", "random"], "trials": [], "to": []},
 }
-_KEYED = ("run", "show", "eval", "sweep", "experts make", "new sweep")  # verbs with settings
+_KEYED = ("run", "plan", "show", "eval", "sweep", "experts make", "new sweep")  # verbs with settings
 
 
 @click.command(

@@ -16,6 +16,7 @@ from dd.errors import Interrupted, RunError, UsageError, close_matches, printabl
 
 VERBS = (
     "run",
+    "plan",
     "eval",
     "compare",
     "diff",

@@ -4,7 +4,7 @@ import textwrap
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from dd.sizes import readable_size
+from dd.sizes import readable_size, readable_time
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,7 @@ def summary(recipe: "Recipe") -> list[str]:
 
 
 def show_plan(plan: dict[str, Any], out: "Console") -> None:
-    """Print the output of `dd run --dry-run`."""
+    """Print a plan: of `dd run --dry-run`, or with costs that of `dd plan`."""
     state = "finished: would be reported, not repeated" if plan["finished"] else "to run"
     out.print(f"{plan['name']}  recipe {plan['recipe']}  {state}")
     out.print(f"folder: {plan['folder']}", soft_wrap=True)
@@ -43,6 +43,8 @@ def show_plan(plan: dict[str, Any], out: "Console") -> None:
         out.print(f"{stage['stage']}: {_stage(stage)}", soft_wrap=True)
         for artefact in stage.get("artefacts", ()):
             out.print(f"  {'exists' if artefact['exists'] else 'to make'}: {artefact['what']}", soft_wrap=True)
+    if "total" in plan:
+        out.print(f"total: {_cost(plan['total'])}", soft_wrap=True)
 
 
 def _stage(stage: dict[str, Any]) -> str:
@@ -59,7 +61,15 @@ def _stage(stage: dict[str, Any]) -> str:
         words.append(f"{stage['epochs']} epochs of labels, {readable_size(stage['bytes'])}")
     if "students" in stage:
         words.append(f"{stage['students']} students, protocol {stage['protocol']}")
+    if "seconds" in stage:
+        words.append(_cost(stage))
     return ", ".join(words)
+
+
+def _cost(stage: dict[str, Any]) -> str:
+    disk = f", {readable_size(stage['disk'])} on disk" if stage["disk"] else ""
+    memory = f", peak memory {readable_size(stage['peak_memory'])}" if stage["peak_memory"] else ""
+    return f"{readable_time(stage['seconds'])}{memory}{disk}"
 
 
 def _text(value: object) -> str:

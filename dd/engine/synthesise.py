@@ -3,9 +3,10 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from dd.engine import parallel
 from dd.engine.checkpoint import Checkpoint
 from dd.engine.method import LR_FLOOR, Method, Objective, Skip, Synthetic, Task
 from dd.errors import RunError, UsageError
+from dd.runs import sampling
 from dd.runs.allocator import keep_large_buffers
 from dd.runs.stop import Stop
 from dd.sets import DistilledSet
@@ -163,7 +165,8 @@ def synthesise(
                 checkpoint.save(it, syn, optimisers, {"skips": skips.recent(it)}, watch.history())
 
     with watch.stop.deferred():
-        for it in range(first, method.iterations):
+        it = first
+        for it in sampling.turns(first, method.iterations, _alike(method, task)):
             _heed(watch.stop, save, it)
             scalars = watch.probed(syn, it)
             outcome = method.loss(syn, task, prepared, it)
@@ -180,6 +183,7 @@ def synthesise(
             watch.log(it, scalars)
             if (it + 1) % CHECKPOINT_EVERY == 0 and budget.allows:
                 save(it + 1)
+        _credit_probes(watch, syn, it)
         if not _is_finite(syn):
             raise RunError(_not_finite("a variable is not finite after the last update", method.iterations - 1))
         if last := watch.probed(syn, method.iterations):
@@ -199,6 +203,19 @@ def distil(method: Method[P], task: Task, prepared: P) -> DistilledSet:
     with parallel.alone():
         syn = synthesise(method, task, prepared, method.start(task, prepared))
         return method.finish(syn, task, prepared)
+
+
+def _alike(method: Method[Any], task: Task) -> Hashable:
+    """Return what the loops of equal parts of a set share; None for a whole set."""
+    return None if task.part is None else (method.name, method.iterations, len(task.targets))
+
+
+def _credit_probes(watch: Watch, syn: Synthetic, it: int) -> None:
+    """Credit the probes that a sample ending after iteration `it` leaves out; the last one is executed."""
+    left = sum(at > it for at in watch.probe_at) - 1
+    if watch.probe is not None and left > 0 and sampling.active() is not None:
+        one = sampling.timed(partial(watch.probe, syn))
+        sampling.credit((left - 1) * one)
 
 
 def _rates(optimisers: Sequence[Optimizer]) -> list[list[float]]:

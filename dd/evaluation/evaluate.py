@@ -37,6 +37,7 @@ from dd.evaluation.report import Report, Score
 from dd.evaluation.scores import calibration_error, top_k
 from dd.labels import Labeller, LabelStore, live
 from dd.rng import generator
+from dd.runs import sampling
 from dd.sets import DistilledSet
 from dd.training.loop import Fit, Trainer, accuracy, predict, recall, right, viewed
 from dd.views import Batches, ViewPolicy
@@ -82,7 +83,7 @@ class Evaluator:
         rows = self.students(arm, lr, range(students))
         holdout = tuple(row["holdout"] for row in rows if row["holdout"] is not None)
         # a stored student may have a curve that this protocol does not ask for
-        curves = tuple(Curve.from_dict(row["curve"]) for row in rows) if self.protocol.curve else ()
+        curves = tuple(Curve.from_dict(row["curve"]) for row in rows if "curve" in row) if self.protocol.curve else ()
         facts = _by_class(rows) | _predicted(rows)
         return Score(tuple(row["test"] for row in rows), holdout, lr, note, **facts, curves=curves)
 
@@ -101,7 +102,10 @@ class Evaluator:
             "holdout", the held-out accuracy or None; "seconds"; "curve", see `Curve`, if the protocol asks for one, and
             perhaps if not.
         """
-        return [self._student(arm, lr, j, tested=tested) for j in members]
+        train = partial(self._student, arm, lr, tested=tested)
+        if (sample := sampling.active()) is None:
+            return list(map(train, members))
+        return sample.each(members, train, lambda j: self.task.store.has(KIND, self._spec(arm, lr, j)))
 
     def held_out(self, arm: Arm, lr: float, students: int) -> tuple[float, ...]:
         """Held-out accuracies in percent of `students` students on an arm; no test image is looked at.
@@ -190,8 +194,22 @@ class Evaluator:
 
     def _student(self, arm: Arm, lr: float, j: int, *, tested: bool = True) -> dict[str, Any]:
         """What student j reached; without `tested` on held-out images alone."""
+        task, spec = self.task, self._spec(arm, lr, j)
+        what = f"student {j + 1} on {arm.name} (lr {lr:.4g})"
+        train, words = partial(self._train, arm, lr, j), _test_accuracy
+        if not tested:
+            whole = None if self.force else task.store.peek(KIND, spec)
+            if whole is not None and whole.value["holdout"] is not None:
+                return whole.value
+            spec, train, words = spec | {"tested": False}, partial(train, tested=False), _holdout_accuracy
+        # a curve is no part of the key, because a student is the same with and without
+        force = self.force or (tested and not self._has_curve(arm, spec))
+        return task.store.value(KIND, spec, train, what, force=force, describe=words).value
+
+    def _spec(self, arm: Arm, lr: float, j: int) -> dict[str, Any]:
+        """Return everything that determines student j: the key of its artefact."""
         task = self.task
-        spec = {
+        spec: dict[str, Any] = {
             "version": VERSION,
             "arm": arm.key(j),
             "lr": lr,
@@ -207,16 +225,7 @@ class Evaluator:
         }
         if self.labeller is not None and arm.temperature is None:
             spec["labels"] = self.labeller.facts
-        what = f"student {j + 1} on {arm.name} (lr {lr:.4g})"
-        train, words = partial(self._train, arm, lr, j), _test_accuracy
-        if not tested:
-            whole = None if self.force else task.store.peek(KIND, spec)
-            if whole is not None and whole.value["holdout"] is not None:
-                return whole.value
-            spec, train, words = spec | {"tested": False}, partial(train, tested=False), _holdout_accuracy
-        # a curve is no part of the key, because a student is the same with and without
-        force = self.force or (tested and not self._has_curve(arm, spec))
-        return task.store.value(KIND, spec, train, what, force=force, describe=words).value
+        return spec
 
     def _has_curve(self, arm: Arm, spec: Mapping[str, Any]) -> bool:
         """Return whether a student that is stored has the curve that the protocol asks for; True if none is stored."""
@@ -228,7 +237,7 @@ class Evaluator:
         batches, temperature = self._batches(arm, j)
         fit = self._fit(arm, lr, temperature)
         recorder = None
-        if tested and self.protocol.curve:
+        if tested and self.protocol.curve and sampling.active() is None:
             recorder = CurveRecorder(self.protocol.curve_steps(arm.n), self._measure, self.task.device, began)
             batches = recorder.counted(batches)
         path = (self.task.seed, "student", j)
@@ -246,6 +255,9 @@ class Evaluator:
             row |= {"top5": top_k(logits, labels, _GUESSES)}
         if also := self.learner.also(trained, network, generator(self.task.seed, "student", j, "also")):
             row |= {"also": also}
+        if tested and self.protocol.curve and sampling.active() is not None:
+            points = self.protocol.curve_steps(arm.n)
+            sampling.credit(len(points) * sampling.timed(partial(self._measure, trained)))
         if recorder is not None:
             row |= {"curve": recorder.curve().to_dict()}
         return row | {"holdout": holdout, "seconds": time.perf_counter() - began}

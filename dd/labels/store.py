@@ -24,6 +24,7 @@ from dd.io import digest, load_tensors, save_tensors
 from dd.io.typed import typed
 from dd.labels import _records
 from dd.labels.spec import LabelSpec, StoredLabels
+from dd.runs import sampling
 from dd.runs.store import Payload, Store
 from dd.views import View
 
@@ -221,6 +222,8 @@ class LabelStore:
             load: loads images; views and probabilities are on the same device.
             temperature: of the probabilities; values other than 1 need stored logits.
         """
+        if sampling.active() is not None:
+            epoch %= sum(1 for _ in self._manifests())  # a sample has labelled the first epochs alone
         for batch in self.epoch(epoch):
             views = batch.view(load(batch.images))
             yield views, self.probabilities(batch, temperature, views.device)
@@ -377,6 +380,8 @@ class LabelStore:
     def _manifests(self) -> Iterator[dict[str, Any]]:
         for epoch in range(self.spec.epochs):
             facts = self._store.manifest(KIND, self.spec.key(epoch))
+            if facts is None and sampling.active() is not None:
+                continue  # a sample labels the first epochs alone
             if facts is None or "bytes" not in facts:
                 raise self._lost(epoch)
             yield facts

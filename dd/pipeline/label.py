@@ -14,7 +14,7 @@ from dd.evaluation.protocols import Protocol
 from dd.io import sha256_tensors
 from dd.labels import Labeller, LabelSettings, LabelStore
 from dd.labels.spec import LabelSpec
-from dd.runs import RunFolder, bar
+from dd.runs import RunFolder, bar, sampling
 from dd.sets import DistilledSet
 from dd.sizes import readable_size
 from dd.views import View
@@ -82,9 +82,9 @@ def label(
         return labeller.logits(views, own[images], protocol.micro, _seed(view, images))
 
     with bar("label", spec.epochs, done) as progress:
-        for number, epoch in enumerate(missing, done + 1):
-            store.make(epoch, load, logits)
-            progress.update(number)
+        for turn in sampling.turns(0, len(missing)):
+            store.make(missing[turn], load, logits)
+            progress.update(done + turn + 1)
     views = store.stated(labeller.origin)
     return replace(distilled, label_kind="views", labels=own, views=views, path=folder.set), store
 

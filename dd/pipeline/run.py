@@ -38,7 +38,7 @@ from dd.pipeline.regimes import beside, with_regimes
 from dd.pipeline.show import draw_pictures, judged, probes_note
 from dd.pipeline.task import Run, lighter, make_task, numerics
 from dd.recipes import Recipe
-from dd.runs import RunFolder
+from dd.runs import RunFolder, sampling
 from dd.runs.memory import enough_memory
 from dd.runs.stop import Stop
 from dd.runs.store import Artefact, Making
@@ -174,8 +174,9 @@ def show(run: Run, pair: Pair) -> None:
     """Write the set, the set at iteration 0 and pictures of both to the run folder."""
     save(pair.set, run.folder.set)
     save(pair.start, run.folder.start)
-    for file in (run.folder.set, run.folder.start):
-        remember(file)
+    if sampling.active() is None:
+        for file in (run.folder.set, run.folder.start):
+            remember(file)
     draw_pictures(pair.set, run.recipe, run.task, run.folder)
 
 

@@ -121,23 +121,28 @@ def lighter(recipe: Recipe, stage: str) -> str:
         recipe: the run's recipe.
         stage: "data", "prepare", "synthesise", "label" or "evaluate".
     """
+    found = lighter_settings(recipe, stage)
+    return found[0] if found else "a smaller data.size" if stage == "data" else "a smaller ipc"
+
+
+def lighter_settings(recipe: Recipe, stage: str) -> list[str]:
+    """Return the settings, `key=value`, that reduce the memory needed by a stage, those that cost least first."""
     flat = recipe.flat()
     if stage == "data":
-        return "data.stream=true" if recipe.data.stream is not True else "a smaller data.size"
+        return ["data.stream=true"] if recipe.data.stream is not True else []
+    found = []
     if stage == "synthesise" and flat.get("backprop") not in (None, "stepwise"):
-        return "backprop=stepwise"
+        found.append("backprop=stepwise")
     if stage == "synthesise" and flat.get("chunk", 1) != 1:
-        return "chunk=1"
+        found.append("chunk=1")
     keys = {
         "prepare": ("experts.batch", "squeeze.batch"),
         "synthesise": ("batch", "batch_real", "crops.candidates"),
         "label": ("eval.micro", "eval.batch"),
         "evaluate": ("eval.micro", "eval.batch"),
     }[stage]
-    for key in keys:
-        if isinstance(value := flat.get(key), int) and value > 1:
-            return f"{key}={max(1, value // 2)}"
-    return "a smaller ipc"
+    values = [(key, flat.get(key)) for key in keys]
+    return found + [f"{key}={max(1, value // 2)}" for key, value in values if isinstance(value, int) and value > 1]
 
 
 @contextlib.contextmanager

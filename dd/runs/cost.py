@@ -3,12 +3,13 @@
 import contextlib
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from dd.runs import sampling
 
 
 @dataclass
@@ -26,13 +27,13 @@ class Cost:
 
 @contextlib.contextmanager
 def measured(device: torch.device) -> Iterator[Cost]:
-    """Measure the cost of the block."""
-    cost, began = Cost(), time.perf_counter()
+    """Measure the cost of the block; of a sample (`dd.runs.sampling`), that of the whole."""
+    cost, began = Cost(), sampling.now()
     _reset_peak(device)
     try:
         yield cost
     finally:
-        cost.seconds = time.perf_counter() - began
+        cost.seconds = sampling.now() - began
         cost.peak_memory = _peak(device)
 
 

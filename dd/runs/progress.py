@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Literal, Protocol, SupportsFloat
 
+from dd.runs import sampling
+
 _REDRAW = 0.25  # seconds between redraws of the bar
 _PLAIN = 10.0  # seconds between plain lines
 _BARS = ((100, 24), (60, 10), (0, 0))  # minimum width of the terminal, and width of the bar, in columns
@@ -31,11 +33,20 @@ def bar(what: str, total: int, start: int = 0) -> Iterator[Bar]:
         total: total number of iterations.
         start: iterations already done by an interrupted run.
     """
+    if sampling.active() is not None:
+        yield _Nothing()
+        return
     shown: _Plain | _Rich = _Rich(what, total, start) if _is_terminal() else _Plain(what, total, start)
     try:
         yield shown
     finally:
         shown.close()
+
+
+class _Nothing:
+    """Shows nothing: a sample does not go to the end."""
+
+    def update(self, it: int, **scalars: SupportsFloat) -> None: ...
 
 
 class _Pace:

@@ -14,6 +14,7 @@ from dd.engine.needs import Got, Need
 from dd.errors import RunError
 from dd.io import digest
 from dd.networks import Functional, saved_bytes
+from dd.runs import sampling
 from dd.runs.store import Artefact, Wanted
 from dd.settings import OnlyWith, Outside, identity
 from dd.training.buffers import Buffers, buffer_hash
@@ -160,10 +161,17 @@ class Experts(Need[Trajectories]):
             UsageError: the expert files do not fit this run; see `dd.training.buffers`.
         """
         task, wanted, pool = self.task, self.artefacts(), _Pool(self.task, self.settings, self.task.functional())
-        found: list[Artefact] = []
-        for members in torch.arange(len(wanted)).split(stack_size(task, self.settings)):
-            some = members.tolist()
-            found += task.store.tensors_of_many([wanted[m] for m in some], partial(pool.make, some))
+        groups = [some.tolist() for some in torch.arange(len(wanted)).split(stack_size(task, self.settings))]
+
+        def fetched(some: list[int]) -> list[Artefact]:
+            return task.store.tensors_of_many([wanted[m] for m in some], partial(pool.make, some))
+
+        def is_there(some: list[int]) -> bool:
+            return all(task.store.has(wanted[m].kind, wanted[m].spec) for m in some)
+
+        sample = sampling.active()
+        each = map(fetched, groups) if sample is None else sample.each(groups, fetched, is_there)
+        found = [artefact for group in each for artefact in group][: len(wanted)]
         for artefact in found:
             pool.template.require(artefact.info["header"], str(artefact.path))
         _list(task, self.settings, found)
@@ -226,6 +234,8 @@ class _Pool:
             if not kept.isfinite().all():
                 lr = self.settings.lr
                 raise RunError(f"expert {number} diverged: its parameters are not finite; lower experts.lr={lr}")
+            if sampling.active() is not None:
+                kept = _prolonged(kept, self.settings.epochs + 1)
             info = {
                 "header": self.template.header(),
                 "holdout": self._holdout(kept[-1]),
@@ -244,12 +254,16 @@ class _Pool:
         if stack_size(task, settings) > 1:
             stacks: list[Tensor] = []
             trainer = StackedTrainer(task.build, task.precision)
-            trainer.train(paths, batches, fit, lambda _, thetas: stacks.append(thetas.to("cpu", copy=True)))
+            last = trainer.train(paths, batches, fit, lambda _, thetas: stacks.append(thetas.to("cpu", copy=True)))
+            if sampling.active() is not None:
+                stacks.append(last.to("cpu", copy=True))
             yield from zip(numbers, torch.stack(stacks, 1), strict=True)
             return
         rows: list[Tensor] = []
         networks = self.trainer.train(paths, batches, fit, lambda _, net: rows.append(self.template.flatten(net).cpu()))
-        for number, _ in zip(numbers, networks, strict=True):
+        for number, network in zip(numbers, networks, strict=True):
+            if sampling.active() is not None:
+                rows.append(self.template.flatten(network).cpu())
             yield number, torch.stack(rows)
             rows.clear()
 
@@ -262,6 +276,12 @@ class _Pool:
             (self.template.predict(theta, images).argmax(1) == targets) for images, targets in data.holdout.batches(512)
         ]
         return 100.0 * torch.cat(right).double().mean().item()
+
+
+def _prolonged(snapshots: Tensor, rows: int) -> Tensor:
+    """Return the trajectory (rows, P) of a sampled expert: it goes on in a straight line from its first to its last."""
+    first, last = snapshots[0], snapshots[-1]
+    return first + torch.linspace(0, 1, rows)[:, None] * (last - first)
 
 
 def expert_fit(settings: ExpertSettings, images: int, strategy: str) -> Fit:

@@ -18,6 +18,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from dd.data import RealData, Split
 from dd.rng import generator
+from dd.runs import sampling
 from dd.runs.allocator import keep_large_buffers
 from dd.training.compiled import BatchLoss, Loss
 from dd.training.criteria import PLAIN, Criterion
@@ -175,6 +176,7 @@ class Trainer:
         network.train()
         optimiser = make_optimiser(network.parameters(), fit, 0)
         done, step = keep.load(network, optimiser) if keep else (0, 0)
+        laps = sampling.laps()
         if after_pass and not done:
             after_pass(0, network)
         while step < fit.steps:
@@ -183,17 +185,12 @@ class Trainer:
                 if step == fit.steps:
                     break
                 optimiser = at_step(optimiser, network.parameters(), fit, step)
-                optimiser.zero_grad(set_to_none=True)
-                if fit.penalty:
-                    _penalise(network, images, fit.penalty)
-                images = augment(fit.strategy, images, draws)
-                _backward(loss_of, images, targets, fit.factor(done), fit.micro)
-                if fit.sam:
-                    gsam_gradient(network, partial(loss_of, images, targets), *fit.sam)
-                optimiser.step()
+                _step(network, loss_of, optimiser, images, targets, fit, done, draws)
                 step += 1
                 if after_step:
                     after_step(step, network)
+                if sampling.ended(laps, fit.steps - step):
+                    return
             else:
                 done += 1
                 if keep:
@@ -266,6 +263,27 @@ def _groups(parameters: list[Tensor], fit: Fit) -> list[dict[str, Any]]:
     matrices = [p for p in parameters if p.dim() > 1]
     vectors = [p for p in parameters if p.dim() <= 1]
     return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _step(
+    network: nn.Module,
+    loss_of: Loss,
+    optimiser: Optimizer,
+    images: Tensor,
+    targets: Tensor,
+    fit: Fit,
+    done: int,
+    draws: torch.Generator,
+) -> None:
+    """Take one step on a batch, in the pass after `done` passes."""
+    optimiser.zero_grad(set_to_none=True)
+    if fit.penalty:
+        _penalise(network, images, fit.penalty)
+    images = augment(fit.strategy, images, draws)
+    _backward(loss_of, images, targets, fit.factor(done), fit.micro)
+    if fit.sam:
+        gsam_gradient(network, partial(loss_of, images, targets), *fit.sam)
+    optimiser.step()
 
 
 def _backward(loss_of: Loss, images: Tensor, targets: Tensor, factor: float, micro: int | None) -> None:

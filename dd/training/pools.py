@@ -1,20 +1,18 @@
 """Inspect pools of experts: what is stored, whether it is intact, and what a request would cost."""
 
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dd.engine.method import Task
 from dd.io import digest
+from dd.runs import sampling
 from dd.runs.store import Store
 from dd.training.experts import KIND, POOLS, ExpertSettings, expert_fit, expert_spec, stack_size
 from dd.training.loop import Path, Trainer, passes
 from dd.training.stacked import StackedTrainer
-
-_WARM_UP, _TIMED = 2, 10  # steps
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def remove(store: Store, pool: ExpertPool) -> int:
 
 
 def price(task: Task, settings: ExpertSettings) -> Price:
-    """Estimate the cost of `trajectories` from a few uncompiled training steps and from the shapes."""
+    """Estimate the cost of `trajectories` from a few training steps and from the shapes."""
     missing = sum(not task.store.has(KIND, expert_spec(task, settings, m)) for m in range(settings.count))
     snapshot = task.functional().size * getattr(torch, settings.store).itemsize
     size = missing * (settings.epochs + 1) * snapshot
@@ -112,16 +110,10 @@ def _seconds_per_expert(task: Task, settings: ExpertSettings) -> float:
     fit, together = expert_fit(settings, len(task.data.train), task.data.augment), stack_size(task, settings)
     paths: list[Path] = [(settings.seed, "price", i) for i in range(together)]
     batches = passes(task.data.train, settings.batch)
-
-    def seconds(steps: int) -> float:
-        began, short = time.perf_counter(), replace(fit, steps=steps)
+    with sampling.sampling():
+        began = sampling.now()
         if together > 1:
-            StackedTrainer(task.build, task.precision).train(paths, batches, short)
+            StackedTrainer(task.build, task.precision).train(paths, batches, fit)
         else:
-            next(Trainer(task.build, precision=task.precision).train(paths, batches, short))
-        if task.device.type == "cuda":
-            torch.cuda.synchronize(task.device)
-        return time.perf_counter() - began
-
-    seconds(_WARM_UP)
-    return max(seconds(_WARM_UP + _TIMED) - seconds(_WARM_UP), 0.0) / _TIMED * fit.steps / together
+            next(Trainer(task.build, task.compile, task.precision).train(paths, batches, fit))
+        return (sampling.now() - began) / together

@@ -15,6 +15,7 @@ from torch.func import grad, vmap
 
 from dd.networks import Functional
 from dd.rng import generator
+from dd.runs import sampling
 from dd.training.gsam import perturbation, surrogate
 from dd.training.loop import Fit, Path, at_step, make_optimiser
 from dd.training.penalty import gradient_penalty
@@ -51,6 +52,7 @@ class StackedTrainer:
         gradients = vmap(partial(self._gradient, fit=fit), in_dims=(0, 0, 0, 0, None), randomness="error")
         done = step = 0
         optimiser = make_optimiser([thetas], fit, step)
+        laps = sampling.laps()
         if after_pass:
             after_pass(0, thetas.detach())
         while step < fit.steps:
@@ -66,6 +68,8 @@ class StackedTrainer:
                 thetas.grad = gradients(thetas.detach(), images, seen, targets, fit.factor(done))
                 optimiser.step()
                 step += 1
+                if sampling.ended(laps, fit.steps - step):
+                    return thetas.detach()
             else:
                 done += 1
                 if after_pass:

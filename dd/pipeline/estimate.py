@@ -1,0 +1,122 @@
+"""What a run would cost: its own stages, executed as a sample in a temporary folder, whose results are discarded."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from dd.engine.method import Method
+from dd.pipeline.plan import SETS, locate, plan, set_key, settled
+from dd.pipeline.run import Held, evaluate, label, prepare, show, synthesise
+from dd.pipeline.task import Run, make_task, numerics
+from dd.recipes import Recipe
+from dd.runs import RunFolder, sampling
+from dd.runs.cost import measured
+from dd.runs.overlay import Overlay
+from dd.runs.stop import Stop
+
+P = TypeVar("P")
+
+_NOTHING = {"seconds": 0.0, "peak_memory": 0, "disk": 0}
+
+
+def estimate(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
+    """Return the plan of a run (see `dd.pipeline.plan`) with what each stage costs on this machine.
+
+    A few turns of every long loop are executed: steps of experts, teachers and students, iterations, epochs of labels.
+    What exists costs nothing.  Each stage gets "seconds", "peak_memory" in bytes and "disk", the bytes that it adds,
+    and the plan their "total"; all are missing if the data have never been decoded on this machine.
+
+    Raises:
+        UsageError: the run would raise it.
+        RunError: published weights are not available.
+    """
+    planned = plan(recipe, out)
+    if any(stage.get("unknown") for stage in planned["stages"]):
+        return planned
+    if planned["finished"]:
+        costs = {stage["stage"]: dict(_NOTHING) for stage in planned["stages"]}
+    else:
+        with _quiet():
+            costs = _sampled(recipe, locate(recipe, out))
+    stages = [stage | costs.get(stage["stage"], _NOTHING) for stage in planned["stages"]]
+    total = {
+        "seconds": sum(stage["seconds"] for stage in stages),
+        "peak_memory": max(stage["peak_memory"] or 0 for stage in stages),
+        "disk": sum(stage["disk"] for stage in stages),
+    }
+    return planned | {"stages": stages, "total": total}
+
+
+def _sampled(recipe: Recipe, folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """Execute the stages as a sample; returns the cost of each."""
+    task = make_task(recipe)
+    recipe = settled(recipe, task, folder.settings())
+    with TemporaryDirectory(prefix="dd-plan-") as place, numerics(recipe):
+        own = RunFolder(Path(place) / "run")
+        own.path.mkdir()
+        _lend(folder, own)
+        store = Overlay(Path(place) / "store", task.store)
+        run = Run(recipe, replace(task, store=store), own, Stop("nothing was made"), "dd plan", force=False)
+        with run.stop.watching(), sampling.sampling() as sample:
+            return _stages(run, recipe.method, sample)
+
+
+def _stages(run: Run, method: Method[P], sample: sampling.Sample) -> dict[str, dict[str, Any]]:
+    """Execute the stages of `dd.pipeline.run` in order."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def spent(stage: str, disk: int) -> None:
+        cost = run.costs.get(stage, _NOTHING)
+        found[stage] = {"seconds": cost["seconds"], "peak_memory": cost["peak_memory"], "disk": disk}
+
+    prepared = prepare(run, method)
+    spent("prepare", sample.bytes)
+    store, before = run.task.store, sample.bytes
+    with store.making(SETS, set_key(run.recipe, run.task), f"set {run.recipe.name}") as making:
+        pair = synthesise(run, Held("set", making, lambda: None), method, prepared)
+        exists = making.found is not None
+    spent("synthesise", sample.bytes - before)
+    if exists:
+        found["synthesise"] = dict(_NOTHING)
+    labeller = method.labeller(run.task, prepared)
+    pair, labels = label(run, pair, labeller)
+    if labels is not None:
+        spent("label", labels.spec.bytes() - sum(file.stat().st_size for file in _lent(run.folder.labels)))
+    with measured(run.task.device) as drawn:
+        show(run, pair)
+    found["synthesise"]["disk"] += sum(file.stat().st_size for file in run.folder.path.glob("*") if file.is_file())
+    before = sample.bytes
+    evaluate(run, pair, labeller, labels)
+    spent("evaluate", sample.bytes - before)
+    found["evaluate"]["seconds"] += drawn.seconds
+    return found
+
+
+def _lend(folder: RunFolder, own: RunFolder) -> None:
+    """Link what an interrupted run goes on from: its checkpoint and its labels."""
+    if folder.checkpoint.is_file():
+        own.checkpoint.symlink_to(folder.checkpoint.resolve())
+    if folder.labels.is_dir():
+        own.labels.mkdir()
+        for file in folder.labels.iterdir():
+            (own.labels / file.name).symlink_to(file.resolve())
+
+
+def _lent(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.glob("*.safetensors") if file.is_symlink())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the stages from logging what is not made."""
+    log = logging.getLogger("dd")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
