@@ -68,6 +68,7 @@ class _Facts:
 
     bytes: Mapping[str, Annotated[int, Field(ge=0)]]
     student: Mapping[str, str | int | float | None]
+    encoder: Mapping[str, Any]
     labels: _Labels | None
     dataset: Mapping[str, str]
     seed: int
@@ -241,11 +242,14 @@ def _facts(report: Report | RegimeReport) -> None:
     made, labels = (report.provenance if whole else {}), report.labels
     texts = [made[key] for key in ("name", "series", "method", "recipe", "version", "command", "note") if key in made]
     texts += [one for one in (report.protocol.get("protocol"),) if one is not None]
+    student = dict(report.student) if whole else {}
+    encoder = student.pop("encoder", {})  # a mapping, of a linear head
     typed(
         _Facts,
         {
             "bytes": report.bytes,
-            "student": report.student if whole else {},
+            "student": student,
+            "encoder": encoder,
             "labels": None if labels is None else _known(_Labels, labels),
             "dataset": dict(_said(report.dataset)) if whole else {},
             "seed": made.get("seed", 0),

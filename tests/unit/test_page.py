@@ -105,6 +105,7 @@ def test_what_was_written_is_read(tmp_path):
         (("bytes",), {"total": -1}, "bytes"),
         (("bytes",), {"images": 1}, "total"),
         (("student",), {"arch": ["convnet"]}, "student"),
+        (("student",), {"arch": "a linear head on x", "encoder": "x"}, "encoder"),
         (("provenance",), {"seed": "0"}, "seed"),
         (("regimes",), {}, "regimes"),
         (("regimes", 0, "rows"), {}, "rows"),

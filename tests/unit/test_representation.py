@@ -31,6 +31,7 @@ from dd.evaluation.downstream.linear import Linear, nearest_arm, nearest_to_mean
 from dd.evaluation.downstream.transfer import Transfer
 from dd.evaluation.evaluate import Evaluator, evaluate, own_arm
 from dd.evaluation.learners import HeadOn, Learner, LinearHead, Pretrained, learner_of, linear_probe
+from dd.evaluation.read import report_from
 from dd.networks import NetworkSpec, embed
 from dd.networks.pretrained import published_encoder
 from dd.pipeline.meant import learner_for
@@ -369,6 +370,8 @@ def test_images_for_an_encoder_of_timm(task, hub_cache, tmp_path, method, file):
     report = evaluate(made, None, Evaluator(task, BRIEF, learner=learner))
     assert report.accuracy.n == report.control.n == BRIEF.students
     assert "a linear head on" in report.student["arch"]
+    written = json.loads(json.dumps(report.to_dict()))
+    assert report_from(written).to_dict() == report.to_dict()
 
 
 def test_real_images_get_the_encoders_representations(task):
