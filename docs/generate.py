@@ -39,9 +39,11 @@ class Row:
         return self.fields["command"]
 
     def score(self, mean: str, std: str) -> str:
-        """`82.5 ± 0.4`, or nothing where it was not measured."""
+        """`82.5 ± 0.4`, without ± for a single one, or nothing where it was not measured."""
         if not self.fields.get(mean):
             return ""
+        if not self.fields[std]:
+            return str(_tenths(self.fields[mean]))
         return f"{_tenths(self.fields[mean])}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{_tenths(self.fields[std])}"
 
     def gap(self, reference: str) -> str:
