@@ -15,6 +15,7 @@ WIDTH, HEIGHT = 340, 190  # of a chart, in the units of its coordinates
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 12, 24
 CHARTS = 24  # most curves of a run
 CLASSES = 40  # most classes whose accuracy is shown
+_WHISKERS = 40  # most points of a learning curve with their spread
 _POINTS = 400  # most points of a curve
 _LARGEST = 1e100  # of a value that is drawn
 _DIGITS = 12  # of an iteration
@@ -139,6 +140,23 @@ def curves(subject: Subject) -> tuple[list[Chart], str]:
     return charts, f"{left} further columns are in log.csv" if left else ""
 
 
+def learning(report: Report) -> list[Chart]:
+    """Return learning curves: test accuracy by step, the mean of the students of each row that has curves."""
+    rows = [(words, getattr(report, name)) for name, words in ARMS.items()]
+    for one in report.regimes:
+        rows += [(f"{REGIME_ARMS[name]}, {LABELS[one.regime]}", one.rows.get(name)) for name in ("accuracy", "control")]
+    return [_learning(words, score) for words, score in rows if score is not None and score.curves][:CHARTS]
+
+
+def _learning(words: str, score: Score) -> Chart:
+    steps = score.curves[0].steps
+    each = [[curve.test[at] for curve in score.curves if at < len(curve.test)] for at in range(len(steps))]
+    points = [(float(step), statistics.fmean(values)) for step, values in zip(steps, each, strict=True)]
+    whiskers = list(zip(map(float, steps), each, strict=True)) if len(steps) <= _WHISKERS else []
+    note = f"mean{' ± std' if whiskers else ''} of {score.n} students; on test images, by which nothing is chosen"
+    return _chart(f"{words}: test accuracy %", points, ends=whiskers, note=note, along="step", dotted=True)
+
+
 def _held_out(report: Report, probes: Sequence[Point]) -> Chart | None:
     """Return held-out accuracy: the probes, and the evaluation's students on the first and on the last set."""
     probes = [point for point in probes if 0 <= point[1] <= 100]
@@ -163,6 +181,7 @@ def _chart(
     marks: Sequence[float] = (),
     note: str = "",
     dotted: bool = False,
+    along: str = "iteration",
 ) -> Chart:
     spread = [(at, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
               for at, values in ends]  # fmt: skip
@@ -176,7 +195,7 @@ def _chart(
     skips = f"{len(marks)} iterations were skipped (marks)" if marks else ""
     return Chart(
         title=title,
-        words=_in_words(title, points, spread),
+        words=_in_words(f"{title} by {along}", points, spread),
         line=" ".join(f"{a},{b}" for a, b in drawn) if len(drawn) > 1 else "",
         dots=tuple(drawn) if few else (),
         whiskers=whiskers,
@@ -188,7 +207,7 @@ def _chart(
 
 
 def _in_words(title: str, points: Sequence[Point], spread: Sequence[tuple[float, float, float]]) -> str:
-    words = [f"{title} by iteration"]
+    words = [title]
     if points:
         (a, first), (b, last) = points[0], points[-1]
         words.append(f"from {first:.4g} at {a:.0f} to {last:.4g} at {b:.0f}, {len(points)} values")

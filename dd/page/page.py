@@ -158,6 +158,7 @@ def _part(subject: Subject, name: str, room: Room, number: int) -> dict[str, Any
         "galleries": shown,
         "charts": lines,
         "charts_left": left,
+        "learning": charts.learning(report),
         "classes": classes,
         "classes_left": others,
         "cost": (COST_HEADINGS, cost_rows(report)),

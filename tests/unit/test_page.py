@@ -15,6 +15,7 @@ from dd.data import DataSettings, open_data
 from dd.errors import RunError, UsageError
 from dd.evaluation import PROTOCOLS, Report, Score
 from dd.evaluation.compare import compare
+from dd.evaluation.curve import Curve
 from dd.evaluation.read import read_report, report_from
 from dd.evaluation.report import RegimeReport
 from dd.networks import NetworkSpec
@@ -313,6 +314,20 @@ def test_held_out_accuracy_has_its_spread_at_both_ends():
         assert y == pytest.approx(level[40.0] + slope * (value - 40), abs=0.2)
     assert last.low - last.y == pytest.approx(-slope * math.sqrt(8), abs=0.2)  # std of 60 and 64
     assert first.x < chart.dots[0][0] < chart.dots[1][0] == last.x
+
+
+def test_a_learning_curve_is_the_mean_of_the_students_with_their_spread():
+    each = [Curve((10, 20), (100, 200), (1.0, 2.0), test) for test in ((40.0, 60.0), (44.0, 62.0))]
+    one = report(accuracy=Score((60.0, 62.0), curves=tuple(each)), regimes=(regime(),))
+    (chart,) = charts.learning(one)  # neither the control nor the regime has curves
+    (x1, y1), (x2, y2) = coordinates(chart)
+    assert x1 < x2
+    slope = (y2 - y1) / (61 - 42)
+    for place, std in zip(chart.whiskers, (math.sqrt(8), math.sqrt(2)), strict=True):
+        assert place.low - place.y == pytest.approx(-slope * std, abs=0.2)
+    assert chart.title == "the distilled set: test accuracy %"
+    assert "by step" in chart.words
+    assert charts.learning(report()) == []
 
 
 def test_classes_are_the_worst_first():
