@@ -153,7 +153,7 @@ def several(key: str, value: Any) -> list[Any] | None:
     """Return the values of a key that takes one or several, `a,b` or `[a,b]`; None for a single one.
 
     Raises:
-        UsageError: a value appears twice, or a list has fewer than two.
+        UsageError: a value appears twice or is empty, or a list has fewer than two.
     """
     from dd.recipes import parse_value
 
@@ -163,6 +163,8 @@ def several(key: str, value: Any) -> list[Any] | None:
     found: list[Any] = values
     if len(found) < 2:
         raise UsageError(f"{key}={found}: give one value, or several: {key}=A,B")
+    if "" in found:
+        raise UsageError(f"{key}={value}: a value is empty")
     if twice := [one for at, one in enumerate(found) if one in found[:at]]:
         raise UsageError(f"{key}={value}: {twice[0]} is named twice")
     return found

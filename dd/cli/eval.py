@@ -80,7 +80,8 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
     files = [file, *others]
     overrides = parse_overrides(words)
     log_to_stderr()
-    networks = several("student.arch", overrides.get("student.arch"))
+    several_networks = several("student.arch", overrides.get("student.arch"))
+    networks = None if several_networks is None else [str(one) for one in several_networks]
     if len(files) == 1 and networks is None:
         _show(_scored(file, overrides), as_json)
         return 0

@@ -4,7 +4,18 @@ import logging
 
 import click
 
-from dd.cli.common import LENIENT, console, emit, examples, json_option, log_to_stderr, remark, settings
+from dd.cli.common import (
+    LENIENT,
+    console,
+    emit,
+    examples,
+    json_option,
+    log_to_stderr,
+    remark,
+    settings,
+    several,
+)
+from dd.errors import UsageError
 
 _LIMITS = ("memory", "hours")  # keys of this verb
 
@@ -20,15 +31,17 @@ _LIMITS = ("memory", "hours")  # keys of this verb
 def command(settings: tuple[str, ...], as_json: bool) -> int:
     """Show the stages of a run with the time, peak memory and disk space that each takes on this machine.
 
-    The settings are those of `dd run`.  The stages are executed as a sample: a few turns of every long loop, in a
-    temporary folder; what exists costs nothing.  With memory=8GB or hours=2, or both, it says whether the run fits and,
-    if not, which settings make it fit, planned again with them; the exit code is then 1.  `dd run --dry-run` shows the
-    same plan without measuring.
+    The settings are those of `dd run`, with a single seed.  The stages are executed as a sample: a few turns of every
+    long loop, in a temporary folder; what exists costs nothing.  With memory=8GB or hours=2, or both, it says whether
+    the run fits and, if not, which settings make it fit, planned again with them; the exit code is then 1.
+    `dd run --dry-run` shows the same plan without measuring.
     """
     from dd.cli import show_recipe
     from dd.recipes import parse_overrides, resolve, run_options
 
     overrides = dict(parse_overrides(settings))
+    if several("seed", overrides.get("seed")) is not None:
+        raise UsageError(f"seed={overrides['seed']}: a plan is about one run, and other seeds cost the same: seed=0")
     given = {key: overrides.pop(key) for key in _LIMITS if key in overrides}
     from dd.pipeline.estimate import estimate
     from dd.pipeline.fitting import Limits, fit
@@ -37,8 +50,10 @@ def command(settings: tuple[str, ...], as_json: bool) -> int:
     for line in (*recipe.notices, *show_recipe.summary(recipe)):
         remark(line)
     log_to_stderr(logging.WARNING)
-    planned = estimate(recipe, options.out)
-    found = fit(overrides, limits, planned, options.out) if limits.any and "total" in planned else None
+    planned = estimate(recipe, options.out, force=options.force)
+    found = None
+    if limits.any and "total" in planned:
+        found = fit(overrides, limits, planned, options.out, force=options.force)
     if as_json:
         fits = {} if found is None else {"fits": found.fits, "changes": dict(found.changes), "changed_plan": found.plan}
         emit(planned | fits | ({} if found is None else {"in_words": found.in_words()}))

@@ -60,12 +60,13 @@ def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     runs = [(words, resolve(own), run_options(own)) for words, own in asked]
     first = parallel.is_first()  # only the first torchrun process prints
     log_to_stderr(logging.INFO if first else logging.WARNING)
+    if dry_run:
+        _plan([(recipe, options) for _, recipe, options in runs], first, as_json, together=seeds is not None)
+        return
     outcomes: list[Outcome] = []
     for words, recipe, options in runs:
         _tell(recipe, first)
-        if dry_run:
-            _plan(recipe, options, as_json)
-        elif (outcome := _outcome(words, recipe, options)) is not None:
+        if (outcome := _outcome(words, recipe, options)) is not None:
             outcomes.append(outcome)
     if seeds is not None and outcomes:
         _show_several(outcomes, as_json)
@@ -85,12 +86,19 @@ def _tell(recipe: "Recipe", first: bool) -> None:
         remark(line)
 
 
-def _plan(recipe: "Recipe", options: "RunOptions", as_json: bool) -> None:
+def _plan(runs: "Sequence[tuple[Recipe, RunOptions]]", first: bool, as_json: bool, *, together: bool) -> None:
+    """Show the plan of every run; `together` they are one JSON object."""
     from dd.cli import show_recipe
     from dd.pipeline import plan
 
-    planned = plan(recipe, out=options.out)
-    emit(planned) if as_json else show_recipe.show_plan(planned, console())
+    planned: list[dict[str, Any]] = []
+    for recipe, options in runs:
+        _tell(recipe, first)
+        planned.append(plan(recipe, out=options.out, force=options.force))
+        if not as_json:
+            show_recipe.show_plan(planned[-1], console())
+    if as_json:
+        emit({"runs": planned} if together else planned[0])
 
 
 def _outcome(words: Sequence[str], recipe: "Recipe", options: "RunOptions") -> "Outcome | None":

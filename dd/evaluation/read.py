@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +60,17 @@ class _Target:
 
     protocol: str = ""
     target: _Percentage | None = None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a run was asked for, see `Report.recipe`."""
+
+    settings: Mapping[str, Any]
+    method_version: int
+    decided: Mapping[str, Any] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,6 +204,8 @@ def _check(report: Report) -> None:
     for one in (report, *report.regimes):
         _facts(one)
         typed(_Target, _known(_Target, one.protocol), "protocol")
+    if report.recipe:
+        typed(_Asked, _known(_Asked, report.recipe), "recipe")
     _check_regimes(report.regimes)
     imported(report.provenance)
 

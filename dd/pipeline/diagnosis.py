@@ -166,10 +166,14 @@ class _Examination:
 
     def _of_the_recipe(self, recipe: Recipe) -> Iterator[Finding]:
         """Yield settings that differ from the recipe's cell, and an accuracy outside its band."""
-        base = resolve({key: self.asked[key] for key in _PLACE if self.asked.get(key) is not None}).asked()
         whose = f"the recipe ({recipe.cell.name})" if recipe.cell else "the method's defaults"
-        own = recipe.asked()
-        for key in recipe.changed:
+        own, base, changed = recipe.asked(), dict[str, Any](), recipe.changed
+        try:
+            base = resolve({key: self.asked[key] for key in _PLACE if self.asked.get(key) is not None}).asked()
+        except (UsageError, RunError) as error:  # such as dc with a fraction, which leaves its loops to the user
+            changed = ()
+            self.unknown.append(f"settings are not compared with {whose}, which lack some: {in_one_line(error)}")
+        for key in changed:
             words = f"{key}: {_text(own.get(key))} in the run, {_text(base.get(key))} in {whose}"
             yield Finding("setting", key, base.get(key), own.get(key), "recipe", words)
         expect, mean = recipe.expect, self.report.accuracy.mean
@@ -224,6 +228,7 @@ class _Examination:
         device = str(self.asked.get("device", "cpu"))
         now = _NOT_HERE
         with contextlib.suppress(AssertionError, RuntimeError):
+            torch.device(device)  # of an edited report, it may be anything
             now = context(device)["device"] if device != "mps" or torch.backends.mps.is_available() else _NOT_HERE
         if now != self.report.device:
             words = f"device: {self.report.device} in the run, {now} now"
@@ -240,7 +245,10 @@ class _Examination:
         if recipe is None:
             self.unknown.append("the data are not compared, because the recipe is not known here")
             return
-        before, name = str(self.report.dataset["fingerprint"]), recipe.dataset
+        before, name = self.report.dataset.get("fingerprint"), recipe.dataset
+        if before is None:
+            self.unknown.append("the data are not compared, because the report has no fingerprint of them")
+            return
         try:
             data = open_data(name, recipe.data, "cpu", download=False)
         except (UsageError, RunError) as error:

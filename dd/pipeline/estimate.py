@@ -23,25 +23,30 @@ P = TypeVar("P")
 _NOTHING = {"seconds": 0.0, "peak_memory": 0, "disk": 0}
 
 
-def estimate(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
+def estimate(recipe: Recipe, out: str | None = None, *, force: bool = False) -> dict[str, Any]:
     """Return the plan of a run (see `dd.pipeline.plan`) with what each stage costs on this machine.
 
     A few turns of every long loop are executed: steps of experts, teachers and students, iterations, epochs of labels.
     What exists costs nothing.  Each stage gets "seconds", "peak_memory" in bytes and "disk", the bytes that it adds,
     and the plan their "total"; all are missing if the data have never been decoded on this machine.
 
+    Args:
+        recipe: the run's recipe.
+        out: the folder that holds all runs.
+        force: what is finished is repeated, see `plan`.
+
     Raises:
         UsageError: the run would raise it.
         RunError: published weights are not available.
     """
-    planned = plan(recipe, out)
+    planned = plan(recipe, out, force=force)
     if any(stage.get("unknown") for stage in planned["stages"]):
         return planned
     if planned["finished"]:
         costs = {stage["stage"]: dict(_NOTHING) for stage in planned["stages"]}
     else:
         with _quiet():
-            costs = _sampled(recipe, locate(recipe, out))
+            costs = _sampled(recipe, locate(recipe, out), force)
     stages = [stage | costs.get(stage["stage"], _NOTHING) for stage in planned["stages"]]
     total = {
         "seconds": sum(stage["seconds"] for stage in stages),
@@ -51,16 +56,17 @@ def estimate(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
     return planned | {"stages": stages, "total": total}
 
 
-def _sampled(recipe: Recipe, folder: RunFolder) -> dict[str, dict[str, Any]]:
+def _sampled(recipe: Recipe, folder: RunFolder, force: bool) -> dict[str, dict[str, Any]]:
     """Execute the stages as a sample; returns the cost of each."""
     task = make_task(recipe)
-    recipe = settled(recipe, task, folder.settings())
+    recipe = settled(recipe, task, {} if force else folder.settings())
     with TemporaryDirectory(prefix="dd-plan-") as place, numerics(recipe):
         own = RunFolder(Path(place) / "run")
         own.path.mkdir()
-        _lend(folder, own)
+        if not force:
+            _lend(folder, own)
         store = Overlay(Path(place) / "store", task.store)
-        run = Run(recipe, replace(task, store=store), own, Stop("nothing was made"), "dd plan", force=False)
+        run = Run(recipe, replace(task, store=store), own, Stop("nothing was made"), "dd plan", force)
         with run.stop.watching(), sampling.sampling() as sample:
             return _stages(run, recipe.method, sample)
 
@@ -76,7 +82,7 @@ def _stages(run: Run, method: Method[P], sample: sampling.Sample) -> dict[str, d
     prepared = prepare(run, method)
     spent("prepare", sample.bytes)
     store, before = run.task.store, sample.bytes
-    with store.making(SETS, set_key(run.recipe, run.task), f"set {run.recipe.name}") as making:
+    with store.making(SETS, set_key(run.recipe, run.task), f"set {run.recipe.name}", force=run.force) as making:
         pair = synthesise(run, Held("set", making, lambda: None), method, prepared)
         exists = making.found is not None
     spent("synthesise", sample.bytes - before)
@@ -97,12 +103,12 @@ def _stages(run: Run, method: Method[P], sample: sampling.Sample) -> dict[str, d
 
 
 def _lend(folder: RunFolder, own: RunFolder) -> None:
-    """Link what an interrupted run goes on from: its checkpoint and its labels."""
+    """Link what an interrupted run goes on from: its checkpoint and its labels, but not the locks of these."""
     if folder.checkpoint.is_file():
         own.checkpoint.symlink_to(folder.checkpoint.resolve())
     if folder.labels.is_dir():
         own.labels.mkdir()
-        for file in folder.labels.iterdir():
+        for file in (one for one in folder.labels.iterdir() if one.suffix != ".lock"):
             (own.labels / file.name).symlink_to(file.resolve())
 
 

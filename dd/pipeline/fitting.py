@@ -101,7 +101,14 @@ class Fitting:
         return [*words, f"planned again with {settings}: {state}, {cost}"]
 
 
-def fit(overrides: Mapping[str, Any], limits: Limits, planned: Mapping[str, Any], out: str | None = None) -> Fitting:
+def fit(
+    overrides: Mapping[str, Any],
+    limits: Limits,
+    planned: Mapping[str, Any],
+    out: str | None = None,
+    *,
+    force: bool = False,
+) -> Fitting:
     """Return whether a plan is within its limits; if not, with which settings it is, planned again with each.
 
     Args:
@@ -109,6 +116,7 @@ def fit(overrides: Mapping[str, Any], limits: Limits, planned: Mapping[str, Any]
         limits: what it may take.
         planned: its estimate.
         out: the folder that holds all runs.
+        force: what is finished is repeated.
     """
     broken = tuple(limits.broken(planned))
     changes: dict[str, Any] = {}
@@ -119,7 +127,7 @@ def fit(overrides: Mapping[str, Any], limits: Limits, planned: Mapping[str, Any]
             break
         try:
             recipe = resolve({**overrides, **changes, **change})
-            again = estimate(recipe, out)
+            again = estimate(recipe, out, force=force)
         except UsageError:  # the method does not allow it
             useless |= change.keys()
             continue

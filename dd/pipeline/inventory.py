@@ -1,6 +1,8 @@
 """The files of a data set as they were when it was read, so that a file that changed later can be named."""
 
+import contextlib
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -47,23 +49,27 @@ def changed_files(store: Store, fingerprint: str, data: RealData) -> list[str] |
 def inventory(where: str) -> dict[str, list[int | str]]:
     """Return the files of a data set at a file or folder; empty if there are none or too many."""
     place = Path(where)
-    sizes: dict[str, list[int | str]] = {}
+    root = place.parent if place.is_file() else place
+    found: dict[Path, list[int | str]] = {}
     for path in _files(place):
-        if len(sizes) == _MOST:
+        if len(found) == _MOST:
             return {}
         try:
             status = path.stat()
         except OSError:  # a link that leads nowhere
             continue
-        sizes[path.relative_to(place.parent if place.is_file() else place).as_posix()] = [
-            status.st_size,
-            status.st_mtime_ns,
-        ]
-    if sum(int(size) for size, _ in sizes.values()) <= _HASHED:
-        root = place.parent if place.is_file() else place
-        for name, facts in sizes.items():
-            facts.append(sha256_file(root / name))
-    return sizes
+        if stat.S_ISREG(status.st_mode):  # reading a pipe would wait forever
+            found[path] = [status.st_size, status.st_mtime_ns]
+    if sum(int(facts[0]) for facts in found.values()) <= _HASHED:
+        for path, facts in found.items():
+            with contextlib.suppress(OSError):  # the data may do without a file that cannot be read
+                facts.append(sha256_file(path))
+    return {_text(path.relative_to(root)): facts for path, facts in found.items()}
+
+
+def _text(path: Path) -> str:
+    """Return a path as text that any encoding of JSON holds."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _files(place: Path) -> Iterator[Path]:

@@ -57,7 +57,10 @@ class _Provenance:
     imported: Imported | None = None
 
 
-_UNASKED: dict[str, Any] = {"labels": (), "suite": None, "teachers": (), "coreset": (), "curve": 0, "target": None}
+_UNASKED: dict[str, Any] = {
+    **{"labels": (), "suite": None, "teachers": (), "coreset": (), "lengths": ()},
+    **{"curve": 0, "target": None},
+}
 
 
 class Meant(NamedTuple):

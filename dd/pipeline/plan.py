@@ -29,22 +29,27 @@ def locate(recipe: Recipe, out: str | None = None) -> RunFolder:
     )
 
 
-def plan(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
+def plan(recipe: Recipe, out: str | None = None, *, force: bool = False) -> dict[str, Any]:
     """Describe the stages of a run, and which artefacts already exist, without running it.
 
     Nothing is created, decoded or downloaded.  If the images were never decoded, only headers and labels are read, and
     no artefact derived from the images can exist yet.  If there are no files to read, entries that depend on them are
     omitted.
+
+    Args:
+        recipe: the run's recipe.
+        out: the folder that holds all runs.
+        force: what is finished is repeated; artefacts are kept.
     """
     folder = locate(recipe, out)
     with nothing_made() as wanted:
         try:
             task = make_task(recipe)
-            recipe = settled(recipe, task, folder.settings())
+            recipe = settled(recipe, task, {} if force else folder.settings())
             needed = [wanted for need in recipe.method.needs(task) for wanted in need.artefacts()]
             needs = [*task.data.preprocess.needs(), *needed]
             labels = planned_labels(recipe, task)
-            made = task.store.has(SETS, set_key(recipe, task))
+            made = not force and task.store.has(SETS, set_key(recipe, task))
         except NotMade:
             task, needs, labels, made = None, [], None, False
     prepare = _prepare(task, wanted, needs)
@@ -53,7 +58,7 @@ def plan(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
         "name": recipe.name,
         "recipe": recipe.hash,
         "folder": str(folder.path),
-        "finished": folder.is_finished(),
+        "finished": not force and folder.is_finished(),
         "stages": [
             prepare,
             {"stage": "synthesise", "iterations": recipe.method.iterations, "exists": made},

@@ -45,4 +45,7 @@ def test_a_network_that_cannot_be_is_told_and_the_others_are_scored(made):
     assert "nlp: unknown network 'nlp'" in ended.err
     found = json.loads(ended.out)["sets"]
     assert ["error" in one for one in found] == [False, True]
+    number = place.dd("eval", file, "student.arch=mlp,3", "eval.steps=1", "eval.students=1")
+    assert number.code == 2
+    assert "3: unknown network '3'" in number.err
     assert place.dd("eval", file, "student.arch=mlp,mlp").err.splitlines()[-1].endswith("mlp is named twice")

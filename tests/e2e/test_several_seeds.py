@@ -47,6 +47,7 @@ def test_each_is_the_run_of_that_seed_alone_and_one_row_is_of_all(ran):
         ("seed=[3]", "seed=[3]: give one value, or several: seed=A,B"),
         ("seed=0,x", "seed='x'"),
         ("seed=0,-1", "seed=-1"),
+        ("seed=0,", "seed=0,: a value is empty"),
     ],
 )
 def test_what_is_no_list_of_seeds_is_refused_before_anything_runs(ran, word, why):
@@ -55,3 +56,12 @@ def test_what_is_no_list_of_seeds_is_refused_before_anything_runs(ran, word, why
     assert ended.code == 2
     assert why in ended.err.splitlines()[-1]
     assert "made" not in ended.err
+
+
+def test_plans_of_several_seeds_are_one_object(ran):
+    place, words, _ = ran
+    planned = place.dd("run", *words, "ipc=1", "--seed", "3,4", "--dry-run", "--json").report["runs"]
+    alone = [place.dd("run", *words, "ipc=1", f"seed={seed}", "--dry-run", "--json").report for seed in (3, 4)]
+    assert planned == alone
+    refused = place.dd("plan", *words, "seed=3,4")
+    assert (refused.code, "a plan is about one run" in refused.err) == (2, True)

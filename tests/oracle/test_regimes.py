@@ -594,6 +594,7 @@ def test_indices_have_no_row_of_equal_bytes(task, suite):
 
 def test_what_a_run_asked_for_is_not_what_its_set_is_for(task):
     asked = replace(BRIEF, labels=("hard",), coreset=("random",), teachers=("/a/file.pt",), suite="quick")
+    asked = replace(asked, lengths=(2.0,))
     meant = meant_for(make_set(task, protocol=json.loads(json.dumps(asdict(asked)))))
     assert meant.protocol == BRIEF
     assert asked.training() == BRIEF.training()  # which rows are asked for changes no number

@@ -1,6 +1,7 @@
 """Why a number differs from the recorded one: each cause is really there, and each is named."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from dd.cli.main import run_command_line
 from dd.errors import UsageError
-from dd.io import SEAL, sealed
+from dd.io import SEAL, sealed, sha256_file
 from dd.pipeline.diagnosis import diagnose
 from dd.pipeline.inventory import inventory
 
@@ -164,12 +165,62 @@ def test_files_are_compared_by_content_where_a_set_is_small(tmp_path):
     assert inventory("the package of nobody") == {}
 
 
+def test_files_that_cannot_be_read_or_named_do_not_stop_a_run(tmp_path, monkeypatch):
+    (tmp_path / "1.png").write_bytes(b"one")
+    (tmp_path / "closed.png").write_bytes(b"two")
+    os.mkfifo(tmp_path / "pipe")
+    odd = os.fsdecode(b"\xff.png")
+    (tmp_path / odd).write_bytes(b"odd")
+
+    def read(path):
+        if path.name == "closed.png":  # tests may run as root, who reads everything
+            raise PermissionError(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr("dd.pipeline.inventory.sha256_file", read)
+    found = inventory(str(tmp_path))
+    assert {name: len(facts) for name, facts in found.items()} == {"1.png": 3, "closed.png": 2, "\\xff.png": 3}
+    json.dumps(found, ensure_ascii=False).encode()
+
+
 def test_a_report_without_settings_is_compared_by_its_recipe_file(run, capsys):
     rewritten(run / "report.json", recipe={})
     found = diagnose(str(run))
     assert (found.findings, len(found.unknown)) == ((), 1)
     assert run_command_line(["doctor", str(run)]) == 0
     assert "nothing that was compared differs" in capsys.readouterr().out
+
+
+def test_a_report_without_the_fingerprint_of_its_data(run):
+    dataset = json.loads((run / "report.json").read_text())["dataset"]
+    rewritten(run / "report.json", dataset={key: value for key, value in dataset.items() if key != "fingerprint"})
+    found = diagnose(str(run))
+    assert found.findings == ()
+    assert found.unknown == ("the data are not compared, because the report has no fingerprint of them",)
+
+
+@pytest.mark.parametrize("recipe", [{"digests": {}}, {"settings": {}, "method_version": "one"}], ids=["less", "words"])
+def test_a_report_whose_settings_are_damaged_is_refused_in_one_line(run, capsys, recipe):
+    rewritten(run / "report.json", recipe=recipe)
+    assert run_command_line(["doctor", str(run)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be read as a report: recipe" in line
+
+
+def test_settings_that_a_method_leaves_to_the_user(place, capsys):
+    data = f"dataset=npz:{place / 'images.npz'}"
+    words = ["method=dsa", data, "fraction=0.1", "outer=1", "inner=1", "iterations=1", "student.width=4", "device=cpu"]
+    assert run_command_line(["run", *words, "eval.protocol=smoke", "eval.steps=1", "eval.full=false", "--json"]) == 0
+    found = diagnose(json.loads(capsys.readouterr().out)["folder"])
+    assert found.findings == ()
+    (why,) = found.unknown
+    assert "settings are not compared with the method's defaults, which lack some: dsa: outer, inner" in why
+
+
+def test_an_edited_device_is_not_here(run):
+    recipe = json.loads((run / "report.json").read_text())["recipe"]
+    rewritten(run / "report.json", recipe=recipe | {"settings": recipe["settings"] | {"device": "no such"}})
+    assert ("device", "device", "record") in named(run)
 
 
 def test_no_finished_run(tmp_path):

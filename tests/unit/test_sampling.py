@@ -12,10 +12,12 @@ from dd.cli.main import run_command_line
 from dd.engine.method import Method, Synthetic
 from dd.engine.synthesise import Watch, synthesise
 from dd.errors import UsageError
+from dd.io import locked
+from dd.pipeline.estimate import _lend
 from dd.pipeline.fitting import Limits
 from dd.pipeline.task import make_task
 from dd.recipes import resolve
-from dd.runs import Store, sampling
+from dd.runs import RunFolder, Store, sampling
 from dd.runs.overlay import Overlay
 from dd.sizes import parse_size
 from dd.training.experts import _prolonged
@@ -206,6 +208,31 @@ def test_a_plan_costs_what_is_missing_and_leaves_nothing(place, capsys):
     said = capsys.readouterr().out
     assert "prepare: 5 of 6 artefacts exist, " in said
     assert "total: " in said
+
+    before = {path: path.read_bytes() for path in files(place)}
+    again = told(capsys, "plan", *args, "force=true")
+    assert {path: path.read_bytes() for path in files(place)} == before
+    repeated = stages(again)
+    assert not again["finished"]
+    assert not told(capsys, "run", *args, "force=true", "--dry-run")["finished"]
+    assert repeated["prepare"]["disk"] == 0
+    assert repeated["synthesise"]["exists"] is False
+    assert repeated["synthesise"]["seconds"] > 0
+    assert repeated["evaluate"]["seconds"] > 0
+
+
+def test_labels_of_an_interrupted_run_are_lent_without_their_locks(tmp_path):
+    folder, own = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "own")
+    own.path.mkdir()
+    kind, labels = folder.labels.name, Store(folder.path)
+    made = labels.tensors(kind, {"epoch": 0}, lambda: ({"logits": torch.ones(2)}, {}))
+    with locked(labels.path(kind, {"epoch": 1}).with_suffix(".lock"), "an epoch that was interrupted"):
+        _lend(folder, own)
+        lent = Store(own.path)
+        assert lent.peek(kind, {"epoch": 0}).key == made.key
+        before = files(folder.path)
+        lent.tensors(kind, {"epoch": 1}, lambda: ({"logits": torch.zeros(2)}, {}))
+    assert files(folder.path) == before
 
 
 def test_limits_say_whether_a_run_fits_and_how(place, capsys):
