@@ -200,6 +200,7 @@ def equal_bytes_arm(task: Task, size: int) -> Arm | None:
     room = size // (math.prod(task.data.shape) + torch.int64.itemsize)
     if not room:
         return None
+    room = min(room, task.classes * int(held.max()))  # a store of labels may have room for billions
     counts = torch.bincount(spread(room, task.classes), minlength=task.classes).minimum(held)
     more = replace(task, targets=torch.arange(task.classes).repeat_interleave(counts).to(task.device))
 

@@ -185,6 +185,8 @@ def _candidates(value: Any, annotation: Any) -> list[Any]:
         tried += _unquoted(value)
     elif isinstance(value, str) and "," in value and isinstance(listed := parse_value(f"[{value}]"), list):
         tried.append(tuple(listed))  # 5,10,20: brackets need quoting in a shell
+    if _member(annotation) is not None:  # a single number is a list of one, as a single string is
+        tried += [(one,) for one in tried if isinstance(one, int | float) and not isinstance(one, bool)]
     return tried
 
 
@@ -198,12 +200,16 @@ def _unquoted(text: str) -> list[tuple[str, ...]]:
 
 def _texts(annotation: Any) -> bool:
     """Return whether an annotation is a tuple of any number of strings, or of certain words."""
-    if get_origin(annotation) is Annotated:
-        return _texts(get_args(annotation)[0])
-    if get_origin(annotation) is not tuple or get_args(annotation)[1:] != (...,):
-        return False
-    kind = get_args(annotation)[0]
+    kind = _member(annotation)
     return kind is str or (get_origin(kind) is Literal and all(isinstance(word, str) for word in get_args(kind)))
+
+
+def _member(annotation: Any) -> Any:
+    """Return what an annotation allows in a tuple of any length; None if it is no such tuple."""
+    if get_origin(annotation) is Annotated:
+        return _member(get_args(annotation)[0])
+    is_tuple = get_origin(annotation) is tuple and get_args(annotation)[1:] == (...,)
+    return get_args(annotation)[0] if is_tuple else None
 
 
 def _optional(annotation: Any) -> bool:

@@ -214,7 +214,7 @@ def test_real_images_of_equal_bytes_take_a_byte_per_value_and_eight_for_the_clas
 
 
 def test_real_images_of_equal_bytes_are_at_most_all(task):
-    arm = equal_bytes_arm(task, 10**9)
+    arm = equal_bytes_arm(task, 10**18)
     assert arm.n == len(task.data.train)
     images, labels = arm.load(0)
     assert len(images.unique(dim=0)) == len(every(task)[0].unique(dim=0))
