@@ -44,7 +44,7 @@ def command(settings: tuple[str, ...], as_json: bool) -> None:
     from dd.recipes import parse_overrides
 
     places, words = paths_and_settings(settings)
-    wish = keys_of(_Wish, parse_overrides(words))
+    wish = keys_of(_PageWish, parse_overrides(words))
     if not places:
         raise UsageError("name the runs: dd report RUN…")
     log_to_stderr()
@@ -58,7 +58,7 @@ def command(settings: tuple[str, ...], as_json: bool) -> None:
 
 
 @dataclass(frozen=True)
-class _Wish:
+class _PageWish:
     """The keys of `dd report`."""
 
     out: str = ""

@@ -13,9 +13,8 @@ from dd.evaluation.report import SCORES, RegimeReport, Report, Score
 from dd.evaluation.table import LABELS, REGIME_ARMS
 from dd.io import existing
 from dd.io.typed import typed
-from dd.sets.origin import imported
+from dd.sets.origin import Percentage, imported
 
-_Percentage = Annotated[float, Field(ge=0, le=100)]
 _Number = Annotated[float, Field(ge=0)]
 _LARGEST = 64 << 20  # bytes of a report; one of 1000 classes under three regimes has one
 _IN_REGIMES = {"bytes": ("images", "labels", "teacher", "total"), "spent": ("steps", "images", "queries")}
@@ -25,12 +24,12 @@ _IN_REGIMES = {"bytes": ("images", "labels", "teacher", "total"), "spent": ("ste
 class _Score:
     """The parts of a score that are shown."""
 
-    values: Annotated[tuple[_Percentage, ...], Field(min_length=1)]
-    holdout: tuple[_Percentage, ...] = ()
-    balanced: tuple[_Percentage, ...] = ()
-    classes: tuple[_Percentage | None, ...] = ()
-    top5: tuple[_Percentage, ...] = ()
-    calibration: tuple[_Percentage, ...] = ()
+    values: Annotated[tuple[Percentage, ...], Field(min_length=1)]
+    holdout: tuple[Percentage, ...] = ()
+    balanced: tuple[Percentage, ...] = ()
+    classes: tuple[Percentage | None, ...] = ()
+    top5: tuple[Percentage, ...] = ()
+    calibration: tuple[Percentage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class _Labels:
     teacher_mode: str
     ensemble: str = ""
     names: tuple[str, ...] = ()
-    accuracies: tuple[_Percentage | None, ...] = ()
+    accuracies: tuple[Percentage | None, ...] = ()
     stored_epochs: int | None = None
 
 
@@ -59,7 +58,7 @@ class _Target:
     """The part of a protocol that decides what is shown of its learning curves."""
 
     protocol: str = ""
-    target: _Percentage | None = None
+    target: Percentage | None = None
 
 
 @dataclass(frozen=True)

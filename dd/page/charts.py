@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dd.evaluation.conditions import network_in_words, ranked_classes
 from dd.evaluation.report import Report, Score
 from dd.evaluation.table import ARMS, LABELS, REGIME_ARMS, heading, score_in_words
-from dd.page.subject import Subject
+from dd.page.subject import ReportedSet
 from dd.runs.pictures import curve
 
 WIDTH, HEIGHT = 340, 190  # of a chart, in the units of its coordinates
@@ -62,7 +62,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Bar:
+class AccuracyBar:
     """An accuracy in percent as a bar.
 
     Attributes:
@@ -82,20 +82,20 @@ class Bar:
     words: str
 
 
-def bar(label: str, score: Score) -> Bar:
+def bar(label: str, score: Score) -> AccuracyBar:
     """Return the bar of a score."""
     std = score.std or 0.0
     low, high = max(score.mean - std, 0.0), min(score.mean + std, 100.0)
-    return Bar(label, score.mean, low, high, score.values, score_in_words(score))
+    return AccuracyBar(label, score.mean, low, high, score.values, score_in_words(score))
 
 
-def arms(report: Report) -> list[Bar]:
+def arms(report: Report) -> list[AccuracyBar]:
     """Return one bar for the set and for each of its references."""
     scores = [(words, getattr(report, name)) for name, words in ARMS.items()]
     return [bar(words, score) for words, score in scores if score is not None]
 
 
-def regime_bars(report: Report) -> list[tuple[str, list[Bar]]]:
+def regime_bars(report: Report) -> list[tuple[str, list[AccuracyBar]]]:
     """Return the bars of each label regime, under its name."""
     return [
         (LABELS[one.regime], [bar(words, one.rows[name]) for name, words in REGIME_ARMS.items() if name in one.rows])
@@ -103,7 +103,7 @@ def regime_bars(report: Report) -> list[tuple[str, list[Bar]]]:
     ]
 
 
-def architectures(subjects: Sequence[Subject]) -> list[Bar]:
+def architectures(subjects: Sequence[ReportedSet]) -> list[AccuracyBar]:
     """Return one bar for each report, if their students are of several architectures."""
     named = [network_in_words(one.report.student) for one in subjects]
     if len(set(named)) < 2:
@@ -113,7 +113,7 @@ def architectures(subjects: Sequence[Subject]) -> list[Bar]:
     ]
 
 
-def class_rows(report: Report) -> tuple[list[tuple[Bar, str, str]], int]:
+def class_rows(report: Report) -> tuple[list[tuple[AccuracyBar, str, str]], int]:
     """Return the classes, worst first, as (bar, accuracy of the control, points ahead), and how many are left out."""
     control = report.control.classes if report.control is not None else ()
     ranked = ranked_classes(report)
@@ -121,11 +121,11 @@ def class_rows(report: Report) -> tuple[list[tuple[Bar, str, str]], int]:
     for c, share in ranked[:CLASSES]:
         beside = control[c] if control else None
         words = ("-", "") if beside is None else (f"{beside:.1f}", f"{share - beside:+.1f}")
-        found.append((Bar(report.classes[c], share, share, share, (), f"{share:.1f}"), *words))
+        found.append((AccuracyBar(report.classes[c], share, share, share, (), f"{share:.1f}"), *words))
     return found, max(len(ranked) - CLASSES, 0)
 
 
-def curves(subject: Subject) -> tuple[list[Chart], str]:
+def curves(subject: ReportedSet) -> tuple[list[Chart], str]:
     """Return a chart of each column of the log, the held-out accuracy first, and what is left out."""
     rows = [row for row in subject.log if len(row["it"]) <= _DIGITS]
     skipped = [it for it, value in curve(rows, "skipped") if value]

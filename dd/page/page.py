@@ -34,7 +34,7 @@ from dd.evaluation.verdict import verdict
 from dd.io import user_path, writable, write_text
 from dd.page import charts
 from dd.page.pictures import SIDE, Room, galleries
-from dd.page.subject import Subject, subjects
+from dd.page.subject import ReportedSet, subjects
 from dd.runs import RunFolder
 from dd.sizes import readable_size
 
@@ -85,7 +85,7 @@ def write_page(places: Sequence[str], out: str | Path | None = None, *, dataset:
     return Written(target, target.stat().st_size, remarks)
 
 
-def page(found: Sequence[Subject], dataset: str = "") -> tuple[str, tuple[str, ...]]:
+def page(found: Sequence[ReportedSet], dataset: str = "") -> tuple[str, tuple[str, ...]]:
     """Return the text of a page, and what was left out and why."""
     room, names = Room(dataset=dataset), _names(found)
     parts = [_part(one, name, room, number) for number, (one, name) in enumerate(zip(found, names, strict=True), 1)]
@@ -125,7 +125,7 @@ def _target(places: Sequence[str], out: str | Path | None) -> Path:
     return path
 
 
-def _names(found: Sequence[Subject]) -> list[str]:
+def _names(found: Sequence[ReportedSet]) -> list[str]:
     """Return a name for each subject, with its seed or, if that does not suffice, its place where names repeat."""
     plain = [heading(one.report) or one.place for one in found]
     seeded = [f"{name}, seed {one.report.provenance.get('seed', 0)}" for name, one in zip(plain, found, strict=True)]
@@ -134,7 +134,7 @@ def _names(found: Sequence[Subject]) -> list[str]:
     return [a if plain.count(a) == 1 else b if seeded.count(b) == 1 else c for a, b, c in names]
 
 
-def _part(subject: Subject, name: str, room: Room, number: int) -> dict[str, Any]:
+def _part(subject: ReportedSet, name: str, room: Room, number: int) -> dict[str, Any]:
     """Return what the template shows of one subject."""
     report = subject.report
     shown, remarks = galleries(subject, room)
@@ -170,7 +170,7 @@ def _part(subject: Subject, name: str, room: Room, number: int) -> dict[str, Any
     }
 
 
-def _origin(subject: Subject) -> list[tuple[str, str]]:
+def _origin(subject: ReportedSet) -> list[tuple[str, str]]:
     """Return what produced the numbers, as (subject, words)."""
     report, made = subject.report, subject.report.provenance
     versions = ", ".join(f"{name} {number}" for name, number in report.versions.items())
@@ -190,7 +190,7 @@ def _origin(subject: Subject) -> list[tuple[str, str]]:
     return [*shown, *(one for one in own if one[1])]
 
 
-def _side_by_side(found: Sequence[Subject], names: Sequence[str]) -> dict[str, Any]:
+def _side_by_side(found: Sequence[ReportedSet], names: Sequence[str]) -> dict[str, Any]:
     """Return the comparison of several subjects: ranked where the conditions are equal, else with what differs."""
     compared = comparing.compare({one.place: one.report for one in found})
     blocks = [

@@ -13,7 +13,7 @@ from dd.data import RealData
 from dd.data.preprocess import Preprocess, Standard, from_state
 from dd.engine.method import ranks_of
 from dd.errors import RunError, UsageError, in_one_line
-from dd.page.subject import Subject
+from dd.page.subject import ReportedSet
 from dd.pipeline.exports import real_data
 from dd.runs.pictures import SHOWN, rgb, stretched
 from dd.sets import DistilledSet
@@ -90,7 +90,7 @@ class Room:
         return True
 
 
-def galleries(subject: Subject, room: Room) -> tuple[list[Gallery], list[str]]:
+def galleries(subject: ReportedSet, room: Room) -> tuple[list[Gallery], list[str]]:
     """Return the images of a subject, and what is left out and why.
 
     Args:

@@ -19,7 +19,7 @@ _LONGEST = 32 << 20  # bytes of a log that is read
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class ReportedSet:
     """A report with what is beside it.
 
     Attributes:
@@ -43,7 +43,7 @@ class Subject:
     remarks: tuple[str, ...] = ()
 
 
-def subjects(places: Sequence[str]) -> list[Subject]:
+def subjects(places: Sequence[str]) -> list[ReportedSet]:
     """Return the subject of each place: the folder of a finished run, a set with its report beside it, or a report.
 
     The report of `NAME.safetensors` is `NAME.json`; that of `set.safetensors` is the run's `report.json`.
@@ -55,7 +55,7 @@ def subjects(places: Sequence[str]) -> list[Subject]:
     files = [_file(place) for place in places]
     if twice := [place for at, place in enumerate(places) if files[at] in files[:at]]:
         raise UsageError(f"{twice[0]} is named twice")
-    found: list[Subject] = []
+    found: list[ReportedSet] = []
     with hashed_once():
         for place, file in zip(places, files, strict=True):
             found += _reports_alone(place, file) if file.suffix == ".json" else [_subject(place, file)]
@@ -75,15 +75,15 @@ def _file(place: str) -> Path:
     return folder.set if file == folder.report and folder.set.is_file() else file
 
 
-def _reports_alone(place: str, file: Path) -> list[Subject]:
+def _reports_alone(place: str, file: Path) -> list[ReportedSet]:
     remarks = ("only the report was named: no images, no curves",)
     return [
-        Subject(f"{place}: {name}" if name else place, report, remarks=remarks)
+        ReportedSet(f"{place}: {name}" if name else place, report, remarks=remarks)
         for name, report in _reports(file).items()
     ]
 
 
-def _subject(place: str, file: Path) -> Subject:
+def _subject(place: str, file: Path) -> ReportedSet:
     folder = RunFolder(file.parent)
     is_run = file == folder.set
     if is_run and file.exists():
@@ -99,12 +99,12 @@ def _subject(place: str, file: Path) -> Subject:
         raise UsageError(f"{report_file} has several reports: name it alone")
     _require_fit(place, report, distilled)
     if not is_run:
-        return Subject(place, report, distilled)
+        return ReportedSet(place, report, distilled)
     start, remarks = _start(folder, distilled)
     columns, rows = read_log(folder.log_csv) if _size(folder.log_csv) <= _LONGEST else ([], [])
     recipe = folder.recipe_toml
     text = recipe.read_text(encoding="utf-8", errors="replace") if 0 < _size(recipe) <= _LONGEST else ""
-    return Subject(place, report, distilled, start, columns, rows, text, remarks)
+    return ReportedSet(place, report, distilled, start, columns, rows, text, remarks)
 
 
 def _reports(file: Path) -> dict[str, Report]:

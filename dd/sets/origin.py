@@ -9,7 +9,7 @@ from pydantic import Field
 from dd.io.typed import typed
 
 _Words = Annotated[str, Field(max_length=2000)]
-_Percentage = Annotated[float, Field(ge=0, le=100)]
+Percentage = Annotated[float, Field(ge=0, le=100)]
 KEY = "imported"  # of provenance
 
 
@@ -17,7 +17,7 @@ KEY = "imported"  # of provenance
 class StatedScore:
     """Accuracies in percent that a third-party file or record states, under its own protocol."""
 
-    values: Annotated[tuple[_Percentage, ...], Field(min_length=1, max_length=10_000)]
+    values: Annotated[tuple[Percentage, ...], Field(min_length=1, max_length=10_000)]
     """One accuracy per student, or a single mean."""
     std: Annotated[float, Field(ge=0, le=100)] | None = None
     """Standard deviation, if only mean and standard deviation are stated."""

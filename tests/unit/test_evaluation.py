@@ -185,6 +185,7 @@ DOES_NOT = {
     "curve": 3,
     "target": 50.0,
     "references": (),
+    "lengths": (4.0,),
     "labels": ("hard",),
     "suite": "quick",
     "teachers": ("student",),

@@ -21,7 +21,7 @@ from dd.evaluation.report import RegimeReport
 from dd.networks import NetworkSpec
 from dd.page import charts, pictures
 from dd.page.page import page
-from dd.page.subject import Subject
+from dd.page.subject import ReportedSet
 from dd.sets import DistilledSet
 from dd.sets.tiles import decode
 
@@ -163,7 +163,7 @@ def test_a_large_picture_is_reduced_by_averaging():
 def test_each_image_is_beside_its_start_and_a_real_one(fashion):
     values = torch.randn(20, 1, 28, 28) * 2
     now, start = made(fashion, values), made(fashion, values.roll(1, 0))
-    ((gallery,), remarks) = pictures.galleries(Subject("x", report(), now, start), pictures.Room())
+    ((gallery,), remarks) = pictures.galleries(ReportedSet("x", report(), now, start), pictures.Room())
     assert (len(gallery.cards), gallery.left_out, remarks) == (20, "", [])
     for at, card in enumerate(gallery.cards):
         c, which = divmod(at, 2)  # class by class
@@ -184,7 +184,7 @@ def test_each_image_is_beside_its_start_and_a_real_one(fashion):
 def test_tiles_are_shown_decoded(fashion):
     values = torch.rand(10, 1, 28, 28)
     tiled = made(fashion, fashion.preprocess.encode(values), image_kind="tiles", decode_factor=2)
-    ((gallery,), _) = pictures.galleries(Subject("x", report(), tiled, None), pictures.Room())
+    ((gallery,), _) = pictures.galleries(ReportedSet("x", report(), tiled, None), pictures.Room())
     every = decode(values, 2)  # first tile of all images, then the second
     assert len(gallery.cards) == 40
     assert "Each stored image holds 4" in gallery.left_out
@@ -197,7 +197,7 @@ def test_tiles_are_shown_decoded(fashion):
 def test_indices_show_the_images_that_were_chosen(fashion):
     chosen = torch.stack([fashion.train.of_class(c)[-1] for c in range(10)])
     ((gallery,), _) = pictures.galleries(
-        Subject("x", report(), made(fashion, chosen, image_kind="indices")), pictures.Room()
+        ReportedSet("x", report(), made(fashion, chosen, image_kind="indices")), pictures.Room()
     )
     for card, index in zip(gallery.cards, chosen, strict=True):
         assert [one.what for one in card.pictures] == ["chosen", "real"]
@@ -207,25 +207,25 @@ def test_indices_show_the_images_that_were_chosen(fashion):
 def test_a_schedule_shows_its_first_rounds(fashion):
     rounds = torch.stack([torch.stack([fashion.train.of_class(c)[e] for c in range(10)]) for e in range(7)])
     schedule = made(fashion, rounds, image_kind="schedule", labels=torch.arange(10).repeat(7, 1))
-    found, _ = pictures.galleries(Subject("x", report(), schedule), pictures.Room())
+    found, _ = pictures.galleries(ReportedSet("x", report(), schedule), pictures.Room())
     assert [one.title for one in found] == ["Round 1 of 7", "Round 2 of 7", "Round 3 of 7"]
     assert (shown(found[2].cards[4], "chosen") == fashion.train.raw(rounds[2, 4:5])[0, 0].numpy()).all()
 
 
 def test_many_images_are_bounded_and_counted(fashion):
     many = made(fashion, torch.randn(500, 1, 28, 28))
-    ((gallery,), _) = pictures.galleries(Subject("x", report(), many), pictures.Room())
+    ((gallery,), _) = pictures.galleries(ReportedSet("x", report(), many), pictures.Room())
     assert len(gallery.cards) == 100
     assert gallery.left_out == "100 of 500 images are shown; 400 are left out."
     room = pictures.Room(bytes=20_000)
-    ((gallery,), _) = pictures.galleries(Subject("x", report(), many), room)
+    ((gallery,), _) = pictures.galleries(ReportedSet("x", report(), many), room)
     used = sum(len(one.uri) for card in gallery.cards for one in card.pictures)
     assert 0 < used <= 20_000
     assert room.bytes == 20_000 - used
     assert gallery.left_out.startswith(f"{len(gallery.cards)} of 500")
     names = tuple(f"class {c}" for c in range(100))
     wide = made(fashion, torch.randn(300, 1, 28, 28), classes=names, labels=torch.arange(300) % 100)
-    ((gallery,), remarks) = pictures.galleries(Subject("x", report(), wide), pictures.Room())
+    ((gallery,), remarks) = pictures.galleries(ReportedSet("x", report(), wide), pictures.Room())
     assert {card.name for card in gallery.cards} == set(names[: pictures.CLASSES])
     assert len(gallery.cards) == 120
     assert "of the first 40 of 100 classes" in gallery.left_out
@@ -234,11 +234,11 @@ def test_many_images_are_bounded_and_counted(fashion):
 
 def test_without_the_data_the_page_says_so(fashion):
     there = made(fashion, torch.randn(10, 1, 28, 28), source="folder:/nowhere")
-    ((gallery,), remarks) = pictures.galleries(Subject("x", report(), there), pictures.Room())
+    ((gallery,), remarks) = pictures.galleries(ReportedSet("x", report(), there), pictures.Room())
     assert [one.what for one in gallery.cards[0].pictures] == ["distilled", "stretched"]
     assert remarks[0].startswith("real images are left out: ")
     index = replace(there, images=torch.arange(10), image_kind="indices")
-    found, remarks = pictures.galleries(Subject("x", report(), index), pictures.Room())
+    found, remarks = pictures.galleries(ReportedSet("x", report(), index), pictures.Room())
     assert (found, len(remarks)) == ([], 1)
 
 
@@ -248,7 +248,7 @@ def test_without_the_data_the_page_says_so(fashion):
 def logged(**columns):
     count = len(next(iter(columns.values())))
     rows = [{"it": str(it), **{name: str(values[it]) for name, values in columns.items()}} for it in range(count)]
-    return Subject("x", report(accuracy=Score((70.0,)), start=None), columns=["it", *columns], log=rows)
+    return ReportedSet("x", report(accuracy=Score((70.0,)), start=None), columns=["it", *columns], log=rows)
 
 
 def coordinates(chart):
@@ -305,7 +305,7 @@ def test_a_wide_range_has_a_logarithmic_axis_and_skips_are_marked():
 
 def test_held_out_accuracy_has_its_spread_at_both_ends():
     rows = [{"it": "10", "probe": "55.0"}, {"it": "20", "probe": "63.0"}]
-    ((chart,), _) = charts.curves(Subject("x", report(), columns=["it", "probe"], log=rows))
+    ((chart,), _) = charts.curves(ReportedSet("x", report(), columns=["it", "probe"], log=rows))
     first, last = chart.whiskers
     assert (first.low, first.high) == (first.y, first.y)  # one student
     level = {40.0: first.y, 62.0: last.y, 55.0: chart.dots[0][1], 63.0: chart.dots[1][1]}
@@ -346,18 +346,18 @@ def test_classes_are_the_worst_first():
 def test_numbers_of_other_conditions_are_not_ranked():
     other = replace(QUICK, steps=7)
     one, two = report("dm"), report("mtt", protocol=other.to_dict(), fingerprint="other")
-    text, _ = page([Subject("a", one), Subject("b", two)])
+    text, _ = page([ReportedSet("a", one), ReportedSet("b", two)])
     assert "Not comparable: different conditions" in text
     assert "eval.steps" in text
-    text, _ = page([Subject("a", one), Subject("b", report("mtt"))])
+    text, _ = page([ReportedSet("a", one), ReportedSet("b", report("mtt"))])
     assert "Not comparable" not in text
 
 
 def test_several_architectures_have_bars():
     deep = asdict(NetworkSpec(depth=4, width=32))
-    found = charts.architectures([Subject("a", report()), Subject("b", report(values=(80.0,), student=deep))])
+    found = charts.architectures([ReportedSet("a", report()), ReportedSet("b", report(values=(80.0,), student=deep))])
     assert [(one.label, one.mean) for one in found] == [
         ("dm: convnet (depth 3 width 32 norm instance)", 71.0),
         ("dm: convnet (depth 4 width 32 norm instance)", 80.0),
     ]
-    assert charts.architectures([Subject("a", report()), Subject("b", report())]) == []
+    assert charts.architectures([ReportedSet("a", report()), ReportedSet("b", report())]) == []
