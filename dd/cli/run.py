@@ -19,6 +19,7 @@ from dd.cli.common import (
     settings,
     several,
 )
+from dd.errors import Interrupted, RunError, UsageError
 
 if TYPE_CHECKING:
     from dd.pipeline import Outcome
@@ -66,7 +67,15 @@ def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     outcomes: list[Outcome] = []
     for words, recipe, options in runs:
         _tell(recipe, first)
-        if (outcome := _outcome(words, recipe, options)) is not None:
+        try:
+            outcome = _outcome(words, recipe, options)
+        except (UsageError, RunError, Interrupted, KeyboardInterrupt):
+            if seeds is not None and first:
+                again = "the same command without force=true" if options.force else "the same command"
+                done = f"{len(outcomes)} of {len(seeds)} seeds are finished"
+                remark(f"seed={recipe.seed} ended; {done}, and {again} keeps them")
+            raise
+        if outcome is not None:
             outcomes.append(outcome)
     if seeds is not None and outcomes:
         _show_several(outcomes, as_json)

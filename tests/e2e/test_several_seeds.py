@@ -65,3 +65,34 @@ def test_plans_of_several_seeds_are_one_object(ran):
     assert planned == alone
     refused = place.dd("plan", *words, "seed=3,4")
     assert (refused.code, "a plan is about one run" in refused.err) == (2, True)
+
+
+FAILING = '''
+from dataclasses import dataclass
+from dd.engine.method import Method, Synthetic
+from dd.engine.registry import register
+from dd.errors import RunError
+
+
+@register("failing")
+@dataclass(frozen=True)
+class Failing(Method):
+    """Random real images, but not with seed 1."""
+
+    def start(self, task, prepared):
+        if task.seed == 1:
+            raise RunError("diverged")
+        return Synthetic(task.first_images(), task.targets)
+'''
+
+
+def test_a_seed_that_fails_is_named_and_those_before_it_are_kept(ran):
+    place, words, _ = ran
+    (place.path / "failing.py").write_text(FAILING)
+    own = ("run", "method=failing.py", *words[1:], "ipc=1")
+    ended = place.dd(*own, "seed=0,1,2")
+    assert ended.code == 1
+    assert "seed=1 ended; 1 of 3 seeds are finished, and the same command keeps them" in ended.err
+    assert ended.err.splitlines()[-1] == "dd: diverged"
+    assert ended.out == ""
+    assert place.dd(*own, "seed=0", "--json").report["fresh"] is False
