@@ -72,7 +72,8 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
     continual (class-incremental learning with the set as the memory) or nas (architecture search with the set as the
     proxy of all real images).
     """
-    from dd.recipes import parse_overrides
+    from dd.networks import NetworkSpec
+    from dd.recipes import checks, parse_overrides
 
     if "=" in file and not os.path.exists(file):
         raise UsageError(f"name the set first: dd eval FILE {file}")
@@ -82,6 +83,8 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
     log_to_stderr()
     several_networks = several("student.arch", overrides.get("student.arch"))
     networks = None if several_networks is None else [str(one) for one in several_networks]
+    for name in networks or ():
+        checks.student(NetworkSpec(name))  # a name that does not exist; the size of the images is known later
     if len(files) == 1 and networks is None:
         _show(_scored(file, overrides), as_json)
         return 0

@@ -200,8 +200,7 @@ def equal_bytes_arm(task: Task, size: int) -> Arm | None:
     room = size // (math.prod(task.data.shape) + torch.int64.itemsize)
     if not room:
         return None
-    room = min(room, task.classes * int(held.max()))  # a store of labels may have room for billions
-    counts = torch.bincount(spread(room, task.classes), minlength=task.classes).minimum(held)
+    counts = shared_out(room, held)
     more = replace(task, targets=torch.arange(task.classes).repeat_interleave(counts).to(task.device))
 
     def load(j: int) -> tuple[Images, Tensor]:
@@ -212,6 +211,16 @@ def equal_bytes_arm(task: Task, size: int) -> Arm | None:
         return {"equal bytes": counts.tolist(), "draw": j}
 
     return Arm("real images of equal bytes", key, load, len(more.targets))
+
+
+def shared_out(n: int, held: Tensor) -> Tensor:
+    """Return how many of n images each class has, (k,) int64: as evenly as the images `held` (k,) allow, or all."""
+    counts = torch.zeros_like(held)
+    while left := min(n, int(held.sum())) - int(counts.sum()):
+        free = (counts < held).nonzero().flatten()
+        counts += torch.bincount(free[spread(left, len(free))], minlength=len(held))
+        counts = counts.minimum(held)
+    return counts
 
 
 def spread(n: int, classes: int) -> Tensor:

@@ -11,7 +11,7 @@ from dd.engine.method import Task
 from dd.engine.selection import Fact
 from dd.errors import UsageError
 from dd.evaluation.learners import Learner, learner_of
-from dd.evaluation.protocols import Protocol, default_protocol
+from dd.evaluation.protocols import ALL_ROWS, Protocol, default_protocol
 from dd.io.typed import typed
 from dd.labels import LabelSettings
 from dd.networks import NetworkSpec
@@ -58,7 +58,7 @@ class _Provenance:
 
 
 _UNASKED: dict[str, Any] = {
-    **{"labels": (), "suite": None, "teachers": (), "coreset": (), "lengths": ()},
+    **{"labels": (), "suite": None, "teachers": (), "coreset": (), "lengths": (), "references": ALL_ROWS},
     **{"curve": 0, "target": None},
 }
 

@@ -50,7 +50,7 @@ def source(ds: "DistilledSet", data: "RealData") -> None:
         raise _mismatch("source_fingerprint", ds.source_fingerprint[:12], data.fingerprint[:12] + hint)
     if len(data.train) <= int(ds.images.max()):
         raise _mismatch("images", f"index {int(ds.images.max())}", f"only {len(data.train)} training images")
-    if ds.label_kind == "hard":
+    if ds.label_kind in ("hard", "views"):
         real = data.train.labels.cpu()[ds.images]
         wrong = int((real != ds.labels).sum())
         if wrong:

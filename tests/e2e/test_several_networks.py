@@ -42,10 +42,14 @@ def test_a_network_that_cannot_be_is_told_and_the_others_are_scored(made):
     place, file = made
     ended = place.dd("eval", file, "student.arch=mlp,nlp", "eval.steps=1", "eval.students=1", "--json")
     assert ended.code == 2
-    assert "nlp: unknown network 'nlp'" in ended.err
+    assert "unknown network 'nlp'" in ended.err
+    assert "made student" not in ended.err
+    ended = place.dd("eval", file, "student.arch=mlp,vgg11", "eval.steps=1", "eval.students=1", "--json")
+    assert ended.code == 2
+    assert "vgg11: student.arch=vgg11 needs images of 32 pixels" in ended.err
     found = json.loads(ended.out)["sets"]
     assert ["error" in one for one in found] == [False, True]
     number = place.dd("eval", file, "student.arch=mlp,3", "eval.steps=1", "eval.students=1")
     assert number.code == 2
-    assert "3: unknown network '3'" in number.err
+    assert "unknown network '3'" in number.err
     assert place.dd("eval", file, "student.arch=mlp,mlp").err.splitlines()[-1].endswith("mlp is named twice")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from dd.cli.show_report import show_report
 from dd.errors import UsageError
 from dd.evaluation import PROTOCOLS, Protocol, Report, Score
-from dd.evaluation.arms import control_arm, equal_bytes_arm, fixed_arm, full_arm, noise_arm, set_arm
+from dd.evaluation.arms import control_arm, equal_bytes_arm, fixed_arm, full_arm, noise_arm, set_arm, shared_out
 from dd.evaluation.evaluate import Evaluator, arm_of, evaluate
 from dd.evaluation.regimes import hardened, presented, same_presentations, score_regimes
 from dd.evaluation.report import RegimeReport
@@ -219,6 +219,17 @@ def test_real_images_of_equal_bytes_are_at_most_all(task):
     images, labels = arm.load(0)
     assert len(images.unique(dim=0)) == len(every(task)[0].unique(dim=0))
     assert torch.equal(torch.bincount(labels), torch.bincount(task.data.train.labels))
+
+
+@pytest.mark.parametrize(
+    ("n", "held"), [(10, [9, 9, 9]), (11, [2, 9, 9]), (20, [2, 3, 50]), (99, [2, 3, 4]), (5, [0, 7])]
+)
+def test_images_are_shared_out_as_evenly_as_the_classes_allow(n, held):
+    counts = shared_out(n, torch.tensor(held)).tolist()
+    assert sum(counts) == min(n, sum(held))
+    assert all(count <= most for count, most in zip(counts, held, strict=True))
+    free = [count for count, most in zip(counts, held, strict=True) if count < most]
+    assert not free or max(counts) - min(free) <= 1
 
 
 def every(task):
