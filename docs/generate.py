@@ -80,30 +80,48 @@ def results(file: str, *patterns: str) -> str:
 
 
 def seeds(file: str, *patterns: str) -> str:
-    """A table of the rows of a file of `experiments/seeds.py`, the best first."""
-    chosen = sorted(_fitting(file, patterns), key=lambda row: -Decimal(row.fields["accuracy"]))
+    """A table of the rows of a file of `experiments/seeds.py`, the best first.
+
+    Beside the sets' own labels it shows one soft label for each image, if rows have that regime.
+    """
+    own = {row.command: row for row in _fitting(file, patterns) if row.fields["labels"] == "own"}
+    soft = {row.command: row for row in _fitting(file, patterns) if row.fields["labels"] == "soft"}
+    chosen = sorted(own.values(), key=lambda row: -Decimal(row.fields["accuracy"]))
     timed = any(row.fields.get("target") for row in chosen)
-    times = ["to target", "seconds", "control to target", "seconds"] if timed else []
-    head = ["`dd run` …", "accuracy", "of students", "control", "gap", *times, "bytes", "seconds", "protocol"]
+    times = ["to target", "control to target"] if timed else []
+    taught = ["a teacher's labels", "control", "gap"] if soft else []
+    head = ["`dd run` …", "accuracy", "of students", "control", "gap", *times, *taught, "bytes", "seconds", "protocol"]
     body = []
     for row in chosen:
         students = _tenths(row.fields["std_students"]) if row.fields["std_students"] else ""
         cost = int(row.fields["prepare_s"]) + int(row.fields["synthesise_s"])
-        cells = [f"`{row.command.removeprefix('dd run ')}`", row.score("accuracy", "std_sets"), students]
+        cells = [f"`{_brief(row.command)}`", row.score("accuracy", "std_sets"), students]
         cells += [row.score("control", "control_std"), row.gap("control")]
-        cells += [*_times(row, ""), *_times(row, "control_")] if timed else []
+        cells += [_steps(row, ""), _steps(row, "control_")] if timed else []
+        other = soft.get(row.command)
+        if other is not None:
+            cells += [other.score("accuracy", "std_sets"), other.score("control", "control_std"), other.gap("control")]
+        elif soft:
+            cells += ["", "", ""]
         body.append([*cells, f"{int(row.fields['bytes']):,}", cost, row.fields["protocol"]])
     return _table(head, body)
 
 
-def _times(row: Row, of: str) -> list[str]:
-    """Steps until students first reach the target, with how many do, and seconds; empty for a row without a target."""
+_BESIDE = re.compile(r" eval\.(full|probes|references|labels|curve|target)=\S*")  # what is scored beside, not how
+
+
+def _brief(command: str) -> str:
+    """A command without `dd run`, and without the settings that choose what stands beside the accuracy."""
+    return _BESIDE.sub("", command.removeprefix("dd run "))
+
+
+def _steps(row: Row, of: str) -> str:
+    """Steps until students first reach the target, with how many do; empty for a row without a target."""
     fields = row.fields
     if not fields.get("target") or not fields.get(f"{of}reached"):
-        return ["", ""]
+        return ""
     reached, steps = fields[f"{of}reached"], fields[f"{of}steps_to"]
-    words = f"{int(steps):,} steps" if steps else "never"
-    return [f"{fields['target']} %: {words} ({reached})", fields[f"{of}seconds_to"]]
+    return f"{f'{int(steps):,} steps' if steps else 'never'} ({reached})"
 
 
 def downstream(file: str, *patterns: str) -> str:
