@@ -86,16 +86,16 @@ def _require_known(overrides: Mapping[str, Any]) -> None:
 def show_comparison(found: "Comparison", out: "Console") -> None:
     """Print the rows of every block, and the conditions that differ."""
     from dd.evaluation.compare import HEADINGS, cells, differing_rows
-    from dd.evaluation.table import LABELS
+    from dd.evaluation.table import kind_in_words
 
     for block in found.blocks:
-        out.print(f"\n{LABELS.get(block.kind, 'own labels')}", style="bold")
+        out.print(f"\n{kind_in_words(block.kind)}", style="bold")
         table = plain_table(*HEADINGS)
         for row in block.rows:
             table.add_row(*cells(row))
         print_table(out, table)
     for kind, differing in found.differs.items():
-        out.print(f"\ndifferent conditions of {LABELS.get(kind, 'own labels')}", style="bold")
+        out.print(f"\ndifferent conditions of {kind_in_words(kind)}", style="bold")
         head, *body = differing_rows(differing)
         table = plain_table(*head)
         for row in body:

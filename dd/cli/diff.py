@@ -62,7 +62,7 @@ def _show_changes(out: "Console", heading: str, changed: Mapping[str, "Change"])
 
 
 def _show_scores(out: "Console", pair: "ScorePair") -> None:
-    from dd.evaluation.table import LABELS, score_in_words
+    from dd.evaluation.table import kind_in_words, score_in_words
     from dd.evaluation.verdict import in_between
 
     rows = [("test accuracy %", *map(score_in_words, pair.scores))]
@@ -71,7 +71,7 @@ def _show_scores(out: "Console", pair: "ScorePair") -> None:
     rows.append(("students", *(str(score.n) for score in pair.scores)))
     rows.append(("bytes", *map(readable_size, pair.bytes)))
     rows += [(key, shortened(one, _SHOWN), shortened(other, _SHOWN)) for key, (one, other) in pair.conditions.items()]
-    _show_table(out, LABELS.get(pair.kind, "own labels"), ("", *_HEADINGS), rows)
+    _show_table(out, kind_in_words(pair.kind), ("", *_HEADINGS), rows)
     if pair.gap is not None:
         how = f"students not paired: {pair.unpaired}" if pair.unpaired else "students paired"
         out.print(f"second - first  {in_between(pair.gap)} points (95 %, {how}): {pair.in_words()}", soft_wrap=True)

@@ -139,7 +139,8 @@ def _pulled(name: str, overrides: Mapping[str, Any]) -> "tuple[Path, Released | 
 def _show_networks(name: str, scored: Mapping[str, _Scored]) -> None:
     """Print one table of a set on several networks; a downstream task has a table of each."""
     from dd.evaluation import Report
-    from dd.evaluation.table import LABELS, NETWORK_HEADINGS, network_rows, shared_kinds
+    from dd.evaluation.report import shared_kinds
+    from dd.evaluation.table import NETWORK_HEADINGS, kind_in_words, network_rows
 
     reports = {network: one.report for network, one in scored.items() if isinstance(one.report, Report)}
     if len(reports) < len(scored):
@@ -148,7 +149,7 @@ def _show_networks(name: str, scored: Mapping[str, _Scored]) -> None:
             _show(one, as_json=False)
         return
     for kind in shared_kinds(reports.values()):
-        console().print(f"\n{name}, {LABELS.get(kind, 'own labels')}", style="bold")
+        console().print(f"\n{name}, {kind_in_words(kind)}", style="bold")
         table = plain_table(*NETWORK_HEADINGS)
         for row in network_rows(reports, kind):
             table.add_row(*row)

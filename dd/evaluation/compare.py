@@ -8,7 +8,7 @@ from typing import Any
 
 from dd.errors import UsageError, shortened
 from dd.evaluation.protocols import Protocol
-from dd.evaluation.report import RegimeReport, Report, Score
+from dd.evaluation.report import KINDS, OWN, RegimeReport, Report, Score, shared_kinds
 from dd.evaluation.scores import Interval, nested_std, paired_gap
 from dd.evaluation.table import heading
 from dd.evaluation.verdict import in_between
@@ -16,8 +16,6 @@ from dd.io import digest
 from dd.io.typed import typed
 from dd.sizes import readable_size
 
-OWN = "own"
-KINDS = (OWN, "hard", "soft", "views")
 TOO_FEW = "name two or more sets to compare"
 _SHOWN = 40  # longest value of a condition
 
@@ -127,9 +125,7 @@ def compare(reports: Mapping[str, Report], kinds: Sequence[str] = (), *, allow_m
     blocks: list[Block] = []
     differs: dict[str, dict[str, dict[str, Any]]] = {}
     require_kinds(kinds)
-    for kind in dict.fromkeys(kinds) or [
-        kind for kind in KINDS if all(has_kind(report, kind) for report in reports.values())
-    ]:
+    for kind in dict.fromkeys(kinds) or shared_kinds(reports.values()):
         entries = [compared(names[place], place, report, kind) for place, report in reports.items()]
         if unequal := unequal_conditions(entries):
             differs[kind] = unequal
@@ -179,18 +175,13 @@ def _names(reports: Mapping[str, Report]) -> dict[str, str]:
     }
 
 
-def has_kind(report: Report, kind: str) -> bool:
-    """Return whether a report has a score with labels of this kind."""
-    return kind == OWN or any(one.regime == kind for one in report.regimes)
-
-
 def compared(name: str, place: str, report: Report, kind: str) -> Compared:
     """Return the accuracy of a report with labels of one kind, with what it holds for.
 
     Raises:
         UsageError: the report at `place` has no such score.
     """
-    if not has_kind(report, kind):
+    if not report.has(kind):
         raise UsageError(f"{place} has no score with labels={kind}; add eval.labels={kind} to score it so")
     facts = {
         "name": name,
@@ -202,7 +193,8 @@ def compared(name: str, place: str, report: Report, kind: str) -> Compared:
         conditions = conditions_of(report, report.dataset, report.student)
         return Compared(score=report.accuracy, control=report.control, conditions=conditions,
                      bytes=report.bytes["total"], **facts)  # fmt: skip
-    one = next(one for one in report.regimes if one.regime == kind)
+    one = report.regime(kind)
+    assert one is not None, "it has this kind"
     conditions = conditions_of(one, report.dataset, report.student)
     return Compared(score=one.rows["accuracy"], control=one.rows.get("control"), conditions=conditions,
                  bytes=one.bytes["total"], **facts)  # fmt: skip

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dd.evaluation.compare import KINDS, Compared, compared, has_kind, unequal_conditions
-from dd.evaluation.report import Report, Score
+from dd.evaluation.compare import Compared, compared, unequal_conditions
+from dd.evaluation.report import Report, Score, shared_kinds
 from dd.evaluation.scores import Interval, paired_gap, unpaired_gap
 from dd.io import digest
 
@@ -67,14 +67,13 @@ class Difference:
 
 def difference(one: Report, other: Report) -> Difference:
     """Return what differs between two reports of runs."""
-    kinds = [kind for kind in KINDS if has_kind(one, kind) and has_kind(other, kind)]
     stages = dict.fromkeys([*one.cost, *other.cost])
     costs = [dict(report.cost) for report in (one, other)]
     measured = ("seconds", "peak_memory")
     return Difference(
         names=(one.name, other.name),
         facts=changes(_facts(one), _facts(other)),
-        scores=tuple(_pair(one, other, kind) for kind in kinds),
+        scores=tuple(_pair(one, other, kind) for kind in shared_kinds((one, other))),
         cost={
             stage: {key: (costs[0].get(stage, {}).get(key), costs[1].get(stage, {}).get(key)) for key in measured}
             for stage in stages

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,8 @@ from dd.evaluation.scores import Interval, Ranking, gap_to_best, paired_gap, ran
 from dd.evaluation.time_to_accuracy import TimeToAccuracy, mean_time
 
 FORMAT = 1
+OWN = "own"  # the set's own labels
+KINDS = (OWN, "hard", "soft", "views")
 SCORES = ("accuracy", "control", "start", "full", "decoded")
 _LATER = ("balanced", "classes", "top5", "calibration")  # fields of a score that older reports lack
 
@@ -222,6 +224,14 @@ class Report:
 
         return html(self)
 
+    def regime(self, kind: str) -> RegimeReport | None:
+        """Return the scores under one kind of labels; None if it was not asked for."""
+        return next((one for one in self.regimes if one.regime == kind), None)
+
+    def has(self, kind: str) -> bool:
+        """Return whether there is a score with labels of this kind, one of `KINDS`."""
+        return kind == OWN or self.regime(kind) is not None
+
     @property
     def gap(self) -> float | None:
         """Points by which the set beats the control."""
@@ -245,8 +255,9 @@ class Report:
 
         "All real images" are those of the hard labels' regime: shown as often as the set is.
         """
-        hard = next((one.rows for one in self.regimes if one.regime == "hard" and "full" in one.rows), None)
-        if hard is None or self.control is None or self.control.n != self.accuracy.n:
+        regime = self.regime("hard")
+        hard = {} if regime is None else regime.rows
+        if "full" not in hard or self.control is None or self.control.n != self.accuracy.n:
             return None
         scores = (hard["full"], hard["accuracy"], self.accuracy, self.control)
         full, own_hard, own, random = ([value / 100 for value in score.values] for score in scores)
@@ -305,6 +316,11 @@ class Report:
         known |= {name: tuple(value.get(name, ())) for name in ("classes", "notes")}
         known["regimes"] = tuple(map(RegimeReport.from_dict, value.get("regimes", ())))
         return cls(**known)
+
+
+def shared_kinds(reports: Collection[Report]) -> list[str]:
+    """Return the kinds of labels that all reports have a score with."""
+    return [kind for kind in KINDS if all(report.has(kind) for report in reports)]
 
 
 def pooled_std(one: Score, other: Score) -> float | None:

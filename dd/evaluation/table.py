@@ -44,6 +44,11 @@ _WHOLE = 10  # seconds from which tenths are left out
 _SEEN = 0.01  # difference in points below which two accuracies count as equal
 
 
+def kind_in_words(kind: str) -> str:
+    """Name a kind of labels, one of `report.KINDS`."""
+    return LABELS.get(kind, "own labels")
+
+
 def headings(report: Report) -> list[str]:
     """Return the column headings of `rows`."""
     return ["trained on", "test accuracy %", *_more(report), "students", "lr", "the set is ahead by"]
@@ -215,12 +220,6 @@ def regime_rows(report: Report) -> list[list[str]]:
 NETWORK_HEADINGS = ("student", "the distilled set %", "random real images %", "the set is ahead by (95 %)")
 
 
-def shared_kinds(reports: Iterable[Report]) -> list[str]:
-    """Return "own", for the sets' own labels, then the regimes that all reports have."""
-    each = [[one.regime for one in report.regimes] for report in reports]
-    return ["own", *(kind for kind in each[0] if all(kind in regimes for regimes in each))]
-
-
 def network_rows(reports: Mapping[str, Report], kind: str) -> list[list[str]]:
     """Return one row per network, and their mean: the set, its control and the gap with labels of one kind.
 
@@ -243,10 +242,10 @@ def network_rows(reports: Mapping[str, Report], kind: str) -> list[list[str]]:
 
 def _pair(report: Report, kind: str) -> tuple[Score, Score | None]:
     """Return the scores of the set and of its control with labels of a kind."""
-    if kind == "own":
+    regime = report.regime(kind)
+    if regime is None:
         return report.accuracy, report.control
-    rows = next(one.rows for one in report.regimes if one.regime == kind)
-    return rows["accuracy"], rows.get("control")
+    return regime.rows["accuracy"], regime.rows.get("control")
 
 
 def _teacher(one: RegimeReport) -> str:
