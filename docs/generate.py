@@ -53,6 +53,13 @@ class Row:
         points = _tenths(Decimal(self.fields["accuracy"]) - Decimal(self.fields[reference]))
         return f"{points:+}".replace("-", "\N{MINUS SIGN}")
 
+    def interval(self) -> str:
+        """`+3.1 [+2.3, +3.9]`: the points ahead of the better of random images and the coreset, if recorded."""
+        if not self.fields.get("gap"):
+            return ""
+        mean, low, high = (f"{_tenths(self.fields[name]):+}" for name in ("gap", "gap_low", "gap_high"))
+        return f"{mean} [{low}, {high}]".replace("-", "\N{MINUS SIGN}")
+
 
 def _tenths(value: str | Decimal) -> Decimal:
     return Decimal(value).quantize(Decimal("0.1"), ROUND_HALF_UP)
@@ -104,6 +111,36 @@ def seeds(file: str, *patterns: str) -> str:
         elif soft:
             cells += ["", "", ""]
         body.append([*cells, f"{int(row.fields['bytes']):,}", cost, row.fields["protocol"]])
+    return _table(head, body)
+
+
+_KINDS = {"hard": "hard labels", "soft": "one soft label each", "views": "a teacher on every view"}
+_REFERENCES = {"control": "random real images", "coreset": "the coreset", "noise": "noise", "full": "all real images"}
+_SCORED = re.compile(r" eval\.(students|suite|coreset|full_students)=\S*")
+
+
+def benchmark(file: str, *patterns: str) -> str:
+    """A table of the rows of a file of `experiments/benchmark.py`: a line for each command, columns by kind of labels.
+
+    The references of the first command, under the same labels, are its last lines.
+    """
+    found = {(row.command, row.fields["labels"]): row for row in _fitting(file, patterns)}
+    commands = dict.fromkeys(command for command, _ in found)
+    order = sorted(commands, key=lambda command: -Decimal(found[command, "hard"].fields["accuracy"]))
+    columns = [cell for words in _KINDS.values() for cell in (words, "gap")]
+    head = ["`dd run` …", "own labels", *columns, "bytes", "real images of equal bytes", "seconds"]
+    body = []
+    for command in order:
+        own, hard = found[command, "own"], found[command, "hard"]
+        cells = [f"`{_SCORED.sub('', _brief(command))}`", own.score("accuracy", "std_sets")]
+        for kind in _KINDS:
+            cells += [found[command, kind].score("accuracy", "std_sets"), found[command, kind].interval()]
+        cost = int(own.fields["prepare_s"]) + int(own.fields["synthesise_s"])
+        equal = hard.score("equal_bytes", "equal_bytes_std")
+        body.append([*cells, f"{int(own.fields['bytes']):,}", equal, str(cost)])
+    for name, words in _REFERENCES.items():
+        scores = [found[order[0], kind].score(name, f"{name}_std") for kind in _KINDS]
+        body.append([words, "", *(cell for score in scores for cell in (score, "")), "", "", ""])
     return _table(head, body)
 
 
@@ -259,7 +296,7 @@ def commands() -> str:
 
 _FUNCTIONS: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (results, seeds, downstream, protocols, methods, task, recipes, commands)
+    for function in (results, seeds, benchmark, downstream, protocols, methods, task, recipes, commands)
 }
 
 

@@ -9,20 +9,23 @@ again, so the command goes on where it was stopped.  Rows of other commands in t
 
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from recorded import record
 
 import dd
-from dd.evaluation.report import RegimeReport, Report, Score
-from dd.evaluation.scores import nested_std
+from dd.evaluation.report import OWN, SCORES, RegimeReport, Report, Score
+from dd.evaluation.scores import gap_to_best, nested_std
 from dd.recipes import parse_overrides
 
 SEED = "SEED"
+REFERENCES = ("control", "coreset", "decoded", "start", "noise", "equal_bytes", "full")
 FIELDS = (
     *("command", "labels", "seeds", "students", "accuracy", "std_sets", "std_students", "control", "control_std"),
     *("holdout", "bytes", "prepare_s", "synthesise_s", "protocol", "fingerprint", "device", "torch"),
+    *("gap", "gap_low", "gap_high", "coreset_method"),
+    *(f"{name}{of}" for name in REFERENCES[1:] for of in ("", "_std")),
     *("target", "reached", "steps_to", "seconds_to", "control_reached", "control_steps_to", "control_seconds_to"),
 )
 
@@ -46,28 +49,53 @@ def rows_of(words: str, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
         "torch": first.versions["torch"],
     }
     head = {"command": f"dd run {words}", "seeds": " ".join(map(str, seeds))}
-    scores = [(report.accuracy, report.control) for report in reports]
-    yield head | {"labels": "own"} | _cells(scores) | _conditions(first) | cost | _times(reports)
-    for each in zip(*(report.regimes for report in reports), strict=True):
-        scores = [(one.rows["accuracy"], one.rows.get("control")) for one in each]
-        yield head | {"labels": each[0].regime} | _cells(scores) | _conditions(each[0]) | cost | _times(each)
+    for kind, each in _by_labels(reports).items():
+        facts = {"labels": kind} | _cells([_scores(one) for one in each]) | _gap(each)
+        yield head | facts | _conditions(each[0]) | cost | _times(each)
 
 
-def _cells(scores: Sequence[tuple[Score, Score | None]]) -> dict[str, Any]:
-    """Return the accuracies of a row, from the scores of the set and its control for each seed."""
-    own = [score for score, _ in scores]
+def _by_labels(reports: Sequence[Report]) -> Mapping[str, Sequence[Report | RegimeReport]]:
+    """Return the scores of every seed by kind of labels, the sets' own first."""
+    regimes = zip(*(report.regimes for report in reports), strict=True)
+    return {OWN: reports} | {each[0].regime: each for each in regimes}
+
+
+def _scores(one: Report | RegimeReport) -> Mapping[str, Score]:
+    """Return the scores by row, "accuracy" that of the set."""
+    if isinstance(one, RegimeReport):
+        return {"equal_bytes" if name == "bytes" else name: score for name, score in one.rows.items()}
+    return {name: score for name in SCORES if (score := getattr(one, name)) is not None}
+
+
+def _cells(each: Sequence[Mapping[str, Score]]) -> dict[str, Any]:
+    """Return the accuracies of a row, from the scores of the set and its references for each seed."""
+    own = [scores["accuracy"] for scores in each]
     means = [score.mean for score in own]
-    controls = [value for _, control in scores if control is not None for value in control.values]
     held = [value for score in own for value in score.holdout]
-    return {
+    found = {
         "students": own[0].n,
         "accuracy": _two(statistics.fmean(means)),
-        "std_sets": _two(statistics.stdev(means)) if len(means) > 1 else "",
+        "std_sets": _two(_std(means)),
         "std_students": _two(nested_std([score.values for score in own])[1]),
-        "control": _two(statistics.fmean(controls)) if controls else "",
-        "control_std": _two(statistics.stdev(controls)) if len(controls) > 1 else "",
         "holdout": _two(statistics.fmean(held)) if held else "",
     }
+    for name in REFERENCES:
+        values = [value for scores in each if name in scores for value in scores[name].values]
+        found |= {name: _two(statistics.fmean(values)) if values else "", f"{name}_std": _two(_std(values))}
+    return found
+
+
+def _gap(each: Sequence[Report | RegimeReport]) -> dict[str, str]:
+    """Return by how much the sets beat the better of random images and the coreset; sets, not students, vary."""
+    rows = [_scores(one) for one in each]
+    if not all("control" in row for row in rows):
+        return {}
+    names = [name for name in ("control", "coreset") if all(name in row for row in rows)]
+    own, *others = ([row[name].mean for row in rows] for name in ("accuracy", *names))
+    gap = gap_to_best(own, others)
+    methods = dict.fromkeys(one.coreset for one in each if isinstance(one, RegimeReport) and one.coreset)
+    found = {"gap": _two(gap.mean), "gap_low": _two(gap.low), "gap_high": _two(gap.high)}
+    return found | {"coreset_method": " ".join(methods)}
 
 
 def _times(reports: Sequence[Report | RegimeReport]) -> dict[str, Any]:
@@ -99,6 +127,10 @@ def _conditions(report: Report | RegimeReport) -> dict[str, Any]:
 
 def _seconds(reports: Sequence[Report], stage: str, of: str) -> int:
     return round(statistics.fmean(report.cost.get(stage, {}).get(of, 0.0) for report in reports))
+
+
+def _std(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _two(value: float | None) -> str:

@@ -200,7 +200,7 @@ def _settings(known: dict[str, Any], before: list[str], last: str) -> Iterable[s
         key, keys.get(key) or ()
     )
     if key == "init":
-        values = _sets(value)
+        values = [*_sets(value), *_released()]
     if key == "recipe":
         values = [*_files(value, ".toml"), *_runs(value)]
     return [f"{key}={one}" for one in values]

@@ -6,8 +6,8 @@ from typing import TypeVar
 from dd.engine.method import Method, Synthetic, Task
 from dd.engine.selection import Selection
 from dd.errors import UsageError
-from dd.io import user_path
 from dd.pipeline.task import Run
+from dd.released.pull import file_of
 from dd.sets import DistilledSet, load
 
 P = TypeVar("P")
@@ -29,7 +29,7 @@ def begin(run: Run, method: Method[P], prepared: P, task: Task) -> Synthetic:
         raise UsageError(f"method {method.name} selects real images and changes none, so it cannot start from init=")
     syn = method.start(task, prepared)
     if run.recipe.init is not None:
-        given, n = load(user_path(run.recipe.init, "init")), len(run.task.targets)
+        given, n = load(file_of(run.recipe.init, "init")), len(run.task.targets)
         if task.part is not None and given.n == n:
             slots = task.part.slots
             given = replace(given, images=given.images[slots], labels=given.labels[slots])

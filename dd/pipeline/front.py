@@ -57,7 +57,7 @@ def run(  # noqa: PLR0913  the keys of `dd run`, by name for completion in edito
         device: "cpu", "cuda", "cuda:N", "mps"; None for the best one available.
         preset: a preset of the recipe file.
         like: the recipe cell whose settings to use for another data set or size, for example "cifar10.ipc50".
-        init: the set to start from: its file, or the folder of its run.
+        init: the set to start from: its file, the folder of its run, or the name of a released set.
         data: how real images are split and preprocessed.
         student: the network: a name (default size), a `NetworkSpec`, or a mapping.
         eval: how students are trained: the name of a protocol (`dd.list_protocols()`), a `Protocol`, or a mapping.

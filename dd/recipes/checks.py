@@ -124,10 +124,14 @@ def device(asked: str) -> str:
 
 
 def begins(init: str) -> None:
-    """Raise `UsageError` unless `init` is a file, or a run folder that contains a set."""
-    from dd.sets.formats import set_file
+    """Raise `UsageError` unless `init` is a file, a run folder that contains a set, or a released set."""
+    from dd.released.pull import file_of, is_released, similar
 
-    path = set_file(init, "init")
+    path = file_of(init, "init")
+    if is_released(init):
+        return
+    if near := similar(init):
+        raise UsageError(f"init={init}: no such file, and no released set of that name{near}")
     if readable("init", init).is_dir() and not os.path.exists(path):
         raise UsageError(f"init={init} is a folder without a set; name that of a run, or a set's file")
     existing(path, f"init={init}")

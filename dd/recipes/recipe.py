@@ -41,7 +41,7 @@ class Recipe:
         compile: whether training loops are compiled; "auto" compiles only if it pays off.
         preset: the requested preset.
         like: the cell of another data set or size whose table is used.
-        init: file or name of the set to start from.
+        init: the set to start from: its file, the folder of its run, or the name of a released set.
         data: how real images are split and preprocessed.
         student: the network to distil for.
         eval: how students are trained and scored.

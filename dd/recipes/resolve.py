@@ -266,7 +266,7 @@ def _recipe(
 ) -> Recipe:
     from dd.engine import registry
     from dd.io import sha256_file, user_path
-    from dd.sets.formats import set_file
+    from dd.released.pull import file_of
 
     ref = bare.pop("method")
     if registry.is_code(ref):
@@ -274,7 +274,7 @@ def _recipe(
         ref = f"{user_path(path + '.py', 'method').resolve()}{name}"
     if text := registry.in_the_making(cls):
         digests["method"] = text
-    if bare["init"] is not None and (init := set_file(bare["init"], "init")).is_file():
+    if bare["init"] is not None and (init := file_of(bare["init"], "init")).is_file():
         digests["init"] = sha256_file(init)
     notices = table.notices
     if "dataset" not in origin:

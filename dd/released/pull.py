@@ -28,6 +28,7 @@ from dd.released.presets import labelled, preset
 from dd.released.record import NAME, Released
 from dd.runs import RunFolder
 from dd.sets import DistilledSet, load, save
+from dd.sets.formats import set_file
 from dd.sizes import readable_size
 
 log = logging.getLogger(__name__)
@@ -62,11 +63,32 @@ def is_released(text: str) -> bool:
     return NAME.fullmatch(text) is not None and not os.path.exists(text) and text in known_sets()
 
 
+def file_of(text: str, key: str) -> Path:
+    """Return the file of a set that a setting names: by that file, by the folder of its run, or as a released set.
+
+    Args:
+        text: a path, or the name of a released set, which is fetched if it is not on this machine.
+        key: the setting, for messages.
+
+    Raises:
+        UsageError: the text is no path, or the released set needs a further option.
+        RunError: a released set cannot be fetched.
+    """
+    return pull(text).path if is_released(text) else set_file(text, key)
+
+
+def similar(text: str) -> str:
+    """Return words that name released sets with similar names; "" if there are none, or a file or folder is there."""
+    if os.path.exists(text) or not NAME.fullmatch(text):
+        return ""
+    near = close_matches(text, known_sets())
+    return nearest(text, near) if near else ""
+
+
 def no_set_at(path: Path, text: str = "") -> UsageError:
     """Return the error for a set that is not there, with the released sets whose names are similar to `text`."""
-    near = close_matches(text, known_sets()) if NAME.fullmatch(text) else []
-    if near:
-        return UsageError(f"no set at {path}, and no released set {text!r}{nearest(text, near)}")
+    if near := similar(text):
+        return UsageError(f"no set at {path}, and no released set {text!r}{near}")
     return UsageError(
         f"no set at {path}; `dd run` writes one into its folder under ./runs, and `dd sets` lists released ones"
     )

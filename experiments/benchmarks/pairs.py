@@ -24,18 +24,20 @@ class Bench:
         scale: how much is measured.
         folder: an initially empty folder for the whole run, so that caches of artefacts and compiled code start cold.
         threads: threads of every side; None for PyTorch's default.
+        compiled: folder of compiled code that all sides share; None for an empty one for each.
     """
 
     scale: Scale
     folder: Path
     threads: int | None = None
+    compiled: Path | None = None
 
     def environment(self) -> dict[str, str]:
         """The environment of a side: no allocator tuning from outside, and empty caches."""
         env = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_", "TORCH"))}
         env |= {
             "DD_HOME": str(self.folder / "home"),
-            "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(prefix="compiled-", dir=self.folder),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.compiled or tempfile.mkdtemp(prefix="compiled-", dir=self.folder)),
         }
         return env | ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})
 

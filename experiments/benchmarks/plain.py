@@ -39,13 +39,19 @@ def loader(images: Tensor, labels: Tensor, batch: int) -> DataLoader:
 
 
 def train_pass(
-    network: nn.Module, batches: Iterable, prepare: Callable[[Tensor], Tensor], optimiser: SGD, steps: int | None
+    network: nn.Module,
+    batches: Iterable,
+    prepare: Callable[[Tensor], Tensor],
+    optimiser: SGD,
+    steps: int | None,
+    temperature: float = 1.0,
 ) -> None:
-    """One pass over the batches, or its first `steps` steps."""
+    """One pass over the batches, or its first `steps` steps, with the loss of distillation at a temperature."""
     network.train()
     for images, labels in islice(batches, steps):
         optimiser.zero_grad()
-        F.cross_entropy(network(prepare(images)), labels).backward()
+        loss = F.cross_entropy(network(prepare(images)) / temperature, labels) * temperature**2
+        loss.backward()
         optimiser.step()
 
 
@@ -108,11 +114,12 @@ def student(
     lr: float,
     momentum: float,
     weight_decay: float,
+    temperature: float = 1.0,
 ) -> None:
     """Train a student on a small set; after half of the steps, recreate the optimiser with a tenth of the lr."""
     done = 0
     for rate, until in ((lr, steps // 2), (lr / 10, steps)):
         optimiser = SGD(network.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay)
         while done < until:
-            train_pass(network, batches, augment, optimiser, until - done)
+            train_pass(network, batches, augment, optimiser, until - done, temperature)
             done += min(len(batches), until - done)

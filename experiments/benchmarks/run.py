@@ -24,6 +24,7 @@ from decoupled import label_sizes, recover, relabel
 from pairs import Bench, Died, Runs, Side, in_turns, ratios
 from report import Findings, Memory, compared, draw, machine, same_work, text, verdict
 from scale import CEILINGS, DISTRIBUTION, LOADER, PARTS, QUICK, Scale
+from scoring import evaluation
 
 
 def training(bench: Bench, found: Findings) -> None:
@@ -182,22 +183,6 @@ def decoupled(bench: Bench, found: Findings) -> None:
     relabel(bench, found)
     label_sizes(bench, found)
     loader(bench, found, LOADER[:1])
-
-
-def evaluation(bench: Bench, found: Findings) -> None:
-    runs = in_turns(bench, {"our evaluator": ("evaluation", {}), "plain loop": ("evaluation_plain", {})})
-    ours, plain = runs.values()
-    found.ratios.append(compared("evaluation", "a student at ipc 10 / plain loop", ours, plain))
-    minute = ", ".join(f"{label} {60 / statistics.median(run.seconds):.1f}" for label, run in runs.items())
-    scores = ", ".join(
-        f"{label} {statistics.fmean(report['accuracy'] for report in run.reports):.1f} %" for label, run in runs.items()
-    )
-    found.notes += [
-        f"evaluation: students per minute: {minute}; {bench.scale.student_steps} steps each, then the test images "
-        f"(ours: the held-out ones too); {_start_up(ours):.1f} s before the first steady one",
-        f"evaluation: mean test accuracy: {scores}",
-    ]
-    found.machine |= ours.facts
 
 
 RUN: dict[str, Callable[[Bench, Findings], None]] = {

@@ -24,6 +24,25 @@ DECOUPLED = {
 # numbers of classes for which the bytes of labels are reported
 LABELLED = (10, 200, 1000, 10_450)
 
+# PART=evaluation: kind of labels, number of students, and network
+_CONVNET = {"arch": "convnet", "width": 32}
+EVALUATION = {
+    **{
+        f"{n} student{'s' * (n > 1)}, ConvNet, hard labels": {"labels": "hard", "students": n, "network": _CONVNET}
+        for n in (1, 2, 5, 10)
+    },
+    "2 students, ConvNet, a soft label each": {"labels": "soft", "students": 2, "network": _CONVNET},
+    "2 students, ConvNet, a teacher on every view": {"labels": "views", "students": 2, "network": _CONVNET},
+    **{
+        f"2 students, {arch} of width {width}, hard labels": {
+            "labels": "hard",
+            "students": 2,
+            "network": {"arch": arch, "width": width},
+        }
+        for arch, width in (("alexnet", 32), ("vgg11", 16), ("resnet18", 16))
+    },
+}
+
 # upper limits, relative to the other side's time, or to the memory of ten inner steps
 CEILINGS = {
     "training": 0.85,
@@ -34,6 +53,7 @@ CEILINGS = {
     "stepwise": 1.6,
     "memory": 1.3,
     "loader": 1.0,
+    "evaluation": 1.05,
 }
 
 
@@ -50,6 +70,7 @@ class Scale:
         inner_steps: student steps of an MTT iteration.
         iterations: outer iterations per timed repeat.
         student_steps: steps of a student in evaluation.
+        pairs: paired repeats of evaluation, after a first one.
         memory_steps: inner steps at which memory is measured; the ceiling compares the last with the first.
         files: images per timed pass of the loader.
     """
@@ -62,6 +83,7 @@ class Scale:
     inner_steps: int = 10
     iterations: int = 4
     student_steps: int = 300
+    pairs: int = 2
     memory_steps: tuple[int, ...] = (10, 20, 40, 80)
     files: int = 2000
 
@@ -76,6 +98,7 @@ QUICK = Scale(
     inner_steps=2,
     iterations=1,
     student_steps=5,
+    pairs=1,
     memory_steps=(1, 2),
     files=200,
 )

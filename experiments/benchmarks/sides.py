@@ -4,7 +4,6 @@ import importlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import count, islice, pairwise
 from typing import Any
 
@@ -16,14 +15,10 @@ from worker import Gate, resident
 
 from dd.engine.method import Task, prepare
 from dd.engine.synthesise import Watch, synthesise
-from dd.evaluation.arms import control_arm
-from dd.evaluation.evaluate import Evaluator
 from dd.pipeline.task import make_task
 from dd.recipes import Recipe, resolve
-from dd.rng import generator
 from dd.training.experts import expert_fit, trajectories
 from dd.training.loop import Trainer, accuracy
-from dd.views.dsa import augment
 
 WIDTH = 32
 MANY = 1_000_000
@@ -210,33 +205,6 @@ def memory(gate: Gate, scale: Scale, backprop: str, steps: int) -> None:
     gate.ready()
     synthesise(recipe.method, task, prepared, syn)
     gate.pause(peak=resident("VmHWM"), parameters=prepared.network.size)
-
-
-def evaluation(gate: Gate, scale: Scale) -> None:
-    """Our evaluator: students on random real images, ten per class."""
-    recipe, task = _recipe_and_task(scale)
-    evaluator, control = Evaluator(task, recipe.eval), control_arm(task)
-    gate.ready()
-    for students in count(1):
-        gate.pause(accuracy=evaluator.score(control, recipe.eval.lr, students).values[-1])
-
-
-def evaluation_plain(gate: Gate, scale: Scale) -> None:
-    """A plain loop: students on the same images under the same protocol, with our augmentation."""
-    recipe, task = _recipe_and_task(scale)
-    protocol, data, arm = recipe.eval, task.data, control_arm(task)
-    normalise = _normalise(task)
-    test = data.test.raw(torch.arange(len(data.test))), data.test.labels
-    sgd = {"lr": protocol.lr, "momentum": protocol.momentum, "weight_decay": protocol.weight_decay}
-    gate.ready()
-    for j in count():
-        images, targets = arm.load(j)
-        assert isinstance(images, torch.Tensor)
-        batches = plain.loader(images, targets, protocol.batch)
-        network = plain.convnet(WIDTH, task.classes)
-        changed = partial(augment, data.augment, generator=generator(0, "plain", j))
-        plain.student(network, batches, changed, scale.student_steps, **sgd)
-        gate.pause(accuracy=plain.accuracy(network, *test, normalise))
 
 
 def _recipe_and_task(scale: Scale, *args: Any, **kwargs: Any) -> tuple[Recipe, Task]:

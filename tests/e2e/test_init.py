@@ -32,6 +32,13 @@ def test_it_starts_there(place, small, given, monkeypatch):
     assert "kept expert 2 of 2" in ended.err
 
 
+def test_it_starts_from_a_released_set(place):
+    few = ["iterations=1", "eval.students=1", "eval.steps=1", "eval.full=false", "eval.probes=0", "compile=false"]
+    ended = place.dd("run", "method=dm", "ipc=1", "init=datadam/fashion-mini-ipc1", *few, "--json")
+    assert ended.code == 0, ended.err
+    assert torch.equal(load(ended.report["files"]["start"]).images, load("datadam/fashion-mini-ipc1").images)
+
+
 def test_soft_labels_and_lr_go_along(place, long, small, given):
     quick = [word for word in small if word.startswith(("experts.", "iterations=", "start_max=", "steps="))]
     first = place.dd("run", *long, *quick, "--json").report["files"]["set"]

@@ -229,6 +229,7 @@ def test_all_problems_are_named_at_once(toy):
         ({"ipc": 1, "fraction": 0.5}, "mutually exclusive"),
         ({"fraction": 1.5}, "expected a number > 0 and <= 1"),
         ({"init": "/no/such/file"}, "init=/no/such/file: no such file"),
+        ({"init": "dm/fashion-mini-ipc11"}, "no such file, and no released set of that name; did you mean"),
         ({"recipe": "/no/such/file"}, "recipe=/no/such/file: no such file"),
         ({"init": "/"}, "init=/ is a folder without a set; name that of a run"),
         ({"init": "/dev/null"}, "init=/dev/null: not a regular file"),
