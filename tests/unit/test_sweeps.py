@@ -196,7 +196,7 @@ def test_the_files_that_ship_are_sweeps_by_held_out_accuracy():
     from importlib.resources import files
 
     found = sorted(path for path in files("dd.experiments").joinpath("sweeps").iterdir() if path.name.endswith(".yaml"))
-    assert [path.name for path in found] == ["datm.yaml", "dm.yaml", "sre2lpp.yaml"]
+    assert [path.name for path in found] == ["compose.yaml", "datm.yaml", "dm.yaml", "sre2lpp.yaml"]
     for path in found:
         file = read_sweep(str(path))
         assert file.metric == "eval/holdout"
