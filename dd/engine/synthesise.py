@@ -2,6 +2,7 @@
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,21 +40,26 @@ class Watch:
 
     Attributes:
         log: called every iteration with (it, scalars).
-        probe: called with the variables before the iterations in `probe_at`; returns held-out accuracy in percent.
+        probe: called with the variables before the iterations in `probe_at`; returns the held-out accuracy in
+            percent of each of its students.
         probe_at: the iterations before which `probe` is called.
         stop: pending signals.
         history: returns the log so far, which is saved with the state.
     """
 
     log: Callable[[int, Mapping[str, Any]], None] = lambda it, scalars: None
-    probe: Callable[[Synthetic], float] | None = None
+    probe: Callable[[Synthetic], Sequence[float]] | None = None
     probe_at: frozenset[int] = frozenset()
     stop: Stop = field(default_factory=lambda: Stop(""))
     history: Callable[[], str] = lambda: ""
 
     def probed(self, syn: Synthetic, it: int) -> dict[str, Any]:
-        """Return the probe's scalar, if a probe is due."""
-        return {"probe": self.probe(syn)} if self.probe and it in self.probe_at else {}
+        """Return the mean of the probe's students and, of several, their standard deviation, if a probe is due."""
+        if self.probe is None or it not in self.probe_at:
+            return {}
+        reached = self.probe(syn)
+        spread = {"probe_std": statistics.stdev(reached)} if len(reached) > 1 else {}
+        return {"probe": statistics.fmean(reached)} | spread
 
 
 class _Budget:

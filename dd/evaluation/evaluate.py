@@ -139,13 +139,12 @@ class Evaluator:
         if not len(self.task.data.holdout):
             raise UsageError(f"{self.task.data.name} has no held-out images to choose by; give a larger data.holdout")
 
-    def probe(self, distilled: DistilledSet) -> float:
-        """Return the held-out accuracy in percent of one briefly trained student; for a curve, never for selection."""
+    def probe(self, distilled: DistilledSet) -> tuple[float, ...]:
+        """Return the held-out accuracies in percent of `probe_students` briefly trained students: for a curve."""
         steps = min(self.protocol.probe_steps, self.protocol.total_steps(distilled.n))
         brief = self.under(replace(self.protocol, steps=steps, epochs=None), self.labeller)
         arm = set_arm("probe", distilled, self.task.data.preprocess)
-        (accuracy,) = brief.held_out(arm, self.lr_of(distilled), 1)
-        return accuracy
+        return brief.held_out(arm, self.lr_of(distilled), self.protocol.probe_students)
 
     def under(self, protocol: Protocol, labeller: Labeller | None) -> "Evaluator":
         """Return an evaluator of the same students under another protocol; it shares the compiled network."""

@@ -93,7 +93,9 @@ class Protocol:
     probes: Annotated[int, Field(ge=0, le=10**6), _TOLD] = 4
     """Number of times to score the set on held-out images during synthesis; 0 for never."""
     probe_steps: Annotated[int, Field(ge=1, le=10**9), _TOLD] = 100
-    """Training steps of a probe's student."""
+    """Training steps of a probe's students."""
+    probe_students: Annotated[int, Field(ge=1, le=10**6), _TOLD, OnlyWith("probe_students", unless=1)] = 1
+    """Students of each probe; with several, their standard deviation is logged beside the mean."""
     curve: Annotated[int, Field(ge=0, le=10_000), _TOLD, OnlyWith("curve")] = 0
     """Number of evenly spaced times at which each student is scored on all test and held-out images, the last at the
     end: its learning curve, by which nothing is chosen.  0 for none.

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dd.evaluation.conditions import network_in_words, ranked_classes
@@ -22,6 +22,7 @@ _DIGITS = 12  # of an iteration
 _LOG = 100  # ratio of the largest to the smallest value, above which the axis is logarithmic
 
 Point = tuple[float, float]
+Spread = tuple[float, float, float]  # place along, mean, standard deviation
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,12 @@ def curves(subject: ReportedSet) -> tuple[list[Chart], str]:
     """Return a chart of each column of the log, the held-out accuracy first, and what is left out."""
     rows = [row for row in subject.log if len(row["it"]) <= _DIGITS]
     skipped = [it for it, value in curve(rows, "skipped") if value]
-    names = [name for name in subject.columns if name not in ("it", "skipped", "probe") and curve(rows, name)]
-    charts = [found] if (found := _held_out(subject.report, curve(rows, "probe"))) else []
+    names = [
+        name for name in subject.columns if name not in ("it", "skipped", "probe", "probe_std") and curve(rows, name)
+    ]
+    charts = (
+        [found] if (found := _held_out(subject.report, curve(rows, "probe"), dict(curve(rows, "probe_std")))) else []
+    )
     room = CHARTS - len(charts)
     for name in names[:room]:
         points = [point for point in curve(rows, name) if abs(point[1]) < _LARGEST]
@@ -152,23 +157,37 @@ def _learning(words: str, score: Score) -> Chart:
     steps = score.curves[0].steps
     each = [[curve.test[at] for curve in score.curves if at < len(curve.test)] for at in range(len(steps))]
     points = [(float(step), statistics.fmean(values)) for step, values in zip(steps, each, strict=True)]
-    whiskers = list(zip(map(float, steps), each, strict=True)) if len(steps) <= _WHISKERS else []
+    whiskers = [_spread(float(at), values) for at, values in zip(steps, each, strict=True)][: _WHISKERS + 1]
+    few = len(steps) <= _WHISKERS
+    whiskers = [_spread(float(at), values) for at, values in zip(steps, each, strict=True)] if few else []
     note = f"mean{' ± std' if whiskers else ''} of {score.n} students; on test images, by which nothing is chosen"
     return _chart(f"{words}: test accuracy %", points, ends=whiskers, note=note, along="step", dotted=True)
 
 
-def _held_out(report: Report, probes: Sequence[Point]) -> Chart | None:
-    """Return held-out accuracy: the probes, and the evaluation's students on the first and on the last set."""
+def _spread(at: float, values: Sequence[float]) -> Spread:
+    return at, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _held_out(report: Report, probes: Sequence[Point], deviations: Mapping[float, float]) -> Chart | None:
+    """Return held-out accuracy: the probes, and the evaluation's students on the first and on the last set.
+
+    Args:
+        report: of the set.
+        probes: iteration and mean accuracy of each probe.
+        deviations: the standard deviation of its students, by iteration; empty for a single student.
+    """
     probes = [point for point in probes if 0 <= point[1] <= 100]
     last = report.provenance.get("iterations")
-    ends: list[tuple[float, Sequence[float]]] = []
+    ends: list[Spread] = [(at, mean, deviations[at]) for at, mean in probes if at in deviations]
     if isinstance(last, int) and 0 < last < 10**_DIGITS:
         pairs = ((0, report.start), (last, report.accuracy))
-        ends = [(at, score.holdout) for at, score in pairs if score is not None and score.holdout]
+        ends += [_spread(at, score.holdout) for at, score in pairs if score is not None and score.holdout]
     if not probes and not ends:
         return None
-    line = "line: one student for each probe, trained briefly" if probes else ""
-    bars = "bars: the evaluation's students, mean ± std, on the set at its first and last iteration" if ends else ""
+    who = "the students of each probe, mean ± std" if deviations else "one student for each probe"
+    line = f"line: {who}, trained briefly" if probes else ""
+    bars = "bars at its ends: the evaluation's students, mean ± std, on the set at its first and last iteration"
+    bars = bars if len(ends) > len(deviations) else ""
     return _chart("held-out accuracy %", probes, ends=ends, note="; ".join(one for one in (line, bars) if one),
                   dotted=True)  # fmt: skip
 
@@ -177,25 +196,23 @@ def _chart(
     title: str,
     points: Sequence[Point],
     *,
-    ends: Sequence[tuple[float, Sequence[float]]] = (),
+    ends: Sequence[Spread] = (),
     marks: Sequence[float] = (),
     note: str = "",
     dotted: bool = False,
     along: str = "iteration",
 ) -> Chart:
-    spread = [(at, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
-              for at, values in ends]  # fmt: skip
-    levels = [y for _, y in points] + [mean + sign * std for _, mean, std in spread for sign in (-1, 1)]
-    places = [x for x, _ in points] + [at for at, _, _ in spread]
+    levels = [y for _, y in points] + [mean + sign * std for _, mean, std in ends for sign in (-1, 1)]
+    places = [x for x, _ in points] + [at for at, _, _ in ends]
     is_log = not ends and min(levels) > 0 and max(levels) > _LOG * min(levels)
     x, y = _Axis(min(places), max(places), _LEFT, WIDTH - _RIGHT), _axis_up(levels, is_log)
     drawn = [(x(a), y(b)) for a, b in _thinned(points)]
-    whiskers = tuple(Whisker(x(at), y(mean), y(mean - std), y(mean + std)) for at, mean, std in spread)
+    whiskers = tuple(Whisker(x(at), y(mean), y(mean - std), y(mean + std)) for at, mean, std in ends)
     few = dotted or len(points) < 3
     skips = f"{len(marks)} iterations were skipped (marks)" if marks else ""
     return Chart(
         title=title,
-        words=_in_words(f"{title} by {along}", points, spread),
+        words=_in_words(f"{title} by {along}", points, ends),
         line=" ".join(f"{a},{b}" for a, b in drawn) if len(drawn) > 1 else "",
         dots=tuple(drawn) if few else (),
         whiskers=whiskers,
@@ -206,7 +223,7 @@ def _chart(
     )
 
 
-def _in_words(title: str, points: Sequence[Point], spread: Sequence[tuple[float, float, float]]) -> str:
+def _in_words(title: str, points: Sequence[Point], spread: Sequence[Spread]) -> str:
     words = [title]
     if points:
         (a, first), (b, last) = points[0], points[-1]

@@ -71,7 +71,7 @@ def _whole(run: Run, method: Method[P], prepared: P) -> Payload:
             shown = {name: value for name, value in scalars.items() if name in ("loss", "probe")}
             progress.update(min(it + 1, method.iterations), **shown)
 
-        def probe(now: Synthetic) -> float:
+        def probe(now: Synthetic) -> tuple[float, ...]:
             return evaluator.probe(method.finish(now, task, prepared))
 
         watching = len(task.data.holdout) > 0 and recipe.eval.probes > 0 and method.iterations > 0

@@ -82,7 +82,7 @@ def progress_plot(path: Path, csv_path: Path) -> None:
     """
     rows = read_log(csv_path)[1]
     curves = [
-        (label, style, points)
+        (name, label, style, points)
         for name, label, style in (
             ("loss", "objective", {"linewidth": 0.8}),
             ("lr", "student lr (learned)", {"linewidth": 1.2}),
@@ -92,9 +92,12 @@ def progress_plot(path: Path, csv_path: Path) -> None:
     ]
     figure = new_figure(7.0, 0.8 + 2.2 * max(len(curves), 1))
     axes = figure.subplots(max(len(curves), 1), 1, sharex=True, squeeze=False)[:, 0]
-    for ax, (label, style, points) in zip(axes, curves, strict=False):
+    for ax, (column, label, style, points) in zip(axes, curves, strict=False):
         its, values = zip(*points, strict=True)
         ax.plot(its, values, **style)
+        if spread := curve(rows, f"{column}_std"):
+            at = dict(points)
+            ax.errorbar(*zip(*((it, at[it]) for it, _ in spread), strict=True), [std for _, std in spread], fmt="none")
         ax.set_ylabel(label)
         ax.grid(alpha=0.3)
         if label == "objective":

@@ -182,6 +182,7 @@ DOES_NOT = {
     "full_budget": 1,
     "probes": 1,
     "probe_steps": 7,
+    "probe_students": 2,
     "curve": 3,
     "target": 50.0,
     "references": (),
@@ -398,11 +399,14 @@ def test_a_probe_is_the_held_out_accuracy_of_one_brief_student(task):
     test = Watched(task.data.test)
     found = Evaluator(replace(task, data=replace(task.data, test=test)), protocol).probe(small)
     brief = Evaluator(task, replace(protocol, steps=9, epochs=None))
-    assert (found,) == brief.score(set_arm("it", small, task.data.preprocess), 0.02, 1).holdout
+    assert found == brief.score(set_arm("it", small, task.data.preprocess), 0.02, 1).holdout
     # no more steps than a student of the protocol has
     short = replace(BRIEF, steps=4, probe_steps=100)
     again = Evaluator(task, short).score(set_arm("it", small, task.data.preprocess), 0.02, 1)
-    assert (Evaluator(task, short).probe(small),) == again.holdout
+    assert Evaluator(task, short).probe(small) == again.holdout
+    several = Evaluator(task, replace(short, probe_students=2)).probe(small)
+    assert several[:1] == again.holdout
+    assert len(several) == 2
 
 
 # --- control and start -----------------------------------------------------------------------------------------------

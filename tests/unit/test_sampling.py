@@ -169,7 +169,7 @@ def test_a_sampled_synthesis_credits_iterations_and_probes(place):
     def probe(syn):
         probes.append(len(method.seen))
         time.sleep(0.05)
-        return 50.0
+        return (50.0,)
 
     watch = Watch(probe=probe, probe_at=frozenset(range(10_000, 100_001, 10_000)))
     with sampling.sampling():

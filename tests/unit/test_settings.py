@@ -20,7 +20,17 @@ from dd.training.record import RecordSettings
 # of no run: by them the same settings, files or images are reached another way
 NO_RUN = {"method", "preset", "like", "init", "experts.from", "autoencoder", "data.workers"}
 # of no number: they say how many students are asked, and how the synthesis is watched
-NO_NUMBER = {"protocol", "students", "pilots", "full", "full_students", "full_budget", "probes", "probe_steps"}
+NO_NUMBER = {
+    "protocol",
+    "students",
+    "pilots",
+    "full",
+    "full_students",
+    "full_budget",
+    "probes",
+    "probe_steps",
+    "probe_students",
+}
 # ... and what is scored
 NO_NUMBER |= {"labels", "suite", "teachers", "coreset", "references", "lengths", "curve", "target"}
 NO_LABEL = {"mode", "replay", "tau"}

@@ -303,7 +303,7 @@ def test_probes_see_the_variables_before_their_iteration_and_change_nothing(rig,
     def probe(syn):
         seen.append(syn.images.detach().clone())
         torch.rand(3)  # whatever it draws
-        return 10.0 + len(seen)
+        return 8.0 + len(seen), 12.0 + len(seen)
 
     result = rig.run(method, checkpoint=False, probe=probe, probe_at=frozenset({0, 7, 11, 23}))
     assert equal(result, whole[0])
@@ -312,8 +312,10 @@ def test_probes_see_the_variables_before_their_iteration_and_change_nothing(rig,
         assert torch.equal(image, states[it])
     assert torch.equal(seen[3], result["images"])
     # the last row is the probe's alone
-    assert rig.rows[-1] == (23, {"probe": 14.0})
-    assert [{k: v for k, v in row.items() if k != "probe"} for _, row in rig.rows[:-1]] == [r for _, r in whole[1]]
+    assert rig.rows[-1] == (23, {"probe": 14.0, "probe_std": pytest.approx(8**0.5)})
+    assert [{k: v for k, v in row.items() if not k.startswith("probe")} for _, row in rig.rows[:-1]] == [
+        r for _, r in whole[1]
+    ]
 
 
 def test_a_run_stopped_during_its_last_probe_does_not_go_on(rig, whole):
@@ -324,7 +326,7 @@ def test_a_run_stopped_during_its_last_probe_does_not_go_on(rig, whole):
         probes.append(len(rig.rows))
         if len(probes) == 1:
             rig.stop.requested = signal.SIGINT
-        return 50.0
+        return (50.0,)
 
     method = Toy(skip=frozenset({3, 11}))
     with pytest.raises(Interrupted):
