@@ -150,6 +150,10 @@ def merge(
     return values, origins
 
 
+# names by which users of other evaluations look for a setting of ours
+_ELSEWHERE = {"eval.seeds": "eval.students", "eval.num_eval": "eval.students", "num_eval": "eval.students"}
+
+
 def unknown_key(key: str, value: Any, known: Iterable[str]) -> str:
     """Return one line for an unknown key, with the closest known keys."""
     known = list(known)
@@ -157,6 +161,8 @@ def unknown_key(key: str, value: Any, known: Iterable[str]) -> str:
         return (
             f"unknown group of settings {key!r}{_did_you_mean(key, {k.partition('.')[0] for k in known if '.' in k})}"
         )
+    if (ours := _ELSEWHERE.get(key)) in known:
+        return f"unknown key {key!r}{_did_you_mean('', (), [ours])}"
     group, _, name = key.rpartition(".")
     inside = {k.rpartition(".")[2] for k in known if group and k.rpartition(".")[0] == group}
     if close := close_matches(name, inside):

@@ -227,6 +227,7 @@ def test_all_problems_are_named_at_once(toy):
         ({"like": "cifar10.ipc51"}, "did you mean 'cifar10.ipc50'"),
         ({"like": "cifar10"}, "write DATASET.ipcN"),
         ({"ipc": 1, "fraction": 0.5}, "mutually exclusive"),
+        ({"eval.seeds": 5}, "unknown key 'eval.seeds'; did you mean 'eval.students'?"),
         ({"fraction": 1.5}, "expected a number > 0 and <= 1"),
         ({"init": "/no/such/file"}, "init=/no/such/file: no such file"),
         ({"init": "dm/fashion-mini-ipc11"}, "no such file, and no released set of that name; did you mean"),
