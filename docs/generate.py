@@ -116,13 +116,13 @@ def seeds(file: str, *patterns: str) -> str:
 
 _KINDS = {"hard": "hard labels", "soft": "one soft label each", "views": "a teacher on every view"}
 _REFERENCES = {"control": "random real images", "coreset": "the coreset", "noise": "noise", "full": "all real images"}
-_SCORED = re.compile(r" eval\.(students|suite|coreset|full_students)=\S*")
+_SCORED = re.compile(r" eval\.(students|suite|coreset|full_students|references)=\S*")
 
 
 def benchmark(file: str, *patterns: str) -> str:
     """A table of the rows of a file of `experiments/benchmark.py`: a line for each command, columns by kind of labels.
 
-    The references of the first command, under the same labels, are its last lines.
+    The references that do not depend on the set, those of `method=random`, are its last lines.
     """
     found = {(row.command, row.fields["labels"]): row for row in _fitting(file, patterns)}
     commands = dict.fromkeys(command for command, _ in found)
@@ -138,8 +138,9 @@ def benchmark(file: str, *patterns: str) -> str:
         cost = int(own.fields["prepare_s"]) + int(own.fields["synthesise_s"])
         equal = hard.score("equal_bytes", "equal_bytes_std")
         body.append([*cells, f"{int(own.fields['bytes']):,}", equal, str(cost)])
+    (drawn,) = (command for command in order if command.startswith("dd run method=random "))
     for name, words in _REFERENCES.items():
-        scores = [found[order[0], kind].score(name, f"{name}_std") for kind in _KINDS]
+        scores = [found[drawn, kind].score(name, f"{name}_std") for kind in _KINDS]
         body.append([words, "", *(cell for score in scores for cell in (score, "")), "", "", ""])
     return _table(head, body)
 
