@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dd.engine import registry
 from dd.errors import RunError, UsageError, in_one_line
+from dd.evaluation.read import report_from
 from dd.evaluation.report import Report
 from dd.io import Json, locked, user_path, writable, write_json, write_text
 from dd.pipeline import run_recipe
@@ -105,9 +106,9 @@ def read_swept(folder: Path) -> Swept:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         best = next(row for row in found["rows"] if row["trial"] == found["best"])
-        report = Report.from_dict(found["report"])
+        report = report_from(found["report"])
         return Swept(folder, found["metric"], found["rows"], best, report, Path(found["run"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (OSError, UsageError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise UsageError(
             f"{file} is damaged ({in_one_line(error)}); the same `dd sweep` command writes it again"
         ) from error

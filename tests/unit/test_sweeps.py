@@ -1,6 +1,7 @@
 """Files of sweeps, the state that processes share, and files that are written from a method's own fields."""
 
 import contextlib
+import json
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from dd.errors import UsageError
 from dd.recipes import resolve
 from dd.recipes.schema import leaves
 from dd.sweeps import draft, read_sweep
+from dd.sweeps.local import read_swept
 from dd.sweeps.study import Study
 
 
@@ -201,3 +203,11 @@ def test_the_files_that_ship_are_sweeps_by_held_out_accuracy():
         file = read_sweep(str(path))
         assert file.metric == "eval/holdout"
         assert resolve({**file.fixed, **{p.key: p.ends[-1] for p in file.parameters}}).data.holdout > 0
+
+
+@pytest.mark.parametrize("report", [{}, [], {"accuracy": "high"}, {"accuracy": {"values": [181.0]}}])
+def test_a_forged_result_is_one_line(tmp_path, report):
+    found = {"metric": "probe", "rows": [{"trial": 0}], "best": 0, "run": "run", "report": report}
+    (tmp_path / "sweep.json").write_text(json.dumps(found))
+    with pytest.raises(UsageError, match=r"sweep\.json is damaged \(.*the same `dd sweep` command writes it again"):
+        read_swept(tmp_path)
