@@ -31,6 +31,7 @@ DATASETS = {
     "cifar10": "dataset=cifar10 ipc={ipc} like=fashion-mini.ipc{ipc} eval.students=1",
 }
 COLOUR = ("cda", "rded", "sre2lpp")
+SHORTER = {"softlabel": "experts.epochs=7"}  # on CIFAR-10: the labels are those of epoch 7, the last that is needed
 
 
 def words_of(dataset: str, method: str, ipc: int) -> str:
@@ -38,6 +39,8 @@ def words_of(dataset: str, method: str, ipc: int) -> str:
     words = DATASETS[dataset].format(ipc=ipc)
     if dataset == "cifar10" and method in COLOUR:
         words = words.replace(f"like=fashion-mini.ipc{ipc}", "preset=quick")
+    if dataset == "cifar10" and method in SHORTER:
+        words += f" {SHORTER[method]}"
     return f"method={method} {words} {SCORED} {ONCE if method == 'random' else EACH}"
 
 
