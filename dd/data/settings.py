@@ -60,7 +60,8 @@ class DataSettings:
     """How an image becomes a square. "fit": resize the shorter side to `size` and crop the centre (keeps 75 % of a
     500 x 375 image). "squash": resize both sides to `size`, ignoring the aspect ratio (the trajectory family).
     "shorter": resize the shorter side to 8/7 of `size` and crop the centre (keeps 57 %; 256 then 224, the usual
-    ImageNet test transform).
+    ImageNet test transform). JPEG files are scaled by PyTorch and all others by Pillow: the same filter, but up to two
+    grey levels apart, and "fit" cuts the centre of a JPEG file at whole pixels.
     """
     depth16: Depth16 | None = None
     """How grey images of more than 8 bits are scaled linearly to 8: "full" maps 0 to 65,535; "image" maps the darkest

@@ -1,9 +1,9 @@
 """Loading images from a folder: our loader against torchvision's `ImageFolder` with PyTorch's `DataLoader`.
 
-Both sides decode the same JPEG files with Pillow, resize the shorter side with the same filter, crop the centre and
-normalise, with the same number of workers and batch size, and yield shuffled batches.  The first pass, which is not
-timed, sums the squares of all pixels to show that both sides yield the same values; the timed passes only consume the
-batches.
+Both sides decode the same JPEG files, resize the shorter side with the same filter, crop the centre and normalise, with
+the same number of workers and batch size, and yield shuffled batches.  The other side uses Pillow, which `ImageFolder`
+does by default.  The first pass, which is not timed, sums the squares of all pixels to show that both sides yield the
+same values; the timed passes only consume the batches.
 """
 
 import os
@@ -23,6 +23,7 @@ from worker import Gate
 
 from dd.data import DataSettings, open_data
 from dd.rng import generator
+from dd.runs.allocator import keep_large_buffers
 
 STORED = 256  # height and width of the files in pixels
 BATCH = 64
@@ -50,8 +51,10 @@ def ours(gate: Gate, scale: Scale, folder: str, size: int) -> None:
     _take(gate, passes, len(data.train))
 
 
-def torchvisions(gate: Gate, scale: Scale, folder: str, size: int) -> None:
-    """`ImageFolder` and `DataLoader`, with persistent workers."""
+def torchvisions(gate: Gate, scale: Scale, folder: str, size: int, kept: bool = False) -> None:
+    """`ImageFolder` and `DataLoader`, with persistent workers; `kept`: with our allocator setting, as its workers."""
+    if kept:
+        keep_large_buffers()
     space = open_data(f"folder:{folder}", DataSettings(holdout=0, size=size, stream=True), "cpu").preprocess.spec()
     transform = transforms.Compose(
         [

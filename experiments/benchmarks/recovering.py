@@ -23,6 +23,7 @@ from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
 from dd.networks import NetworkSpec, resolve_network
 from dd.runs import Store
+from dd.runs.allocator import keep_large_buffers
 from dd.training.teachers import Teacher
 from dd.views import draw_boxes
 
@@ -71,8 +72,10 @@ def ours(gate: Gate, scale: Scale, times: int, network: dict[str, Any]) -> None:
     synthesise(method, task, committee, method.start(task, committee), watch=Watch(log=log))
 
 
-def written_down(gate: Gate, scale: Scale, times: int, network: dict[str, Any]) -> None:
-    """The same in plain PyTorch."""
+def written_down(gate: Gate, scale: Scale, times: int, network: dict[str, Any], kept: bool = False) -> None:
+    """The same in plain PyTorch; `kept`: with our allocator setting, else with the default allocator."""
+    if kept:
+        keep_large_buffers()
     task, method = task_of(**network), _method()
     teacher = teacher_of(task)
     images = method.start(task, committee_of(teacher)).images.detach().requires_grad_()

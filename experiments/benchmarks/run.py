@@ -161,14 +161,20 @@ def loader(bench: Bench, found: Findings, sizes: Sequence[int] = LOADER) -> None
         side.finish()
     for size in sizes:
         options = {"folder": folder, "size": size}
-        runs = in_turns(
-            bench.fewer(), {"our loader": ("loading.ours", options), "DataLoader": ("loading.torchvisions", options)}
-        )
-        ours, theirs = runs.values()
+        ours, theirs, kept = in_turns(
+            bench.fewer(),
+            {
+                "our loader": ("loading.ours", options),
+                "DataLoader": ("loading.torchvisions", options),
+                "DataLoader, our allocator's setting": ("loading.torchvisions", {**options, "kept": True}),
+            },
+        ).values()
         what = f"streamed to {size} px / ImageFolder + DataLoader"
-        found.ratios.append(compared("loader", what, ours, theirs, CEILINGS["loader"]))
+        found.ratios.append(compared("loader", what, ours, theirs))
+        both = f"{what}, both with our allocator's setting"
+        found.ratios.append(compared("loader", both, ours, kept, CEILINGS["loader"]))
         images = ours.reports[-1]["images"]
-        rates = [images / statistics.median(run.seconds) for run in runs.values()]
+        rates = [images / statistics.median(run.seconds) for run in (ours, theirs)]
         quicker = statistics.median(1 / ratio for ratio in ratios(ours.seconds, theirs.seconds))
         apart = abs(ours.reports[0]["total"] / theirs.reports[0]["total"] - 1)
         found.notes.append(

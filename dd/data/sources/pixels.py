@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dd.data.settings import Depth16, Resize
+from dd.data.sources import jpeg
 from dd.io import Json
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ class Target:
     resize: Resize = "fit"
     depth16: Depth16 | None = None
 
+    @property
+    def scaled_to(self) -> int:
+        """The length of the shorter side before the centre is cropped; an image that has it is not scaled."""
+        return shorter_side(self.side) if self.resize == "shorter" else self.side
+
     def key(self) -> dict[str, Json]:
         """What the pixels depend on, JSON-serialisable; omits defaults of newer settings, so old keys stay valid."""
         chosen: dict[str, Json] = {"channels": self.channels, "side": self.side}
@@ -101,7 +107,12 @@ def pixels_of(item: bytes | Path, target: Target) -> np.ndarray:
 
     The result depends on the bytes and the target alone.
     """
-    pixels = np.asarray(squared(original(item, target.channels, target.depth16), target.side, target.resize))
+    found = _original(item, target.channels, target.depth16)
+    if isinstance(found, np.ndarray):
+        if min(found.shape[:2]) != target.scaled_to:
+            return jpeg.squared(found, target.side, target.scaled_to, target.resize)
+        found = _image(found)
+    pixels = np.asarray(squared(found, target.side, target.resize))
     return pixels[None] if target.channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -111,12 +122,24 @@ def original(item: bytes | Path, channels: int, depth16: Depth16 | None = None) 
     Raises:
         TooDeep: it has more than 8 bits, and `depth16` is None.
     """
+    found = _original(item, channels, depth16)
+    return _image(found) if isinstance(found, np.ndarray) else found
+
+
+def _original(item: bytes | Path, channels: int, depth16: Depth16 | None) -> "Image | np.ndarray":
+    """See `original`; as pixels, uint8 (h, w, c), if it is a JPEG file of which Pillow only has to read the header."""
     from PIL.Image import Transpose
 
     mode = "L" if channels == 1 else "RGB"
-    with _open(item) as image:
+    data = item if isinstance(item, bytes) else item.read_bytes()
+    with _open(data) as image:
         if image.mode in _DEEP and depth16 is None:
             raise TooDeep(f"more than 8 bits per channel (mode {image.mode})")
+        # libjpeg's own grey of a colour image differs from Pillow's
+        if image.format == "JPEG" and image.mode in ("L", mode) and _orientation(image) not in _TURNS:
+            pixels = jpeg.decoded(data, grey=channels == 1)
+            if pixels is not None:
+                return pixels
         image.load()
         turn = _TURNS.get(_orientation(image))  # None for a TIFF, which Pillow rotates while loading
         if depth16 is not None and image.mode in _DEEP:
@@ -125,6 +148,12 @@ def original(item: bytes | Path, channels: int, depth16: Depth16 | None = None) 
             image.info.pop("transparency", None)  # the conversion would only warn about it
         image = image if image.mode == mode else image.convert(mode)
     return image if turn is None else image.transpose(Transpose(turn))
+
+
+def _image(pixels: np.ndarray) -> "Image":
+    from PIL import Image
+
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def shorter_side(side: int) -> int:

@@ -19,7 +19,7 @@ from dd.licences import NOT_STATED
 from dd.networks.spec import USUAL_SIDE
 from dd.runs.store import Store
 
-_CACHE_FORMAT = 2  # raise it when decoding changes, so that cached images become stale
+_CACHE_FORMAT = 3  # raise it when decoding changes, so that cached images become stale
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,7 @@ class Survey:
         usual: whether most have a shorter side near `side`.
         turned: how many need EXIF rotation.
         deep: how many have more than 8 bits per channel.
+        jpeg: how many are JPEG files.
     """
 
     images: int
@@ -48,6 +49,7 @@ class Survey:
     usual: bool
     turned: int
     deep: int
+    jpeg: int = 0
 
 
 def survey(headers: Sequence[Header]) -> Survey:
@@ -68,6 +70,7 @@ def survey(headers: Sequence[Header]) -> Survey:
         usual=2 * near > len(headers),
         turned=sum(header.turned for header in headers),
         deep=sum(header.deep for header in headers),
+        jpeg=jpegs(headers),
     )
 
 
