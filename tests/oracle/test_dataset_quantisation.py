@@ -65,6 +65,17 @@ def test_bins_are_a_partition_of_equal_parts(n, count):
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_bins_of_all_classes_together_are_balanced_within_an_image_of_each():
+    s = similarities(50)
+    classes = torch.arange(50).split([7, 20, 23])
+    found = [bins_of(own, 4, by_graph_cut(s)) for own in classes]
+    for own, bins in zip(classes, found, strict=True):
+        assert all(abs(len(one) - len(own) / 4) < 1 for one in bins)
+    together = [sum(map(len, parts)) for parts in zip(*found, strict=True)]
+    assert sum(together) == 50
+    assert max(together) - min(together) <= len(classes)
+
+
 def test_every_bin_is_the_graph_cut_of_what_is_left_and_the_last_is_the_rest():
     s, left = similarities(17), list(range(17))
     found = bins_of(torch.arange(17), 5, by_graph_cut(s))

@@ -14,6 +14,7 @@ from dd.engine.registry import get
 from dd.errors import UsageError
 from dd.networks import NetworkSpec, build_network, embed
 from dd.networks.adapted import Adapted
+from dd.recipes import resolve
 from dd.rng import generator
 from dd.runs import Store
 from dd.training import embeddings
@@ -159,6 +160,13 @@ def test_settings_of_the_choice_are_heeded(task):
         assert not torch.equal(chosen(name, task, **settings)[0], plain[name]), (name, settings)
     both = [chosen("facility", task, clipped=clipped, balanced=False)[0] for clipped in (False, True)]
     assert not torch.equal(*both)  # within a class all cosines are positive, and nothing is clipped
+
+
+@pytest.mark.parametrize("name", ["graphcut", "facility"])
+def test_all_candidates_are_looked_at_unless_asked_and_never_a_single_one(name):
+    assert get(name)().candidates(5000, 500, lambda: generator(0)) is None
+    with pytest.raises(UsageError, match=r"epsilon=0\.9"):  # DeepCore's, a random choice
+        resolve({"method": name, "epsilon": 0.9, "device": "cpu"})
 
 
 def test_the_first_of_k_center_is_drawn_by_the_seed_and_anew_for_every_class(make_task, store):

@@ -66,17 +66,17 @@ def test_a_set_equal_to_random_images():
 
 @pytest.mark.parametrize("wrong", [1.0001, 84.5, -0.01, math.nan, math.inf])
 def test_percentages_are_refused(wrong):
-    for call in (
-        lambda: scores.hard_label_recovery(wrong, 0.5),
-        lambda: scores.hard_label_recovery(0.5, wrong),
-        lambda: scores.improvement_over_random(wrong, 0.5),
-        lambda: scores.improvement_over_random(0.5, wrong),
-        lambda: scores.augmentation_robust_score(0.5, 0.5, wrong, 0.5),
-        lambda: scores.label_robust_score(0.1, 0.1, wrong),
-        lambda: scores.ranking((0.9,), (wrong,), (0.5,), (0.5,)),
+    for call, count in (
+        (scores.hard_label_recovery, 2),
+        (scores.improvement_over_random, 2),
+        (scores.augmentation_robust_score, 5),
+        (lambda *four: scores.ranking(*((0.5, one) for one in four)), 4),
     ):
-        with pytest.raises(UsageError, match="fraction"):
-            call()
+        for place in range(count):
+            with pytest.raises(UsageError, match="fraction"):
+                call(*(wrong if i == place else 0.5 for i in range(count)))
+    with pytest.raises(UsageError, match="fraction"):
+        scores.label_robust_score(0.1, 0.1, wrong)
     with pytest.raises(UsageError, match="fractions"):
         scores.label_robust_score(33.3, 0.062)
 

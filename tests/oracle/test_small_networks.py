@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dd.engine.unroll import FullGraph, Stepwise
-from dd.networks import Functional, NetworkSpec, build_network
+from dd.networks import Functional, NetworkSpec, build_network, embed
 from dd.rng import generator
 
 SMALL = [
@@ -16,6 +16,16 @@ SMALL = [
     NetworkSpec("lenet"),
     NetworkSpec("mlp", width=6),
     NetworkSpec("vit", depth=2, width=16),
+]
+
+
+# with these, the lists of networks on which DC, DSA, DM and MTT score a set
+USUAL = [
+    *SMALL,
+    *(NetworkSpec("convnet", width=4, norm=norm) for norm in ("instance", "batch")),
+    *(NetworkSpec("resnet18", width=4, norm=norm) for norm in ("instance", "batch")),
+    NetworkSpec("alexnet", width=4, norm="batch"),
+    NetworkSpec("vgg11", width=2, norm="batch"),
 ]
 
 
@@ -59,11 +69,15 @@ def test_parameter_counts(arch, channels, size, spec, parameters):
     assert sum(p.numel() for p in net(arch, channels, size, **spec).parameters()) == parameters
 
 
-@pytest.mark.parametrize("spec", SMALL, ids=named)
+@pytest.mark.parametrize("spec", USUAL, ids=named)
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (1, 32), (3, 64)])
 def test_logits_come_out_at_every_size_and_features_are_flat(spec, channels, size):
     module = build_network(spec, channels=channels, size=size, classes=7, generator=generator(0))
-    assert module(torch.zeros(2, channels, size, size)).shape == (2, 7)
+    images = torch.randn(2, channels, size, size, generator=generator(1))
+    logits = module(images)
+    assert logits.shape == (2, 7)
+    assert not torch.equal(logits[0], logits[1])
+    assert embed(module, images).dim() == 2
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])

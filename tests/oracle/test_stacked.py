@@ -5,7 +5,9 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
+from dd.errors import UsageError
 from dd.networks import Functional, NetworkSpec, build_network
 from dd.rng import generator
 from dd.training import ExpertSettings, Fit, StackedTrainer, Trainer, trajectories
@@ -42,7 +44,7 @@ def both(split, fit, dtype):
 def test_twenty_steps_in_double_precision(blobs, kind):
     fit = Fit(steps=20, lr=0.05, strategy=DSA, **KINDS[kind])
     stacked, single, fresh = both(blobs(strategy=DSA).train, fit, torch.float64)
-    assert (stacked - single).abs().max() < 1e-9
+    assert (stacked - single).abs().max() < 1e-12
     assert ((single - fresh).norm(dim=1) > 0.05).all()
 
 
@@ -52,6 +54,30 @@ def test_the_first_step_in_single_precision(blobs, kind):
     stacked, single, fresh = both(blobs(strategy=DSA).train, fit, torch.float32)
     assert (stacked - single).abs().max() < 1e-5
     assert ((single - fresh).norm(dim=1) > 1e-3).all()
+
+
+def test_a_network_depends_neither_on_how_many_there_are_nor_on_its_place(blobs):
+    split, fit = blobs(strategy=DSA).train, Fit(steps=8, lr=0.05, strategy=DSA, momentum=0.9)
+
+    def trained(members):
+        paths = [(3, "expert", member) for member in members]
+        data, factory = partial(batches, split, torch.float64), partial(make, dtype=torch.float64)
+        return StackedTrainer(factory).train(paths, data, fit)
+
+    five = trained(range(5))
+    assert (trained(range(3)) - five[:3]).abs().max() < 1e-12
+    assert (trained([4, 2, 0, 1, 3]) - five[[4, 2, 0, 1, 3]]).abs().max() < 1e-12
+    assert min(float((five[i] - five[j]).norm()) for i in range(5) for j in range(i)) > 0.05
+
+
+def test_what_networks_would_share_is_refused(blobs):
+    """One mask of dropout for all of them, or running statistics, of which a row of parameters has none."""
+    data, fit = partial(batches, blobs().train, torch.float32), Fit(steps=1, lr=0.05)
+    with pytest.raises(RuntimeError, match="randomness"):
+        StackedTrainer(lambda rng: nn.Sequential(make(rng, torch.float32), nn.Dropout(0.5))).train(PATHS, data, fit)
+    spec = NetworkSpec(depth=2, width=4, norm="batch")
+    with pytest.raises(UsageError, match="keeps running statistics"):
+        StackedTrainer(lambda rng: build_network(spec, channels=1, size=8, classes=4, generator=rng))
 
 
 def test_pools_are_alike(make_task, blobs):

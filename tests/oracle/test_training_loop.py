@@ -172,17 +172,26 @@ def test_a_batch_as_large_as_the_data_is_the_data_at_every_step():
 # --- the schedule of the family's evaluation -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("protocol", "n", "per_pass"), [("mtt", 10, 1), ("mtt", 500, 2), ("datm", 500, 4)])
-def test_the_published_protocol_runs_one_epoch_more_and_falls_after_epoch_501(protocol, n, per_pass):
+@pytest.mark.parametrize(
+    ("protocol", "n", "per_pass", "epochs", "strategy"),
+    [
+        ("mtt", 10, 1, 1000, DSA),
+        ("mtt", 500, 2, 1000, DSA),
+        ("datm", 500, 4, 1000, DSA),
+        ("dc", 10, 1, 300, "none"),
+        ("dc", 500, 2, 300, "none"),
+    ],
+)
+def test_the_published_protocol_runs_one_epoch_more_and_falls_once(protocol, n, per_pass, epochs, strategy):
+    """Of 1,001 epochs after epoch 501, of DC's 301 after epoch 151, counted from 0."""
     fit = PROTOCOLS[protocol].fit(n, 0.02, DSA)
-    rates = []
-    for epoch in range(1001):
-        for step in range(epoch * per_pass, (epoch + 1) * per_pass):
-            rates.append(0.02 * 0.1 ** sum(step >= at for at in fit.decay_at))
-    assert fit.steps == len(rates)
-    assert rates[: 502 * per_pass] == [0.02] * 502 * per_pass  # epochs 0 to 501
-    assert rates[502 * per_pass :] == pytest.approx([0.002] * 499 * per_pass)
-    assert (fit.momentum, fit.weight_decay, fit.strategy) == (0.9, 5e-4, DSA)
+    rates = [fit.rate(step) for step in range(fit.steps)]
+    high = (epochs // 2 + 2) * per_pass
+    assert fit.steps == (epochs + 1) * per_pass
+    assert rates[:high] == [0.02] * high
+    assert rates[high:] == pytest.approx([0.002] * (fit.steps - high))
+    assert (fit.decay_at, fit.keep_state) == ((high,), False)  # the momentum is lost there
+    assert (fit.momentum, fit.weight_decay, fit.strategy) == (0.9, 5e-4, strategy)
 
 
 @pytest.mark.parametrize("epochs", [6, 7])
@@ -281,6 +290,22 @@ def test_neither_the_data_nor_the_global_generator_is_touched():
     assert torch.equal(data.images, images)
     assert torch.equal(data.labels, labels)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_running_statistics_see_each_batch_once():
+    """Unlike in RDED's code, whose pass for the training accuracy makes a momentum of 0.1 one of 0.19."""
+    data, build_ = Data(torch.float64, batch=N), builder(torch.float64, norm="batch")
+    ours = next(Trainer(build_).train([PATH], data.passes, Fit(1, 0.1))).features[0].norm
+    twice = build_(generator(*PATH, "weights"))
+    with torch.no_grad():
+        maps = twice.features[0].conv(data.images)
+        twice(data.images)
+        twice(data.images)
+    mean, variance = maps.mean((0, 2, 3)), maps.transpose(0, 1).flatten(1).var(1)
+    for norm, momentum in ((ours, 0.1), (twice.features[0].norm, 0.19)):
+        torch.testing.assert_close(norm.running_mean, momentum * mean, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(norm.running_var, 1 - momentum + momentum * variance, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(ours.running_mean, twice.features[0].norm.running_mean)
 
 
 # --- predictions -----------------------------------------------------------------------------------------------------

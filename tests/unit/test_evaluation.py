@@ -437,6 +437,17 @@ def test_controls_are_shared_by_methods(task):
     assert len(list(task.store.root.glob("students/*.json"))) == 3 * (2 + 1)
 
 
+def test_a_set_of_the_controls_images_has_the_controls_score(task):
+    """Nothing but the images differs: size, labels, protocol and the seeds of the students are the same."""
+    control, evaluator = control_arm(task), Evaluator(task, BRIEF)
+    wanted = evaluator.score(control, 0.02, 3)
+    assert len(set(wanted.values)) > 1
+    for j in range(3):
+        same = replace(make_set(task), images=control.load(j)[0])
+        found = evaluator.score(set_arm("it", same, task.data.preprocess), 0.02, 3)
+        assert (found.values[j], found.holdout[j]) == (wanted.values[j], wanted.holdout[j])
+
+
 def scripted_by(test_of, holdout_of):
     """An evaluator whose students' accuracies are functions of (rate, student), and what it was asked for."""
 

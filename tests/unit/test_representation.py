@@ -182,6 +182,11 @@ def test_equal_batches_match_exactly(task):
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert losses[0] > 0.01
+    # half way to undecided labels, the gradient of a head of zeros is half as long
+    undecided, zeros = labels.lerp(torch.full((6, 4), 0.25), 0.5), LGM(scale=0.0)
+    losses = [float(zeros.objective(features, own, other, labels, generator(0, "head"))) for own in (labels, undecided)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert losses[0] > 0.01
 
 
 def test_features_of_real_images_are_computed_once_where_views_are_off(task):

@@ -51,6 +51,12 @@ def test_numbers_of_a_set():
     assert a_set().bytes() == {"images": 4 * 4 * 12, "labels": 4 * 8, "total": 4 * 4 * 12 + 4 * 8}
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 6_144_000), (torch.uint8, 1_536_000)])
+def test_the_bytes_of_fifty_images_of_each_class_of_cifar10(dtype, size):
+    images = torch.zeros(500, 3, 32, 32, dtype=dtype)
+    assert a_set(images=images, labels=torch.arange(10).repeat_interleave(50)).bytes()["images"] == size
+
+
 def test_targets_of_every_label_kind():
     assert a_set().targets().tolist() == [[1, 0], [1, 0], [0, 1], [0, 1]]
     logits = torch.tensor([[0.0, 1.0], [5.0, 5.0], [-1.0, 2.0], [90.0, 0.0]])

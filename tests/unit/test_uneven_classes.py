@@ -8,6 +8,7 @@ import torch
 from dd.engine.method import ranks_of
 from dd.errors import UsageError
 from dd.evaluation.arms import control_arm
+from dd.pipeline.task import _wanted as wanted
 from dd.pipeline.task import make_task
 from dd.recipes import parse_overrides, resolve
 from dd.recipes.tables import size_name
@@ -64,6 +65,23 @@ def test_the_set_and_what_it_is_compared_with_have_the_same_counts():
     _, labels = control_arm(task).load(0)
     assert torch.equal(labels, task.targets)
     assert torch.equal(task.data.train.labels[task.real_indices("start")], task.targets)
+
+
+def test_a_fraction_is_rounded_in_every_class_and_leaves_none_empty():
+    counts = torch.tensor([7, 24, 26, 90, 4])
+    assert wanted(recipe(fraction=0.1), counts).tolist() == [1, 2, 3, 9, 1]
+    assert torch.equal(wanted(recipe(fraction=1.0), counts), counts)
+
+
+def test_images_of_a_fraction_are_drawn_by_the_seed_and_all_of_them_are_all():
+    one, same, other = (make_task(recipe(fraction=0.003, seed=seed)) for seed in (0, 0, 1))
+    assert torch.bincount(one.targets).tolist() == [3] * 10  # 2.7 of 900
+    drawn = [recipe().method.choose(task, None) for task in (one, same, other)]
+    assert len(drawn[0].unique()) == 30
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    whole = make_task(recipe(fraction=1.0))
+    assert recipe().method.choose(whole, None).sort().values.tolist() == list(range(len(whole.data.train)))
 
 
 def test_a_class_with_fewer_images_than_asked_for_is_named():
