@@ -24,6 +24,7 @@ Images = Tensor | Callable[[Tensor], Tensor]
 """All images (n, c, h, w); or, if they do not fit in memory, a function of int64 indices (b,) on the CPU."""
 _MEASURED = 256  # images that a teacher labels at a time, and that noise is measured on
 AT_ONCE = 2 << 30  # bytes of images up to which one tensor holds them; depends on shapes only
+BYTES_AT_ONCE = 64 << 20  # the same on a CPU, for images that are stored as bytes of a quarter of this size
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,25 @@ def set_arm(name: str, distilled: DistilledSet, preprocess: Preprocess) -> Arm:
 
     def load(_: int) -> tuple[Images, Tensor]:
         targets = _targets(distilled)
-        if factor == 1 and distilled.images.numel() * 4 > AT_ONCE:
+        if factor == 1 and _in_pieces(distilled, preprocess):
             return partial(distilled.pixels, preprocess), targets.to(preprocess.device)
         images = decoded(distilled.pixels(preprocess), factor, preprocess)
         return images, decoded_labels(targets, factor, distilled.n).to(images.device)
 
     return Arm(name, lambda _: digest, load, distilled.n * factor**2)
+
+
+def _in_pieces(distilled: DistilledSet, preprocess: Preprocess) -> bool:
+    """Return whether a set's images are brought into model space batch by batch, not all at once.
+
+    As floats, bytes would take four times their memory; a GPU has room, and copying every batch to it takes time.
+    Whitening stays whole up to `AT_ONCE`, because its products depend on which images are whitened together.
+    """
+    size = distilled.images.numel() * 4
+    in_bytes = distilled.images.dtype == torch.uint8 and preprocess.kind == "standard"
+    if in_bytes and preprocess.device.type == "cpu":
+        return size > BYTES_AT_ONCE
+    return size > AT_ONCE
 
 
 def selection_arm(name: str, distilled: DistilledSet, data: RealData) -> Arm:

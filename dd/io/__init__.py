@@ -6,7 +6,7 @@ from dd.io.home import home, writable
 from dd.io.lock import locked
 from dd.io.paths import existing, user_path
 from dd.io.state import State, load_state, previous, remove_state, save_state
-from dd.io.tensors import load_tensors, save_tensors
+from dd.io.tensors import load_tensors, read_tensors, save_tensors, tensor_in_file
 
 __all__ = [
     "SEAL",
@@ -22,12 +22,14 @@ __all__ = [
     "load_tensors",
     "locked",
     "previous",
+    "read_tensors",
     "remove_state",
     "save_state",
     "save_tensors",
     "sealed",
     "sha256_file",
     "sha256_tensors",
+    "tensor_in_file",
     "user_path",
     "writable",
     "write_json",

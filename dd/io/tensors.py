@@ -1,14 +1,21 @@
 """Named tensors in one safetensors file, written atomically and with reproducible bytes."""
 
 import json
-from collections.abc import Mapping
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dd.io.atomic import atomic_path
+from dd.errors import RunError
+from dd.io.atomic import atomic_path, no_room
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+_PIECE = 8 << 20  # bytes of the rows that are read at a time
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
@@ -39,6 +46,73 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
     from safetensors.torch import load_file
 
     return load_file(path, device="cpu")
+
+
+def tensor_in_file(path: Path, shape: "Sequence[int]", dtype: "torch.dtype") -> "Tensor":
+    """Return a tensor of undefined values whose memory is a new file, which the system may write out for room.
+
+    Args:
+        path: the file; its folder is made.  It may be deleted while the tensor is in use.
+        shape: of the tensor, with at least one value.
+        dtype: of the tensor.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = math.prod(shape)
+    size, free = values * dtype.itemsize, shutil.disk_usage(path.parent).free
+    if size > free:
+        raise RunError(f"{path} takes {size:,} bytes, but {free:,} are free: make room, then run the same command")
+    try:
+        with path.open("wb") as file:
+            # writing to a page that the disk has no room for would kill the process
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        if words := no_room(error):
+            raise RunError(f"{words} while writing {path}: make room, then run the same command") from error
+        raise
+    return torch.from_file(str(path), shared=True, size=values, dtype=dtype).view(*shape)
+
+
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """Return copies of the tensors of a safetensors file, which do not change when the file does.
+
+    They take their own bytes and those of a few rows; a copy of `load_tensors` would take twice the bytes, because the
+    pages of a memory map stay in memory.  Raises as `load_tensors` does.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+    return {name: _read(path, name) for name in names}
+
+
+def _read(path: Path, name: str) -> "Tensor":
+    import torch
+    from safetensors import safe_open
+
+    whole, done = None, 0
+    while whole is None or done < len(whole):
+        # opened for every piece, because closing it lets go of the pages that were read
+        with safe_open(path, framework="pt") as file:
+            rows = file.get_slice(name)
+            shape = rows.get_shape()
+            if not shape or not shape[0]:
+                return file.get_tensor(name).clone()
+            one = rows[done : done + 1]
+            each = max(1, _PIECE // max(1, one.numel() * one.element_size()))
+            piece = rows[done : done + each]
+            if whole is None:
+                whole = torch.empty(shape, dtype=piece.dtype)
+            whole[done : done + each] = piece
+            del one, piece, rows
+        done += each
+    return whole
 
 
 def _own(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":

@@ -2,6 +2,7 @@
 
 from dd.networks.features import captured, embed
 from dd.networks.functional import Functional
+from dd.networks.portion import portions
 from dd.networks.saved import products, saved_bytes
 from dd.networks.spec import NetworkSpec, build_network, magnitude, resolve_network
 
@@ -12,6 +13,7 @@ __all__ = [
     "captured",
     "embed",
     "magnitude",
+    "portions",
     "products",
     "resolve_network",
     "saved_bytes",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dd.errors import UsageError
+from dd.networks.portion import portions
 
 
 class VectorHeader(TypedDict):
@@ -63,10 +64,11 @@ class Functional:
 
     @torch.no_grad()
     def predict(self, flat: Tensor, images: Tensor, chunk: int = 512) -> Tensor:
-        """Logits (n, classes) in eval mode, without a graph, `chunk` images at a time; restores the mode."""
+        """Logits (n, classes) in eval mode, without a graph, at most `chunk` images at a time; restores the mode."""
         was_training = self.module.training
         self.module.eval()
-        logits = torch.cat([self(flat, part) for part in images.split(chunk)])
+        some = (part for batch in images.split(chunk) for part in portions(self.module, batch))
+        logits = torch.cat([self(flat, part) for part in some])
         self.module.train(was_training)
         return logits
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch import Tensor
 
 from dd.engine import parallel
@@ -16,7 +15,7 @@ from dd.engine.checkpoint import Checkpoint
 from dd.engine.method import Method, Task
 from dd.engine.synthesise import Watch, synthesise
 from dd.errors import RunError
-from dd.io import digest
+from dd.io import digest, tensor_in_file
 from dd.pipeline.begin import begin
 from dd.pipeline.pair import Pair
 from dd.pipeline.plan import set_key
@@ -159,9 +158,10 @@ class SetParts(Generic[P]):
         return len(self.tasks) * iterations
 
     def _joined(self, found: Sequence[Artefact], name: str) -> Tensor:
-        """Return one tensor of the whole set, (n, ...), assembled from the parts."""
+        """Return one tensor of the whole set, (n, ...), assembled in a file in the folder of the parts."""
         pieces = [artefact.tensors[name] for artefact in found if artefact.tensors is not None]
-        whole = torch.empty(len(self.run.task.targets), *pieces[0].shape[1:], dtype=pieces[0].dtype)
+        shape = (len(self.run.task.targets), *pieces[0].shape[1:])
+        whole = tensor_in_file(self.run.folder.parts / f"{name}.joined", shape, pieces[0].dtype)
         for task, piece in zip(self.tasks, pieces, strict=True):
             assert task.part is not None
             whole[task.part.slots] = piece

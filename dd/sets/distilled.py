@@ -28,7 +28,7 @@ TENSORS: tuple[Literal["images", "labels"], ...] = ("images", "labels")
 NO_FACTS = (*TENSORS, "path")
 
 _ROUNDING = 1 / 510  # half a grey level
-_AT_ONCE = 256  # images converted back to pixels at a time
+_AT_ONCE = 1 << 20  # values converted back to pixels at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +273,7 @@ class DistilledSet:
         if self.images.dtype == torch.uint8:
             return 0.0
         found = 0
-        for index in torch.arange(self.n).split(_AT_ONCE):
+        for index in torch.arange(self.n).split(max(1, _AT_ONCE // self.images[0].numel())):
             found += int(is_outside(preprocess.invert(self.pixels(preprocess, index))).sum())
         return found / self.images.numel()
 

@@ -10,7 +10,7 @@ Version 1 has no hash.
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, make_dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 from torch import Tensor
 
 from dd.errors import UsageError
-from dd.io import digest, existing, load_tensors, save_tensors, user_path
+from dd.io import digest, existing, load_tensors, read_tensors, save_tensors, user_path
 from dd.io.typed import typed
 from dd.runs import RunFolder
 from dd.sets import _hashes
@@ -64,14 +64,12 @@ def load(path: Path | str) -> DistilledSet:
             field.
     """
     path = set_file(path)
-    metadata, tensors = _read(path)
+    metadata, tensors = _read(path, read_tensors)  # copies: a set must not change when its file does
     if metadata.get("format") != FORMAT:
         raise UsageError(
             f"{path} is a safetensors file, but not a distilled set (its field 'format' is not {FORMAT!r})"
         )
     version = _version(path, metadata.get("version", ""))
-    # copy out of the memory map: a set must not change when its file does
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     metadata = _held(path, version, metadata, tensors)
     distilled = DistilledSet(**tensors, **_manifest(path, metadata["manifest"]), path=path)
     try:
@@ -83,7 +81,7 @@ def load(path: Path | str) -> DistilledSet:
 
 def seal(path: Path) -> str:
     """The hash stored in the file of a set; "" for a file of version 1."""
-    return _read(path)[0].get(_HASH, "")
+    return _read(path, load_tensors)[0].get(_HASH, "")
 
 
 def set_file(path: Path | str, what: str = "") -> Path:
@@ -92,7 +90,7 @@ def set_file(path: Path | str, what: str = "") -> Path:
     return RunFolder(path).set if os.path.isdir(path) else path
 
 
-def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+def _read(path: Path, tensors_of: Callable[[Path], dict[str, Tensor]]) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     if os.path.exists(path):
@@ -102,7 +100,7 @@ def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        return metadata, load_tensors(path)
+        return metadata, tensors_of(path)
     except OSError as error:
         raise UsageError(f"cannot read the distilled set {path}: {error.strerror or error}") from error
     except SafetensorError as error:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from dd.data import RealData, Split
+from dd.networks import portions
 from dd.rng import generator
 from dd.runs import sampling
 from dd.runs.allocator import keep_large_buffers
@@ -306,7 +307,10 @@ def predict(network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tup
     """Logits (n, k) and labels (n,) over one pass, in eval mode; restores the mode."""
     was_training = network.training
     network.eval()
-    logits, labels = zip(*((network(images), targets) for images, targets in batches), strict=True)
+    logits, labels = [], []
+    for images, targets in batches:
+        logits += [network(part) for part in portions(network, images)]
+        labels.append(targets)
     network.train(was_training)
     return torch.cat(logits), torch.cat(labels)
 

@@ -5,6 +5,7 @@ and it uses our augmentation, drawn class by class.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor
 from torch.optim import SGD, AdamW
 from worker import Gate, resident
 
-from dd.data import RealData
 from dd.engine.method import Task, prepare
 from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
@@ -26,7 +26,6 @@ from dd.sets.tiles import decode
 from dd.training import ExpertSettings
 from dd.views.dsa import apply, draw, draw_sequence, siamese
 
-SIDE, WIDTH, REAL = 16, 16, 64
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
 SETTINGS: dict[str, dict[str, Any]] = {
     "dm": {"lr_img": 1.0},
@@ -42,33 +41,49 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def images_of(classes: int, ipc: int) -> RealData:
-    """Noise images of `classes` classes."""
-    return noise(classes, (1, SIDE, SIDE), max(REAL + 16, 4 * ipc), STRATEGY)  # a mosaic needs four images
+@dataclass(frozen=True)
+class Shape:
+    """What both sides distil: classes, images per class, real images per class, and the network and images.
+
+    Attributes:
+        classes: number of classes.
+        ipc: images per class.
+        width: channels of the ConvNet.
+        side: of the images, in pixels; they have one channel.
+        real: real images per class and iteration.
+    """
+
+    classes: int
+    ipc: int
+    width: int = 16
+    side: int = 16
+    real: int = 64
 
 
-def task_of(classes: int, ipc: int) -> Task:
-    """The task of both sides."""
+def task_of(shape: Shape) -> Task:
+    """The task of both sides: noise images."""
+    held = max(shape.real + 16, 4 * shape.ipc)  # a mosaic needs four images
     return Task(
-        data=images_of(classes, ipc),
-        targets=torch.arange(classes).repeat_interleave(ipc),
-        student=NetworkSpec(depth=3, width=WIDTH, norm="instance", arch="convnet"),
+        data=noise(shape.classes, (1, shape.side, shape.side), held, STRATEGY),
+        targets=torch.arange(shape.classes).repeat_interleave(shape.ipc),
+        student=NetworkSpec(depth=3, width=shape.width, norm="instance", arch="convnet"),
         seed=0,
         device=torch.device("cpu"),
         store=Store(),
     )
 
 
-def method_of(name: str) -> Any:
+def method_of(name: str, shape: Shape) -> Any:
     """The method at the benchmark's settings."""
     cls: Any = get(name)
-    return cls(iterations=1_000_000, batch_real=REAL, **SETTINGS[name])
+    return cls(iterations=1_000_000, batch_real=shape.real, **SETTINGS[name])
 
 
-def ours(gate: Gate, scale: Scale, method: str, classes: int, ipc: int) -> None:
+def ours(gate: Gate, scale: Scale, method: str, shape: dict[str, int]) -> None:
     """Our outer loop."""
-    task = task_of(classes, ipc)
-    made = method_of(method).settle(task)
+    at = Shape(**shape)
+    task = task_of(at)
+    made = method_of(method, at).settle(task)
     prepared = prepare(made, task)
     syn = made.start(task, prepared)
     done: list[float] = []
@@ -83,13 +98,14 @@ def ours(gate: Gate, scale: Scale, method: str, classes: int, ipc: int) -> None:
     synthesise(made, task, prepared, syn, watch=Watch(log=log))
 
 
-def class_by_class(gate: Gate, scale: Scale, method: str, classes: int, ipc: int, kept: bool = False) -> None:
+def class_by_class(gate: Gate, scale: Scale, method: str, shape: dict[str, int], kept: bool = False) -> None:
     """The same, one class after another; `kept`: with our allocator setting, else with the default allocator."""
     if kept:
         keep_large_buffers()
-    task = task_of(classes, ipc)
+    at = Shape(**shape)
+    task = task_of(at)
     objective = {"dm": _dm, "datadam": _datadam, "ncfm": _ncfm, "dsa": _dsa}[method]
-    made = method_of(method).settle(task)
+    made = method_of(method, at).settle(task)
     prepared = prepare(made, task)
     syn = made.start(task, prepared)
     variables: Any = syn
@@ -97,7 +113,7 @@ def class_by_class(gate: Gate, scale: Scale, method: str, classes: int, ipc: int
     optimiser: torch.optim.Optimizer = SGD([images], lr=made.lr_img, momentum=0.5)
     if method == "ncfm":
         optimiser = AdamW([images], lr=made.lr_img, weight_decay=0.0)
-    per_class = [task.data.train.of_class(c) for c in range(classes)]
+    per_class = [task.data.train.of_class(c) for c in range(at.classes)]
     it = 0
     gate.ready()
     while True:
@@ -108,9 +124,9 @@ def class_by_class(gate: Gate, scale: Scale, method: str, classes: int, ipc: int
             network.requires_grad_(method == "dsa")
             shared = objective(task, network, made, prepared, variables, it)
             total = 0.0
-            for c in range(classes):
-                index = per_class[c][torch.randperm(len(per_class[c]), generator=task.generator("real", it, c))[:REAL]]
-                loss = shared(c, task.data.train.images(index), images[c * ipc : (c + 1) * ipc])
+            for c, held in enumerate(per_class):
+                index = held[torch.randperm(len(held), generator=task.generator("real", it, c))[: at.real]]
+                loss = shared(c, task.data.train.images(index), images[c * at.ipc : (c + 1) * at.ipc])
                 loss.backward(inputs=[images])
                 total += float(loss.detach())
             optimiser.step()
@@ -119,11 +135,19 @@ def class_by_class(gate: Gate, scale: Scale, method: str, classes: int, ipc: int
         gate.pause(loss=losses[0], pieces=scale.iterations, peak=resident("VmHWM"))
 
 
+def pool(gate: Gate, scale: Scale, method: str, shape: dict[str, int]) -> None:
+    """Put what the method needs into the store: training it in a side would hide the growth of its iterations."""
+    at = Shape(**shape)
+    task = task_of(at)
+    prepare(method_of(method, at).settle(task), task)
+    gate.ready()
+
+
 Objective = Callable[[int, Tensor, Tensor], Tensor]
 
 
 def _alike(task: Task, it: int, c: int, *batches: Tensor) -> list[Tensor]:
-    one = draw(STRATEGY, 1, (1, SIDE, SIDE), task.generator("siamese", it, c))
+    one = draw(STRATEGY, 1, task.data.shape, task.generator("siamese", it, c))
     return [apply(siamese(one, len(batch)), batch) for batch in batches]
 
 
@@ -171,7 +195,7 @@ def _ncfm(task: Task, network: Any, method: Any, prepared: Any, syn: Any, it: in
         return phase.cos().mean(0), phase.sin().mean(0)
 
     def loss(c: int, real: Tensor, mine: Tensor) -> Tensor:
-        draws = draw_sequence(method.strategy, 1, (1, SIDE, SIDE), task.generator("siamese", it, c))
+        draws = draw_sequence(method.strategy, 1, task.data.shape, task.generator("siamese", it, c))
         mine = task.data.preprocess.encode(decode(mine, method.factor))
         for one in draws:
             real, mine = (apply(siamese(one, len(batch)), batch) for batch in (real, mine))

@@ -2,8 +2,8 @@
 
     .venv/bin/python experiments/benchmarks/run.py [PART] [--json FILE]
 
-PART is training, experts, iteration, where, memory, evaluation, distribution, loader or decoupled; without it, all but
-the last three run.
+PART is training, experts, iteration, where, memory, evaluation, distribution, loader, sets or decoupled; without it,
+all but the last four run.
 
 Every comparison consists of paired repeats: each side runs in its own process, the sides take turns, and ratios are
 taken within a pair.  The first repeat of each side, which includes compilation, is reported separately.  Run nothing
@@ -12,6 +12,7 @@ else on the machine meanwhile.
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -19,11 +20,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from decoupled import label_sizes, recover, relabel
 from pairs import Bench, Died, Runs, Side, in_turns, ratios
 from report import Findings, Memory, compared, draw, machine, same_work, text, verdict
-from scale import CEILINGS, DISTRIBUTION, LOADER, PARTS, QUICK, Scale
+from scale import CEILINGS, DISTRIBUTION, LEAN, LOADER, PARTS, QUICK, SETS, Scale
 from scoring import evaluation
 
 
@@ -129,19 +131,11 @@ def memory(bench: Bench, found: Findings) -> None:
 def distribution(bench: Bench, found: Findings) -> None:
     for method, shapes in DISTRIBUTION.items():
         for classes, ipc in shapes[: 1 if bench.scale.student_steps < 10 else None]:
-            options = {"method": method, "classes": classes, "ipc": ipc}
+            options = {"method": method, "shape": {"classes": classes, "ipc": ipc}}
             fewer = bench.fewer()
             if classes > 10:  # a single iteration is long enough to be timed
                 fewer = replace(fewer, scale=replace(fewer.scale, iterations=1))
-            runs = in_turns(
-                fewer,
-                {
-                    f"our {method}": ("classwise.ours", options),
-                    "loop": ("classwise.class_by_class", options),
-                    "loop, our allocator's setting": ("classwise.class_by_class", {**options, "kept": True}),
-                },
-            )
-            ours, plain, kept = runs.values()
+            ours, plain, kept = _class_by_class(fewer, options)
             ceiling = CEILINGS["few images" if ipc == 1 and method != "dsa" else "distribution"]
             what = f"{method}, {classes} classes x {ipc} / class by class"
             found.ratios.append(compared("distribution", what, ours, plain, ceiling))
@@ -153,6 +147,38 @@ def distribution(bench: Bench, found: Findings) -> None:
                 f"{same_work(apart, 'first objectives')}"
             )
             found.machine |= ours.facts
+
+    few = bench.scale.student_steps < 10
+    for method in DISTRIBUTION:
+        for ipc in LEAN["ipc"][: 1 if few else None]:
+            _growth(bench, found, method, {"classes": 10, "ipc": ipc, "width": LEAN["width"], "side": LEAN["side"]})
+
+
+def _growth(bench: Bench, found: Findings, method: str, shape: dict[str, int]) -> None:
+    """Compare peak memory above the start of the iterations with class by class, at our allocator's setting."""
+    brief = replace(bench, scale=replace(bench.scale, repeats=1, iterations=1))
+    ours, plain, kept = _class_by_class(brief, {"method": method, "shape": shape})
+    above = [run.reports[-1]["peak"] - run.facts["resident"] for run in (ours, plain, kept)]
+    ratio = above[0] / above[2]
+    found.growth[f"{method}, width {shape['width']}, ipc {shape['ipc']}"] = ratio
+    ceiling, said = verdict(ratio, CEILINGS["growth"])
+    found.notes.append(
+        f"distribution: {method}, width {shape['width']}, 10 classes x {shape['ipc']}: peak memory above the start "
+        f"{above[0] / 1e6:.0f} MB, class by class {above[1] / 1e6:.0f}, with our allocator's setting "
+        f"{above[2] / 1e6:.0f}: {ratio:.2f} times (ceiling {ceiling}: {said})"
+    )
+
+
+def _class_by_class(bench: Bench, options: dict[str, Any]) -> list[Runs]:
+    """Run our side, the loop, and the loop with our allocator's setting."""
+    with Side(bench, "classwise.pool", options) as side:
+        side.finish()
+    sides = {
+        f"our {options['method']}": ("classwise.ours", options),
+        "loop": ("classwise.class_by_class", options),
+        "loop, our allocator's setting": ("classwise.class_by_class", {**options, "kept": True}),
+    }
+    return list(in_turns(bench, sides).values())
 
 
 def loader(bench: Bench, found: Findings, sizes: Sequence[int] = LOADER) -> None:
@@ -184,6 +210,26 @@ def loader(bench: Bench, found: Findings, sizes: Sequence[int] = LOADER) -> None
         found.machine |= ours.facts
 
 
+def sets(bench: Bench, found: Findings) -> None:
+    quick = bench.scale.student_steps < 10
+    for number, (what, shape) in enumerate(SETS.items()):
+        folder = bench.folder / f"set-{number}"
+        options = {**shape, "folder": str(folder)} | ({"ipc": 1, "side": 32} if quick else {})
+        with Side(bench, "sets.make", options) as side:
+            side.go()
+        size, told = (folder / "set" / "set.safetensors").stat().st_size, []
+        for name in ("saving", "loading", "evaluating"):
+            with Side(bench, f"sets.{name}", options) as side:
+                above = side.go()["peak"] - side.facts["resident"]
+                found.machine |= {key: value for key, value in side.facts.items() if key != "resident"}
+            found.growth[f"sets: {what}: {name}"] = above / size
+            _, said = verdict(above / size, CEILINGS["sets"])
+            told.append(f"{name} {above / size:.2f} ({said})")
+        whole = f"sets: {what}, {size / 1e6:.0f} MB, ceiling {CEILINGS['sets']}"
+        found.notes.append(f"{whole}: peak above the start / bytes: {', '.join(told)}")
+        shutil.rmtree(folder)
+
+
 def decoupled(bench: Bench, found: Findings) -> None:
     recover(bench, found)
     relabel(bench, found)
@@ -200,6 +246,7 @@ RUN: dict[str, Callable[[Bench, Findings], None]] = {
     "evaluation": evaluation,
     "distribution": distribution,
     "loader": loader,
+    "sets": sets,
     "decoupled": decoupled,
 }
 

@@ -1,6 +1,7 @@
 """What the benchmark measures, and at which sizes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 PARTS = ("training", "experts", "iteration", "where", "memory", "evaluation")
 
@@ -10,6 +11,16 @@ DISTRIBUTION = {
     "datadam": [(10, 1), (10, 10), (10, 50), (100, 1), (100, 10)],
     "ncfm": [(10, 1), (10, 10), (10, 50), (100, 1), (100, 10)],
     "dsa": [(10, 1), (10, 10), (100, 1)],
+}
+
+# the same, measured for memory alone: images per class of ten classes at this width and side
+LEAN: dict[str, Any] = {"width": 128, "side": 28, "ipc": (1, 10)}
+
+# PART=sets: sets of noise whose memory is measured; a thousand classes in floats and in bytes
+SETS = {
+    "200 classes x 50 at 64 px, stored labels": {"classes": 200, "ipc": 50, "side": 64, "kind": "labelled"},
+    "1,000 classes x 1 at 224 px": {"classes": 1000, "ipc": 1, "side": 224, "kind": "floats"},
+    "1,000 classes x 3 at 224 px, stored as bytes": {"classes": 1000, "ipc": 3, "side": 224, "kind": "bytes"},
 }
 
 # PART=loader: sizes in pixels to which files of 256 x 256 are resized
@@ -50,11 +61,13 @@ CEILINGS = {
     "experts": 1.05,
     "full": 1.05,
     "distribution": 1.05,
+    "growth": 1.2,
     "few images": 0.75,
     "stepwise": 1.6,
     "memory": 1.3,
     "loader": 0.5,
     "evaluation": 1.05,
+    "sets": 1.5,
 }
 # of recovery, by the side of the images
 RECOVERY_CEILINGS = {64: 0.7, 224: 0.9}

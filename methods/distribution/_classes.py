@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dd.engine import parallel
 from dd.engine.method import Synthetic, Task
-from dd.networks import products, saved_bytes
+from dd.networks import embed, portions, products, saved_bytes
 from dd.views.dsa import Draw, apply, draw, siamese
 
 FORWARD_SHARE = 0.125  # share of the device's total memory for the activations of one chunk of classes
@@ -110,6 +110,12 @@ def augment_by_class(draws: Sequence[Draw], images: Tensor, sizes: Sequence[int]
     if len(done) == 1:
         return done[0]
     return torch.cat(done)[torch.cat(order).argsort().to(images.device)]
+
+
+@torch.no_grad()
+def features_of(network: nn.Module, images: Tensor) -> Tensor:
+    """Features (n, d) of real images (n, c, h, w), without a graph and in the memory of a portion of them."""
+    return torch.cat([embed(network, part) for part in portions(network, images)])
 
 
 def class_means(features: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -13,7 +13,8 @@ from dd.engine.accumulate import Terms
 from dd.engine.method import Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.errors import UsageError
-from dd.networks import captured, embed
+from dd.networks import captured, embed, portions
+from dd.networks.portion import PORTION
 
 from ._classes import Group, class_means
 from .dm import DM
@@ -69,7 +70,8 @@ class DataDAM(DM):
         network, weight = task.network("matching", it).requires_grad_(False), self.weight
         assert weight is not None, "settled"
 
-        def seen(images: Tensor, sizes: list[int]) -> tuple[list[Tensor], Tensor]:
+        def seen(images: Tensor) -> list[Tensor]:
+            """Attention (n, h w) of each layer but the last, and features (n, d)."""
             with captured(network, (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus)) as maps:
                 features = embed(network, images)
             spatial = [m for m in maps if m.dim() == 4]
@@ -78,12 +80,13 @@ class DataDAM(DM):
                     f"student.arch={task.student.arch} has {len(spatial)} maps behind activations, but attention is "
                     "matched on all but the last: use a convolutional architecture"
                 )
-            return [class_means(attention(m, self.power), sizes) for m in spatial[:-1]], class_means(features, sizes)
+            return [*(attention(m, self.power) for m in spatial[:-1]), features]
 
         def discrepancy(group: Group) -> Terms:
-            with torch.no_grad():
-                real_maps, real = seen(group.real, list(group.real_sizes))
-            maps, ours = seen(group.synthetic, list(group.sizes))
+            with torch.no_grad():  # smaller portions, because all maps are kept until their attention is known
+                each = zip(*(seen(part) for part in portions(network, group.real, PORTION // 2)), strict=True)
+                *real_maps, real = (class_means(torch.cat(parts), group.real_sizes) for parts in each)
+            *maps, ours = (class_means(found, group.sizes) for found in seen(group.synthetic))
             apart = torch.stack([(a - b).square().sum() for a, b in zip(real_maps, maps, strict=True)]).sum()
             return {"attention": 100 * apart, "features": 100 * weight * (real - ours).square().sum()}
 

@@ -18,12 +18,14 @@ from dd.engine.method import Method, Objective, Synthetic, Task
 from dd.engine.needs import Got
 from dd.engine.registry import register
 from dd.errors import UsageError
-from dd.networks import Functional
+from dd.networks import Functional, portions
 from dd.views.dsa import augment
 
 from ._classes import ENOUGH, group, has_batch_norm
 
 NETWORKS = 1000
+# bytes of the largest map of a portion of real images whose gradients are summed: 256 of 32 pixels at width 32
+PORTION = 32 << 20
 # ipc -> (outer, inner): `get_loops` of the official code; for 100 its author's advice (issue 2 of that repository)
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10), 100: (100, 2)}
 
@@ -145,7 +147,7 @@ class DC(Method[Functional]):
         prepared.load(network, syn.theta)
 
         def distance(c: int, real: Tensor, synthetic: Tensor) -> Terms:
-            target, ours = _gradients(network, real, c), _gradients(network, synthetic, c, create_graph=True)
+            target, ours = _real_gradients(network, real, c), _gradients(network, synthetic, c, create_graph=True)
             return {"distance": gradient_distance(ours, target)}
 
         def of(classes: Sequence[int]) -> Terms:
@@ -182,6 +184,15 @@ class DC(Method[Functional]):
                     for parameter, step in zip(parameters, steps, strict=True):
                         parameter -= self.lr_net * step
         syn.theta.copy_(template.flatten(network))
+
+
+def _real_gradients(network: nn.Module, images: Tensor, c: int) -> Sequence[Tensor]:
+    """The `_gradients` of real images, in the memory of a portion of them."""
+    total: Sequence[Tensor] = ()
+    for some in portions(network, images, PORTION):
+        found = [len(some) / len(images) * gradient for gradient in _gradients(network, some, c)]
+        total = [a + b for a, b in zip(total, found, strict=True)] if total else found
+    return total
 
 
 def _gradients(network: nn.Module, images: Tensor, c: int, create_graph: bool = False) -> Sequence[Any]:

@@ -15,7 +15,7 @@ from dd.engine.method import Method, Objective, Synthetic, Task
 from dd.engine.registry import register
 from dd.networks import embed
 
-from ._classes import Group, chunk_size, chunks, class_means, group
+from ._classes import Group, chunk_size, chunks, class_means, features_of, group
 
 
 @register("dm")
@@ -71,7 +71,7 @@ class DM(Method[None]):
 
         def discrepancy(group: Group) -> Terms:
             with torch.no_grad():
-                real = class_means(embed(network, group.real), group.real_sizes)
+                real = class_means(features_of(network, group.real), group.real_sizes)
             ours = class_means(embed(network, group.synthetic), group.sizes)
             return {"distance": (real - ours).square().sum()}
 

@@ -23,7 +23,7 @@ from dd.sets.tiles import decode, decoded, decoded_labels, mosaic
 from dd.training import Experts, ExpertSettings, Trajectories, stack_size
 from dd.views.dsa import draw_sequence
 
-from ._classes import augment_by_class, chunk_size, chunks, class_means, first_of_class, real_images
+from ._classes import augment_by_class, chunk_size, chunks, class_means, features_of, first_of_class, real_images
 from ._ncfd import Sampler, characteristic, discrepancy
 from ._plateau import Plateau
 
@@ -263,7 +263,7 @@ class NCFM(Method[Pool]):
         for layer in zip(*draws, strict=True):
             images, chosen = augment_by_class(layer, images, sizes), augment_by_class(layer, chosen, real_sizes)
         with torch.no_grad():
-            real = F.normalize(embed(prepared.network, chosen), dim=1)
+            real = F.normalize(features_of(prepared.network, chosen), dim=1)
         return Features(real, F.normalize(embed(prepared.network, images), dim=1), images, real_sizes, sizes)
 
     def _calibrate(self, prepared: Pool, held: Features, classes: Sequence[int]) -> Tensor:

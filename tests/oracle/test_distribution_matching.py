@@ -169,6 +169,19 @@ def test_classes_together_are_classes_apart_without_batch_norm(make_task, blobs,
 
 
 @pytest.mark.parametrize("cls", [DM, DATADAM])
+def test_real_images_in_portions_give_the_same_bits(make_task, blobs, cls, monkeypatch):
+    task = make_task(blobs(strategy=DSA), ipc=2, student=NetworkSpec(depth=2, width=4))
+    syn = cls(**SMALL).start(task, None)
+    whole, grad = gradient(cls(**SMALL, chunk=4), syn, task)
+    seen = []
+    monkeypatch.setattr("dd.networks.portion.largest_map", lambda network, images: seen.append(len(images)) or 1 << 30)
+    value, found = gradient(cls(**SMALL, chunk=4), syn, task)
+    assert seen == [4 * 12]
+    assert torch.equal(value, whole)
+    assert torch.equal(found, grad)
+
+
+@pytest.mark.parametrize("cls", [DM, DATADAM])
 def test_with_batch_norm_classes_see_one_another_only_where_that_is_asked_for(make_task, cls):
     task = make_task(ipc=2, student=NetworkSpec(depth=2, width=4, norm="batch"))
     syn = cls(**SMALL).start(task, None)

@@ -121,6 +121,17 @@ def test_iterations_by_hand(make_task, blobs, cls):
     assert int(syn.done) == 4
 
 
+def test_real_images_in_portions_have_the_gradient_of_the_whole_class(make_task, monkeypatch):
+    task = make_task(student=NetworkSpec(depth=2, width=4))
+    network, images = task.network("matching", 0).double(), normal(7, 1, 8, 8)
+    whole = dc._real_gradients(network, images, 2)
+    monkeypatch.setattr("dd.networks.portion.largest_map", lambda network, images: 1 << 30)
+    parts = dc._real_gradients(network, images, 2)
+    assert not all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True))  # it was divided
+    for part, one in zip(parts, whole, strict=True):
+        torch.testing.assert_close(part, one)
+
+
 def test_a_network_is_new_only_where_it_should_be(make_task):
     task = make_task(ipc=1)
     method = DC(**SMALL | {"iterations": 6})
