@@ -5,7 +5,8 @@
 `FullGraph` and `Stepwise` return the same iterates and the same gradients, with different memory use and speed.
 `FrozenAdjoint` returns the same iterates but the approximate gradients of TESLA.  The loss must be a pure function of
 `(theta, step, *variables)`: random draws (batch, augmentation) may depend on `step` only, because every class except
-`FullGraph` evaluates the loss again in the backward pass.
+`FullGraph` evaluates the loss again in the backward pass.  These classes see the loss through its `Pieces`, which can
+be computed in any equivalent way.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,6 +52,85 @@ class Backprop(Protocol):
 
 
 @dataclass(frozen=True)
+class Products:
+    """The derivatives of s = <direction, grad_t> at one inner step.
+
+    Attributes:
+        slope: s itself, a scalar.
+        theta: (P,), the curvature product ds / d theta; None if it is zero or was not asked for.
+        variables: ds / d variable; None where it is zero or not needed.
+    """
+
+    slope: Tensor
+    theta: Tensor | None
+    variables: Sequence[Tensor | None]
+
+
+class Pieces(Protocol):
+    """Interface: what the recursion needs of an inner loss.  Nothing that is given or returned requires a gradient."""
+
+    def gradient(self, theta: Tensor, step: int, variables: Sequence[Tensor]) -> Tensor:
+        """Return grad_t: (P,), the gradient of the loss of step `step` with respect to `theta` (P,)."""
+        ...
+
+    def products(
+        self,
+        theta: Tensor,
+        step: int,
+        variables: Sequence[Tensor],
+        direction: Tensor,
+        needs: Sequence[bool],
+        curvature: bool,
+    ) -> Products:
+        """Differentiate <direction, grad_t>.
+
+        Args:
+            theta: (P,).
+            step: number of the step.
+            variables: as the loss takes them.
+            direction: (P,).
+            needs: which variables need their derivative.
+            curvature: whether `theta` needs it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class WholeBatch:
+    """The pieces of any loss, by plain autograd on the loss itself."""
+
+    loss: InnerLoss
+
+    def gradient(self, theta: Tensor, step: int, variables: Sequence[Tensor]) -> Tensor:
+        """See `Pieces`."""
+        here = theta.detach().requires_grad_()
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(self.loss(here, step, *variables), here)
+        return grad
+
+    def products(
+        self,
+        theta: Tensor,
+        step: int,
+        variables: Sequence[Tensor],
+        direction: Tensor,
+        needs: Sequence[bool],
+        curvature: bool,
+    ) -> Products:
+        """See `Pieces`."""
+        here = theta.detach().requires_grad_()
+        leaves = [v.detach().requires_grad_(need) for v, need in zip(variables, needs, strict=True)]
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(self.loss(here, step, *leaves), here, create_graph=True)
+            slope = torch.dot(direction, grad)
+            wrt = [*([here] if curvature else ()), *(leaf for leaf in leaves if leaf.requires_grad)]
+            found = iter(torch.autograd.grad(slope, wrt, allow_unused=True) if wrt else ())
+        return Products(
+            slope.detach(), next(found) if curvature else None, [next(found) if need else None for need in needs]
+        )
+
+
+@dataclass(frozen=True)
 class FullGraph:
     """Plain autograd through every step: the reference.  Memory grows with steps x batch."""
 
@@ -80,6 +160,7 @@ class FullGraph:
 
 
 class _OneStepInMemory:
+    pieces: Callable[..., Pieces]
     _exact: ClassVar[bool]
 
     def __call__(
@@ -94,7 +175,7 @@ class _OneStepInMemory:
         at: Sequence[int] = (),
     ) -> list[Tensor]:
         """See `Backprop`."""
-        loop = _Loop(loss, steps, momentum, _wanted(at, steps), self._exact)
+        loop = _Loop(self.pieces(loss), steps, momentum, _wanted(at, steps), self._exact)
         return list(cast("tuple[Tensor, ...]", _Recursion.apply(loop, theta, lr, *variables)))
 
 
@@ -102,17 +183,20 @@ class _OneStepInMemory:
 class Stepwise(_OneStepInMemory):
     """Exact reverse-mode recursion that holds the graph of one step: each step is recomputed in the backward pass.
 
-    With lambda the adjoint of theta and nu that of the velocity, going backwards from t = steps - 1:
+    With lambda the adjoint of theta and -lr u that of the velocity, going backwards from t = steps - 1:
 
-        d lr  += -<lambda, velocity_{t+1}>
-        nu    <- nu - lr * lambda
-        (h, p) = d<nu, grad_t> / d(theta_t, variables)
-        d variables += p;   lambda <- lambda + h (+ the gradient of an intermediate loss);   nu <- momentum * nu
+        u <- momentum * u + lambda
+        (s, h, p) = <u, grad_t> and its derivatives with respect to theta_t and the variables
+        d lr -= s;   d variables -= lr p;   lambda <- lambda - lr h (+ the gradient of an intermediate loss)
 
     This is full back-propagation in a different order.  Memory: steps x P floats and one double backward.
+
+    Attributes:
+        pieces: the pieces of a loss, for each call.
     """
 
-    _exact = True
+    pieces: Callable[..., Pieces] = WholeBatch
+    _exact: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -123,14 +207,18 @@ class FrozenAdjoint(_OneStepInMemory):
     gradient of each step depended only on that step's images and not on the earlier steps.  It is exact for one step
     and for a loss that is linear in theta; otherwise a factor (I - lr H) is missing for every later step.  The gradient
     of `theta` is this adjoint.
+
+    Attributes:
+        pieces: the pieces of a loss, for each call.
     """
 
-    _exact = False
+    pieces: Callable[..., Pieces] = WholeBatch
+    _exact: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
 class _Loop:
-    loss: InnerLoss
+    pieces: Pieces
     steps: int
     momentum: float
     wanted: tuple[int, ...]
@@ -140,20 +228,14 @@ class _Loop:
 class _Recursion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loop: _Loop, theta: Tensor, lr: Tensor, *variables: Tensor) -> tuple[Tensor, ...]:
-        iterates, velocities, velocity = [theta.detach()], [], None
+        iterates, velocity = [theta.detach()], None
         frozen = [v.detach() for v in variables]
         for step in range(loop.steps):
-            here = iterates[-1].requires_grad_()
-            with torch.enable_grad():
-                (grad,) = torch.autograd.grad(loop.loss(here, step, *frozen), here)
+            grad = loop.pieces.gradient(iterates[-1], step, frozen)
             velocity = grad if velocity is None or not loop.momentum else loop.momentum * velocity + grad
-            if loop.momentum:
-                velocities.append(velocity)
-            iterates[-1] = here.detach()
             iterates.append(iterates[-1] - lr.detach() * velocity)
-        ctx.loop = loop
+        ctx.loop, ctx.iterates = loop, iterates
         ctx.save_for_backward(lr, *variables)
-        ctx.iterates, ctx.velocities = iterates, velocities
         return tuple(iterates[step].clone() for step in loop.wanted)
 
     @staticmethod
@@ -165,43 +247,24 @@ class _Recursion(torch.autograd.Function):
 def _recursion_back(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
     loop: _Loop = ctx.loop
     lr, *variables = ctx.saved_tensors
+    frozen = [v.detach() for v in variables]
     incoming = dict(zip(loop.wanted, outer, strict=True))
     needs = ctx.needs_input_grad[3:]
     totals = [torch.zeros_like(v) if need else None for v, need in zip(variables, needs, strict=True)]
     d_lr, adjoint = torch.zeros_like(lr), torch.zeros_like(ctx.iterates[0])
-    nu = torch.zeros_like(adjoint)
+    direction = torch.zeros_like(adjoint)
     for step in reversed(range(loop.steps)):
         if step + 1 in incoming:
             adjoint = adjoint + incoming[step + 1]
-        nu = nu - lr * adjoint
-        grad, curvature, products = _products(loop, step, ctx.iterates[step], variables, needs, nu)
-        velocity = ctx.velocities[step] if loop.momentum else grad
-        d_lr -= torch.dot(adjoint, velocity)
-        for total, product in zip(totals, products, strict=True):
+        direction = loop.momentum * direction + adjoint if loop.momentum else adjoint
+        found = loop.pieces.products(ctx.iterates[step], step, frozen, direction, needs, loop.exact)
+        d_lr -= found.slope
+        for total, product in zip(totals, found.variables, strict=True):
             if total is not None and product is not None:
-                total += product
-        if curvature is not None:
-            adjoint = adjoint + curvature
-        nu = loop.momentum * nu
+                total -= lr * product
+        if found.theta is not None:
+            adjoint = adjoint - lr * found.theta
     return None, adjoint, d_lr, *totals
-
-
-def _products(
-    loop: _Loop, step: int, theta: Tensor, variables: Sequence[Tensor], needs: Sequence[bool], direction: Tensor
-) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
-    """Return the gradient of one step, and the derivatives of <direction, gradient> w.r.t. theta and each variable.
-
-    A derivative is None if it is zero or not needed; the one w.r.t. theta is also None if the adjoint is frozen.
-    """
-    theta = theta.detach().requires_grad_()
-    leaves = [v.detach().requires_grad_(need) for v, need in zip(variables, needs, strict=True)]
-    with torch.enable_grad():
-        (grad,) = torch.autograd.grad(loop.loss(theta, step, *leaves), theta, create_graph=True)
-        wrt = [*([theta] if loop.exact else ()), *(leaf for leaf in leaves if leaf.requires_grad)]
-        found = iter(torch.autograd.grad(torch.dot(direction, grad), wrt, allow_unused=True) if wrt else ())
-    curvature = next(found) if loop.exact else None
-    products = [next(found) if need else None for need in needs]
-    return grad.detach(), curvature, products
 
 
 def _wanted(at: Sequence[int], steps: int) -> tuple[int, ...]:

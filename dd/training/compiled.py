@@ -29,8 +29,15 @@ def can_compile(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def worth_compiling(network: nn.Module, images: Tensor, steps: int) -> bool:
-    """Whether `steps` steps on batches like `images` (b, c, h, w) are enough work to justify compiling."""
+def worth_compiling(network: nn.Module, images: Tensor, steps: int, flops: float | None = None) -> bool:
+    """Whether `steps` steps on batches like `images` (b, c, h, w) are enough work to justify compiling.
+
+    Args:
+        network: the module.
+        images: a batch; only its shape and device count.
+        steps: number of steps.
+        flops: how much forward work is enough; None for `WORTH_FLOPS`, that of plain training.
+    """
     if images.device.type == "cpu" and _breaks(network):
         return False
     was_training = network.training
@@ -38,7 +45,7 @@ def worth_compiling(network: nn.Module, images: Tensor, steps: int) -> bool:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images[:1])
     network.train(was_training)
-    return counter.get_total_flops() * len(images) * steps >= WORTH_FLOPS
+    return counter.get_total_flops() * len(images) * steps >= (WORTH_FLOPS if flops is None else flops)
 
 
 def _breaks(network: nn.Module) -> bool:

@@ -15,9 +15,14 @@ from dd.engine.unroll import Backprop, FrozenAdjoint, FullGraph, Stepwise
 from dd.networks import Functional, saved_bytes
 from dd.rng import generator
 from dd.training import Trajectories
+from dd.training.compiled import worth_compiling
 from dd.views.dsa import Draw, apply, draw
 
+from ._pieces import InChunks, StepFunctions, chunk_of
+
 FULL_GRAPH_SHARE = 0.25  # share of the device's total memory for a full graph
+# Compiling the pieces took one to five minutes on a busy core; 1e12 FLOPs of forward passes are minutes of inner steps.
+WORTH_FLOPS = 1e12
 
 
 def trajectory_distance(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
@@ -119,15 +124,21 @@ class StudentLoss:
 
     def __call__(self, theta: Tensor, step: int, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """`scale` times the mean cross-entropy of step `step`."""
-        index = self.batches[step]
-        whole = len(index) == len(images)
-        logits = self.network(theta, apply(self.draws[step], images if whole else images[index]))
+        seen, targets = self.inputs(step, images, labels)
+        logits = self.network(theta, seen)
         if labels is None:
-            assert self.hard is not None
-            loss = torch.nn.functional.cross_entropy(logits, self.hard if whole else self.hard[index])
+            loss = torch.nn.functional.cross_entropy(logits, targets)
         else:
-            loss = soft_cross_entropy(logits, labels if whole else labels[index])
+            loss = soft_cross_entropy(logits, targets)
         return loss if self.scale == 1.0 else self.scale * loss
+
+    def inputs(self, step: int, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the student sees in step `step`: augmented images (b, c, h, w); classes (b,) or label logits (b, k)."""
+        index, targets = self.batches[step], self.hard if labels is None else labels
+        assert targets is not None
+        whole = len(index) == len(images)
+        seen = apply(self.draws[step], images if whole else images[index])
+        return seen, targets if whole else targets[index]
 
 
 def soft_cross_entropy(logits: Tensor, label_logits: Tensor) -> Tensor:
@@ -151,9 +162,24 @@ def student_loss(
     return StudentLoss(network, [index.to(task.device) for index in batches], draws, hard, scale)
 
 
-def backprop_by_name(name: str) -> Backprop:
-    """The gradient mode of a settled `backprop`: "full", "stepwise" or "frozen"."""
-    return {"full": FullGraph(), "stepwise": Stepwise(), "frozen": FrozenAdjoint()}[name]
+def make_backprop(task: Task, network: Functional, name: str, steps: int, batch: int) -> Backprop:
+    """The gradient mode of a settled `backprop`: "full", "stepwise" or "frozen".
+
+    Args:
+        task: the run.
+        network: the student.
+        name: the mode.
+        steps: inner steps of the whole run, which decide whether compiling pays off.
+        batch: images of an inner step.
+    """
+    if name == "full":
+        return FullGraph()
+    fast = pays_off(task, steps, batch)
+    images = torch.zeros(batch, *task.data.shape, device=task.device)
+    # compiled, at width 32 and 50 images, forward took 0.8 of the time of reverse
+    functions = StepFunctions(network, "forward" if fast else "reverse", fast)
+    pieces = InChunks(functions, chunk_of(network, images))
+    return Stepwise(pieces) if name == "stepwise" else FrozenAdjoint(pieces)
 
 
 def choose_backprop(task: Task, steps: int, batch: int) -> Literal["full", "stepwise"]:
@@ -163,6 +189,14 @@ def choose_backprop(task: Task, steps: int, batch: int) -> Literal["full", "step
     """
     needed = steps * graph_bytes(task, batch)
     return "full" if needed <= FULL_GRAPH_SHARE * task.total_memory() else "stepwise"
+
+
+def pays_off(task: Task, steps: int, batch: int) -> bool:
+    """Whether to compile the pieces of `steps` inner steps with `batch` images; on a GPU, not measured, never."""
+    if not task.compile or task.device.type != "cpu":
+        return False
+    images = torch.zeros(batch, *task.data.shape, device=task.device)
+    return worth_compiling(task.network("skeleton"), images, steps, WORTH_FLOPS)
 
 
 def graph_bytes(task: Task, batch: int) -> int:

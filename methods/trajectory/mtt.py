@@ -18,9 +18,9 @@ from dd.training import Experts, ExpertSettings, Trajectories, stack_size
 from ._matching import (
     Segment,
     StudentLoss,
-    backprop_by_name,
     choose_backprop,
     draw_segment,
+    make_backprop,
     student_loss,
     synthetic_batches,
     trajectory_distance,
@@ -83,8 +83,9 @@ class MTT(Method[Prepared]):
     augment: bool = True
     """Whether to use DSA in the inner loop, with the data set's strategy."""
     backprop: Literal["auto", "full", "stepwise", "frozen"] = "auto"
-    """Gradient through the inner loop: "full" stores the graph of all steps; "stepwise" recomputes one step at a time;
-    "auto" chooses between them by shapes and the device's total memory; "frozen" is TESLA's approximation.
+    """Gradient through the inner loop: "full" stores the graph of all steps; "stepwise" recomputes one step at a time,
+    compiled if there is enough work; "auto" chooses between them by shapes and the device's total memory; "frozen" is
+    TESLA's approximation.
     """
     experts: ExpertSettings = field(default_factory=ExpertSettings)
     """The pool of experts."""
@@ -104,9 +105,9 @@ class MTT(Method[Prepared]):
 
     def settle(self, task: Task) -> Self:
         """Resolve the gradient mode and the number of experts trained together, from shapes and total memory."""
-        n, backprop = len(task.targets), self.backprop
+        backprop = self.backprop
         if backprop == "auto":
-            backprop = choose_backprop(task, self.steps, min(self.batch or n, n))
+            backprop = choose_backprop(task, self.steps, self.images_per_step(task))
         experts = replace(self.experts, stack=stack_size(task, self.experts))
         return replace(self, backprop=backprop, experts=experts)
 
@@ -116,7 +117,14 @@ class MTT(Method[Prepared]):
 
     def prepare(self, task: Task, got: Got) -> Prepared:
         """The experts, the student, and the resolved gradient mode."""
-        return Prepared(got[Experts(task, self.experts)], task.functional(), backprop_by_name(self.backprop))
+        network, steps = task.functional(), self.steps * self.iterations
+        backprop = make_backprop(task, network, self.backprop, steps, self.images_per_step(task))
+        return Prepared(got[Experts(task, self.experts)], network, backprop)
+
+    def images_per_step(self, task: Task) -> int:
+        """Images of an inner step, except for a short remainder."""
+        n = len(task.targets)
+        return min(self.batch or n, n)
 
     def start(self, task: Task, prepared: Prepared) -> Synthetic:
         """Real images or noise, with hard labels."""

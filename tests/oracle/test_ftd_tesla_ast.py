@@ -110,8 +110,14 @@ def test_tesla_takes_the_frozen_adjoint_unless_told_otherwise(make_task):
     assert TESLA().backprop == "frozen"
     assert TESLA().settle(task).backprop == "frozen"
     assert TESLA(backprop="auto").settle(task).backprop == "full"
-    named = {name: matching.backprop_by_name(name) for name in ("full", "stepwise", "frozen")}
-    assert named == {"full": FullGraph(), "stepwise": Stepwise(), "frozen": FrozenAdjoint()}
+    modes = {
+        name: matching.make_backprop(task, task.functional(), name, 1, 8) for name in ("full", "stepwise", "frozen")
+    }
+    assert {name: type(mode) for name, mode in modes.items()} == {
+        "full": FullGraph,
+        "stepwise": Stepwise,
+        "frozen": FrozenAdjoint,
+    }
 
 
 def test_with_an_exact_way_back_it_is_mtt(make_task):

@@ -330,7 +330,8 @@ CASES = [
 def test_outer_iterations_by_hand(blobs, make_task, cls, extra, backprop):
     task = make_task(blobs(strategy=DSA))
     method = cls(iterations=6, steps=4, start_max=4, lr_img=10.0, lr_lr=1e-6, lr_init=0.05, experts=EXPERTS, **extra)
-    prepared = prepared_for(method, backprop=matching.backprop_by_name(backprop))
+    network = network_for()
+    prepared = prepared_for(method, network, matching.make_backprop(task, network, backprop, 6 * 4, method.batch or 8))
     soft = torch.randn(8, 4, generator=generator(6)) if cls is DATM else None
 
     def fresh():
@@ -664,3 +665,11 @@ def test_backprop_follows_shapes_and_the_machine(make_task, monkeypatch):
     assert replace(auto, steps=10, batch=4).settle(task).backprop == "full"
     assert replace(auto, backprop="full", steps=1000).settle(task).backprop == "full"
     assert replace(auto, backprop="stepwise", steps=1).settle(task).backprop == "stepwise"
+
+
+def test_the_pieces_are_compiled_if_there_is_enough_work(make_task):
+    task = make_task()
+    compiling = replace(task, compile=True)
+    assert not matching.pays_off(task, 10**9, 8)
+    assert matching.pays_off(compiling, 10**9, 8)
+    assert not matching.pays_off(compiling, 100, 8)

@@ -498,8 +498,8 @@ def test_stepwise_saves_one_step_whatever_their_number():
     assert peak(5) < 0.5 * full.peak
 
 
-@pytest.mark.parametrize(("momentum", "vectors"), [(0.0, 1), (0.9, 2)])
-def test_stepwise_keeps_one_vector_of_parameters_per_step_and_nothing_else(momentum, vectors):
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_stepwise_keeps_one_vector_of_parameters_per_step_and_nothing_else(momentum):
     network = published_net()
 
     def peak(steps):
@@ -511,4 +511,4 @@ def test_stepwise_keeps_one_vector_of_parameters_per_step_and_nothing_else(momen
         return memory.peak
 
     per_step = (peak(6) - peak(3)) / 3
-    assert per_step == pytest.approx(vectors * 4 * network.size, rel=0.02)
+    assert per_step == pytest.approx(4 * network.size, rel=0.02)
