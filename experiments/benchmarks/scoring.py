@@ -80,7 +80,8 @@ def ours(gate: Gate, scale: Scale, labels: str, students: int, network: dict[str
     """Our evaluator, for as many students as are asked for, again and again."""
     task, protocol = _task_and_protocol(scale, labels, network)
     labeller = _labeller(task, labels)
-    evaluator = Evaluator(task, protocol, labeller=labeller if labels == "views" else None)
+    # students of an earlier pair are in the store: train them again
+    evaluator = Evaluator(task, protocol, force=True, labeller=labeller if labels == "views" else None)
     arm = control_arm(task)
     if labels == "soft":
         assert labeller is not None, "soft labels have a teacher"
