@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,8 +52,10 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
 def tensor_in_file(path: Path, shape: "Sequence[int]", dtype: "torch.dtype") -> "Tensor":
     """Return a tensor of undefined values whose memory is a new file, which the system may write out for room.
 
+    The file loses its name at once, so that nothing is left of it when the tensor or the process is gone.
+
     Args:
-        path: the file; its folder is made.  It may be deleted while the tensor is in use.
+        path: the file is made beside this path, whose folder is made too; messages name it.
         shape: of the tensor, with at least one value.
         dtype: of the tensor.
 
@@ -66,17 +69,19 @@ def tensor_in_file(path: Path, shape: "Sequence[int]", dtype: "torch.dtype") -> 
     size, free = values * dtype.itemsize, shutil.disk_usage(path.parent).free
     if size > free:
         raise RunError(f"{path} takes {size:,} bytes, but {free:,} are free: make room, then run the same command")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".map")
     try:
-        with path.open("wb") as file:
-            # writing to a page that the disk has no room for would kill the process
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
+        # writing to a page that the disk has no room for would kill the process
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, size)
+        return torch.from_file(name, shared=True, size=values, dtype=dtype).view(*shape)
     except OSError as error:
-        path.unlink(missing_ok=True)
         if words := no_room(error):
             raise RunError(f"{words} while writing {path}: make room, then run the same command") from error
         raise
-    return torch.from_file(str(path), shared=True, size=values, dtype=dtype).view(*shape)
+    finally:
+        os.close(handle)
+        Path(name).unlink()
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":

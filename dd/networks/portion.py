@@ -42,7 +42,7 @@ def mixes(network: nn.Module) -> bool:
 
 @torch.no_grad()
 def largest_map(network: nn.Module, images: Tensor) -> int:
-    """Bytes of the largest output that one of the images (n, c, h, w) has in any layer; remembered by network."""
+    """Bytes of the largest output that one of the images (n, c, h, w), n >= 2, has in any layer; kept by network."""
     known = _largest.setdefault(network, {})
     shape = tuple(images.shape[1:])
     if shape not in known:
@@ -50,12 +50,12 @@ def largest_map(network: nn.Module, images: Tensor) -> int:
 
         def see(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: object) -> None:
             if isinstance(output, Tensor):
-                sizes.append(output.numel() * output.element_size())
+                sizes.append(output.numel() * output.element_size() // 2)
 
         hooks = [layer.register_forward_hook(see) for layer in network.modules()]
         try:
-            # the last linear layer, which `embed` leaves out, has no maps
-            getattr(network, "embed", network)(images[:1].to(next(network.parameters(), images)))
+            # the last linear layer, which `embed` leaves out, has no maps; a norm refuses a single image of one pixel
+            getattr(network, "embed", network)(images[:2].to(next(network.parameters(), images)))
         finally:
             for hook in hooks:
                 hook.remove()

@@ -161,7 +161,7 @@ class SetParts(Generic[P]):
         """Return one tensor of the whole set, (n, ...), assembled in a file in the folder of the parts."""
         pieces = [artefact.tensors[name] for artefact in found if artefact.tensors is not None]
         shape = (len(self.run.task.targets), *pieces[0].shape[1:])
-        whole = tensor_in_file(self.run.folder.parts / f"{name}.joined", shape, pieces[0].dtype)
+        whole = tensor_in_file(self.run.folder.parts / name, shape, pieces[0].dtype)
         for task, piece in zip(self.tasks, pieces, strict=True):
             assert task.part is not None
             whole[task.part.slots] = piece

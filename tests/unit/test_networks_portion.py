@@ -58,3 +58,9 @@ def test_measuring_changes_no_statistics_and_keeps_no_hook():
     portions(network, images(8), limit=1)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert not any(layer._forward_hooks for layer in network.modules())
+
+
+def test_a_map_of_one_pixel_can_be_measured():
+    # group norm refuses a single image whose map is one pixel, as the last one of a ResNet-18 at 8 pixels is
+    network = make(size=8, arch="resnet18", depth=None, width=16)
+    assert len(portions(network, images(8, size=8), limit=1)) == 4
