@@ -29,8 +29,13 @@ def per_image_losses(network: Functional, theta: Tensor, images: Tensor, targets
     """Cross-entropy (n,) of each image; targets are classes, int64 (n,), or label logits (n, k)."""
     logits = network(theta, images)
     if targets.is_floating_point():
-        return -(targets.softmax(1) * logits.log_softmax(1)).sum(1)
+        return soft_losses(logits, targets)
     return F.cross_entropy(logits, targets, reduction="none")
+
+
+def soft_losses(logits: Tensor, label_logits: Tensor) -> Tensor:
+    """-sum_k softmax(label_logits_i)_k log softmax(logits_i)_k of each image (n,), at temperature 1; both (n, k)."""
+    return -(label_logits.softmax(1) * logits.log_softmax(1)).sum(1)
 
 
 class ImagesLoss(Protocol):

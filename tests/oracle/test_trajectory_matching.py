@@ -670,6 +670,7 @@ def test_backprop_follows_shapes_and_the_machine(make_task, monkeypatch):
 def test_the_pieces_are_compiled_if_there_is_enough_work(make_task):
     task = make_task()
     compiling = replace(task, compile=True)
-    assert not matching.pays_off(task, 10**9, 8)
-    assert matching.pays_off(compiling, 10**9, 8)
-    assert not matching.pays_off(compiling, 100, 8)
+    images = torch.zeros(8, *task.data.shape)
+    assert not matching.pays_off(task, 10**9, images)
+    assert matching.pays_off(compiling, 10**9, images)
+    assert not matching.pays_off(compiling, 100, images)
