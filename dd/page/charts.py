@@ -21,6 +21,8 @@ _LARGEST = 1e100  # of a value that is drawn
 _DIGITS = 12  # of an iteration
 _LOG = 100  # ratio of the largest to the smallest value, above which the axis is logarithmic
 
+_APART = ("it", "skipped", "probe", "probe_std")  # columns of the log that have no chart of their own
+
 Point = tuple[float, float]
 Spread = tuple[float, float, float]  # place along, mean, standard deviation
 
@@ -130,12 +132,9 @@ def curves(subject: ReportedSet) -> tuple[list[Chart], str]:
     """Return a chart of each column of the log, the held-out accuracy first, and what is left out."""
     rows = [row for row in subject.log if len(row["it"]) <= _DIGITS]
     skipped = [it for it, value in curve(rows, "skipped") if value]
-    names = [
-        name for name in subject.columns if name not in ("it", "skipped", "probe", "probe_std") and curve(rows, name)
-    ]
-    charts = (
-        [found] if (found := _held_out(subject.report, curve(rows, "probe"), dict(curve(rows, "probe_std")))) else []
-    )
+    names = [name for name in subject.columns if name not in _APART and curve(rows, name)]
+    held_out = _held_out(subject.report, curve(rows, "probe"), dict(curve(rows, "probe_std")))
+    charts = [] if held_out is None else [held_out]
     room = CHARTS - len(charts)
     for name in names[:room]:
         points = [point for point in curve(rows, name) if abs(point[1]) < _LARGEST]
@@ -157,7 +156,6 @@ def _learning(words: str, score: Score) -> Chart:
     steps = score.curves[0].steps
     each = [[curve.test[at] for curve in score.curves if at < len(curve.test)] for at in range(len(steps))]
     points = [(float(step), statistics.fmean(values)) for step, values in zip(steps, each, strict=True)]
-    whiskers = [_spread(float(at), values) for at, values in zip(steps, each, strict=True)][: _WHISKERS + 1]
     few = len(steps) <= _WHISKERS
     whiskers = [_spread(float(at), values) for at, values in zip(steps, each, strict=True)] if few else []
     note = f"mean{' ± std' if whiskers else ''} of {score.n} students; on test images, by which nothing is chosen"

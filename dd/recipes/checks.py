@@ -125,11 +125,12 @@ def device(asked: str) -> str:
 
 def begins(init: str) -> None:
     """Raise `UsageError` unless `init` is a file, a run folder that contains a set, or a released set."""
-    from dd.released.pull import file_of, is_released, similar
+    from dd.released.pull import is_released, similar
+    from dd.sets.formats import set_file
 
-    path = file_of(init, "init")
     if is_released(init):
-        return
+        return  # it is fetched, and verified, when its digest is taken
+    path = set_file(init, "init")
     if near := similar(init):
         raise UsageError(f"init={init}: no such file, and no released set of that name{near}")
     if readable("init", init).is_dir() and not os.path.exists(path):

@@ -95,9 +95,9 @@ def progress_plot(path: Path, csv_path: Path) -> None:
     for ax, (column, label, style, points) in zip(axes, curves, strict=False):
         its, values = zip(*points, strict=True)
         ax.plot(its, values, **style)
-        if spread := curve(rows, f"{column}_std"):
-            at = dict(points)
-            ax.errorbar(*zip(*((it, at[it]) for it, _ in spread), strict=True), [std for _, std in spread], fmt="none")
+        at = dict(points)
+        if spread := [(it, at[it], std) for it, std in curve(rows, f"{column}_std") if it in at]:
+            ax.errorbar(*zip(*spread, strict=True), fmt="none")
         ax.set_ylabel(label)
         ax.grid(alpha=0.3)
         if label == "objective":

@@ -41,7 +41,7 @@ from dd.training.teacher_names import STUDENT
 from dd.views.dsa import augment
 
 SUITE = suite_named("quick")
-FEW = 2
+FEW = 2  # students up to which a repeat is short enough to be paired more than once
 
 
 def evaluation(bench: Bench, found: Findings) -> None:
@@ -67,7 +67,7 @@ def _paired(bench: Bench, options: dict[str, Any]) -> tuple[dict[str, Runs], dic
     sides = {"ours": ("scoring.ours", options), "plain": ("scoring.by_hand", options)}
     alone = replace(bench, scale=replace(bench.scale, repeats=0), compiled=Path(cache))
     first, later = in_turns(alone, sides), {label: Runs() for label in sides}
-    pairs = bench.scale.pairs if options["students"] <= FEW else 1  # many students average by themselves
+    pairs = bench.scale.pairs if options["students"] <= FEW else 1
     for _ in range(pairs):
         for label, run in in_turns(alone, sides).items():
             later[label].seconds.append(run.warm_up)
@@ -162,7 +162,7 @@ def _loaded(arm: Arm, j: int) -> tuple[Tensor, Tensor]:
 
 
 def _task_and_protocol(scale: Scale, labels: Any, network: dict[str, Any]) -> tuple[Task, Protocol]:
-    task, protocol = make_task(recipe_of(scale)), suite_named("quick").protocol(labels, Protocol())
+    task, protocol = make_task(recipe_of(scale)), SUITE.protocol(labels, Protocol())
     student = resolve_network(NetworkSpec(**network), task.data.size, task.data.channels)
     if protocol.epochs is None:
         protocol = replace(protocol, steps=scale.student_steps)

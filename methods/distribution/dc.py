@@ -25,7 +25,7 @@ from ._classes import ENOUGH, group, has_batch_norm
 
 NETWORKS = 1000
 # bytes of the largest map of a portion of real images whose gradients are summed: 256 of 32 pixels at width 32
-PORTION = 32 << 20
+GRADIENT_PORTION = 32 << 20
 # ipc -> (outer, inner): `get_loops` of the official code; for 100 its author's advice (issue 2 of that repository)
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10), 100: (100, 2)}
 
@@ -189,7 +189,7 @@ class DC(Method[Functional]):
 def _real_gradients(network: nn.Module, images: Tensor, c: int) -> Sequence[Tensor]:
     """The `_gradients` of real images, in the memory of a portion of them."""
     total: Sequence[Tensor] = ()
-    for some in portions(network, images, PORTION):
+    for some in portions(network, images, GRADIENT_PORTION):
         found = [len(some) / len(images) * gradient for gradient in _gradients(network, some, c)]
         total = [a + b for a, b in zip(total, found, strict=True)] if total else found
     return total

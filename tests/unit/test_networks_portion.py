@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dd.networks import NetworkSpec, build_network, portions
+from dd.networks import NetworkSpec, build_network, portions, resolve_network
 from dd.networks.portion import largest_map, mixes
 from dd.rng import generator
 
@@ -60,7 +60,13 @@ def test_measuring_changes_no_statistics_and_keeps_no_hook():
     assert not any(layer._forward_hooks for layer in network.modules())
 
 
-def test_a_map_of_one_pixel_can_be_measured():
+@pytest.mark.parametrize("norm", ["instance", "layer", "group", "batch"])
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [("convnet", 8), ("resnet18", 8), ("alexnet", 8), ("vgg11", 32), ("lenet", 16), ("mlp", 8), ("vit", 8)],
+)
+def test_every_architecture_can_be_measured_at_its_smallest_side(arch, size, norm):
     # group norm refuses a single image whose map is one pixel, as the last one of a ResNet-18 at 8 pixels is
-    network = make(size=8, arch="resnet18", depth=None, width=16)
-    assert len(portions(network, images(8, size=8), limit=1)) == 4
+    spec = resolve_network(NetworkSpec(arch, norm=norm, width=None if arch in ("lenet", "vit") else 16), size, 3)
+    network = build_network(spec, channels=3, size=size, classes=5, generator=generator(0)).eval()
+    assert len(portions(network, images(8, size), limit=1)) == 4
