@@ -51,6 +51,7 @@ def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """
     from dd.engine import parallel
     from dd.recipes import parse_overrides, resolve, run_options
+    from dd.runs.store import made_log
 
     overrides = parse_overrides(settings)
     seeds = several("seed", overrides.get("seed"))
@@ -61,6 +62,8 @@ def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     runs = [(words, resolve(own), run_options(own)) for words, own in asked]
     first = parallel.is_first()  # only the first torchrun process prints
     log_to_stderr(logging.INFO if first else logging.WARNING)
+    if not first:
+        made_log.setLevel(logging.INFO)  # a helper reports what it made, and nothing else
     if dry_run:
         _plan([(recipe, options) for _, recipe, options in runs], first, as_json, together=seeds is not None)
         return

@@ -38,6 +38,7 @@ from dd.evaluation.scores import calibration_error, top_k
 from dd.labels import Labeller, LabelStore, live
 from dd.rng import generator
 from dd.runs import sampling
+from dd.runs.store import Wanted
 from dd.sets import DistilledSet
 from dd.training.loop import Fit, Trainer, accuracy, predict, recall, right, viewed
 from dd.views import Batches, ViewPolicy
@@ -47,6 +48,7 @@ NOT_REFERRED = "left out of eval.references"
 NOT_AT_HAND = "the teachers that labelled the set are missing here"
 _WATCHED, _LONG = 4, 2.0  # number of steps to time, and the maximum seconds to spend on them
 _GUESSES = 5  # of the top-5 accuracy
+_ELSEWHERE = {"test": 0.0, "holdout": 0.0, "seconds": 0.0}  # a student that another process is training
 VERSION = 1  # of student training: part of every key, increased when results change
 
 
@@ -63,6 +65,8 @@ class Evaluator:
         force: train students again even if the store has them.
         labeller: teachers that label the views of every arm; None to use the arms' own labels.
         learner: what is trained and how it is scored; None for a classifier.
+        helping: whether to train for another process only.  A score then does not wait for students that other
+            processes are training: zeros stand in their place.
     """
 
     def __init__(
@@ -73,21 +77,25 @@ class Evaluator:
         force: bool = False,
         labeller: Labeller | None = None,
         learner: Learner | None = None,
+        helping: bool = False,
     ) -> None:
         self.task, self.protocol, self.force, self.labeller = task, protocol, force, labeller
+        self.helping = helping
         self.learner = Learner(task) if learner is None else learner
         self._trainer: Trainer | None = None
 
     def score(self, arm: Arm, lr: float, students: int, note: str = "") -> Score:
         """Train `students` students on an arm and return their score."""
-        rows = self.students(arm, lr, range(students))
+        rows = self.students(arm, lr, range(students), wait=not self.helping)
         holdout = tuple(row["holdout"] for row in rows if row["holdout"] is not None)
         # a stored student may have a curve that this protocol does not ask for
         curves = tuple(Curve.from_dict(row["curve"]) for row in rows if "curve" in row) if self.protocol.curve else ()
         facts = _by_class(rows) | _predicted(rows)
         return Score(tuple(row["test"] for row in rows), holdout, lr, note, **facts, curves=curves)
 
-    def students(self, arm: Arm, lr: float, members: Iterable[int], *, tested: bool = True) -> list[dict[str, Any]]:
+    def students(
+        self, arm: Arm, lr: float, members: Iterable[int], *, tested: bool = True, wait: bool = True
+    ) -> list[dict[str, Any]]:
         """Train the students of these numbers on an arm; returns what each reached, in percent.
 
         Args:
@@ -95,6 +103,7 @@ class Evaluator:
             lr: learning rate.
             members: number of each student: its weights and batches, and the draw of an arm that is redrawn.
             tested: False to look at held-out images only; the rows then need not have the first three keys.
+            wait: False to return zeros for students that another process is training.
 
         Returns:
             For each student "test", the accuracy on all test images; "classes", the same by class, None for a class
@@ -102,10 +111,16 @@ class Evaluator:
             "holdout", the held-out accuracy or None; "seconds"; "curve", see `Curve`, if the protocol asks for one, and
             perhaps if not.
         """
-        train = partial(self._student, arm, lr, tested=tested)
-        if (sample := sampling.active()) is None:
-            return list(map(train, members))
-        return sample.each(members, train, lambda j: self.task.store.has(KIND, self._spec(arm, lr, j)))
+        numbers = list(members)
+        wanted = [self._wanted(arm, lr, j, tested=tested) for j in numbers]
+        store, train = self.task.store, partial(self._student, arm, lr, tested=tested)
+
+        def trained(at: int) -> dict[str, Any]:
+            if not wait and store.is_taken(wanted[at].kind, wanted[at].spec):
+                return dict(_ELSEWHERE)
+            return train(numbers[at])
+
+        return store.each(wanted, trained, alike=True)
 
     def held_out(self, arm: Arm, lr: float, students: int) -> tuple[float, ...]:
         """Held-out accuracies in percent of `students` students on an arm; no test image is looked at.
@@ -128,8 +143,8 @@ class Evaluator:
         if not len(self.task.data.holdout):
             return candidates[0], "the protocol's lr: no held-out images to choose with"
         pilots = min(self.protocol.pilots, students)
-        trials = [self.score(arm, lr, pilots) for lr in candidates]
-        means = [sum(trial.holdout) / len(trial.holdout) for trial in trials]
+        trials = [self.students(arm, lr, range(pilots)) for lr in candidates]
+        means = [statistics.fmean(row["holdout"] for row in rows) for rows in trials]
         best = candidates[means.index(max(means))]
         tried = ", ".join(f"{lr:.4g}: {mean:.1f} %" for lr, mean in zip(candidates, means, strict=True))
         return best, f"better of {tried} on held-out images"
@@ -148,7 +163,8 @@ class Evaluator:
 
     def under(self, protocol: Protocol, labeller: Labeller | None) -> "Evaluator":
         """Return an evaluator of the same students under another protocol; it shares the compiled network."""
-        other = Evaluator(self.task, protocol, force=self.force, labeller=labeller, learner=self.learner)
+        given = {"force": self.force, "learner": self.learner, "helping": self.helping}
+        other = Evaluator(self.task, protocol, labeller=labeller, **given)
         other._trainer = self._shared_trainer()
         return other
 
@@ -193,17 +209,20 @@ class Evaluator:
 
     def _student(self, arm: Arm, lr: float, j: int, *, tested: bool = True) -> dict[str, Any]:
         """What student j reached; without `tested` on held-out images alone."""
-        task, spec = self.task, self._spec(arm, lr, j)
-        what = f"student {j + 1} on {arm.name} (lr {lr:.4g})"
-        train, words = partial(self._train, arm, lr, j), _test_accuracy
-        if not tested:
-            whole = None if self.force else task.store.peek(KIND, spec)
+        store, (kind, spec, what) = self.task.store, self._wanted(arm, lr, j, tested=tested)
+        train, words = partial(self._train, arm, lr, j, tested), _test_accuracy if tested else _holdout_accuracy
+        if not tested and not self.force:
+            whole = store.peek(*self._wanted(arm, lr, j)[:2])
             if whole is not None and whole.value["holdout"] is not None:
                 return whole.value
-            spec, train, words = spec | {"tested": False}, partial(train, tested=False), _holdout_accuracy
         # a curve is no part of the key, because a student is the same with and without
         force = self.force or (tested and not self._has_curve(arm, spec))
-        return task.store.value(KIND, spec, train, what, force=force, describe=words).value
+        return store.value(kind, spec, train, what, force=force, describe=words).value
+
+    def _wanted(self, arm: Arm, lr: float, j: int, *, tested: bool = True) -> Wanted:
+        """Return the artefact of student j; without `tested`, of what it reached on held-out images alone."""
+        spec = self._spec(arm, lr, j) | ({} if tested else {"tested": False})
+        return Wanted(KIND, spec, f"student {j + 1} on {arm.name} (lr {lr:.4g})")
 
     def _spec(self, arm: Arm, lr: float, j: int) -> dict[str, Any]:
         """Return everything that determines student j: the key of its artefact."""

@@ -25,7 +25,7 @@ from dd.io.typed import typed
 from dd.labels import _records
 from dd.labels.spec import LabelSpec, StoredLabels
 from dd.runs import sampling
-from dd.runs.store import Payload, Store
+from dd.runs.store import Payload, Store, Wanted
 from dd.views import View
 
 KIND = "labels"
@@ -99,8 +99,8 @@ class LabelStore:
         """Epochs that are missing or damaged."""
         return [epoch for epoch in range(self.spec.epochs) if self._store.peek(KIND, self.spec.key(epoch)) is None]
 
-    def make(self, epoch: int, load: Load, label: Label) -> None:
-        """Label the views of one epoch; does nothing if the epoch exists and is intact.
+    def make(self, epoch: int, load: Load, label: Label) -> bool:
+        """Label the views of one epoch, if it does not exist intact; return whether this call did.
 
         Args:
             epoch: 0 to the spec's epochs - 1.
@@ -113,7 +113,12 @@ class LabelStore:
         """
         self._require(epoch)
         words = f"labels of epoch {epoch + 1} in {self.path}"
-        self._store.tensors(KIND, self.spec.key(epoch), partial(self._labelled, epoch, load, label), words)
+        return self._store.tensors(KIND, self.spec.key(epoch), partial(self._labelled, epoch, load, label), words).made
+
+    def free_first(self, epochs: Sequence[int]) -> Iterator[int]:
+        """Yield epochs in the order in which to make them: what another process is making comes last."""
+        wanted = [Wanted(KIND, self.spec.key(epoch), f"labels of epoch {epoch + 1}") for epoch in epochs]
+        return (epochs[at] for at in self._store.free_first(wanted))
 
     def keep(self, epoch: int, batches: Callable[[], Iterable[Labelled]]) -> None:
         """Keep an epoch that others labelled, with the views that they labelled; does nothing when it is there.

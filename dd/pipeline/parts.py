@@ -1,8 +1,7 @@
-"""Synthesis in independent parts: each part is an artefact of its own, and processes share the parts."""
+"""Synthesis in independent parts: each part is an artefact of its own, which any process makes."""
 
 import logging
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,13 +21,12 @@ from dd.pipeline.plan import set_key
 from dd.pipeline.task import Run
 from dd.runs import RunFolder, Track, bar
 from dd.runs.cost import measured
-from dd.runs.store import Artefact, Payload, Store
+from dd.runs.store import Artefact, Payload, Store, Wanted
 
 log = logging.getLogger(__name__)
 
 KIND = "parts"
 ROWS = 100_000  # approximate maximum number of log rows; with more iterations, every n-th is logged
-_POLL = 0.5  # seconds between checks for parts made by other processes
 
 P = TypeVar("P")
 Show = Callable[[int, Mapping[str, Any]], None]
@@ -71,20 +69,22 @@ class SetParts(Generic[P]):
         return part_spec(self.run, number, len(self.tasks))
 
     def make(self, show: Show | None = None) -> None:
-        """Make the missing parts among this process's share.
+        """Make the parts that no process has made, and wait for those that others are making.
 
         Args:
             show: called with (iteration counted over all parts, scalars).
         """
-        mine = parallel.share(range(len(self.tasks)))
-        missing = self._missing(mine)
-        if len(missing) < len(mine):
-            log.info("kept %d of %d parts", len(mine) - len(missing), len(mine))
+        total = len(self.tasks)
+        missing = self._missing()
+        if len(missing) < total:
+            log.info("kept %d of %d parts", total - len(missing), total)
+        wanted = [Wanted(KIND, self.spec(n), f"part {n + 1} of {total} of {self.run.recipe.name}") for n in missing]
         with parallel.alone():
-            for number in missing:
-                words = f"part {number + 1} of {len(self.tasks)} of {self.run.recipe.name}"
-                self.store.tensors(KIND, self.spec(number), partial(self._make, number, show), words)
-                shutil.rmtree(self._folder(number).path, ignore_errors=True)  # missing if another process made the part
+            for at in self.store.free_first(wanted):
+                kind, spec, words = wanted[at]
+                self.store.tensors(kind, spec, partial(self._make, missing[at], show), words)
+                # missing if another process made the part
+                shutil.rmtree(self._folder(missing[at]).path, ignore_errors=True)
 
     def tracked(self) -> None:
         """Make the parts with a progress bar and a log; called in the first process only."""
@@ -98,12 +98,9 @@ class SetParts(Generic[P]):
 
             self.make(show)
 
-    def wait(self) -> list[Artefact]:
-        """Wait until all processes have made their parts, and return all parts."""
-        store, numbers = self.store, range(len(self.tasks))
-        while not all(store.has(KIND, self.spec(number)) for number in numbers):
-            time.sleep(_POLL)
-        found = [store.peek(KIND, self.spec(number)) for number in numbers]
+    def made(self) -> list[Artefact]:
+        """Return all parts, once they are made."""
+        found = [self.store.peek(KIND, self.spec(number)) for number in range(len(self.tasks))]
         whole = [artefact for artefact in found if artefact is not None]
         if len(whole) < len(found):
             raise RunError(f"a part of {self.run.recipe.name} was damaged on the disk; the same command makes it again")
@@ -146,13 +143,13 @@ class SetParts(Generic[P]):
     def _checkpoint(self, number: int) -> Checkpoint:
         return Checkpoint(self._folder(number).checkpoint, digest(self.spec(number)))
 
-    def _missing(self, numbers: Sequence[int]) -> list[int]:
-        return [n for n in numbers if self.store.peek(KIND, self.spec(n)) is None]
+    def _missing(self) -> list[int]:
+        return [n for n in range(len(self.tasks)) if self.store.peek(KIND, self.spec(n)) is None]
 
     def _next(self) -> int:
         """Return the iteration, counted over all parts, at which this process continues."""
         store, iterations = self.store, self.method.iterations
-        for number in parallel.share(range(len(self.tasks))):
+        for number in range(len(self.tasks)):
             if not store.has(KIND, self.spec(number)):
                 return number * iterations + self._checkpoint(number).iteration()
         return len(self.tasks) * iterations

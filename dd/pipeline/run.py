@@ -11,6 +11,7 @@ import contextlib
 import logging
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ from dd.pipeline.regimes import beside, with_regimes
 from dd.pipeline.show import draw_pictures, judged, probes_note
 from dd.pipeline.task import Run, lighter, make_task, numerics
 from dd.recipes import Recipe
-from dd.runs import RunFolder, sampling
+from dd.runs import RunFolder, progress, sampling
 from dd.runs.memory import enough_memory
 from dd.runs.stop import Stop
 from dd.runs.store import Artefact, Making
@@ -47,6 +48,8 @@ from dd.runs.trackers import Trackers, in_agent
 from dd.sets import DistilledSet, save
 
 log = logging.getLogger(__name__)
+
+_POLL = 0.5  # seconds between checks for a set that the first process is storing
 
 P = TypeVar("P")
 Left = Literal["nothing", "report", "set"]
@@ -57,7 +60,8 @@ def run_recipe(
 ) -> Outcome | None:
     """Execute all stages from real images to the report, skipping finished work and resuming interrupted work.
 
-    Under torchrun the processes share the synthesis.  The first process does everything else; the others return None.
+    Under torchrun the processes share the synthesis and, through the store, everything else that is made of several
+    artefacts.  Only the first process writes to the run's folder and reports; the others return None.
 
     Args:
         recipe: the settings.
@@ -74,8 +78,15 @@ def run_recipe(
     with begun(recipe, folder, force=force, command=command) as (run, held):
         if held.left == "nothing":
             return _reported(recipe, folder, track)
-        with followed(run, track) if parallel.is_first() else contextlib.nullcontext(run) as run:
+        with followed(run, track) if parallel.is_first() else unseen(run) as run:
             return _stages(run, held, run.recipe.method)
+
+
+@contextlib.contextmanager
+def unseen(run: Run) -> Iterator[Run]:
+    """Show no progress of a process that only helps."""
+    with progress.hidden():
+        yield run
 
 
 @contextlib.contextmanager
@@ -116,11 +127,21 @@ def _reported(recipe: Recipe, folder: RunFolder, track: tuple[str, ...]) -> Outc
 def _stages(run: Run, held: "Held", method: Method[P]) -> Outcome | None:
     """Execute the stages in order."""
     _require_room_for_labels(run)  # may raise, so check before hours of work
-    prepared = prepare(run, method)
+    with parallel.alone():
+        prepared = prepare(run, method)
     if not parallel.is_first():
-        synthesis.accompany(run, method, prepared)
+        if held.left == "set":
+            synthesis.accompany(run, method, prepared)
+        if not run.force:  # what is made again must not be made by several processes
+            help_evaluate(run, method, prepared)
         return None
     pair = synthesise(run, held, method, prepared)
+    with parallel.alone():
+        return _finish(run, method, prepared, pair)
+
+
+def _finish(run: Run, method: Method[P], prepared: P, pair: Pair) -> Outcome:
+    """Execute the stages after the synthesis."""
     labeller = method.labeller(run.task, prepared)
     pair, store = label(run, pair, labeller)
     show(run, pair)
@@ -183,14 +204,36 @@ def show(run: Run, pair: Pair) -> None:
 def evaluate(run: Run, pair: Pair, labeller: Labeller | None, store: LabelStore | None) -> Report:
     """Evaluate the set and the references, and compare the accuracy with the recipe's expectation."""
     recipe, task = run.recipe, run.task
-    with run.stage("evaluate", "training students"):
-        learner = learner_for(pair.set, task)
-        evaluator = Evaluator(task, recipe.eval, force=run.force, labeller=labeller, learner=learner)
-        others = beside(pair.set, evaluator, recipe.dataset)
-        report = scored(pair.set, pair.start, evaluator, store=store)
-        report = with_regimes(report, pair.set, pair.start, evaluator, others)
+    report = _evaluated(run, pair, labeller, store)
     remark = probes_note(recipe, task, run.folder)
     return judged(replace(report, cost=run.costs), recipe, run.command, remark, compiled=task.compile)
+
+
+def _evaluated(
+    run: Run, pair: Pair, labeller: Labeller | None, store: LabelStore | None, *, helping: bool = False
+) -> Report:
+    recipe, task = run.recipe, run.task
+    with run.stage("evaluate", "training students"):
+        learner = learner_for(pair.set, task)
+        given = {"force": run.force, "labeller": labeller, "learner": learner, "helping": helping}
+        evaluator = Evaluator(task, recipe.eval, **given)
+        others = beside(pair.set, evaluator, recipe.dataset)
+        report = scored(pair.set, pair.start, evaluator, store=store)
+        return with_regimes(report, pair.set, pair.start, evaluator, others)
+
+
+def help_evaluate(run: Run, method: Method[P], prepared: P) -> None:
+    """Make labels and students that the first process needs and no process is making; leave its folder alone."""
+    store, key = run.task.store, set_key(run.recipe, run.task)
+    while not store.has(SETS, key):
+        time.sleep(_POLL)
+    made = store.peek(SETS, key)
+    if made is None:  # damaged: the first process notices
+        return
+    with parallel.alone():
+        labeller = method.labeller(run.task, prepared)
+        pair, labels = label(run, _pair(run, made), labeller)
+        _evaluated(run, pair, labeller, labels, helping=True)
 
 
 def _require_room_for_labels(run: Run) -> None:
@@ -218,7 +261,7 @@ class Held:
 def _held(run: Run) -> Iterator[Held]:
     """Lock a run against concurrent starts for the duration of the block.
 
-    Under torchrun the first process determines the remaining work and tells the others, which only help with the set.
+    Under torchrun the first process determines the remaining work and tells the others.
     """
     task, making = run.task, None
     left: Left = "nothing"
@@ -228,14 +271,12 @@ def _held(run: Run) -> Iterator[Held]:
             if run.force or not _is_whole(run):
                 if run.force:
                     run.folder.clear()
+                    synthesis.forget(run)
                 run.folder.write_recipe(run.recipe.to_toml())
                 words, key = f"set {run.recipe.name}", set_key(run.recipe, task)
                 making = place.enter_context(task.store.making(SETS, key, words, force=run.force))
                 left = "set" if making.found is None else "report"
-        left = parallel.agreed(left)
-        if left == "report" and not parallel.is_first():
-            left = "nothing"
-        yield Held(left, making, place.close)
+        yield Held(parallel.agreed(left), making, place.close)
 
 
 def _is_whole(run: Run) -> bool:

@@ -28,14 +28,12 @@ P = TypeVar("P")
 def synthesised(run: Run, method: Method[P], prepared: P) -> Payload:
     """Make the set and the set at iteration 0, in the first process; the facts are `cost` and `log`."""
     if parts := _parts(run, method, prepared):
-        if run.force:
-            _forget_parts(run)
         return _in_parts(run, parts)
     return _whole(run, method, prepared)
 
 
 def accompany(run: Run, method: Method[P], prepared: P) -> None:
-    """Do a secondary process's share of the synthesis: the same steps, or its own parts."""
+    """Do a secondary process's share of the synthesis: the same steps, or some of the parts."""
     if parts := _parts(run, method, prepared):
         parts.make()
         return
@@ -47,11 +45,6 @@ def forget(run: Run) -> None:
     """Delete everything that an interrupted synthesis resumes from."""
     remove_state(run.folder.checkpoint)
     shutil.rmtree(run.folder.parts, ignore_errors=True)
-    _forget_parts(run)
-
-
-def _forget_parts(run: Run) -> None:
-    """Delete the artefacts of the parts, if the set is made in parts."""
     if (count := len(run.recipe.method.parts(run.task))) > 1:
         forget_parts(run, count)
 
@@ -85,7 +78,7 @@ def _whole(run: Run, method: Method[P], prepared: P) -> Payload:
 
 def _in_parts(run: Run, parts: SetParts[P]) -> Payload:
     parts.tracked()
-    pair, facts = parts.collected(parts.wait())
+    pair, facts = parts.collected(parts.made())
     write_text(run.folder.log_csv, facts["log"])  # includes the rows of other processes
     end, start = _described(run, pair.set, parts.method.iterations), _described(run, pair.start, 0)
     return Pair(end, start).payload(facts)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Literal, Protocol, SupportsFloat
 
 from dd.runs import sampling
@@ -14,6 +15,8 @@ _REDRAW = 0.25  # seconds between redraws of the bar
 _PLAIN = 10.0  # seconds between plain lines
 _BARS = ((100, 24), (60, 10), (0, 0))  # minimum width of the terminal, and width of the bar, in columns
 _WINDOW = 60.0  # seconds over which the speed is averaged
+
+_hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 
 
 class Bar(Protocol):
@@ -33,7 +36,7 @@ def bar(what: str, total: int, start: int = 0) -> Iterator[Bar]:
         total: total number of iterations.
         start: iterations already done by an interrupted run.
     """
-    if sampling.active() is not None:
+    if sampling.active() is not None or _hidden.get():
         yield _Nothing()
         return
     shown: _Plain | _Rich = _Rich(what, total, start) if _is_terminal() else _Plain(what, total, start)
@@ -43,8 +46,18 @@ def bar(what: str, total: int, start: int = 0) -> Iterator[Bar]:
         shown.close()
 
 
+@contextlib.contextmanager
+def hidden() -> Iterator[None]:
+    """Show no bar in the block."""
+    token = _hidden.set(True)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
+
+
 class _Nothing:
-    """Shows nothing: a sample does not go to the end."""
+    """Shows nothing: a sample does not go to the end, and of several processes only one shows its progress."""
 
     def update(self, it: int, **scalars: SupportsFloat) -> None: ...
 

@@ -21,7 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from dd.io import (
     SEAL,
@@ -29,6 +29,7 @@ from dd.io import (
     digest,
     holds,
     home,
+    is_locked,
     load_tensors,
     locked,
     remove_state,
@@ -38,11 +39,15 @@ from dd.io import (
     writable,
     write_json,
 )
+from dd.runs import sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+R = TypeVar("R")
+
 log = logging.getLogger(__name__)
+made_log = logging.getLogger(f"{__name__}.made")  # every process reports what it made, and nothing twice
 
 _wanted: ContextVar[list[str] | None] = ContextVar("wanted", default=None)
 _CHEAP = ("surveys",)  # plain values that a plan computes without storing them: they only read image headers
@@ -194,7 +199,7 @@ class Store:
             ) -> Artefact:
                 write = partial(self._write, kind, spec, (tensors, info))
                 made = self._make(kind, spec, write, time.perf_counter() - began if seconds is None else seconds)
-                log.info("made %s in %.1f s", what, made.seconds)
+                made_log.info("made %s in %.1f s", what, made.seconds)
                 return made
 
             if found is not None:
@@ -230,8 +235,45 @@ class Store:
             for i, payload in zip(missing, payloads, strict=True):
                 kind, spec, what = wanted[i]
                 found[i] = made = self._make(kind, spec, partial(self._write, kind, spec, payload), share)
-                log.info("made %s in %.1f s", what, made.seconds)
+                made_log.info("made %s in %.1f s", what, made.seconds)
         return [artefact for artefact in found if artefact is not None]
+
+    def each(self, wanted: Sequence[Wanted], fetch: Callable[[int], R], *, alike: bool = False) -> list[R]:
+        """Return `fetch(0), fetch(1), ...`, first executed for the artefacts that no other process is making.
+
+        Args:
+            wanted: the artefacts.
+            fetch: fetches or makes the artefact at a position, and returns what the caller needs of it.
+            alike: whether they cost about the same, and what `fetch` returns is interchangeable: in a sample
+                (`dd.runs.sampling`) the first that is not there then stands for all others.
+        """
+        sample = sampling.active()
+        if alike and sample is not None:
+            return sample.each(range(len(wanted)), fetch, lambda at: self.has(wanted[at].kind, wanted[at].spec))
+        found = {at: fetch(at) for at in self.free_first(wanted)}
+        return [found[at] for at in range(len(wanted))]
+
+    def free_first(self, wanted: Sequence[Wanted]) -> Iterator[int]:
+        """Yield the positions of `wanted` in the order in which to fetch them; what another process is making is last.
+
+        So processes that need the same artefacts divide them among themselves, wherever each of them runs, and an
+        artefact whose maker died is taken over.  The caller fetches each artefact before it asks for the next position.
+        """
+        waiting = list(range(len(wanted)))
+        while waiting:
+            taken = []
+            for at in waiting:
+                if self.is_taken(wanted[at].kind, wanted[at].spec):
+                    taken.append(at)
+                else:
+                    yield at
+            if len(taken) == len(waiting):
+                yield taken.pop(0)  # nothing is free: wait for its maker
+            waiting = taken
+
+    def is_taken(self, kind: str, spec: Spec) -> bool:
+        """Return whether the artefact does not exist and another process is making it; cheap."""
+        return not self.has(kind, spec) and is_locked(self.root / kind / f"{digest(spec)}.lock")
 
     def value(
         self,
@@ -347,7 +389,7 @@ class Store:
                 found = None if force else self._load_or_discard(kind, spec, what)
                 if found is None:
                     made = self._make(kind, spec, write)
-                    log.log(self._level, "made %s in %.1f s%s", what, made.seconds, describe(made))
+                    made_log.log(self._level, "made %s in %.1f s%s", what, made.seconds, describe(made))
                     return made
         log.log(self._level, "kept %s%s", what, describe(found))
         return found

@@ -100,10 +100,13 @@ class Embeddings(Need[Embedded]):
         """
         (teacher,) = got[self.staff]
         head = self._head(teacher) if self.head else None
-        files = []
-        for block, (kind, spec, words) in zip(self._blocks(), self.artefacts(), strict=True):
-            make = partial(self._made, teacher.network, block)
-            files.append(self.task.store.tensors(kind, spec, make, words).path)
+        blocks, wanted, store = self._blocks(), self.artefacts(), self.task.store
+
+        def fetched(at: int) -> Path:
+            kind, spec, words = wanted[at]
+            return store.tensors(kind, spec, partial(self._made, teacher.network, blocks[at]), words).path
+
+        files = store.each(wanted, fetched)
         counts = torch.bincount(self.task.data.train.labels, minlength=self.task.classes).tolist()
         return Embedded(teacher, tuple(files), tuple(counts), head)
 

@@ -163,14 +163,11 @@ class Experts(Need[Trajectories]):
         task, wanted, pool = self.task, self.artefacts(), _Pool(self.task, self.settings, self.task.functional())
         groups = [some.tolist() for some in torch.arange(len(wanted)).split(stack_size(task, self.settings))]
 
-        def fetched(some: list[int]) -> list[Artefact]:
-            return task.store.tensors_of_many([wanted[m] for m in some], partial(pool.make, some))
+        def fetched(at: int) -> list[Artefact]:
+            return task.store.tensors_of_many([wanted[m] for m in groups[at]], partial(pool.make, groups[at]))
 
-        def is_there(some: list[int]) -> bool:
-            return all(task.store.has(wanted[m].kind, wanted[m].spec) for m in some)
-
-        sample = sampling.active()
-        each = map(fetched, groups) if sample is None else sample.each(groups, fetched, is_there)
+        # the last of a group is stored last
+        each = task.store.each([wanted[some[-1]] for some in groups], fetched, alike=True)
         found = [artefact for group in each for artefact in group][: len(wanted)]
         for artefact in found:
             pool.template.require(artefact.info["header"], str(artefact.path))

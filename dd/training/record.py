@@ -153,7 +153,8 @@ class Recorded(Need[tuple[Record, ...]]):
             RunError: a run diverged.
         """
         _require_whole(self.task, self.settings)
-        return tuple(self._one(run, *wanted) for run, wanted in enumerate(self.artefacts()))
+        wanted = self.artefacts()
+        return tuple(self.task.store.each(wanted, lambda run: self._one(run, *wanted[run])))
 
     def _one(self, run: int, kind: str, spec: Mapping[str, Any], what: str) -> Record:
         task, store = self.task, self.task.store

@@ -101,10 +101,16 @@ class Teachers(Need[tuple[Teacher, ...]]):
         with named_by(self.field):
             sources = _sources(self.task, self.names)
             ready: dict[int, Teacher] = {}
-            # load first, train later: report a bad checkpoint before hours of training
-            for at in sorted(range(len(sources)), key=lambda at: isinstance(sources[at][1], Untrained)):
+
+            def fetch(at: int) -> None:
                 ready[at] = _teacher(self.task, *sources[at], self.squeeze)
                 self.check(ready[at])
+
+            # load first, train later: report a bad checkpoint before hours of training
+            trained = [at for at, (_, origin) in enumerate(sources) if isinstance(origin, Untrained)]
+            for at in sorted(set(range(len(sources))) - set(trained)):
+                fetch(at)
+            self.task.store.each(self.artefacts(), lambda number: fetch(trained[number]))
             return tuple(ready[at] for at in range(len(sources)))
 
     def keys(self) -> list[dict[str, Any]]:

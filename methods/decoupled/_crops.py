@@ -140,7 +140,7 @@ class Patches(Need[Stitched]):
             UsageError: a class has too few images with an eligible crop; `require_enough` checks the number of images
                 earlier.
         """
-        task, counts, blocks = self.task, _counts(self.task), []
+        task, counts, blocks, wanted = self.task, _counts(self.task), _blocks(self.task.classes), self.artefacts()
         teachers = got[self.staff]
         members = [teacher.network for teacher in teachers]
         judge = None if self.judge is None else self.judge(teachers)
@@ -154,11 +154,13 @@ class Patches(Need[Stitched]):
             ]
             return {"images": torch.cat(made)}, {}
 
-        for block, (kind, spec, words) in zip(_blocks(task.classes), self.artefacts(), strict=True):
-            kept = task.store.tensors(kind, spec, partial(make, block), words)
+        def fetched(at: int) -> Tensor:
+            kind, spec, words = wanted[at]
+            kept = task.store.tensors(kind, spec, partial(make, blocks[at]), words)
             assert kept.tensors is not None
-            blocks.append(kept.tensors["images"])
-        return Stitched(tuple(blocks), tuple(counts))
+            return kept.tensors["images"]
+
+        return Stitched(tuple(task.store.each(wanted, fetched)), tuple(counts))
 
 
 def require_enough(task: Task, settings: CropSettings) -> None:

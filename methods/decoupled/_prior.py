@@ -104,15 +104,16 @@ class Priors(Need[tuple[float, ...]]):
         Raises:
             RunError: a recovery diverged.
         """
-        found = []
-        for number, teacher in enumerate(got[self.staff]):
-            recovery = _Recovery.of(self, number)
-            kind, spec, words = self.artefacts()[number]
-            make = partial(_measure, self, teacher, recovery)
-            kept = self.task.store.value(kind, spec, make, words, describe=lambda value: f": {value:.2f} %")
-            recovery.forget(self.task.store)  # only once the prior is stored
-            found.append(kept.value)
-        return tuple(found)
+        store, members, wanted = self.task.store, got[self.staff], self.artefacts()
+
+        def fetched(number: int) -> float:
+            recovery, (kind, spec, words) = _Recovery.of(self, number), wanted[number]
+            make = partial(_measure, self, members[number], recovery)
+            kept = store.value(kind, spec, make, words, describe=lambda value: f": {value:.2f} %")
+            recovery.forget(store)  # only once the prior is stored
+            return kept.value
+
+        return tuple(store.each(wanted, fetched))
 
     def spec(self, number: int) -> dict[str, Any]:
         """Everything that determines a teacher's prior."""

@@ -71,3 +71,46 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(place, words):
     assert done.code == 0, done.err
     first = int(re.findall(r"synthesis resumes at iteration (\d+) of 400", done.err)[0])
     assert first >= 10
+
+
+def made(err):
+    """What processes say they made, in order of the names, without the time that it took and what it reached."""
+    return sorted(re.findall(r"^made (.+?) in [0-9.]+ s", err, re.MULTILINE))
+
+
+@pytest.fixture(params=["datm", "cda", "rded"])
+def staged(request, pictures):
+    """Settings of a short run with several experts or teachers, stored labels of several epochs, and students."""
+    shared = ("ipc=2", "device=cpu", "compile=false", "eval.full=false", "eval.students=3", "eval.steps=12", "--json")
+    network = ("student.arch=convnet", "student.depth=1", "student.width=4", "student.norm=batch")
+    squeeze = ("squeeze.epochs=20", "squeeze.batch=16", "squeeze.lr=0.05")
+    teachers = ("teachers=student,convnet:depth=1:width=6:norm=batch",)
+    own = {
+        "datm": (
+            *network[:3],
+            *("experts.count=4", "experts.epochs=3", "experts.batch=16", "start_max=2", "iterations=4", "steps=2"),
+            *("eval.protocol=smoke", "eval.probe_steps=5"),
+        ),
+        "cda": (*network, *squeeze, "iterations=12", "batch=2", "roll=2", "crop=0.5", "eval.protocol=quick-soft"),
+        "rded": (*network, *squeeze, *teachers, "crops.candidates=12", "eval.protocol=quick-soft", "labels.mode=store"),
+    }[request.param]
+    return ("run", f"method={request.param}", pictures, *own, *shared)
+
+
+def test_processes_share_every_stage_and_make_nothing_twice(place, staged, tmp_path):
+    alone = place.dd(*staged)
+    assert alone.code == 0, alone.err
+    other = type(place)(tmp_path / "other")
+    done = other.torchrun(2, staged)
+    report = json.loads(done.stdout)
+    apart = made(done.stderr)
+    assert apart == sorted(set(apart))
+    epochs = [int(count) for count in re.findall(r"made the labels of (\d+) of \d+ epochs", alone.err + done.stderr)]
+    assert sum(epochs) == 2 * sum(epochs[:1])
+    kept = set(made(alone.err))
+    assert {what for what in apart if what.startswith(("expert", "teacher", "student", "patches", "part"))} == {
+        what for what in kept if what.startswith(("expert", "teacher", "student", "patches", "part"))
+    }
+    one, two = load(alone.report["files"]["set"]), load(report["files"]["set"])
+    assert (one.images.double() - two.images.double()).abs().max() < 1e-4
+    assert report["accuracy"]["values"] == alone.report["accuracy"]["values"]

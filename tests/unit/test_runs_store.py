@@ -1,3 +1,4 @@
+import contextlib
 import json
 import logging
 import os
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from dd.errors import RunError, UsageError
-from dd.io import sealed, sha256_file
+from dd.io import locked, sealed, sha256_file
 from dd.runs import Store
+from dd.runs.store import Wanted
 
 SPEC = {"dataset": "toy", "lr": 0.1, "shape": (2, 3), "seed": 0}
 
@@ -204,6 +206,7 @@ from pathlib import Path
 import torch
 from dd.io import atomic_path
 from dd.runs import Store
+from dd.runs.store import Wanted
 
 root, mode = Path(sys.argv[1]), sys.argv[2]
 
@@ -321,3 +324,68 @@ def test_what_cannot_be_listed_takes_no_room(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(list(tmp_path.glob("experts/*.safetensors"))) == 1
     assert store.tensors("experts", other, Maker()).made
+
+
+def wanted(count):
+    return [Wanted("experts", {**SPEC, "member": member}, f"expert {member}") for member in range(count)]
+
+
+def lock_of(store, one):
+    return store.path(one.kind, one.spec).with_suffix(".lock")
+
+
+def test_each_returns_in_order_and_makes_first_what_nobody_is_making(tmp_path):
+    store, many, order = Store(tmp_path), wanted(4), []
+
+    def fetch(at):
+        order.append(at)
+        if at == 3:  # its maker is done
+            elsewhere.close()
+        return store.value(*many[at][:2], lambda: 10 * at).value
+
+    with contextlib.ExitStack() as elsewhere:
+        for at in (0, 2):
+            elsewhere.enter_context(locked(lock_of(store, many[at]), "another process"))
+        assert [store.is_taken(*one[:2]) for one in many] == [True, False, True, False]
+        assert store.each(many, fetch) == [0, 10, 20, 30]
+    assert order == [1, 3, 0, 2]
+    assert not any(store.is_taken(*one[:2]) for one in many)
+
+
+def test_what_exists_is_not_taken_even_if_it_is_locked(tmp_path):
+    store, (one,) = Store(tmp_path), wanted(1)
+    store.value(*one[:2], lambda: 1)
+    with locked(lock_of(store, one), "another process"):
+        assert not store.is_taken(*one[:2])
+
+
+def test_asking_who_makes_what_leaves_no_file(tmp_path):
+    assert list(Store(tmp_path).free_first(wanted(3))) == [0, 1, 2]
+    assert os.listdir(tmp_path) == []
+
+
+PROCESS = """
+import sys, time
+from pathlib import Path
+from dd.runs.store import Store, Wanted
+store = Store(Path(sys.argv[1]))
+many = [Wanted("experts", {"member": member}, f"expert {member}") for member in range(8)]
+made = store.each(many, lambda at: store.value(*many[at][:2], lambda: time.sleep(0.3), many[at].words).made)
+print(sum(made))
+"""
+
+
+def test_processes_divide_the_work_and_take_over_what_a_killed_one_leaves(tmp_path):
+    def start():
+        return subprocess.Popen([sys.executable, "-c", PROCESS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+
+    killed, others = start(), [start(), start()]
+    while not list(tmp_path.glob("experts/*.lock")):
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.communicate(timeout=60)[0] == ""
+    counts = [int(other.communicate(timeout=60)[0]) for other in others]
+    done = list(Store(tmp_path).manifests("experts"))
+    assert len(done) == 8
+    assert sum(counts) <= 8  # the killed one may have finished some
+    assert min(counts) > 0
