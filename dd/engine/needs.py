@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from dd.engine import parallel
 from dd.engine.code import code_in_the_making
 from dd.errors import UsageError
 from dd.runs.store import Artefact, Payload, Store, Wanted
@@ -94,10 +95,11 @@ class Got:
     """Results of fetched needs: `got[need]` is the result of the need with that name."""
 
     def __init__(self, needs: "Iterable[Need[Any]]" = ()) -> None:
-        """Fetch the needs in order."""
+        """Fetch the needs in order; several processes divide their artefacts through the store alone."""
         self._found: dict[str, Any] = {}
-        for need in needs:
-            self._found[need.name] = need.fetch(self)
+        with parallel.alone():
+            for need in needs:
+                self._found[need.name] = need.fetch(self)
 
     def __getitem__(self, need: Need[T]) -> T:
         if need.name not in self._found:

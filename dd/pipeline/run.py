@@ -127,8 +127,7 @@ def _reported(recipe: Recipe, folder: RunFolder, track: tuple[str, ...]) -> Outc
 def _stages(run: Run, held: "Held", method: Method[P]) -> Outcome | None:
     """Execute the stages in order."""
     _require_room_for_labels(run)  # may raise, so check before hours of work
-    with parallel.alone():
-        prepared = prepare(run, method)
+    prepared = prepare(run, method)
     if not parallel.is_first():
         if held.left == "set":
             synthesis.accompany(run, method, prepared)
