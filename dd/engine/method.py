@@ -287,7 +287,11 @@ class Method(Generic[P]):
         return 1.0
 
     def loss(self, syn: Synthetic, task: Task, prepared: P, it: int) -> Objective:
-        """Return the objective of iteration `it`, to be minimised."""
+        """Return the objective of iteration `it`, to be minimised.
+
+        With several processes, every one returns the whole objective, and its gradient must be the whole gradient: a
+        method that divides the work sums it itself (`dd.engine.parallel`).
+        """
         raise NotImplementedError
 
     @property

@@ -1,8 +1,12 @@
 """Several processes on one synthesis: shares of the work, and sums over all processes.
 
 Started by `torchrun --nproc-per-node=N -m dd run ...`.  Every process holds all variables and takes the same steps; the
-processes divide the classes among themselves and sum the gradients.  If a set has several parts, the processes divide
-the parts instead and make each one in an `alone` block.  In a single process these functions do nothing.
+processes divide the classes, or the images of an inner step, among themselves and sum the gradients.  If a set has
+several parts, the processes divide the parts instead and make each one in an `alone` block.  In a single process these
+functions do nothing.
+
+Gradients are summed where the work is divided (`dd.engine.accumulate`, `dd.engine.shares`), so that what reaches a
+variable is in every process the gradient of the whole objective, equal to the bit; nothing is summed a second time.
 """
 
 import contextlib
@@ -33,9 +37,23 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0 if not is_parallel() else dist.get_rank() == 0
 
 
+def count() -> int:
+    """Return the number of processes that work together."""
+    return dist.get_world_size() if is_parallel() else 1
+
+
+def stride() -> slice:
+    """Return the positions of this process's share of a sequence, or of the rows of a tensor.
+
+    Every position is in the share of exactly one process.  The first process has the largest share; with more processes
+    than positions, some have none.
+    """
+    return slice(dist.get_rank(), None, count()) if is_parallel() else slice(None)
+
+
 def share(items: Sequence[T]) -> list[T]:
-    """Return this process's share of `items`, strided by rank; every item is in the share of exactly one process."""
-    return list(items[dist.get_rank() :: dist.get_world_size()]) if is_parallel() else list(items)
+    """Return this process's share of `items`, see `stride`."""
+    return list(items[stride()])
 
 
 def summed(tensor: Tensor) -> Tensor:

@@ -118,12 +118,60 @@ class WholeBatch:
         curvature: bool,
     ) -> Products:
         """See `Pieces`."""
-        here = theta.detach().requires_grad_()
-        leaves = [v.detach().requires_grad_(need) for v, need in zip(variables, needs, strict=True)]
+        return _Graph(self.loss, theta, step, variables, needs).products(direction, needs, curvature)
+
+
+class KeptGraphs:
+    """The pieces of any loss, by plain autograd, with every step's graph kept until its products are computed.
+
+    A recursion on them needs the time and memory of `FullGraph`.
+
+    Args:
+        loss: the loss.
+    """
+
+    def __init__(self, loss: InnerLoss) -> None:
+        self._loss = loss
+        self._kept: dict[int, _Graph] = {}
+
+    def gradient(self, theta: Tensor, step: int, variables: Sequence[Tensor]) -> Tensor:
+        """See `Pieces`."""
+        graph = _Graph(self._loss, theta, step, variables, [True] * len(variables))
+        self._kept[step] = graph
+        return graph.gradient.detach().clone()  # the graph must not see what the caller does to it
+
+    def products(
+        self,
+        theta: Tensor,
+        step: int,
+        variables: Sequence[Tensor],
+        direction: Tensor,
+        needs: Sequence[bool],
+        curvature: bool,
+    ) -> Products:
+        """See `Pieces`."""
+        graph = self._kept.pop(step, None) or _Graph(self._loss, theta, step, variables, needs)
+        return graph.products(direction, needs, curvature)
+
+
+class _Graph:
+    """The graph of one step's gradient, down to the parameters and variables that it depends on."""
+
+    def __init__(
+        self, loss: InnerLoss, theta: Tensor, step: int, variables: Sequence[Tensor], needs: Sequence[bool]
+    ) -> None:
+        self._theta = theta.detach().requires_grad_()
+        self._variables = [v.detach().requires_grad_(need) for v, need in zip(variables, needs, strict=True)]
         with torch.enable_grad():
-            (grad,) = torch.autograd.grad(self.loss(here, step, *leaves), here, create_graph=True)
-            slope = torch.dot(direction, grad)
-            wrt = [*([here] if curvature else ()), *(leaf for leaf in leaves if leaf.requires_grad)]
+            value = loss(self._theta, step, *self._variables)
+            (self.gradient,) = torch.autograd.grad(value, self._theta, create_graph=True)
+
+    def products(self, direction: Tensor, needs: Sequence[bool], curvature: bool) -> Products:
+        """See `Pieces`; frees the graph."""
+        needed = [v for v, need in zip(self._variables, needs, strict=True) if need]
+        wrt = [*([self._theta] if curvature else ()), *needed]
+        with torch.enable_grad():
+            slope = torch.dot(direction, self.gradient)
             found = iter(torch.autograd.grad(slope, wrt, allow_unused=True) if wrt else ())
         return Products(
             slope.detach(), next(found) if curvature else None, [next(found) if need else None for need in needs]

@@ -117,6 +117,11 @@ def apply(draw: Draw, images: Tensor) -> Tensor:
     return _OPS[draw.op][1](images, params)
 
 
+def some(draw: Draw, rows: slice) -> Draw:
+    """The draw of some images of a batch, which augments them as `draw` does."""
+    return Draw(draw.op, {name: value[rows] for name, value in draw.params.items()})
+
+
 def siamese(draw: Draw, n: int) -> Draw:
     """Siamese version of a draw: the parameters of its first image, repeated for `n` images."""
     return Draw(draw.op, {name: value[:1].expand(n, *value.shape[1:]) for name, value in draw.params.items()})

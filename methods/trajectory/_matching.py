@@ -3,22 +3,27 @@
 Symbols of the papers, in brackets: steps [N], span [M], start_min [T-], start_max [T+], lr [eta].
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from dd.engine import parallel
 from dd.engine.method import Task
-from dd.engine.unroll import Backprop, FrozenAdjoint, FullGraph, Stepwise
+from dd.engine.shares import InShares
+from dd.engine.unroll import Backprop, FrozenAdjoint, FullGraph, KeptGraphs, Pieces, Stepwise, WholeBatch
 from dd.networks import Functional, saved_bytes
 from dd.rng import generator
 from dd.training import Trajectories
 from dd.training.compiled import worth_compiling
-from dd.views.dsa import Draw, apply, draw
+from dd.views.dsa import Draw, apply, draw, some
 
-from ._pieces import InChunks, StepFunctions, chunk_of, soft_losses
+from ._pieces import InChunks, StepFunctions, chunk_of, images_interact, per_image_losses, soft_losses
+
+log = logging.getLogger(__name__)
 
 FULL_GRAPH_SHARE = 0.25  # share of the device's total memory for a full graph
 # Compiling the pieces took one to five minutes on a busy core; 1e12 FLOPs of forward passes are minutes of inner steps.
@@ -134,11 +139,54 @@ class StudentLoss:
 
     def inputs(self, step: int, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the student sees in step `step`: augmented images (b, c, h, w); classes (b,) or label logits (b, k)."""
-        index, targets = self.batches[step], self.hard if labels is None else labels
-        assert targets is not None
+        index, targets = self.batches[step], self.targets(labels)
         whole = len(index) == len(images)
         seen = apply(self.draws[step], images if whole else images[index])
         return seen, targets if whole else targets[index]
+
+    def targets(self, labels: Tensor | None) -> Tensor:
+        """The given label logits (n, k), or the classes (n,)."""
+        targets = self.hard if labels is None else labels
+        assert targets is not None
+        return targets
+
+    def weight(self, step: int) -> float:
+        """The weight of an image of step `step`."""
+        return self.scale / len(self.batches[step])
+
+    def own(self) -> "OwnImages":
+        """The images of this process's share of every batch."""
+        return OwnImages(self, parallel.stride())
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """The terms of some images of every batch in a `StudentLoss`, with their augmentation and weight there.
+
+    Attributes:
+        loss: the loss.
+        rows: their positions in a batch.
+    """
+
+    loss: StudentLoss
+    rows: slice
+
+    def __call__(self, theta: Tensor, step: int, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The sum of the terms in step `step`."""
+        return self.weight(step) * per_image_losses(self.loss.network, theta, *self.inputs(step, images, labels)).sum()
+
+    def inputs(self, step: int, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As for `StudentLoss`, of these images."""
+        index = self.loss.batches[step][self.rows]
+        return apply(some(self.loss.draws[step], self.rows), images[index]), self.loss.targets(labels)[index]
+
+    def weight(self, step: int) -> float:
+        """The weight of an image of step `step`, in the whole batch."""
+        return self.loss.weight(step)
+
+    def is_empty(self, step: int) -> bool:
+        """Whether none of these images is in the batch of step `step`."""
+        return not len(self.loss.batches[step][self.rows])
 
 
 def soft_cross_entropy(logits: Tensor, label_logits: Tensor) -> Tensor:
@@ -165,6 +213,9 @@ def student_loss(
 def make_backprop(task: Task, network: Functional, name: str, steps: int, batch: int) -> Backprop:
     """The gradient mode of a settled `backprop`: "full", "stepwise" or "frozen".
 
+    With several processes, each computes its share of the images of an inner step (`dd.engine.shares`), unless images
+    interact: then each computes whole batches.
+
     Args:
         task: the run.
         network: the student.
@@ -172,15 +223,27 @@ def make_backprop(task: Task, network: Functional, name: str, steps: int, batch:
         steps: inner steps of the whole run, which decide whether compiling pays off.
         batch: images of an inner step.
     """
+    images = torch.zeros((), device=task.device).expand(batch, *task.data.shape)  # only shape and device count
+    shared = parallel.is_parallel() and not images_interact(network, images)
+    if parallel.is_parallel() and not shared:
+        log.info("images of a batch interact in this student: every process computes whole batches")
     if name == "full":
-        return FullGraph()
+        # every process takes the same collective steps in the recursion, but not in a graph without its images
+        return InShares(Stepwise(KeptGraphs)) if shared else FullGraph()
     made = {"stepwise": Stepwise, "frozen": FrozenAdjoint}[name]
-    images = torch.zeros(batch, *task.data.shape, device=task.device)
+    if shared:
+        images = images[:: parallel.count()]  # the largest share, so that all processes decide alike
+    recursion = made(_pieces_for(task, network, steps, images))
+    return InShares(recursion) if shared else recursion
+
+
+def _pieces_for(task: Task, network: Functional, steps: int, images: Tensor) -> Callable[..., Pieces]:
+    """The pieces of `steps` steps on batches like `images`."""
     if not pays_off(task, steps, images):
-        return made()  # uncompiled chunks took 1.25 times as long as whole batches
+        return WholeBatch  # uncompiled chunks took 1.25 times as long as whole batches
     # compiled, at width 32 and 50 images, forward took 0.8 of the time of reverse
     functions = StepFunctions(network, "forward", compile=True)
-    return made(InChunks(functions, chunk_of(network, images)))
+    return InChunks(functions, chunk_of(network, images))
 
 
 def choose_backprop(task: Task, steps: int, batch: int) -> Literal["full", "stepwise"]:

@@ -39,9 +39,11 @@ def soft_losses(logits: Tensor, label_logits: Tensor) -> Tensor:
 
 
 class ImagesLoss(Protocol):
-    """Interface: `scale` times the mean of `per_image_losses` over the batch of a step."""
+    """Interface: the sum of `per_image_losses` over images of a step, each times the `weight` of the step."""
 
-    scale: float
+    def weight(self, step: int) -> float:
+        """Return the weight of an image in step `step`."""
+        ...
 
     def inputs(self, step: int, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the augmented images (b, c, h, w) of step `step`, and their targets as for `per_image_losses`."""
@@ -130,7 +132,7 @@ class _Chunked:
     loss: ImagesLoss
 
     def gradient(self, theta: Tensor, step: int, variables: Sequence[Tensor]) -> Tensor:
-        first, *others = self._chunks(*self.loss.inputs(step, *variables))
+        first, *others = self._chunks(step, *self.loss.inputs(step, *variables))
         total = self.functions.gradient(theta, *first)
         for chunk in others:
             total = total + self.functions.gradient(theta, *chunk)
@@ -153,7 +155,8 @@ class _Chunked:
             inputs = self.loss.inputs(step, *leaves)
         function = self.functions.products(wrt)
         slopes, parts = zip(
-            *(function(direction, theta, *chunk) for chunk in self._chunks(*(x.detach() for x in inputs))), strict=True
+            *(function(direction, theta, *chunk) for chunk in self._chunks(step, *(x.detach() for x in inputs))),
+            strict=True,
         )
         parts = list(zip(*parts, strict=True))
         of_theta = torch.stack(parts.pop(0)).sum(0) if curvature else None
@@ -164,9 +167,9 @@ class _Chunked:
         found = iter(torch.autograd.grad(outputs, wanted, seen) if wanted else ())
         return Products(torch.stack(slopes).sum(), of_theta, [next(found) if need else None for need in needs])
 
-    def _chunks(self, images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _chunks(self, step: int, images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         size = self.chunk or len(images)
-        weights = images.new_full((len(images),), self.loss.scale / len(images))
+        weights = images.new_full((len(images),), self.loss.weight(step))
         for some, theirs, own in zip(images.split(size), targets.split(size), weights.split(size), strict=True):
             missing = size - len(some)
             if missing:  # repeat images, with weight 0
@@ -178,12 +181,17 @@ class _Chunked:
 def chunk_of(network: Functional, images: Tensor) -> int | None:
     """Images per chunk for batches like `images` (b, c, h, w): as equal as possible, at most `CHUNK`.
 
-    None, for whole batches, if one image changes the logits of another, as with batch statistics.
+    None, for whole batches, if `images_interact`.
     """
+    if images_interact(network, images):
+        return None
+    return -(-len(images) // -(-len(images) // CHUNK))
+
+
+def images_interact(network: Functional, images: Tensor) -> bool:
+    """Whether one of two images like `images` changes the logits of the other, as with batch statistics."""
     pair = torch.randn(2, *images.shape[1:], generator=generator(0, "pair")).to(images)
     theta = network.flatten(network.module).to(images)
     with torch.no_grad():
         together, beside_another = network(theta, pair), network(theta, torch.stack([pair[0], -pair[1]]))
-    if not torch.allclose(together[0], beside_another[0], rtol=1e-4, atol=1e-5):
-        return None
-    return -(-len(images) // -(-len(images) // CHUNK))
+    return not torch.allclose(together[0], beside_another[0], rtol=1e-4, atol=1e-5)

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
+from dd.engine import parallel
 from dd.engine.method import Objective, Skip, Synthetic, Task
 from dd.engine.registry import register
 from dd.training import ExpertSettings, expert_logits
@@ -114,7 +115,7 @@ class DATM(MTT):
         for again in range(self.tries):
             segment = draw_segment(task, prepared.pool, it, *self.window(it), self.span, again)
             distance = self.distance(syn, task, prepared, it, segment)
-            values.append(float(distance.detach()))
+            values.append(parallel.agreed(float(distance.detach())))  # all processes must go the same way
             if values[-1] <= self.threshold:
                 return {"distance": distance}
             del distance  # free its graph before the next one is built
