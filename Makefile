@@ -52,7 +52,7 @@ format: $(INSTALLED)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## speed and memory against plain reference implementations; PART=training|experts|iteration|where|memory|evaluation|distribution|loader|sets|decoupled
+bench: $(INSTALLED)  ## speed and memory against plain reference implementations; PART=training|experts|iteration|where|memory|evaluation|distribution|loader|sets|decoupled|processes
 	$(BIN)/python experiments/benchmarks/run.py $(PART)
 
 clean:  ## remove the environment and what tests leave

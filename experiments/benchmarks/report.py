@@ -87,12 +87,40 @@ class Memory:
         return [self.engine, str(self.steps), *map(_mb, numbers), f"{stored / 1e6:.1f}", f"{seconds:.1f}"]
 
 
+@dataclass(frozen=True)
+class Group:
+    """An outer iteration that several processes share.
+
+    Attributes:
+        ipc: images per class.
+        width: of the student.
+        processes: number of processes.
+        threads: of each process.
+        seconds: of an outer iteration, in every repeat.
+        summed: bytes that are summed over the processes in an outer iteration.
+    """
+
+    ipc: int
+    width: int
+    processes: int
+    threads: int
+    seconds: list[float]
+    summed: int
+
+    def cells(self) -> list[str]:
+        """As a line of the table."""
+        spread = f"{statistics.median(self.seconds):.2f} [{min(self.seconds):.2f}, {max(self.seconds):.2f}]"
+        counts = (self.ipc, self.width, self.processes, self.threads)
+        return [*map(str, counts), spread, f"{self.summed / 1e6:.2f}"]
+
+
 @dataclass
 class Findings:
     """All measurements of a run."""
 
     ratios: list[Ratio] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
     growth: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=dict)
@@ -104,6 +132,7 @@ class Findings:
             "machine": self.machine,
             "ratios": [row.to_dict() for row in self.ratios],
             "memory": [vars(row) for row in self.memory],
+            "groups": [vars(row) for row in self.groups],
             "growth": self.growth,
             "pieces": self.pieces,
             "notes": self.notes,
@@ -164,6 +193,9 @@ def text(found: Findings) -> str:
     if found.memory:
         head = ["engine", "inner steps", "start MB", "peak MB", "above start", "iterates MB", "seconds, 2 its"]
         blocks.append(table(head, [row.cells() for row in found.memory]))
+    if found.groups:
+        head = ["ipc", "width", "processes", "threads", "seconds: median [min, max]", "MB summed"]
+        blocks.append(table(head, [row.cells() for row in found.groups]))
     if found.notes:
         blocks.append("\n".join(found.notes))
     return "\n\n".join(blocks)

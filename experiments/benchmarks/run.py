@@ -2,8 +2,8 @@
 
     .venv/bin/python experiments/benchmarks/run.py [PART] [--json FILE]
 
-PART is training, experts, iteration, where, memory, evaluation, distribution, loader, sets or decoupled; without it,
-all but the last four run.
+PART is training, experts, iteration, where, memory, evaluation, distribution, loader, sets, decoupled or processes;
+without it, all but the last five run.
 
 Every comparison consists of paired repeats: each side runs in its own process, the sides take turns, and ratios are
 taken within a pair.  The first repeat of each side, which includes compilation, is reported separately.  Run nothing
@@ -24,6 +24,7 @@ from typing import Any
 
 from decoupled import label_sizes, recover, relabel
 from pairs import Bench, Died, Runs, Side, in_turns, ratios
+from processes import processes
 from report import Findings, Memory, compared, draw, machine, same_work, text, verdict
 from scale import CEILINGS, DISTRIBUTION, LEAN, LOADER, PARTS, QUICK, SETS, Scale
 from scoring import evaluation
@@ -248,6 +249,7 @@ RUN: dict[str, Callable[[Bench, Findings], None]] = {
     "loader": loader,
     "sets": sets,
     "decoupled": decoupled,
+    "processes": processes,
 }
 
 
@@ -256,6 +258,7 @@ def main() -> None:
     scale: Scale = QUICK if args.quick else Scale()
     if args.repeats:
         scale = replace(scale, repeats=args.repeats)
+    scale = replace(scale, shared_ipc=args.ipc or scale.shared_ipc, shared_width=args.width or scale.shared_width)
     found, began = Findings(machine=machine()), time.perf_counter()
     if found.machine["load"] > 0.5:
         found.notes.append(f"The machine was busy at the start (load {found.machine['load']}): trust no figure.")
@@ -282,6 +285,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw where the time of an iteration goes")
     parser.add_argument("--repeats", type=int, metavar="N", help=f"paired repeats, {Scale.repeats} without it")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of every side; PyTorch's choice without it")
+    parser.add_argument("--ipc", type=int, nargs="+", metavar="N", help="images per class of PART=processes")
+    parser.add_argument("--width", type=int, nargs="+", metavar="N", help="widths of PART=processes")
     parser.add_argument("--quick", action="store_true", help="a minute in all, to see that everything runs")
     return parser.parse_args()
 

@@ -55,6 +55,9 @@ EVALUATION = {
     },
 }
 
+# PART=processes: (processes, threads of each)
+GROUPS = ((1, 2), (2, 1))
+
 # upper limits, relative to the other side's time, or to the memory of ten inner steps
 CEILINGS = {
     "training": 0.85,
@@ -89,6 +92,8 @@ class Scale:
         pairs: paired repeats of evaluation, after a first one.
         memory_steps: inner steps at which memory is measured; the ceiling compares the last with the first.
         files: images per timed pass of the loader.
+        shared_ipc: images per class of the iterations that processes share.
+        shared_width: widths of their students.
     """
 
     repeats: int = 7
@@ -102,6 +107,8 @@ class Scale:
     pairs: int = 2
     memory_steps: tuple[int, ...] = (10, 20, 40, 80)
     files: int = 2000
+    shared_ipc: tuple[int, ...] = (10, 50)
+    shared_width: tuple[int, ...] = (32, 128)
 
 
 # runs everything within a minute, as a check; its figures are meaningless
@@ -117,4 +124,6 @@ QUICK = Scale(
     pairs=1,
     memory_steps=(1, 2),
     files=200,
+    shared_ipc=(1,),
+    shared_width=(4,),
 )
