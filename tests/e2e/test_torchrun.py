@@ -26,6 +26,12 @@ def words(small):
     return ["run", "method=dm", *shared, "iterations=6", "batch_real=8", "--json"]
 
 
+def trajectory_words(method, small):
+    """Settings of a short run of a trajectory method, with three images in one step and two in the next."""
+    others = [word for word in small if not word.startswith("method=")]
+    return ["run", f"method={method}", *others, "experts.kind=sgd", "batch=3", "lr_img=100", "--json"]
+
+
 def kill_all_with(word):
     """SIGKILL to every process that has `word` on its command line."""
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
@@ -48,10 +54,24 @@ def test_two_processes_do_one_run(place, words, tmp_path):
     assert json.loads(again.stdout)["accuracy"] == report["accuracy"]
 
 
+@pytest.mark.parametrize("method", ["mtt", "datm"])
+def test_two_processes_share_the_inner_steps_of_a_run(place, small, method, tmp_path):
+    words = trajectory_words(method, small)
+    alone = place.dd(*words).report
+    report = json.loads(type(place)(tmp_path / "other").torchrun(2, words).stdout)
+    one, two, start = load(alone["files"]["set"]), load(report["files"]["set"]), load(report["files"]["start"])
+    assert (one.images - two.images).abs().max() < 1e-3
+    assert (one.images - start.images).abs().max() > 1e-2
+    if method == "datm":
+        assert (one.labels - two.labels).abs().max() < 1e-3
+        assert not torch.equal(two.labels, start.labels)
+
+
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are found by /proc")
-def test_a_killed_run_goes_on_with_another_number_of_processes(place, words):
+@pytest.mark.parametrize(("method", "iterations"), [("dm", 400), ("datm", 100)])
+def test_a_killed_run_goes_on_with_another_number_of_processes(place, words, small, method, iterations):
     mark = f"out={place.runs}"  # by which its processes are known, wherever torchrun puts them
-    longer = [*words, "iterations=400", mark]
+    longer = [*(words if method == "dm" else trajectory_words(method, small)), f"iterations={iterations}", mark]
     with (place.path / "err").open("w") as err:
         running = subprocess.Popen(
             place.torchrun_command(2, longer),
@@ -69,7 +89,7 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(place, words):
         running.wait(PATIENCE)
     done = place.dd(*longer)
     assert done.code == 0, done.err
-    first = int(re.findall(r"synthesis resumes at iteration (\d+) of 400", done.err)[0])
+    first = int(re.findall(rf"synthesis resumes at iteration (\d+) of {iterations}", done.err)[0])
     assert first >= 10
 
 
