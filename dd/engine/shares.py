@@ -47,7 +47,7 @@ class InShares:
     """Runs a recursion on this process's share of every step; alone, on the whole batches.
 
     All processes must call it, and back-propagate, the same number of times.  The gradients of `theta`, `lr` and the
-    variables are sums over all processes.
+    variables are those of the whole batches.
 
     Attributes:
         backprop: the recursion; its pieces must accept an `OwnLoss`.

@@ -5,6 +5,7 @@ The images are noise and the experts walk at random: neither changes the time of
 
 import importlib
 import json
+import platform
 import statistics
 import subprocess
 import sys
@@ -49,6 +50,8 @@ def processes(bench: Bench, found: Findings) -> None:
             for (count, threads), reports in told.items():
                 seconds = [report["seconds"] for report in reports]
                 found.groups.append(Group(ipc, width, count, threads, seconds, reports[0]["summed"]))
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    found.machine |= {"threads": " or ".join(str(threads) for _, threads in GROUPS), **versions}
     found.notes.append(
         f"processes: DATM, {CLASSES} classes, {scale.inner_steps} steps of at most {BATCH} images of {SIDE} px; "
         f"seconds of an outer iteration, of {scale.iterations} in a repeat after a first one that is not counted; of N "
