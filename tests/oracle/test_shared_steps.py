@@ -61,7 +61,10 @@ RECURSIONS = {
     "chunks": lambda network: Stepwise(pieces.InChunks(pieces.StepFunctions(network, "forward"), 2)),
 }
 PROBLEMS = [(soft, momentum, at) for soft in (False, True) for momentum, at in ((0.0, ()), (0.9, (2, 5)))]
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
+    pytest.mark.timeout(1200),  # nine processes, each of which imports torch, on a machine that may be busy
+]
 
 
 def module_of(path):
