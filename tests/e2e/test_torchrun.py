@@ -123,14 +123,17 @@ def test_processes_share_every_stage_and_make_nothing_twice(place, staged, tmp_p
     other = type(place)(tmp_path / "other")
     done = other.torchrun(2, staged)
     report = json.loads(done.stdout)
-    apart = made(done.stderr)
-    assert apart == sorted(set(apart))
+    together = made(done.stderr)
+    assert together == sorted(set(together))
+    shared = ("expert", "teacher", "student", "patches", "part")
+    assert {what for what in together if what.startswith(shared)} == {
+        what for what in made(alone.err) if what.startswith(shared)
+    }
     epochs = [int(count) for count in re.findall(r"made the labels of (\d+) of \d+ epochs", alone.err + done.stderr)]
     assert sum(epochs) == 2 * sum(epochs[:1])
-    kept = set(made(alone.err))
-    assert {what for what in apart if what.startswith(("expert", "teacher", "student", "patches", "part"))} == {
-        what for what in kept if what.startswith(("expert", "teacher", "student", "patches", "part"))
-    }
     one, two = load(alone.report["files"]["set"]), load(report["files"]["set"])
-    assert (one.images.double() - two.images.double()).abs().max() < 1e-4
-    assert report["accuracy"]["values"] == alone.report["accuracy"]["values"]
+    if "method=datm" in staged:  # sums over images, in another order
+        assert (one.images - two.images).abs().max() < 1e-4
+    else:
+        assert one.digest() == two.digest()
+        assert report["accuracy"]["values"] == alone.report["accuracy"]["values"]
