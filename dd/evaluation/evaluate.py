@@ -48,7 +48,7 @@ NOT_REFERRED = "left out of eval.references"
 NOT_AT_HAND = "the teachers that labelled the set are missing here"
 _WATCHED, _LONG = 4, 2.0  # number of steps to time, and the maximum seconds to spend on them
 _GUESSES = 5  # of the top-5 accuracy
-_ELSEWHERE = {"test": 0.0, "holdout": 0.0, "seconds": 0.0}  # a student that another process is training
+_ELSEWHERE: dict[str, Any] = {"test": 0.0, "holdout": 0.0, "seconds": 0.0}  # a student that another process is training
 VERSION = 1  # of student training: part of every key, increased when results change
 
 
@@ -113,14 +113,11 @@ class Evaluator:
         """
         numbers = list(members)
         wanted = [self._wanted(arm, lr, j, tested=tested) for j in numbers]
-        store, train = self.task.store, partial(self._student, arm, lr, tested=tested)
 
         def trained(at: int) -> dict[str, Any]:
-            if not wait and store.is_taken(wanted[at].kind, wanted[at].spec):
-                return dict(_ELSEWHERE)
-            return train(numbers[at])
+            return self._student(arm, lr, numbers[at], tested=tested)
 
-        return store.each(wanted, trained, alike=True)
+        return self.task.store.each(wanted, trained, alike=True, instead=None if wait else _ELSEWHERE)
 
     def held_out(self, arm: Arm, lr: float, students: int) -> tuple[float, ...]:
         """Held-out accuracies in percent of `students` students on an arm; no test image is looked at.

@@ -3,7 +3,7 @@
 from dd.io.atomic import atomic_folder, atomic_path, write_json, write_text
 from dd.io.hashing import SEAL, Json, digest, holds, sealed, sha256_file, sha256_tensors
 from dd.io.home import home, writable
-from dd.io.lock import is_locked, locked
+from dd.io.lock import Taken, is_locked, locked, locks_work
 from dd.io.paths import existing, user_path
 from dd.io.state import State, load_state, previous, remove_state, save_state
 from dd.io.tensors import load_tensors, read_tensors, save_tensors, tensor_in_file
@@ -12,6 +12,7 @@ __all__ = [
     "SEAL",
     "Json",
     "State",
+    "Taken",
     "atomic_folder",
     "atomic_path",
     "digest",
@@ -22,6 +23,7 @@ __all__ = [
     "load_state",
     "load_tensors",
     "locked",
+    "locks_work",
     "previous",
     "read_tensors",
     "remove_state",

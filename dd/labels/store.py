@@ -115,10 +115,10 @@ class LabelStore:
         words = f"labels of epoch {epoch + 1} in {self.path}"
         return self._store.tensors(KIND, self.spec.key(epoch), partial(self._labelled, epoch, load, label), words).made
 
-    def free_first(self, epochs: Sequence[int]) -> Iterator[int]:
-        """Yield epochs in the order in which to make them: what another process is making comes last."""
+    def each(self, epochs: Sequence[int], make: Callable[[int], bool]) -> list[bool]:
+        """Return `make(epoch)` of every epoch; what another process is making comes last."""
         wanted = [Wanted(KIND, self.spec.key(epoch), f"labels of epoch {epoch + 1}") for epoch in epochs]
-        return (epochs[at] for at in self._store.free_first(wanted))
+        return self._store.each(wanted, lambda at: make(epochs[at]), alike=True)
 
     def keep(self, epoch: int, batches: Callable[[], Iterable[Labelled]]) -> None:
         """Keep an epoch that others labelled, with the views that they labelled; does nothing when it is there.

@@ -8,6 +8,6 @@ from dd.pipeline.evaluation import evaluate, evaluate_distilled, load
 from dd.pipeline.front import run
 from dd.pipeline.outcome import Outcome
 from dd.pipeline.plan import locate, plan
-from dd.pipeline.run import run_recipe
+from dd.pipeline.run import help_run, run_recipe
 
-__all__ = ["Outcome", "evaluate", "evaluate_distilled", "load", "locate", "plan", "run", "run_recipe"]
+__all__ = ["Outcome", "evaluate", "evaluate_distilled", "help_run", "load", "locate", "plan", "run", "run_recipe"]

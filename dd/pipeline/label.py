@@ -14,7 +14,7 @@ from dd.evaluation.protocols import Protocol
 from dd.io import sha256_tensors
 from dd.labels import Labeller, LabelSettings, LabelStore
 from dd.labels.spec import LabelSpec
-from dd.runs import RunFolder, bar, sampling
+from dd.runs import RunFolder, bar
 from dd.runs.store import made_log
 from dd.sets import DistilledSet
 from dd.sizes import readable_size
@@ -82,12 +82,20 @@ def label(
     def logits(views: Tensor, view: View, images: Tensor) -> Tensor:
         return labeller.logits(views, own[images], protocol.micro, _seed(view, images))
 
-    made = 0
+    count = 0
     with bar("label", spec.epochs, done) as progress:
-        for turn, epoch in zip(sampling.turns(0, len(missing)), store.free_first(missing), strict=False):
-            made += store.make(epoch, load, logits)
-            progress.update(done + turn + 1)
-    made_log.info("made the labels of %d of %d epochs", made, spec.epochs)
+
+        def make(epoch: int) -> bool:
+            nonlocal count, done
+            made = store.make(epoch, load, logits)
+            count, done = count + made, done + 1
+            progress.update(done)
+            return made
+
+        try:
+            store.each(missing, make)
+        finally:  # a process that only helps may not come to the end
+            made_log.info("made the labels of %d of %d epochs", count, spec.epochs)
     views = store.stated(labeller.origin)
     return replace(distilled, label_kind="views", labels=own, views=views, path=folder.set), store
 

@@ -19,7 +19,7 @@ from dd.pipeline.begin import begin
 from dd.pipeline.pair import Pair
 from dd.pipeline.plan import set_key
 from dd.pipeline.task import Run
-from dd.runs import RunFolder, Track, bar
+from dd.runs import RunFolder, Track, bar, sharing
 from dd.runs.cost import measured
 from dd.runs.store import Artefact, Payload, Store, Wanted
 
@@ -79,12 +79,15 @@ class SetParts(Generic[P]):
         if len(missing) < total:
             log.info("kept %d of %d parts", total - len(missing), total)
         wanted = [Wanted(KIND, self.spec(n), f"part {n + 1} of {total} of {self.run.recipe.name}") for n in missing]
-        with parallel.alone():
-            for at in self.store.free_first(wanted):
-                kind, spec, words = wanted[at]
-                self.store.tensors(kind, spec, partial(self._make, missing[at], show), words)
-                # missing if another process made the part
-                shutil.rmtree(self._folder(missing[at]).path, ignore_errors=True)
+
+        def make(at: int) -> None:
+            kind, spec, words = wanted[at]
+            self.store.tensors(kind, spec, partial(self._make, missing[at], show), words)
+            # missing if another process made the part
+            shutil.rmtree(self._folder(missing[at]).path, ignore_errors=True)
+
+        with parallel.alone(), sharing.stage("synthesise"):
+            self.store.each(wanted, make)
 
     def tracked(self) -> None:
         """Make the parts with a progress bar and a log; called in the first process only."""

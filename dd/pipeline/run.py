@@ -12,10 +12,10 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dd.engine import parallel
 from dd.engine.method import Method
@@ -23,7 +23,7 @@ from dd.engine.method import prepare as prepared_by
 from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.evaluate import evaluate as scored
 from dd.evaluation.report import Report
-from dd.io import write_text
+from dd.io import Taken, write_text
 from dd.labels import Labeller, LabelStore
 from dd.pipeline import synthesis
 from dd.pipeline.following import followed, require_holdout, tell, tell_again
@@ -39,7 +39,7 @@ from dd.pipeline.regimes import beside, with_regimes
 from dd.pipeline.show import draw_pictures, judged, probes_note
 from dd.pipeline.task import Run, lighter, make_task, numerics
 from dd.recipes import Recipe
-from dd.runs import RunFolder, progress, sampling
+from dd.runs import RunFolder, progress, sampling, sharing
 from dd.runs.memory import enough_memory
 from dd.runs.stop import Stop
 from dd.runs.store import Artefact, Making
@@ -56,7 +56,13 @@ Left = Literal["nothing", "report", "set"]
 
 
 def run_recipe(
-    recipe: Recipe, *, out: str | None = None, force: bool = False, track: tuple[str, ...] = (), command: str = ""
+    recipe: Recipe,
+    *,
+    out: str | None = None,
+    force: bool = False,
+    track: tuple[str, ...] = (),
+    command: str = "",
+    lead: bool = False,
 ) -> Outcome | None:
     """Execute all stages from real images to the report, skipping finished work and resuming interrupted work.
 
@@ -69,6 +75,7 @@ def run_recipe(
         force: repeat what is already finished.
         track: the trackers that follow the run, see `dd.runs.trackers.chosen`.
         command: the command that started it.
+        lead: whether to write to the folder what others can help with, see `help_run`.
     """
     folder = locate(recipe, out)
     if in_agent():
@@ -78,8 +85,34 @@ def run_recipe(
     with begun(recipe, folder, force=force, command=command) as (run, held):
         if held.left == "nothing":
             return _reported(recipe, folder, track)
-        with followed(run, track) if parallel.is_first() else unseen(run) as run:
+        offers = sharing.leading(folder.offer) if lead else contextlib.nullcontext()
+        with followed(run, track) if parallel.is_first() else unseen(run) as run, offers:
             return _stages(run, held, run.recipe.method)
+
+
+def help_run(recipe: Recipe, *, out: str | None = None, force: bool = False, command: str = "") -> None:
+    """Make what a run needs and no process is making, and return as soon as there is no such thing.
+
+    The run is in progress elsewhere; of its folder only the parts and the labels are written to.
+
+    Args:
+        recipe: the settings of the run.
+        out: the folder that holds all runs.
+        force: whether the run repeats what is finished.
+        command: the command that started it.
+    """
+    folder = locate(recipe, out)
+    joined = opened(recipe, folder, folder.settings(), force=force, command=command)
+    with joined as run, unseen(run), sharing.waiting(False), contextlib.suppress(Taken):
+        _help(run, run.recipe.method)
+
+
+def _help(run: Run, method: Method[P]) -> None:
+    prepared = prepare(run, method)
+    if run.force or not run.task.store.has(SETS, set_key(run.recipe, run.task)):
+        synthesis.help_with_parts(run, method, prepared)
+    if not run.force:  # what is made again must not be made by several processes
+        help_evaluate(run, method, prepared)
 
 
 @contextlib.contextmanager
@@ -102,6 +135,15 @@ def begun(
         command: the command that started it.
         trackers: the trackers that follow it.
     """
+    with opened(recipe, folder, {} if force else folder.settings(), force=force, command=command) as run:
+        run = run if trackers is None else replace(run, trackers=trackers)
+        with _held(run) as held:
+            yield run, held
+
+
+@contextlib.contextmanager
+def opened(recipe: Recipe, folder: RunFolder, kept: Mapping[str, Any], *, force: bool, command: str) -> "Iterator[Run]":
+    """Open the data of a run and settle its recipe; `kept` are the decisions of an earlier start, see `settled`."""
     command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     stop = Stop(f"everything finished is kept; {_way_on(command, force)}")
     with stop.watching(), parallel.processes(recipe.device) as device:
@@ -109,10 +151,9 @@ def begun(
         with enough_memory("reading the images", lighter(recipe, "data")):
             task = make_task(recipe)  # may raise, so check before writing or clearing anything
         remember_files(task.store, task.data)
-        recipe = settled(recipe, task, {} if force else folder.settings())
-        run = Run(recipe, task, folder, stop, command, force, Trackers() if trackers is None else trackers)
-        with _held(run) as held, numerics(recipe):
-            yield run, held
+        recipe = settled(recipe, task, kept)
+        with numerics(recipe):
+            yield Run(recipe, task, folder, stop, command, force)
 
 
 def _reported(recipe: Recipe, folder: RunFolder, track: tuple[str, ...]) -> Outcome | None:
@@ -132,6 +173,8 @@ def _stages(run: Run, held: "Held", method: Method[P]) -> Outcome | None:
         if held.left == "set":
             synthesis.accompany(run, method, prepared)
         if not run.force:  # what is made again must not be made by several processes
+            while not run.task.store.has(SETS, set_key(run.recipe, run.task)):
+                time.sleep(_POLL)
             help_evaluate(run, method, prepared)
         return None
     pair = synthesise(run, held, method, prepared)
@@ -212,7 +255,8 @@ def _evaluated(
     run: Run, pair: Pair, labeller: Labeller | None, store: LabelStore | None, *, helping: bool = False
 ) -> Report:
     recipe, task = run.recipe, run.task
-    with run.stage("evaluate", "training students"):
+    rows = 2 + ("start" in recipe.eval.references)  # of the report: the set, random images, the set at iteration 0
+    with run.stage("evaluate", "training students", recipe.eval.students * rows):
         learner = learner_for(pair.set, task)
         given = {"force": run.force, "labeller": labeller, "learner": learner, "helping": helping}
         evaluator = Evaluator(task, recipe.eval, **given)
@@ -222,12 +266,9 @@ def _evaluated(
 
 
 def help_evaluate(run: Run, method: Method[P], prepared: P) -> None:
-    """Make labels and students that the first process needs and no process is making; leave its folder alone."""
-    store, key = run.task.store, set_key(run.recipe, run.task)
-    while not store.has(SETS, key):
-        time.sleep(_POLL)
-    made = store.peek(SETS, key)
-    if made is None:  # damaged: the first process notices
+    """Make labels and students of a set that no process is making, for the process that reports them."""
+    made = run.task.store.peek(SETS, set_key(run.recipe, run.task))
+    if made is None:  # not there yet, or damaged, which that process notices
         return
     with parallel.alone():
         labeller = method.labeller(run.task, prepared)

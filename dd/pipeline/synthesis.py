@@ -34,11 +34,17 @@ def synthesised(run: Run, method: Method[P], prepared: P) -> Payload:
 
 def accompany(run: Run, method: Method[P], prepared: P) -> None:
     """Do a secondary process's share of the synthesis: the same steps, or some of the parts."""
-    if parts := _parts(run, method, prepared):
-        parts.make()
+    if help_with_parts(run, method, prepared):
         return
     syn, checkpoint = _variables(run, method, prepared)
     synthesise(method, run.task, prepared, syn, checkpoint, Watch(stop=run.stop))
+
+
+def help_with_parts(run: Run, method: Method[P], prepared: P) -> bool:
+    """Make parts that nobody is making; return whether the set has parts."""
+    if parts := _parts(run, method, prepared):
+        parts.make()
+    return parts is not None
 
 
 def forget(run: Run) -> None:

@@ -15,7 +15,7 @@ from dd.engine.method import Task
 from dd.errors import UsageError
 from dd.networks import resolve_network
 from dd.recipes import Evaluation, Recipe
-from dd.runs import RunFolder, Store
+from dd.runs import RunFolder, Store, sharing
 from dd.runs.cost import measured
 from dd.runs.memory import enough_memory
 from dd.runs.stop import Stop
@@ -102,14 +102,18 @@ class Run:
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def stage(self, name: str, words: str) -> Iterator[None]:
-        """Measure a stage; if it runs out of memory, name a setting that needs less.
+    def stage(self, name: str, words: str, ahead: int = 0) -> Iterator[None]:
+        """Measure a stage, and offer its work to others; if it runs out of memory, name a setting that needs less.
 
         Args:
             name: name of the stage.
             words: what it does, for the message: "training students".
+            ahead: how many artefacts it needs altogether, if it asks for them in several steps.
         """
-        with measured(self.task.device) as cost, enough_memory(words, lighter(self.recipe, name)):
+        # what is made again must not be made by several processes
+        alone = self.force and name != "prepare"
+        shared = contextlib.nullcontext() if alone else sharing.stage(name, ahead)
+        with measured(self.task.device) as cost, enough_memory(words, lighter(self.recipe, name)), shared:
             yield
         self.costs[name] = asdict(cost)
 

@@ -122,6 +122,21 @@ class RunFolder:
         """The soft labels, if teachers label views of the set."""
         return self.path / "labels"
 
+    @property
+    def lock_file(self) -> Path:
+        """Held by the process that executes the run."""
+        return self.path / ".lock"
+
+    @property
+    def jobs(self) -> Path:
+        """What the jobs say that share the run."""
+        return self.path / "jobs"
+
+    @property
+    def offer(self) -> Path:
+        """What other processes can help with at the moment, see `dd.runs.sharing`."""
+        return self.jobs / "offer.json"
+
     def write_recipe(self, text: str) -> None:
         """Create the folder and write the resolved recipe to it.
 
@@ -183,7 +198,7 @@ class RunFolder:
             UsageError: the folder cannot be created or written to.
         """
         writable(self.path, _WAY_OUT)
-        with locked(self.path / ".lock", f"the run in {self.path}"):
+        with locked(self.lock_file, f"the run in {self.path}"):
             # remove partial files of a killed process; we hold the lock, so nobody is writing now
             names = [file.name for file in (*self._files(), previous(self.checkpoint))]
             for name in (*names, "*-id", "*-told"):  # of trackers

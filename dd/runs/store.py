@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 from dd.io import (
     SEAL,
     Json,
+    Taken,
     digest,
     holds,
     home,
-    is_locked,
     load_tensors,
     locked,
     remove_state,
@@ -39,7 +39,7 @@ from dd.io import (
     writable,
     write_json,
 )
-from dd.runs import sampling
+from dd.runs import sampling, sharing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -238,42 +238,45 @@ class Store:
                 made_log.info("made %s in %.1f s", what, made.seconds)
         return [artefact for artefact in found if artefact is not None]
 
-    def each(self, wanted: Sequence[Wanted], fetch: Callable[[int], R], *, alike: bool = False) -> list[R]:
-        """Return `fetch(0), fetch(1), ...`, first executed for the artefacts that no other process is making.
+    def each(
+        self, wanted: Sequence[Wanted], fetch: Callable[[int], R], *, alike: bool = False, instead: R | None = None
+    ) -> list[R]:
+        """Return `fetch(0), fetch(1), ...`, executed in the order in which the artefacts are free.
+
+        What another process is making comes last.  So processes that need the same artefacts divide them among
+        themselves, wherever each of them runs, and an artefact whose maker died is taken over.
 
         Args:
             wanted: the artefacts.
             fetch: fetches or makes the artefact at a position, and returns what the caller needs of it.
             alike: whether they cost about the same, and what `fetch` returns is interchangeable: in a sample
                 (`dd.runs.sampling`) the first that is not there then stands for all others.
+            instead: what stands for artefacts that other processes are making; None to wait for these.
+
+        Raises:
+            Taken: other processes are making all that is left, and this one waits for nobody (`sharing.helping`).
         """
         sample = sampling.active()
         if alike and sample is not None:
             return sample.each(range(len(wanted)), fetch, lambda at: self.has(wanted[at].kind, wanted[at].spec))
-        found = {at: fetch(at) for at in self.free_first(wanted)}
-        return [found[at] for at in range(len(wanted))]
-
-    def free_first(self, wanted: Sequence[Wanted]) -> Iterator[int]:
-        """Yield the positions of `wanted` in the order in which to fetch them; what another process is making is last.
-
-        So processes that need the same artefacts divide them among themselves, wherever each of them runs, and an
-        artefact whose maker died is taken over.  The caller fetches each artefact before it asks for the next position.
-        """
+        sharing.offer(lambda: sum(not self.has(kind, spec) for kind, spec, _ in wanted))
+        found: dict[int, R] = {}
         waiting = list(range(len(wanted)))
         while waiting:
             taken = []
             for at in waiting:
-                if self.is_taken(wanted[at].kind, wanted[at].spec):
+                try:
+                    with sharing.waiting(False):
+                        found[at] = fetch(at)
+                except Taken:
                     taken.append(at)
-                else:
-                    yield at
-            if len(taken) == len(waiting):
-                yield taken.pop(0)  # nothing is free: wait for its maker
+            if len(taken) == len(waiting):  # nothing is free
+                if instead is not None:
+                    return [found.get(at, instead) for at in range(len(wanted))]
+                at = taken.pop(0)
+                found[at] = fetch(at)  # waits for its maker
             waiting = taken
-
-    def is_taken(self, kind: str, spec: Spec) -> bool:
-        """Return whether the artefact does not exist and another process is making it; cheap."""
-        return not self.has(kind, spec) and is_locked(self.root / kind / f"{digest(spec)}.lock")
+        return [found[at] for at in range(len(wanted))]
 
     def value(
         self,
@@ -332,7 +335,7 @@ class Store:
                 return
         except (OSError, ValueError):
             pass
-        with self._lock(kind, spec, f"{kind} {digest(spec)}"):
+        with locked(self._lock_file(kind, digest(spec)), f"{kind} {digest(spec)}"):
             self._sweep(kind, digest(spec))
             write_json(path, noted)
 
@@ -395,16 +398,16 @@ class Store:
         return found
 
     def _lock(self, kind: str, spec: Spec, what: str) -> contextlib.AbstractContextManager[None]:
-        return self._lock_key(kind, digest(spec), what)
+        return sharing.locked(self._lock_file(kind, digest(spec)), what)
 
-    def _lock_key(self, kind: str, key: str, what: str) -> contextlib.AbstractContextManager[None]:
-        return locked(writable(self.root / kind, self._way_out) / f"{key}.lock", what)
+    def _lock_file(self, kind: str, key: str) -> Path:
+        return writable(self.root / kind, self._way_out) / f"{key}.lock"
 
     def _remove(self, kind: str, key: str) -> int:
         folder = self.root / kind
         if not any(file.suffix != ".lock" for pattern in (f"{key}.*", f".{key}.*") for file in folder.glob(pattern)):
             return 0
-        with self._lock_key(kind, key, f"{kind} {key}"):
+        with locked(self._lock_file(kind, key), f"{kind} {key}"):
             self._sweep(kind, key)
             # manifest last: as long as anything is left, it exists
             files = [folder / f"{key}{_UNFINISHED}", self._payload(kind, key), folder / f"{key}.json"]

@@ -5,14 +5,16 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
 
 from dd.errors import RunError, UsageError
-from dd.io import locked, sealed, sha256_file
-from dd.runs import Store
+from dd.io import Taken, locked, sealed, sha256_file
+from dd.runs import Store, sharing
+from dd.runs.sharing import Offer
 from dd.runs.store import Wanted
 
 SPEC = {"dataset": "toy", "lr": 0.1, "shape": (2, 3), "seed": 0}
@@ -346,22 +348,76 @@ def test_each_returns_in_order_and_makes_first_what_nobody_is_making(tmp_path):
     with contextlib.ExitStack() as elsewhere:
         for at in (0, 2):
             elsewhere.enter_context(locked(lock_of(store, many[at]), "another process"))
-        assert [store.is_taken(*one[:2]) for one in many] == [True, False, True, False]
         assert store.each(many, fetch) == [0, 10, 20, 30]
-    assert order == [1, 3, 0, 2]
-    assert not any(store.is_taken(*one[:2]) for one in many)
+    assert order == [0, 1, 2, 3, 0, 2]  # asks for all, and again for what was taken
 
 
-def test_what_exists_is_not_taken_even_if_it_is_locked(tmp_path):
+def test_what_exists_is_fetched_even_if_it_is_locked(tmp_path):
     store, (one,) = Store(tmp_path), wanted(1)
     store.value(*one[:2], lambda: 1)
-    with locked(lock_of(store, one), "another process"):
-        assert not store.is_taken(*one[:2])
+    with locked(lock_of(store, one), "another process"), sharing.waiting(False):
+        assert store.each([one], lambda _: store.value(*one[:2], lambda: 2).value) == [1]
 
 
-def test_asking_who_makes_what_leaves_no_file(tmp_path):
-    assert list(Store(tmp_path).free_first(wanted(3))) == [0, 1, 2]
-    assert os.listdir(tmp_path) == []
+def test_a_process_that_waits_for_nobody_makes_what_is_free_and_ends(tmp_path):
+    store, many, made = Store(tmp_path), wanted(3), []
+
+    def fetch(at):
+        return store.value(*many[at][:2], lambda: made.append(at) or at, many[at].words).value
+
+    with locked(lock_of(store, many[1]), "another process"):
+        with sharing.waiting(False), pytest.raises(Taken, match="expert 1"):
+            store.each(many, fetch)
+        assert made == [0, 2]
+        assert store.each(many, fetch, instead=-1) == [0, -1, 2]
+    assert store.each(many, fetch) == [0, 1, 2]
+
+
+def test_what_a_unit_needs_while_it_is_made_is_waited_for(tmp_path, caplog):
+    store, (unit, needed) = Store(tmp_path), wanted(2)
+    held = threading.Event()
+
+    def elsewhere():
+        with locked(lock_of(store, needed), "another process"):
+            held.set()
+            time.sleep(0.3)
+
+    threading.Thread(target=elsewhere).start()
+    held.wait()
+
+    def make():
+        return store.value(*needed[:2], lambda: 1).value
+
+    with sharing.waiting(False):
+        assert store.value(*unit[:2], make).value == 1
+    assert "waiting for another process" in caplog.text
+
+
+def test_a_leading_process_says_what_is_missing_as_long_as_it_is(tmp_path):
+    store, many, file, seen = Store(tmp_path), wanted(3), tmp_path / "jobs" / "offer.json", []
+    store.value(*many[0][:2], lambda: 0)
+
+    def fetch(at):
+        seen.append(Offer.read(file))
+        return store.value(*many[at][:2], lambda: at).value
+
+    with sharing.leading(file):
+        store.each(many, fetch)  # in no stage that can be shared
+        with sharing.stage("prepare"):
+            store.each(many, fetch)  # everything is there
+        for one in many[1:]:
+            store.remove(*one[:2])
+        with sharing.stage("prepare", ahead=9):
+            store.each(many, fetch)
+            store.remove(*many[2][:2])
+            store.each(many, fetch)
+        assert not file.exists()
+    offers = [None if one is None else (one.stage, one.units) for one in seen]
+    assert offers == [None] * 6 + [("prepare", 9)] * 3 + [("prepare", 1)] * 3
+    with sharing.stage("prepare"):
+        store.remove(*many[2][:2])
+        store.each(many, fetch)
+    assert seen[-1] is None
 
 
 PROCESS = """
