@@ -7,7 +7,7 @@ PART ?=
 # tests run in parallel, one thread each: two 2-thread jobs on 2 cores slow each other many times over
 WORKERS ?= auto
 
-.PHONY: help demo test test-slow test-gpu test-browser lint docs format bench clean
+.PHONY: help demo test test-slow test-gpu test-cluster test-browser lint docs format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ \t/'
@@ -30,6 +30,10 @@ test-slow: $(INSTALLED)  ## the tests that take minutes
 
 test-gpu: $(INSTALLED)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu
+
+test-cluster: $(INSTALLED)  ## the tests that start a Slurm cluster here, as root (Debian: apt-get install slurm-wlm munge)
+	$(BIN)/python -m pip install --quiet --editable '.[slurm]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m cluster tests/cluster
 
 test-browser: $(INSTALLED)  ## the tests that open a page in headless Chromium (Debian: apt-get install chromium)
 	$(BIN)/python -m pytest -q -m browser tests/e2e/test_report_browser.py

@@ -24,6 +24,7 @@ _PACKAGES = (
     "pyarrow",
     "wandb",
     "huggingface_hub",
+    "submitit",
 )
 _LOW = 5e9  # bytes of free disk below which we warn: a pool of a hundred experts takes a few GB
 
@@ -94,12 +95,16 @@ def _examine_machine(as_json: bool) -> int:
 
 
 class FolderFacts(TypedDict):
-    """A folder, which may not exist; `free` is the free space of its disk in bytes."""
+    """A folder, which may not exist; `free` is the free space of its disk in bytes.
+
+    `locks` is whether file locks between processes work in it, or None if it does not exist or is not writable.
+    """
 
     path: str
     exists: bool
     writable: bool
     free: int
+    locks: bool | None
 
 
 class Examination(TypedDict):
@@ -160,20 +165,25 @@ def _devices() -> dict[str, str]:
 
 
 def _folder(path: Path) -> FolderFacts:
+    from dd.io import locks_work
+
     path = path.absolute()
     there = next(parent for parent in (path, *path.parents) if parent.exists())
+    writable = os.access(there, os.W_OK)
     return {
         "path": str(path),
         "exists": there == path,
-        "writable": os.access(there, os.W_OK),
+        "writable": writable,
         "free": shutil.disk_usage(there).free,
+        "locks": locks_work(path) if writable and there == path else None,
     }
 
 
 def _tools() -> dict[str, str | None]:
     compiler = next((found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None)
     key = "set" if os.environ.get("WANDB_API_KEY") else "not set"
-    return {"C++ compiler": compiler, "dd": shutil.which("dd"), "this program": sys.argv[0], "WANDB_API_KEY": key}
+    found = {"C++ compiler": compiler, "sbatch": shutil.which("sbatch"), "dd": shutil.which("dd")}
+    return found | {"this program": sys.argv[0], "WANDB_API_KEY": key}
 
 
 def _plug_ins() -> dict[str, str]:
@@ -209,6 +219,13 @@ def _advice(
                 f"only {readable_size(folder['free'])} are free for {what} ({folder['path']}); set {variable} to "
                 "move it"
             )
+        if folder["locks"] is False:
+            advice.append(
+                f"file locks do not work in {folder['path']}: processes that share it may disturb each other; set "
+                f"{variable} to a folder on another file system"
+            )
+    if tools["sbatch"] is not None and versions["submitit"] is None:
+        advice.append("Slurm is here, but submitit is not: on=slurm needs pip install 'dd-workbench[slurm]'")
     if versions["wandb"] is None:
         advice.append("wandb is not installed: track=wandb will not work")
     return advice
@@ -216,4 +233,5 @@ def _advice(
 
 def _folder_words(folder: FolderFacts) -> str:
     state = "" if folder["exists"] else " (made when needed)"
-    return f"{folder['path']}{state}, {readable_size(folder['free'])} free"
+    locks = ", file locks work" if folder["locks"] else ""
+    return f"{folder['path']}{state}, {readable_size(folder['free'])} free{locks}"

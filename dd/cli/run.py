@@ -3,7 +3,7 @@
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -38,19 +38,24 @@ if TYPE_CHECKING:
 )
 @settings
 @click.option("--dry-run", is_flag=True, help="Show the plan and what already exists; run nothing.")
+@click.option("--lead", "role", flag_value="lead", hidden=True)
+@click.option("--helper", "role", flag_value="helper", hidden=True)
 @json_option
-def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+def command(settings: tuple[str, ...], dry_run: bool, role: str | None, as_json: bool) -> None:
     """Distil a dataset, train fresh students on the result, and report.
 
     Keys of every run: method dataset ipc fraction seed device precision deterministic compile preset like init out
-    force track recipe; the fields of the method; and grouped keys such as student.arch=resnet18, eval.protocol=mtt,
-    experts.count=20, data.preprocess=zca.  `dd show method=NAME` lists them with their values.
+    force track on jobs recipe; the fields of the method; and grouped keys such as student.arch=resnet18,
+    eval.protocol=mtt, experts.count=20, data.preprocess=zca.  `dd show method=NAME` lists them with their values.
 
     The same command resumes an interrupted run; a finished one is only reported again (force=true repeats it).  With
     seed=0,1,2 every seed is a run of its own, and the spread between sets stands beside that between students.
+
+    jobs=N shares the run among N processes, and on=slurm executes it as N jobs of a Slurm cluster (slurm.partition,
+    slurm.time, slurm.gpus and others are options of its jobs); the result is the same.
     """
     from dd.engine import parallel
-    from dd.recipes import parse_overrides, resolve, run_options
+    from dd.recipes import parse_overrides
     from dd.runs.store import made_log
 
     overrides = parse_overrides(settings)
@@ -59,8 +64,8 @@ def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     if seeds is not None:
         asked = [(_with_seed(settings, seed), {**overrides, "seed": seed}) for seed in seeds]
     # every seed is checked before the first of them runs
-    runs = [(words, resolve(own), run_options(own)) for words, own in asked]
-    first = parallel.is_first()  # only the first torchrun process prints
+    runs = [_resolved(words, own, elsewhere=not dry_run) for words, own in asked]
+    first = parallel.is_first() and role != "helper"  # only the first torchrun process prints
     log_to_stderr(logging.INFO if first else logging.WARNING)
     if not first:
         made_log.setLevel(logging.INFO)  # a helper reports what it made, and nothing else
@@ -69,9 +74,9 @@ def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
         return
     outcomes: list[Outcome] = []
     for words, recipe, options in runs:
-        _tell(recipe, first)
+        _tell(recipe, first and role is None)  # a job's driver has said it
         try:
-            outcome = _outcome(words, recipe, options)
+            outcome = _outcome(words, recipe, options, role)
         except (UsageError, RunError, Interrupted, KeyboardInterrupt):
             if seeds is not None and first:
                 again = "the same command without force=true" if options.force else "the same command"
@@ -84,6 +89,25 @@ def command(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
         _show_several(outcomes, as_json)
     elif outcomes:
         _show(outcomes[0], as_json)
+
+
+def _resolved(
+    words: Sequence[str], own: Mapping[str, Any], *, elsewhere: bool
+) -> "tuple[Sequence[str], Recipe, RunOptions]":
+    """Return the words, the recipe and the options of one run.
+
+    With `elsewhere` the device of a run on a cluster is one that this machine need not have; it is added to the words.
+    """
+    from dd.recipes import resolve, run_options
+    from dd.recipes.checks import device_name
+
+    if not elsewhere or own.get("on", "local") == "local":
+        return words, resolve(own), run_options(own)
+    asked = str(own.get("device", "auto"))
+    device_name(asked)
+    recipe, options = resolve({**own, "device": "cpu"}), run_options(own)
+    device = ("cuda" if options.slurm.gpus else "cpu") if asked == "auto" else asked
+    return [*words, f"device={device}"] if asked == "auto" else words, replace(recipe, device=device), options
 
 
 def _with_seed(words: Sequence[str], seed: Any) -> list[str]:
@@ -113,12 +137,21 @@ def _plan(runs: "Sequence[tuple[Recipe, RunOptions]]", first: bool, as_json: boo
         emit({"runs": planned} if together else planned[0])
 
 
-def _outcome(words: Sequence[str], recipe: "Recipe", options: "RunOptions") -> "Outcome | None":
-    """Run one recipe; returns None in all processes of torchrun but the first."""
-    from dd.pipeline import run_recipe
+def _outcome(words: Sequence[str], recipe: "Recipe", options: "RunOptions", role: str | None) -> "Outcome | None":
+    """Run one recipe; returns None in all processes of torchrun but the first, and in a helper."""
+    from dd.pipeline import help_run, run_recipe
 
     command = shlex.join(["dd", "run", *words])
-    outcome = run_recipe(recipe, out=options.out, force=options.force, track=options.track, command=command)
+    if role == "helper":
+        help_run(recipe, out=options.out, force=options.force, command=command)
+        return None
+    if options.is_shared:
+        from dd.cluster import drive
+
+        outcome = drive(recipe, options, words, command)
+    else:
+        given: dict[str, Any] = {"out": options.out, "force": options.force, "track": options.track}
+        outcome = run_recipe(recipe, **given, command=command, lead=role == "lead")
     if outcome is not None and not outcome.fresh:
         remark("already finished: reported, not repeated; force=true repeats it")
     return outcome

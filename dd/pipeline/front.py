@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dd.errors import UsageError
 from dd.pipeline.outcome import Outcome
 from dd.pipeline.run import run_recipe
 from dd.recipes import resolve, run_options
 from dd.recipes.given import shown
+from dd.recipes.jobs import KEYS as JOB_KEYS
 
 if TYPE_CHECKING:
     from dd.data import DataSettings
@@ -76,6 +78,8 @@ def run(  # noqa: PLR0913  the keys of `dd run`, by name for completion in edito
     keys |= {"like": like, "init": init, "data": data, "student": student, "eval": eval}
     settings = {key: value for key, value in keys.items() if value is not None} | settings
     command = "dd.run(" + ", ".join([shown(method), *(f"{k}={shown(v)}" for k, v in settings.items())]) + ")"
+    if shared := [key for key in settings if key.partition(".")[0] in JOB_KEYS]:
+        raise UsageError(f"{shared[0]}: only `dd run` starts jobs, because they need the run in words")
     options = run_options({"out": None if out is None else str(out), "force": force, "track": track})
     recipe = resolve({"method": method, **settings})
     outcome = run_recipe(recipe, out=options.out, force=options.force, track=options.track, command=command)

@@ -98,6 +98,12 @@ def student(spec: "NetworkSpec") -> None:
     resolve_network(dataclasses.replace(spec), large)
 
 
+def device_name(asked: str) -> None:
+    """Raise `UsageError` unless this is "auto" or the name of a device, which need not be on this machine."""
+    if not _DEVICE.fullmatch(asked):
+        raise UsageError(f"device={asked!r} is not a device; use auto, cpu, cuda, cuda:N or mps")
+
+
 def device(asked: str) -> str:
     """Return the device a run uses: `asked`, or for "auto" a CUDA device if available, else the CPU.
 
@@ -106,8 +112,7 @@ def device(asked: str) -> str:
     Raises:
         UsageError: the device does not exist, or not on this machine.
     """
-    if not _DEVICE.fullmatch(asked):
-        raise UsageError(f"device={asked!r} is not a device; use auto, cpu, cuda, cuda:N or mps")
+    device_name(asked)
     if asked == "cpu":
         return asked
     import torch

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,29 @@ def parse_overrides(args: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise UsageError("\n".join(problems))
     return values
+
+
+def without(args: Sequence[str], keys: Callable[[str], bool]) -> list[str]:
+    """Return the words of a command line, in any of the forms of `parse_overrides`, without the keys that `keys` holds.
+
+    Args:
+        args: the words, which `parse_overrides` accepts.
+        keys: whether a key is left out.
+    """
+    kept: list[str] = []
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        if word.startswith("{"):
+            left = {key: value for key, value in json.loads(word).items() if not keys(key.replace("-", "_"))}
+            kept.append(json.dumps(left))
+            continue
+        own = [word]
+        if "=" not in word and words and _is_value(words[0]):
+            own.append(words.pop(0))
+        if not keys(word.lstrip("+-").partition("=")[0].replace("-", "_")):
+            kept += own
+    return kept
 
 
 def _pairs(words: list[str], problems: list[str]) -> Iterator[tuple[str, Any]]:

@@ -9,9 +9,10 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from dd.errors import UsageError, close_matches
 from dd.recipes import checks
+from dd.recipes.jobs import Place, SlurmSettings
 from dd.recipes.schema import Leaf, flatten, groups, leaves
 from dd.runs.trackers import chosen
-from dd.settings import Outside, build, identity
+from dd.settings import Outside, build, entries, identity
 
 if TYPE_CHECKING:
     from dd.data import DataSettings
@@ -90,6 +91,21 @@ class RunOptions:
     """Trackers that follow the run, in addition to its log.csv: "wandb", "trackio" or both ("wandb,trackio"); "none"
     for none.  () stands for wandb inside a W&B agent, and for none elsewhere.
     """
+    on: Place = "local"
+    """Where the run is executed: "local", on this machine; "slurm", as jobs of a Slurm cluster."""
+    jobs: Count = 1
+    """How many jobs share the run.  One on this machine is this process."""
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
+
+    def __post_init__(self) -> None:
+        given = [key for key, entry in entries(self.slurm, "slurm.").items() if entry.value is not None]
+        if given and self.on != "slurm":
+            raise UsageError(f"{given[0]} is an option of Slurm's jobs: add on=slurm, or leave it out")
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the run is executed by jobs, rather than by this process."""
+        return self.on != "local" or self.jobs > 1
 
 
 _KEYS, OPTIONS = leaves(RunKeys()), leaves(RunOptions())
@@ -307,10 +323,11 @@ def run_options(overrides: Mapping[str, Any]) -> RunOptions:
         UsageError: one line for each invalid value; `resolve` reports the same ones.
     """
     problems = Problems()
-    given = {key: overrides[key] for key in OPTIONS if key in overrides}
+    flat = flatten(overrides, groups(OPTIONS))
+    given = {key: flat[key] for key in OPTIONS if key in flat}
     values, _ = merge(OPTIONS, [Layer(COMMAND_LINE, given)], problems)
     problems.raise_any()
-    return RunOptions(**values)
+    return build(RunOptions(), values)
 
 
 def data_settings(overrides: Mapping[str, Any]) -> "DataSettings":

@@ -165,7 +165,7 @@ def _method(
 
 def _flat(layer: Layer, known: Mapping[str, Leaf], *, partial: bool) -> Layer:
     """Flatten a layer's groups; without a method (`partial`), drop keys that may belong to the method."""
-    flat = flatten(layer.settings, groups(known))
+    flat = flatten(layer.settings, groups({**known, **OPTIONS}))
     if partial:
         flat = {k: v for k, v in flat.items() if k in BARE or k.startswith(("data.", "student.", "eval."))}
     return Layer(layer.where, flat)

@@ -145,6 +145,10 @@ class _Job:
         file = read_sweep(path)
         options = run_options({**file.fixed, **words})
         _refuse_code(path, file, words)
+        if options.is_shared:
+            raise UsageError(
+                "on and jobs are for one run; a sweep shares its trials: workers=N, or start it several times"
+            )
         if options.force:
             raise UsageError("force=true: a sweep resumes; to start over, delete its folder or rename the sweep")
         if idle := [p.key for p in file.parameters if p.key in _SAME]:

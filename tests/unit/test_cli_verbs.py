@@ -1,5 +1,6 @@
 """The verbs on real things: what they print for people and for programs, and what they leave on disk."""
 
+import contextlib
 import json
 import tomllib
 from dataclasses import dataclass
@@ -215,10 +216,23 @@ def test_doctor(capsys, tmp_path):
         "exists": False,
         "writable": True,
         "free": found["folders"]["runs"]["free"],
+        "locks": None,
     }
     assert found["folders"]["runs"]["free"] > 0
     assert "torch" in said(capsys, "doctor")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_tries_file_locks_between_processes(capsys, tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("DD_HOME", str(tmp_path / "home"))
+    found = told(capsys, "doctor")
+    assert found["folders"]["shared artefacts"]["locks"] is True
+    assert list((tmp_path / "home").iterdir()) == []
+    monkeypatch.setattr("dd.io.lock.FileLock", lambda _: contextlib.nullcontext())  # locks that keep nobody out
+    found = told(capsys, "doctor")
+    assert found["folders"]["shared artefacts"]["locks"] is False
+    assert any(line.startswith(f"file locks do not work in {tmp_path / 'home'}") for line in found["advice"])
 
 
 def test_show_prints_a_recipe_that_can_be_run(capsys, tmp_path):

@@ -64,6 +64,7 @@ WRITERS = {
     "track.py": "appends whole lines",
     "study.py": "cuts a half-written line off a journal to which whole lines are appended",
     "conformance.py": "in a temporary folder",
+    "processes.py": "a file for what a process says",
     "cost.py": "to the kernel: /proc/self/clear_refs",
 }
 

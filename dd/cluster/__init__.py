@@ -1,0 +1,5 @@
+"""A run as jobs: one leads, others help, and the process that the user started drives them."""
+
+from dd.cluster.driver import drive
+
+__all__ = ["drive"]
