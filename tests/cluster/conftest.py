@@ -12,10 +12,10 @@ from tempfile import mkdtemp
 
 import pytest
 
-from ..e2e.conftest import long, pictures, place, uninterrupted
-from ..e2e.test_jobs import alone, several
+from ..e2e.conftest import SMALL, long, pictures, place
+from ..e2e.test_jobs import alone, undisturbed
 
-__all__ = ["alone", "long", "pictures", "place", "several", "uninterrupted"]
+__all__ = ["alone", "long", "pictures", "place", "undisturbed"]
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "sinfo")
 PATIENCE = 60  # seconds for the daemons
@@ -136,6 +136,12 @@ def squeue(*how):
         ["squeue", "--me", "--array", "--noheader", "--format=%i %T", *how], capture_output=True, text=True
     )
     return [line.split() for line in said.stdout.splitlines()]
+
+
+@pytest.fixture(scope="session")
+def several(pictures):
+    """Settings of a run whose experts and students can be divided; a piece takes longer than a look at the queue."""
+    return (*SMALL, pictures, "experts.count=5", "experts.epochs=300", "eval.students=4", "eval.steps=200")
 
 
 @pytest.fixture

@@ -61,22 +61,22 @@ def test_a_killed_helper_costs_nothing_but_its_unit(place, several, alone):
     assert ended.report["accuracy"] == alone[1]["accuracy"]
 
 
-def test_a_preempted_lead_is_submitted_again_and_resumes(place, words, uninterrupted):
+def test_a_preempted_lead_is_submitted_again_and_resumes(place, words, undisturbed):
     ended = run_until(place, words, lambda: place.logged() >= 15, lambda _: scancel(lead(place)))
     assert ended.code == 0, ended.err
     assert re.search(r"submitted the run as job \d+; job \d+ was stopped, and it resumes", ended.err)
     assert int(re.findall(r"synthesis resumes at iteration (\d+) of 60", ended.err)[0]) >= 10
-    assert ended.report["accuracy"] == uninterrupted[1]["accuracy"]
+    assert ended.report["accuracy"] == undisturbed["accuracy"]
 
 
-def test_a_killed_lead_is_submitted_again_and_resumes(place, words, uninterrupted):
+def test_a_killed_lead_is_submitted_again_and_resumes(place, words, undisturbed):
     ended = run_until(place, words, lambda: place.logged() >= 15, lambda _: scancel("--signal=KILL", lead(place)))
     assert ended.code == 0, ended.err
     assert re.search(r"submitted the run as job \d+; job \d+ was lost, and it resumes", ended.err)
-    assert ended.report["accuracy"] == uninterrupted[1]["accuracy"]
+    assert ended.report["accuracy"] == undisturbed["accuracy"]
 
 
-def test_ctrl_c_cancels_the_jobs_and_the_same_command_resumes(place, words, uninterrupted):
+def test_ctrl_c_cancels_the_jobs_and_the_same_command_resumes(place, words, undisturbed):
     ended = run_until(
         place, words, lambda: place.logged() >= 15, lambda running: running._process.send_signal(signal.SIGINT)
     )
@@ -87,17 +87,17 @@ def test_ctrl_c_cancels_the_jobs_and_the_same_command_resumes(place, words, unin
     again = place.process(*words, **ONE_THREAD)
     assert again.code == 0, again.err
     assert int(re.findall(r"synthesis resumes at iteration (\d+) of 60", again.err)[0]) >= 10
-    assert again.report["accuracy"] == uninterrupted[1]["accuracy"]
+    assert again.report["accuracy"] == undisturbed["accuracy"]
 
 
-def test_a_lead_that_lost_its_driver_is_waited_for(place, words, uninterrupted):
+def test_a_lead_that_lost_its_driver_is_waited_for(place, words, undisturbed):
     lost = place.start(*words, **ONE_THREAD)
     lost.signal_when(signal.SIGKILL, lambda: place.logged() >= 5)
     ended = place.process(*words, **ONE_THREAD)
     assert ended.code == 0, ended.err
     assert "another process is executing the run" in ended.err
     assert "submitted the run" not in ended.err
-    assert ended.report["accuracy"] == uninterrupted[1]["accuracy"]
+    assert ended.report["accuracy"] == undisturbed["accuracy"]
 
 
 def test_what_slurm_refuses_is_said_in_one_line(place, words):
