@@ -17,7 +17,7 @@ from dd.errors import RunError
 from dd.io import digest, tensor_in_file
 from dd.pipeline.begin import begin
 from dd.pipeline.pair import Pair
-from dd.pipeline.plan import set_key
+from dd.pipeline.plan import SETS, set_key
 from dd.pipeline.task import Run
 from dd.runs import RunFolder, Track, bar, sharing
 from dd.runs.cost import measured
@@ -68,11 +68,13 @@ class SetParts(Generic[P]):
         """Return the key of one part, see `part_spec`."""
         return part_spec(self.run, number, len(self.tasks))
 
-    def make(self, show: Show | None = None) -> None:
-        """Make the parts that no process has made, and wait for those that others are making.
+    def make(self, show: Show | None = None, *, wait: bool = True) -> None:
+        """Make the parts that no process has made.
 
         Args:
             show: called with (iteration counted over all parts, scalars).
+            wait: whether to wait for the parts that others are making.  A process that only helps must not: the first
+                process deletes the parts as soon as it has them all, and what is waited for would be made again.
         """
         total = len(self.tasks)
         missing = self._missing()
@@ -80,14 +82,16 @@ class SetParts(Generic[P]):
             log.info("kept %d of %d parts", total - len(missing), total)
         wanted = [Wanted(KIND, self.spec(n), f"part {n + 1} of {total} of {self.run.recipe.name}") for n in missing]
 
-        def make(at: int) -> None:
+        def make(at: int) -> bool:
             kind, spec, words = wanted[at]
-            self.store.tensors(kind, spec, partial(self._make, missing[at], show), words)
+            if wait or not self._is_whole():
+                self.store.tensors(kind, spec, partial(self._make, missing[at], show), words)
             # missing if another process made the part
             shutil.rmtree(self._folder(missing[at]).path, ignore_errors=True)
+            return True
 
         with parallel.alone(), sharing.stage("synthesise"):
-            self.store.each(wanted, make)
+            self.store.each(wanted, make, instead=None if wait else False)
 
     def tracked(self) -> None:
         """Make the parts with a progress bar and a log; called in the first process only."""
@@ -145,6 +149,10 @@ class SetParts(Generic[P]):
 
     def _checkpoint(self, number: int) -> Checkpoint:
         return Checkpoint(self._folder(number).checkpoint, digest(self.spec(number)))
+
+    def _is_whole(self) -> bool:
+        """Return whether the set is stored, so that its parts are deleted."""
+        return not self.run.force and self.store.has(SETS, set_key(self.run.recipe, self.run.task))
 
     def _missing(self) -> list[int]:
         return [n for n in range(len(self.tasks)) if self.store.peek(KIND, self.spec(n)) is None]

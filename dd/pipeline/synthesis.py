@@ -43,7 +43,7 @@ def accompany(run: Run, method: Method[P], prepared: P) -> None:
 def help_with_parts(run: Run, method: Method[P], prepared: P) -> bool:
     """Make parts that nobody is making; return whether the set has parts."""
     if parts := _parts(run, method, prepared):
-        parts.make()
+        parts.make(wait=False)
     return parts is not None
 
 

@@ -79,10 +79,11 @@ def lost_at(owner: type, name: str, calls: int):
     real, seen = getattr(owner, name), []
 
     def mortal(self, *args, **kwargs):
-        real(self, *args, **kwargs)
+        result = real(self, *args, **kwargs)
         seen.append(1)
         if len(seen) == calls:
             raise KeyboardInterrupt
+        return result
 
     return patch.object(owner, name, mortal)
 

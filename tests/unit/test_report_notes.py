@@ -93,8 +93,8 @@ def test_students_from_before_have_no_classes_and_keep_their_accuracy(task, tmp_
     old = replace(task, store=Store(tmp_path / "old"))
     whole = Evaluator._train
 
-    def before(self, arm, lr, j):
-        return {k: v for k, v in whole(self, arm, lr, j).items() if k not in ("balanced", "classes", "calibration")}
+    def before(self, *given):
+        return {k: v for k, v in whole(self, *given).items() if k not in ("balanced", "classes", "calibration")}
 
     with monkeypatch.context() as patched:
         patched.setattr(Evaluator, "_train", before)
