@@ -121,6 +121,7 @@ def test_a_helper_makes_what_is_free_waits_for_nobody_and_ends(place, several):
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_killed_helper_costs_nothing_but_its_unit(place, several, alone):
     mark = f"out={place.runs}"
 
@@ -135,6 +136,7 @@ def test_a_killed_helper_costs_nothing_but_its_unit(place, several, alone):
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_stopped_lead_is_started_again_and_resumes(place, marked, undisturbed):
     words, mark = marked
 
@@ -210,6 +212,7 @@ def test_under_torchrun_no_jobs_are_started(place, several):
     assert "on=local jobs=2 start processes themselves: leave out torchrun" in ended.err
 
 
+@pytest.mark.slow
 def test_a_second_driver_waits_for_the_first(place, several):
     with place.entered():
         from dd.pipeline import locate

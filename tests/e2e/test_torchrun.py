@@ -54,7 +54,7 @@ def test_two_processes_do_one_run(place, words, tmp_path):
     assert json.loads(again.stdout)["accuracy"] == report["accuracy"]
 
 
-@pytest.mark.parametrize("method", ["mtt", "datm"])
+@pytest.mark.parametrize("method", [pytest.param("mtt", marks=pytest.mark.slow), "datm"])
 def test_two_processes_share_the_inner_steps_of_a_run(place, small, method, tmp_path):
     words = trajectory_words(method, small)
     alone = place.dd(*words).report
@@ -98,7 +98,7 @@ def made(err):
     return sorted(re.findall(r"^made (.+?) in [0-9.]+ s", err, re.MULTILINE))
 
 
-@pytest.fixture(params=["datm", "cda", "rded"])
+@pytest.fixture(params=[*(pytest.param(name, marks=pytest.mark.slow) for name in ("datm", "cda")), "rded"])
 def staged(request, pictures):
     """Settings of a short run with several experts or teachers, stored labels of several epochs, and students."""
     shared = ("ipc=2", "device=cpu", "compile=false", "eval.full=false", "eval.students=3", "eval.steps=12", "--json")

@@ -29,7 +29,6 @@ matching = importlib.import_module("dd.methods.trajectory._matching")
 pieces = importlib.import_module("dd.methods.trajectory._pieces")
 mtt = sys.modules[get("mtt").__module__]
 
-SIZES = (2, 3, 4)
 ITERATIONS = 3
 DSA = "color_crop_cutout_flip_scale_rotate"
 EXPERTS = ExpertSettings(count=2, epochs=5)
@@ -169,7 +168,7 @@ def work(rank, size, port, store, out):
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=SIZES)
+@pytest.fixture(scope="module", params=[3, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 4))])
 def group(request, tmp_path_factory):
     """What every process of a group ends with."""
     out = tmp_path_factory.mktemp(f"group{request.param}")
