@@ -153,8 +153,9 @@ def _versions() -> dict[str, str | None]:
 def _devices() -> dict[str, str]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = {"cpu": f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} threads"}
+    from dd.runs.cost import cores
+
+    found = {"cpu": f"{platform.machine()}, {cores()} cores, {torch.get_num_threads()} threads"}
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             card = torch.cuda.get_device_properties(i)

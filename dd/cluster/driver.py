@@ -6,6 +6,7 @@ is lost costs only what it was making: the lead is submitted again and resumes, 
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from dd.runs.stop import EXIT_CODES, Stop
 
 log = logging.getLogger(__name__)
 
-_SAVED = 75  # exit code of a run that saved and wants to be started again
+_SAVED = EXIT_CODES[signal.SIGTERM]  # exit code of a run that saved and wants to be started again
 _WAY_OUT = "choose another folder with out=FOLDER or DD_RUNS"
 _SHORT, _SHORTS = 60.0, 3  # a lead that is lost so many times within so many seconds of its begin is not lost by chance
 _FAILURES = 3  # helpers that may fail until no more are started

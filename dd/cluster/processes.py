@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dd.cluster.jobs import LOST, Job
+from dd.runs.cost import cores
 
 _PATIENCE = 60.0  # seconds to save after SIGTERM
 
@@ -84,7 +85,7 @@ class LocalExecutor:
             devices = _visible()
             return {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]}
         # processes with more threads than cores slow each other many times over
-        threads = max(1, len(os.sched_getaffinity(0)) // self.jobs) if hasattr(os, "sched_getaffinity") else 1
+        threads = max(1, cores() // self.jobs)
         return {} if self.device != "cpu" or "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
 
 

@@ -118,7 +118,7 @@ class LabelStore:
     def each(self, epochs: Sequence[int], make: Callable[[int], bool]) -> list[bool]:
         """Return `make(epoch)` of every epoch; what another process is making comes last."""
         wanted = [Wanted(KIND, self.spec.key(epoch), f"labels of epoch {epoch + 1}") for epoch in epochs]
-        return self._store.each(wanted, lambda at: make(epochs[at]), alike=True)
+        return self._store.each(wanted, lambda at: make(epochs[at]))
 
     def keep(self, epoch: int, batches: Callable[[], Iterable[Labelled]]) -> None:
         """Keep an epoch that others labelled, with the views that they labelled; does nothing when it is there.

@@ -14,7 +14,7 @@ from dd.evaluation.protocols import Protocol
 from dd.io import sha256_tensors
 from dd.labels import Labeller, LabelSettings, LabelStore
 from dd.labels.spec import LabelSpec
-from dd.runs import RunFolder, bar
+from dd.runs import RunFolder, bar, sampling
 from dd.runs.store import made_log
 from dd.sets import DistilledSet
 from dd.sizes import readable_size
@@ -93,9 +93,14 @@ def label(
             return made
 
         try:
-            store.each(missing, make)
+            if sampling.active() is None:
+                store.each(missing, make)
+            else:  # the pace of the first few epochs counts for all
+                for turn in sampling.turns(0, len(missing)):
+                    make(missing[turn])
         finally:  # a process that only helps may not come to the end
-            made_log.info("made the labels of %d of %d epochs", count, spec.epochs)
+            if count:
+                made_log.info("made the labels of %d of %d epochs", count, spec.epochs)
     views = store.stated(labeller.origin)
     return replace(distilled, label_kind="views", labels=own, views=views, path=folder.set), store
 

@@ -17,7 +17,7 @@ from dd.errors import RunError
 from dd.io import digest, tensor_in_file
 from dd.pipeline.begin import begin
 from dd.pipeline.pair import Pair
-from dd.pipeline.plan import SETS, set_key
+from dd.pipeline.plan import is_made, set_key
 from dd.pipeline.task import Run
 from dd.runs import RunFolder, Track, bar, sharing
 from dd.runs.cost import measured
@@ -152,7 +152,7 @@ class SetParts(Generic[P]):
 
     def _is_whole(self) -> bool:
         """Return whether the set is stored, so that its parts are deleted."""
-        return not self.run.force and self.store.has(SETS, set_key(self.run.recipe, self.run.task))
+        return not self.run.force and is_made(self.run.recipe, self.run.task)
 
     def _missing(self) -> list[int]:
         return [n for n in range(len(self.tasks)) if self.store.peek(KIND, self.spec(n)) is None]

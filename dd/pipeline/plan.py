@@ -49,7 +49,7 @@ def plan(recipe: Recipe, out: str | None = None, *, force: bool = False) -> dict
             needed = [wanted for need in recipe.method.needs(task) for wanted in need.artefacts()]
             needs = [*task.data.preprocess.needs(), *needed]
             labels = planned_labels(recipe, task)
-            made = not force and task.store.has(SETS, set_key(recipe, task))
+            made = not force and is_made(recipe, task)
         except NotMade:
             task, needs, labels, made = None, [], None, False
     prepare = _prepare(task, wanted, needs)
@@ -105,3 +105,8 @@ def set_key(recipe: Recipe, task: Task) -> dict[str, Any]:
     """Return everything that determines the distilled set: the key of its artefact."""
     key = recipe.images_identity() | {"data": task.data.fingerprint, "compile": task.compile}
     return json.loads(json.dumps(key))
+
+
+def is_made(recipe: Recipe, task: Task) -> bool:
+    """Return whether the distilled set is in the store; cheap."""
+    return task.store.has(SETS, set_key(recipe, task))

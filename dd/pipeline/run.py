@@ -34,7 +34,7 @@ from dd.pipeline.label import require_room
 from dd.pipeline.meant import learner_for
 from dd.pipeline.outcome import Outcome, finished
 from dd.pipeline.pair import Pair
-from dd.pipeline.plan import SETS, locate, planned_labels, set_key, settled
+from dd.pipeline.plan import SETS, is_made, locate, planned_labels, set_key, settled
 from dd.pipeline.regimes import beside, with_regimes
 from dd.pipeline.show import draw_pictures, judged, probes_note
 from dd.pipeline.task import Run, lighter, make_task, numerics
@@ -86,7 +86,7 @@ def run_recipe(
         if held.left == "nothing":
             return _reported(recipe, folder, track)
         offers = sharing.leading(folder.offer) if lead else contextlib.nullcontext()
-        with followed(run, track) if parallel.is_first() else unseen(run) as run, offers:
+        with followed(run, track) if parallel.is_first() else _unseen(run) as run, offers:
             return _stages(run, held, run.recipe.method)
 
 
@@ -103,20 +103,20 @@ def help_run(recipe: Recipe, *, out: str | None = None, force: bool = False, com
     """
     folder = locate(recipe, out)
     joined = opened(recipe, folder, folder.settings(), force=force, command=command)
-    with joined as run, unseen(run), sharing.waiting(False), contextlib.suppress(Taken):
+    with joined as run, _unseen(run), sharing.waiting(False), contextlib.suppress(Taken):
         _help(run, run.recipe.method)
 
 
 def _help(run: Run, method: Method[P]) -> None:
     prepared = prepare(run, method)
-    if run.force or not run.task.store.has(SETS, set_key(run.recipe, run.task)):
+    if run.force or not is_made(run.recipe, run.task):
         synthesis.help_with_parts(run, method, prepared)
     if not run.force:  # what is made again must not be made by several processes
-        help_evaluate(run, method, prepared)
+        _help_evaluate(run, method, prepared)
 
 
 @contextlib.contextmanager
-def unseen(run: Run) -> Iterator[Run]:
+def _unseen(run: Run) -> Iterator[Run]:
     """Show no progress of a process that only helps."""
     with progress.hidden():
         yield run
@@ -173,9 +173,9 @@ def _stages(run: Run, held: "Held", method: Method[P]) -> Outcome | None:
         if held.left == "set":
             synthesis.accompany(run, method, prepared)
         if not run.force:  # what is made again must not be made by several processes
-            while not run.task.store.has(SETS, set_key(run.recipe, run.task)):
+            while not is_made(run.recipe, run.task):
                 time.sleep(_POLL)
-            help_evaluate(run, method, prepared)
+            _help_evaluate(run, method, prepared)
         return None
     pair = synthesise(run, held, method, prepared)
     with parallel.alone():
@@ -265,7 +265,7 @@ def _evaluated(
         return with_regimes(report, pair.set, pair.start, evaluator, others)
 
 
-def help_evaluate(run: Run, method: Method[P], prepared: P) -> None:
+def _help_evaluate(run: Run, method: Method[P], prepared: P) -> None:
     """Make labels and students of a set that no process is making, for the process that reports them."""
     made = run.task.store.peek(SETS, set_key(run.recipe, run.task))
     if made is None:  # not there yet, or damaged, which that process notices

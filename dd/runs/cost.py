@@ -1,4 +1,4 @@
-"""Cost of a stage, in wall seconds and peak memory, and the total memory of a device."""
+"""Cost of a stage, in wall seconds and peak memory, and what there is: cores, and the total memory of a device."""
 
 import contextlib
 import os
@@ -10,6 +10,11 @@ from pathlib import Path
 import torch
 
 from dd.runs import sampling
+
+
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass

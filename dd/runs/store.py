@@ -254,7 +254,7 @@ class Store:
             instead: what stands for artefacts that other processes are making; None to wait for these.
 
         Raises:
-            Taken: other processes are making all that is left, and this one waits for nobody (`sharing.helping`).
+            Taken: other processes are making all that is left, and this one waits for nobody (`sharing.waiting`).
         """
         sample = sampling.active()
         if alike and sample is not None:

@@ -6,7 +6,6 @@ does by default.  The first pass, which is not timed, sums the squares of all pi
 same values; the timed passes only consume the batches.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import count, repeat
@@ -24,6 +23,7 @@ from worker import Gate
 from dd.data import DataSettings, open_data
 from dd.rng import generator
 from dd.runs.allocator import keep_large_buffers
+from dd.runs.cost import cores
 
 STORED = 256  # height and width of the files in pixels
 BATCH = 64
@@ -72,7 +72,7 @@ def torchvisions(gate: Gate, scale: Scale, folder: str, size: int, kept: bool = 
 
 def workers() -> int:
     """Number of workers of both sides: one per core."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()
 
 
 def _take(gate: Gate, passes: Iterable[Iterable[Sequence[Tensor]]], images: int) -> None:

@@ -10,6 +10,11 @@ import torch
 
 from dd import load
 from dd.engine.synthesise import CHECKPOINT_EVERY
+from dd.io import locked
+from dd.pipeline import locate, synthesis
+from dd.pipeline.parts import KIND, part_spec
+from dd.pipeline.run import opened, prepare
+from dd.recipes import parse_overrides, resolve
 
 METHOD = '''
 """A method of parts."""
@@ -99,6 +104,29 @@ def test_any_number_of_processes_makes_the_same_bits(whole, words, tmp_path, pro
     assert done.stderr.count("made set") == 1
     made = re.findall(r"made (part \d) of 5", done.stderr)  # whoever made it
     assert sorted(made) == [f"part {number}" for number in range(1, PARTS + 1)]
+
+
+def helped(place, words):
+    """What a process that helps with the parts makes, and the keys of all parts."""
+    with place.entered():
+        recipe = resolve(parse_overrides([word for word in words if "=" in word]))
+        with opened(recipe, locate(recipe), {}, force=False, command="") as run:
+            keys = [run.task.store.path(KIND, part_spec(run, number, PARTS)) for number in range(PARTS)]
+            with locked(keys[2].with_suffix(".lock"), "another process"):
+                assert synthesis.help_with_parts(run, recipe.method, prepare(run, recipe.method))
+    return keys
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_helps_waits_for_no_part(place, words):
+    keys = helped(place, words)
+    assert [key.exists() for key in keys] == [True, True, False, True, True]
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_helps_too_late_makes_no_part_again(whole, words):
+    place, _ = whole  # the set is stored, and its parts are deleted
+    assert not any(key.exists() for key in helped(place, words))
 
 
 def test_a_killed_run_goes_on_in_the_part_where_it_was(place, words, tmp_path):

@@ -3,7 +3,6 @@
 Pillow and its codecs release the GIL, so threads decode as fast as processes, without copying between processes.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from dd.data.sources.content import Arrays, EncodedSplit, Items, Listing
 from dd.data.sources.pixels import Header, Target, TooDeep, header_of, pixels_of, shorter_side, squared
 from dd.data.sources.survey import Broken, choose_target, image_notes, jpegs, refuse, require_clear, survey
 from dd.errors import UsageError
+from dd.runs.cost import cores
 
 CHUNK = 16  # images per task of a thread
 _MOST_WORKERS = 16  # per process; more would contend for the GIL
@@ -256,8 +256,7 @@ def pool(workers: int | None = None) -> ThreadPoolExecutor:
 
 def threads(workers: int | None) -> int:
     """Number of decoding threads: `workers`, or one per core, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return workers or min(_MOST_WORKERS, cores)
+    return workers or min(_MOST_WORKERS, cores())
 
 
 def _alone() -> None:
