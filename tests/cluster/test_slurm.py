@@ -1,6 +1,7 @@
 """`dd run ... on=slurm jobs=3` on a cluster of two nodes."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from dd import load
 from dd.io import sha256_tensors
 
-from ..e2e.test_jobs import ONE_THREAD, made, run_until
+from ..e2e.test_jobs import ONE_THREAD, made, processes, run_until
 from .conftest import squeue, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.usefixtures("emptied")]
@@ -70,9 +71,14 @@ def test_a_preempted_lead_is_submitted_again_and_resumes(place, words, undisturb
 
 
 def test_a_killed_lead_is_submitted_again_and_resumes(place, words, undisturbed):
-    ended = run_until(place, words, lambda: place.logged() >= 15, lambda _: scancel("--signal=KILL", lead(place)))
+    def kill(_):  # scancel --signal=KILL ends the step, whose process may receive SIGTERM first and save
+        for job in processes("submitit.core._submit"):
+            os.kill(job, signal.SIGKILL)
+
+    ended = run_until(place, words, lambda: place.logged() >= 15, kill)
     assert ended.code == 0, ended.err
     assert re.search(r"submitted the run as job \d+; job \d+ was lost, and it resumes", ended.err)
+    assert int(re.findall(r"synthesis resumes at iteration (\d+) of 60", ended.err)[0]) >= 10
     assert ended.report["accuracy"] == undisturbed["accuracy"]
 
 
