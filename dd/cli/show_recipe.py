@@ -45,6 +45,23 @@ def show_plan(plan: dict[str, Any], out: "Console") -> None:
             out.print(f"  {'exists' if artefact['exists'] else 'to make'}: {artefact['what']}", soft_wrap=True)
     if "total" in plan:
         out.print(f"total: {_cost(plan['total'])}", soft_wrap=True)
+        for line in _shared(plan):
+            out.print(line, soft_wrap=True)
+
+
+def _shared(plan: dict[str, Any]) -> list[str]:
+    """Say what several jobs gain, and what no number of jobs shortens."""
+    total, jobs = plan["total"], plan["jobs"]
+    if jobs == 1:
+        return []
+    pieces = [some for stage in plan["stages"] for some in stage["pieces"]]
+    each = [f"{some['count']} {some['kind']} of {readable_time(some['seconds'] / some['count'])}" for some in pieces]
+    return [
+        f"{jobs} jobs divide: {', '.join(each) or 'nothing'}",
+        f"one job alone: {readable_time(total['alone'])}; any number of jobs, at least {readable_time(total['least'])} "
+        "(critical path)",
+        "the jobs are as fast as this machine, and the time that they wait for their turn is not in it",
+    ]
 
 
 def _stage(stage: dict[str, Any]) -> str:

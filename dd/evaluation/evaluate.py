@@ -212,9 +212,13 @@ class Evaluator:
             whole = store.peek(*self._wanted(arm, lr, j)[:2])
             if whole is not None and whole.value["holdout"] is not None:
                 return whole.value
-        # a curve is no part of the key, because a student is the same with and without
-        force = self.force or (tested and not self._has_curve(arm, spec))
-        return store.value(kind, spec, train, what, force=force, describe=words).value
+        wanted = list(self.protocol.curve_steps(arm.n)) if tested and self.protocol.curve else None
+
+        def enough(row: Mapping[str, Any]) -> bool:
+            # a curve is no part of the key, because a student is the same with and without
+            return wanted is None or row.get("curve", {}).get("steps") == wanted
+
+        return store.value(kind, spec, train, what, force=self.force, describe=words, enough=enough).value
 
     def _wanted(self, arm: Arm, lr: float, j: int, *, tested: bool = True) -> Wanted:
         """Return the artefact of student j; without `tested`, of what it reached on held-out images alone."""
@@ -241,11 +245,6 @@ class Evaluator:
         if self.labeller is not None and arm.temperature is None:
             spec["labels"] = self.labeller.facts
         return spec
-
-    def _has_curve(self, arm: Arm, spec: Mapping[str, Any]) -> bool:
-        """Return whether a student that is stored has the curve that the protocol asks for; True if none is stored."""
-        found = self.task.store.peek(KIND, spec) if self.protocol.curve else None
-        return found is None or found.value.get("curve", {}).get("steps") == list(self.protocol.curve_steps(arm.n))
 
     def _train(self, arm: Arm, lr: float, j: int, tested: bool = True) -> dict[str, Any]:
         data, began = self.task.data, time.perf_counter()

@@ -1,21 +1,33 @@
-"""The folder for shared data, and a check that a folder is writable."""
+"""The folder for shared data, the address that it may stand for, and a check that a folder is writable."""
 
 import os
 import tempfile
 from pathlib import Path
 
 from dd.errors import UsageError
-from dd.io.paths import user_path
+from dd.io.hashing import digest
+from dd.io.paths import is_address, user_path
+from dd.io.remote import Remote, remote
 
 
 def home() -> Path:
-    """Return the folder that runs share: `$DD_HOME`, else the user's cache folder.  It may not exist yet."""
+    """Return the folder that runs share: `$DD_HOME`, else the user's cache folder.  It may not exist yet.
+
+    If `$DD_HOME` is an address, this is the folder of the copies on this machine.
+    """
     named = os.environ.get("DD_HOME")
-    if named:
+    if named and not is_address(named):
         return user_path(named, "DD_HOME")
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("dd"))
+    cache = Path(platformdirs.user_cache_dir("dd"))
+    return cache / "copies" / digest(named.rstrip("/")) if named else cache
+
+
+def home_address() -> Remote | None:
+    """Return the address that `$DD_HOME` names; None if it is a folder."""
+    named = os.environ.get("DD_HOME", "")
+    return remote(named, f"DD_HOME={named}") if is_address(named) else None
 
 
 def writable(folder: Path, way_out: str) -> Path:

@@ -11,6 +11,11 @@ from dd.errors import UsageError
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
+def is_address(text: str) -> bool:
+    """Return whether a text is an address, such as s3://bucket/prefix, rather than a path."""
+    return _ADDRESS.match(text) is not None
+
+
 def user_path(text: str | Path, what: str = "", *, absolute: bool = True) -> Path:
     """Return a user's path with `~` expanded, made absolute; links and `..` are kept.
 
@@ -24,7 +29,7 @@ def user_path(text: str | Path, what: str = "", *, absolute: bool = True) -> Pat
     """
     if text == "":
         raise UsageError(f"{_said(text, what) or repr(text)}: a path cannot be empty; write . for the current folder")
-    if _ADDRESS.match(str(text)):
+    if is_address(str(text)):
         raise UsageError(f"{_said(text, what)!r} is an address on the web, not a path on this machine")
     try:
         path = Path(text).expanduser()

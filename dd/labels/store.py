@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dd.errors import UsageError, in_one_line
-from dd.io import digest, load_tensors, save_tensors
+from dd.io import Remote, digest, load_tensors, save_tensors
 from dd.io.typed import typed
 from dd.labels import _records
 from dd.labels.spec import LabelSpec, StoredLabels
@@ -74,8 +74,14 @@ class LabelStore:
         own: int64 (n,), the class of every image.
     """
 
-    def __init__(self, beside: Path, spec: LabelSpec, own: Tensor) -> None:
+    def __init__(self, beside: Path, spec: LabelSpec, own: Tensor, remote: Remote | None = None) -> None:
         """Open the folder `labels/` in the folder `beside`; neither need exist yet.
+
+        Args:
+            beside: the folder of the set.
+            spec: what determines the labels.
+            own: int64 (n,), the class of every image.
+            remote: the address that other machines put labels to, and take them from; see `dd.runs.store`.
 
         Raises:
             UsageError: `own` has the wrong shape, or a class out of range.
@@ -84,7 +90,7 @@ class LabelStore:
             raise UsageError(f"soft labels need a class for each of {spec.n} images, from 0 to {spec.classes - 1}")
         self.path, self.spec, self.own = Path(beside) / KIND, spec, own
         # not one log line per epoch: there may be hundreds
-        self._store = Store(Path(beside), way_out=_WAY_OUT, level=logging.DEBUG)
+        self._store = Store(Path(beside), way_out=_WAY_OUT, level=logging.DEBUG, remote=remote)
         self._epoch: _Epoch | None = None
         self._sound: set[int] = set()  # epochs whose values this process has checked
 

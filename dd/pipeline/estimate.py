@@ -2,13 +2,15 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
-from dataclasses import replace
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from dd.engine.method import Method
+from dd.pipeline.parts import KIND as PARTS
 from dd.pipeline.plan import SETS, locate, plan, set_key, settled
 from dd.pipeline.run import Held, evaluate, label, prepare, show, synthesise
 from dd.pipeline.task import Run, make_task, numerics
@@ -20,20 +22,25 @@ from dd.runs.stop import Stop
 
 P = TypeVar("P")
 
-_NOTHING = {"seconds": 0.0, "peak_memory": 0, "disk": 0}
+_NOTHING = {"seconds": 0.0, "peak_memory": 0, "disk": 0, "pieces": []}
 
 
-def estimate(recipe: Recipe, out: str | None = None, *, force: bool = False) -> dict[str, Any]:
+def estimate(recipe: Recipe, out: str | None = None, *, force: bool = False, jobs: int = 1) -> dict[str, Any]:
     """Return the plan of a run (see `dd.pipeline.plan`) with what each stage costs on this machine.
 
     A few turns of every long loop are executed: steps of experts, teachers and students, iterations, epochs of labels.
     What exists costs nothing.  Each stage gets "seconds", "peak_memory" in bytes and "disk", the bytes that it adds,
     and the plan their "total"; all are missing if the data have never been decoded on this machine.
 
+    A stage's "pieces" are its work that several jobs can divide: "kind", "count", and the "seconds" of one job for all
+    of them.  With several jobs, all other seconds are those of that many, without the time that they wait for their
+    turn; "alone" has the total of one job, and "least" that of any number of jobs.
+
     Args:
         recipe: the run's recipe.
         out: the folder that holds all runs.
         force: what is finished is repeated, see `plan`.
+        jobs: how many jobs share the run, each of which is as fast as this process.
 
     Raises:
         UsageError: the run would raise it.
@@ -47,13 +54,26 @@ def estimate(recipe: Recipe, out: str | None = None, *, force: bool = False) -> 
     else:
         with _quiet():
             costs = _sampled(recipe, locate(recipe, out), force)
-    stages = [stage | costs.get(stage["stage"], _NOTHING) for stage in planned["stages"]]
+    alone = [stage | costs.get(stage["stage"], _NOTHING) for stage in planned["stages"]]
+    stages = [stage | {"seconds": _seconds(stage, jobs)} for stage in alone]
     total = {
         "seconds": sum(stage["seconds"] for stage in stages),
         "peak_memory": max(stage["peak_memory"] or 0 for stage in stages),
         "disk": sum(stage["disk"] for stage in stages),
     }
-    return planned | {"stages": stages, "total": total}
+    if jobs > 1:
+        total["alone"] = sum(stage["seconds"] for stage in alone)
+        total["least"] = sum(_seconds(stage, None) for stage in alone)
+    return planned | {"jobs": jobs, "stages": stages, "total": total}
+
+
+def _seconds(stage: dict[str, Any], jobs: int | None) -> float:
+    """Return the seconds of a stage that several jobs share; `jobs` is None for as many as there are pieces."""
+    saved = 0.0
+    for some in stage["pieces"]:
+        rounds = math.ceil(some["count"] / (jobs or some["count"]))
+        saved += some["seconds"] * (1 - rounds / some["count"])
+    return stage["seconds"] - saved
 
 
 def _sampled(recipe: Recipe, folder: RunFolder, force: bool) -> dict[str, dict[str, Any]]:
@@ -78,6 +98,8 @@ def _stages(run: Run, method: Method[P], sample: sampling.Sample) -> dict[str, d
     def spent(stage: str, disk: int) -> None:
         cost = run.costs.get(stage, _NOTHING)
         found[stage] = {"seconds": cost["seconds"], "peak_memory": cost["peak_memory"], "disk": disk}
+        found[stage]["pieces"] = _pieces(stage, sample.pieces, repeated=run.force)
+        sample.pieces.clear()
 
     prepared = prepare(run, method)
     spent("prepare", sample.bytes)
@@ -100,6 +122,17 @@ def _stages(run: Run, method: Method[P], sample: sampling.Sample) -> dict[str, d
     spent("evaluate", sample.bytes - before)
     found["evaluate"]["seconds"] += drawn.seconds
     return found
+
+
+def _pieces(stage: str, noted: Iterable[sampling.Pieces], *, repeated: bool) -> list[dict[str, Any]]:
+    """Return the work of a stage that jobs divide, one entry per kind."""
+    merged: dict[str, sampling.Pieces] = {}
+    for some in noted:
+        # probes are the lead's, and so is what is made again
+        if stage == "prepare" or (not repeated and (some.kind == PARTS or stage != "synthesise")):
+            before = merged.get(some.kind, sampling.Pieces(some.kind, 0, 0.0))
+            merged[some.kind] = replace(some, count=before.count + some.count, seconds=before.seconds + some.seconds)
+    return [asdict(some) for some in merged.values()]
 
 
 def _lend(folder: RunFolder, own: RunFolder) -> None:

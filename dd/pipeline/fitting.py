@@ -108,6 +108,7 @@ def fit(
     out: str | None = None,
     *,
     force: bool = False,
+    jobs: int = 1,
 ) -> Fitting:
     """Return whether a plan is within its limits; if not, with which settings it is, planned again with each.
 
@@ -117,6 +118,7 @@ def fit(
         planned: its estimate.
         out: the folder that holds all runs.
         force: what is finished is repeated.
+        jobs: how many jobs share the run.
     """
     broken = tuple(limits.broken(planned))
     changes: dict[str, Any] = {}
@@ -127,7 +129,7 @@ def fit(
             break
         try:
             recipe = resolve({**overrides, **changes, **change})
-            again = estimate(recipe, out, force=force)
+            again = estimate(recipe, out, force=force, jobs=jobs)
         except UsageError:  # the method does not allow it
             useless |= change.keys()
             continue

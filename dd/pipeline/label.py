@@ -14,6 +14,7 @@ from dd.evaluation.protocols import Protocol
 from dd.io import sha256_tensors
 from dd.labels import Labeller, LabelSettings, LabelStore
 from dd.labels.spec import LabelSpec
+from dd.labels.store import KIND
 from dd.runs import RunFolder, bar, sampling
 from dd.runs.store import made_log
 from dd.sets import DistilledSet
@@ -72,7 +73,7 @@ def label(
     facts, images = labeller.facts, distilled.labelled_sha256()
     weights = None if facts["weights"] is None else tuple(facts["weights"])
     spec = replace(spec, images=images, teachers=tuple(facts["teachers"]), weights=weights)
-    store = LabelStore(folder.path, spec, own)
+    store = LabelStore(folder.path, spec, own, task.store.remote)
     store.remove_others()
     missing = store.missing()
     done = spec.epochs - len(missing)
@@ -93,11 +94,12 @@ def label(
             return made
 
         try:
-            if sampling.active() is None:
+            if (sample := sampling.active()) is None:
                 store.each(missing, make)
             else:  # the pace of the first few epochs counts for all
-                for turn in sampling.turns(0, len(missing)):
-                    make(missing[turn])
+                with sample.dividing(KIND, len(missing)):
+                    for turn in sampling.turns(0, len(missing)):
+                        make(missing[turn])
         finally:  # a process that only helps may not come to the end
             if count:
                 made_log.info("made the labels of %d of %d epochs", count, spec.epochs)

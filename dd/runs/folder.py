@@ -137,6 +137,11 @@ class RunFolder:
         """What other processes can help with at the moment, see `dd.runs.sharing`."""
         return self.jobs / "offer.json"
 
+    @property
+    def experts(self) -> Path:
+        """What the lead of `dd experts make` with jobs says of the experts that it made."""
+        return self.jobs / "experts.json"
+
     def write_recipe(self, text: str) -> None:
         """Create the folder and write the resolved recipe to it.
 

@@ -21,6 +21,21 @@ _ENOUGH = 0.5  # seconds of turns after the first, after which a loop ends
 _LONG = 4.0  # seconds after which it ends with two turns
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """Work that several processes can divide.
+
+    Attributes:
+        kind: what the pieces are: "experts", "students".
+        count: number of pieces.
+        seconds: of one process, for all of them.
+    """
+
+    kind: str
+    count: int
+    seconds: float
+
+
 @dataclass
 class Sample:
     """What a block in `sampling` was credited.
@@ -30,12 +45,28 @@ class Sample:
         once: seconds by which the first turns of loops took longer than the others, for example to compile; a
             repetition does not have them.
         bytes: written to the store, with those of what was not made.
+        pieces: the work that several processes can divide, in order; the rest is that of one process.
     """
 
     credit: float = 0.0
     once: float = 0.0
     bytes: int = 0
+    pieces: list[Pieces] = field(default_factory=list)
     _paces: dict[Hashable, float] = field(default_factory=dict)
+    _divides: bool = False
+
+    @contextlib.contextmanager
+    def dividing(self, kind: str, count: int) -> Iterator[None]:
+        """Note the block as work that consists of `count` pieces; what is divided within a piece is not noted."""
+        if self._divides or count == 0:
+            yield
+            return
+        self._divides, began = True, now()
+        try:
+            yield
+        finally:
+            self._divides = False
+        self.pieces.append(Pieces(kind, count, now() - began))
 
     def each(self, items: Iterable[T], make: Callable[[T], R], is_there: Callable[[T], bool]) -> list[R]:
         """Return the result of `make` for every item; of several that are not there, the first stands for the others.

@@ -29,6 +29,11 @@ def waiting(wait: bool) -> Iterator[None]:
         _waits.reset(token)
 
 
+def waits() -> bool:
+    """Return whether this process waits for what other processes are making."""
+    return _waits.get()
+
+
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file, see `dd.io.locked`.

@@ -7,8 +7,12 @@ labels of a set's views are in a second one, beside the set.  Layout below the r
     <kind>/<key>.json          the manifest: spec, info or value, SHA-256 and size of the payload, seconds to make it
     <kind>/<key>.lock          held while the artefact is made, so that two processes never make it at once
     <kind>/<key>.unfinished.safetensors   the intermediate state of a long computation, to resume after a crash
+    <kind>/<key>.unsent        there while the artefact is not yet at the store's address, if it has one
 
 The manifest is written last: an artefact without a manifest does not exist.
+
+A store at an address (`DD_HOME=s3://…`) has the same payloads and manifests there.  The folder then has the copies of
+one machine: what is made is sent, what is missing is fetched, and a lock is held at the address, too.
 """
 
 import contextlib
@@ -26,10 +30,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 from dd.io import (
     SEAL,
     Json,
+    Remote,
     Taken,
     digest,
     holds,
     home,
+    home_address,
     load_tensors,
     locked,
     remove_state,
@@ -54,6 +60,7 @@ _CHEAP = ("surveys",)  # plain values that a plan computes without storing them:
 _WAY_OUT = "set DD_HOME to a writable folder"
 _KEY = r"[0-9a-f]{16}"
 _UNFINISHED = ".unfinished.safetensors"
+_OF_A_MACHINE = ("images", "surveys", "inventories", "own")  # kinds that are worth nothing elsewhere, or belong here
 
 Spec: TypeAlias = Mapping[str, Json]
 """Everything that determines an artefact."""
@@ -138,16 +145,31 @@ class _Damaged(Exception):
 class Store:
     """A cache of artefacts: returns existing ones, makes missing ones, and detects and remakes damaged ones."""
 
-    def __init__(self, root: Path | None = None, *, way_out: str = _WAY_OUT, level: int = logging.INFO) -> None:
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        way_out: str = _WAY_OUT,
+        level: int = logging.INFO,
+        remote: Remote | None = None,
+    ) -> None:
         """Open the store below `root`, by default `$DD_HOME` or the user's cache folder.
 
         Args:
             root: the folder; it need not exist yet.
             way_out: what the user can do if it is not writable.
             level: level of log messages about artefacts.
+            remote: the address of the store, for which `root` has the copies; without `root` that of `$DD_HOME`.
+
+        Raises:
+            UsageError: the address cannot be used.
+            RunError: it cannot be reached any more.
         """
         self.root, self._way_out, self._level = Path(root) if root is not None else home(), way_out, level
+        self.remote = home_address() if root is None else remote
         self._verified: dict[Path, str] = {}  # payload -> its hash, once verified
+        for left in self.root.glob("*/*.unsent") if self.remote is not None else ():
+            self._send(left.parent.name, left.stem)
 
     def tensors(
         self,
@@ -256,10 +278,13 @@ class Store:
         Raises:
             Taken: other processes are making all that is left, and this one waits for nobody (`sharing.waiting`).
         """
-        sample = sampling.active()
-        if alike and sample is not None:
-            return sample.each(range(len(wanted)), fetch, lambda at: self.has(wanted[at].kind, wanted[at].spec))
-        sharing.offer(lambda: sum(not self.has(kind, spec) for kind, spec, _ in wanted))
+        if (sample := sampling.active()) is not None:
+            with sample.dividing(wanted[0].kind if wanted else "", self._count_missing(wanted)):
+                places = range(len(wanted))
+                if alike:
+                    return sample.each(places, fetch, lambda at: self.has(wanted[at].kind, wanted[at].spec))
+                return [fetch(at) for at in places]
+        sharing.offer(lambda: self._count_missing(wanted))
         found: dict[int, R] = {}
         waiting = list(range(len(wanted)))
         while waiting:
@@ -278,6 +303,9 @@ class Store:
             waiting = taken
         return [found[at] for at in range(len(wanted))]
 
+    def _count_missing(self, wanted: Sequence[Wanted]) -> int:
+        return sum(not self.has(kind, spec) for kind, spec, _ in wanted)
+
     def value(
         self,
         kind: str,
@@ -287,17 +315,20 @@ class Store:
         *,
         force: bool = False,
         describe: Callable[[Any], str] = lambda _: "",
+        enough: Callable[[Any], bool] = lambda _: True,
     ) -> Artefact:
         """Return the plain JSON value that `spec` determines; arguments and errors are those of `tensors`.
 
-        `describe` gets the value and returns additional words for the log.
+        `describe` gets the value and returns additional words for the log; `enough` gets a stored value and returns
+        whether it will do, or is made again because it lacks something that is no part of the key.
         """
 
         def write() -> dict[str, Json]:
             value = make()
             return {"value": value, "sha256": digest(value, length=64)}
 
-        return self._get_or_make(kind, spec, write, what, force, lambda artefact: describe(artefact.value))
+        words, fits = (lambda artefact: describe(artefact.value)), (lambda artefact: enough(artefact.value))
+        return self._get_or_make(kind, spec, write, what, force, words, fits)
 
     def has(self, kind: str, spec: Spec) -> bool:
         """Return whether the artefact exists; cheap, because its content is not verified."""
@@ -308,9 +339,11 @@ class Store:
         try:
             manifest, payload = _manifest(self.path(kind, spec)), self._payload(kind, digest(spec))
             whole = "bytes" not in manifest or payload.stat().st_size == manifest["bytes"]
-            return manifest if whole and digest(manifest["spec"]) == digest(spec) else None
+            if whole and digest(manifest["spec"]) == digest(spec):
+                return manifest
         except (OSError, ValueError, KeyError, TypeError, _Damaged):
-            return None
+            pass
+        return self._there(kind, f"{digest(spec)}.json")
 
     def path(self, kind: str, spec: Spec) -> Path:
         """Return the path of the manifest, which may not exist."""
@@ -350,6 +383,11 @@ class Store:
                     yield manifest
             except (OSError, ValueError, KeyError, TypeError, _Damaged):
                 continue
+        remote = self._remote_of(kind)
+        for name in () if remote is None else remote.names(kind):
+            ours = re.fullmatch(rf"{_KEY}\.json", name) and not (self.root / kind / name).is_file()
+            if ours and (manifest := self._there(kind, name)) is not None:
+                yield manifest
 
     def damage(self, kind: str, spec: Spec) -> str | None:
         """Return what is wrong with an artefact that should exist; None if it is intact."""
@@ -360,11 +398,21 @@ class Store:
             return str(damage)
 
     def remove(self, kind: str, spec: Spec) -> int:
-        """Delete all files of an artefact, waiting for any process making it; return the number of bytes freed."""
-        return self._remove(kind, digest(spec))
+        """Delete all files of an artefact, waiting for any process making it; return the number of bytes freed here.
+
+        Those at the address are deleted, too; the copies of other machines stay.
+        """
+        key, remote = digest(spec), self._remote_of(kind)
+        if remote is not None:
+            remote.delete(f"{kind}/{key}.json")  # first, so that it does not exist without the payload
+            remote.delete(f"{kind}/{key}.safetensors")
+        return self._remove(kind, key)
 
     def remove_others(self, kind: str, specs: Iterable[Spec]) -> None:
-        """Delete all files of one kind, partial ones included, except those of the artefacts that `specs` determine."""
+        """Delete all files of one kind, partial ones included, except those of the artefacts that `specs` determine.
+
+        Nothing is deleted at the address.
+        """
         kept = {digest(spec) for spec in specs}
         keys = {file.name.lstrip(".").partition(".")[0] for file in (self.root / kind).glob("*")}
         for key in sorted(keys - kept):
@@ -379,9 +427,13 @@ class Store:
         what: str,
         force: bool,
         describe: Callable[[Artefact], str] = lambda _: "",
+        enough: Callable[[Artefact], bool] = lambda _: True,
     ) -> Artefact:
+        def kept(found: Artefact | None) -> Artefact | None:
+            return found if found is not None and enough(found) else None
+
         what = what or f"{kind} {digest(spec)}"
-        found = None if force else self.peek(kind, spec)
+        found = None if force else kept(self.peek(kind, spec))
         if found is None and kind in _CHEAP and _wanted.get() is not None:
             value = json.loads(json.dumps(write()["value"]))
             return Artefact(digest(spec), self.path(kind, spec), seconds=0.0, made=True, value=value)
@@ -389,7 +441,7 @@ class Store:
             require_making(what)
             with self._lock(kind, spec, what):
                 # another process may have made it in the meantime
-                found = None if force else self._load_or_discard(kind, spec, what)
+                found = None if force else kept(self._load_or_discard(kind, spec, what))
                 if found is None:
                     made = self._make(kind, spec, write)
                     made_log.log(self._level, "made %s in %.1f s%s", what, made.seconds, describe(made))
@@ -397,8 +449,13 @@ class Store:
         log.log(self._level, "kept %s%s", what, describe(found))
         return found
 
-    def _lock(self, kind: str, spec: Spec, what: str) -> contextlib.AbstractContextManager[None]:
-        return sharing.locked(self._lock_file(kind, digest(spec)), what)
+    @contextlib.contextmanager
+    def _lock(self, kind: str, spec: Spec, what: str) -> Iterator[None]:
+        remote, waits = self._remote_of(kind), sharing.waits()
+        with sharing.locked(self._lock_file(kind, digest(spec)), what), contextlib.ExitStack() as there:
+            if remote is not None:
+                there.enter_context(remote.locked(f"{kind}/{digest(spec)}", what, wait=waits))
+            yield
 
     def _lock_file(self, kind: str, key: str) -> Path:
         return writable(self.root / kind, self._way_out) / f"{key}.lock"
@@ -409,12 +466,52 @@ class Store:
             return 0
         with locked(self._lock_file(kind, key), f"{kind} {key}"):
             self._sweep(kind, key)
+            (folder / f"{key}.unsent").unlink(missing_ok=True)
             # manifest last: as long as anything is left, it exists
             files = [folder / f"{key}{_UNFINISHED}", self._payload(kind, key), folder / f"{key}.json"]
             freed = remove_state(files[0]) + sum(file.stat().st_size for file in files[1:] if file.is_file())
             for file in files[1:]:
                 file.unlink(missing_ok=True)
         return freed
+
+    def _remote_of(self, kind: str) -> Remote | None:
+        """Return the address of artefacts of a kind; None if they are not sent."""
+        return None if kind in _OF_A_MACHINE else self.remote
+
+    def _there(self, kind: str, name: str) -> dict[str, Any] | None:
+        """Return the manifest with this file name at the address, if there is an intact one."""
+        remote = self._remote_of(kind)
+        content = None if remote is None else remote.read(f"{kind}/{name}")
+        try:
+            manifest = None if content is None else _parsed(content.decode())
+            return manifest if manifest is not None and f"{digest(manifest['spec'])}.json" == name else None
+        except (ValueError, KeyError, TypeError, _Damaged):
+            return None
+
+    def _send(self, kind: str, key: str) -> None:
+        """Copy an artefact to the address; if that fails, the next one to open the store does it."""
+        remote, left = self._remote_of(kind), self.root / kind / f"{key}.unsent"
+        if remote is None:
+            return
+        left.touch()
+        files = (self._payload(kind, key), self.root / kind / f"{key}.json")  # the manifest last
+        for file in files:
+            if file.is_file():
+                remote.send(file, f"{kind}/{file.name}")
+        left.unlink(missing_ok=True)
+
+    def _fetch(self, kind: str, key: str) -> bool:
+        """Copy an artefact from the address; return whether there is one."""
+        remote = self._remote_of(kind)
+        manifest = None if remote is None else self._there(kind, f"{key}.json")
+        if remote is None or manifest is None:
+            return False
+        folder, payload = writable(self.root / kind, self._way_out), self._payload(kind, key)
+        if "bytes" in manifest and not remote.fetch(f"{kind}/{payload.name}", payload):
+            return False
+        self._verified.pop(payload, None)
+        write_json(folder / f"{key}.json", manifest)  # as it was written there
+        return True
 
     def _sweep(self, kind: str, key: str) -> None:
         """Delete partial files of a killed process; the caller holds the lock, so nobody is writing now."""
@@ -454,10 +551,26 @@ class Store:
             raise
         made = self._load(kind, spec, made=True)
         assert made is not None, "just written"
+        self._send(kind, digest(spec))
         return made
 
     def _load(self, kind: str, spec: Spec, made: bool = False) -> Artefact | None:
-        """Read and verify an artefact; return None if it does not exist, raise `_Damaged` if it is inconsistent."""
+        """Read and verify an artefact; return None if it does not exist, raise `_Damaged` if it is inconsistent.
+
+        What is missing or damaged here is taken from the address, if it is there.
+        """
+        try:
+            found = self._read(kind, spec, made)
+        except _Damaged:
+            if not self._fetch(kind, digest(spec)):
+                raise
+        else:
+            if found is not None or not self._fetch(kind, digest(spec)):
+                return found
+        return self._read(kind, spec, made)
+
+    def _read(self, kind: str, spec: Spec, made: bool) -> Artefact | None:
+        """Read and verify an artefact of this machine."""
         from safetensors import SafetensorError
 
         manifest_path = self.path(kind, spec)
@@ -498,8 +611,12 @@ def _manifest(path: Path) -> dict[str, Any]:
     """Read a manifest and verify its seal, if it has one."""
     if path.exists() and not path.is_file():  # opening a pipe would block
         raise _Damaged("it is not a file")
+    return _parsed(path.read_text(encoding="utf-8"))
+
+
+def _parsed(text: str) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(text)
         if SEAL in manifest and not holds(manifest):
             raise _Damaged("the hash of its facts is wrong")
     except RecursionError as error:

@@ -1,6 +1,7 @@
 """Estimates from a sample: what is credited, what is executed, and that nothing of it is left."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -193,8 +194,8 @@ def test_a_plan_costs_what_is_missing_and_leaves_nothing(place, capsys):
     assert planned["total"]["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found.values()))
     assert planned["total"]["peak_memory"] == max(stage["peak_memory"] for stage in found.values())
     dry = told(capsys, "run", *args, "--dry-run")
-    costs = ("seconds", "peak_memory", "disk")
-    assert dry == {key: value for key, value in planned.items() if key != "total"} | {
+    costs = ("seconds", "peak_memory", "disk", "pieces")
+    assert dry == {key: value for key, value in planned.items() if key not in ("total", "jobs")} | {
         "stages": [{k: v for k, v in stage.items() if k not in costs} for stage in planned["stages"]]}  # fmt: skip
 
     told(capsys, "run", *args)
@@ -219,6 +220,41 @@ def test_a_plan_costs_what_is_missing_and_leaves_nothing(place, capsys):
     assert repeated["synthesise"]["exists"] is False
     assert repeated["synthesise"]["seconds"] > 0
     assert repeated["evaluate"]["seconds"] > 0
+
+
+def test_a_plan_with_jobs_says_what_they_divide_and_what_they_do_not(place, capsys):
+    args = tiny(place, "method=mtt", "iterations=3", "experts.count=5", "experts.epochs=3", "start_max=2", "span=1")
+    planned = told(capsys, "plan", *args, "eval.students=3", "on=slurm", "jobs=2")
+    found, total = stages(planned), planned["total"]
+    (experts,), (students,) = found["prepare"]["pieces"], found["evaluate"]["pieces"]
+    assert (experts["kind"], experts["count"]) == ("experts", 5)
+    assert students["kind"] == "students"
+    assert students["count"] >= 9  # on the set, on its start and on random images
+    assert found["synthesise"]["pieces"] == []  # probes are the lead's
+
+    def saved(some, rounds):
+        return some["seconds"] * (1 - rounds / some["count"])
+
+    shorter = saved(experts, 3) + saved(students, -(-students["count"] // 2))
+    assert total["seconds"] == pytest.approx(total["alone"] - shorter)
+    assert total["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found.values()))
+    assert total["least"] == pytest.approx(total["alone"] - saved(experts, 1) - saved(students, 1))
+    assert run_command_line(["plan", *args, "jobs=2"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^2 jobs divide: 5 experts of .+, \d+ students of ", said, re.MULTILINE)
+    assert "(critical path)" in said
+
+
+def test_what_is_divided_within_a_piece_is_not_divided_again():
+    with sampling.sampling() as sample:
+        with sample.dividing("parts", 4):
+            sampling.credit(8.0)
+            with sample.dividing("students", 2):
+                sampling.credit(4.0)
+        with sample.dividing("labels", 0):
+            sampling.credit(1.0)
+    (some,) = sample.pieces
+    assert (some.kind, some.count, some.seconds) == ("parts", 4, pytest.approx(12.0, abs=0.1))
 
 
 def test_labels_of_an_interrupted_run_are_lent_without_their_locks(tmp_path):
