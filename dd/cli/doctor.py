@@ -3,13 +3,16 @@
 import os
 import platform
 import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
 import click
 
 from dd.cli.common import STRICT, console, emit, examples, json_option, plain_table, print_table
+from dd.errors import RunError, UsageError, in_one_line
 from dd.sizes import readable_size
 
 _PACKAGES = (
@@ -25,7 +28,10 @@ _PACKAGES = (
     "wandb",
     "huggingface_hub",
     "submitit",
+    "ray",
+    "s3fs",
 )
+_ASKED = 20.0  # seconds to wait for an answer of a cluster
 _LOW = 5e9  # bytes of free disk below which we warn: a pool of a hundred experts takes a few GB
 
 
@@ -183,8 +189,60 @@ def _folder(path: Path) -> FolderFacts:
 def _tools() -> dict[str, str | None]:
     compiler = next((found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None)
     key = "set" if os.environ.get("WANDB_API_KEY") else "not set"
-    found = {"C++ compiler": compiler, "sbatch": shutil.which("sbatch"), "dd": shutil.which("dd")}
-    return found | {"this program": sys.argv[0], "WANDB_API_KEY": key}
+    found = {"C++ compiler": compiler, "dd": shutil.which("dd"), "this program": sys.argv[0], "WANDB_API_KEY": key}
+    return found | {"Slurm": _slurm(), "Ray": _ray(), "address of the store": _store_address()}
+
+
+def _slurm() -> str | None:
+    """What Slurm says of its nodes."""
+    if shutil.which("sbatch") is None:
+        return None
+    return _answer(["sinfo", "--noheader", "--format=%D nodes in partition %P, %a"])
+
+
+def _ray() -> str | None:
+    """What Ray says of the cluster here."""
+    from importlib.util import find_spec
+
+    return None if find_spec("ray") is None else _answer([sys.executable, "-c", _RAY])
+
+
+_RAY = """
+import ray
+try:
+    ray.init(address="auto", log_to_driver=False, logging_level=50)
+except ConnectionError:
+    print("no cluster here")
+else:
+    print(sum(node["Alive"] for node in ray.nodes()), "nodes")
+"""
+
+
+def _answer(command: Sequence[str]) -> str:
+    """Return what a command prints, in one line, or how it fails."""
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_ASKED)
+    except subprocess.CalledProcessError as error:
+        return f"does not answer: {in_one_line(error.stderr.strip().rpartition(chr(10))[2] or error)}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"does not answer: {in_one_line(error)}"
+    return "; ".join(said.stdout.split("\n")[:-1]) or "no nodes"
+
+
+def _store_address() -> str | None:
+    """Whether the address of the shared artefacts, if there is one, can be used."""
+    from dd.io import creates_once, home_address
+
+    if (place := home_address()) is None:
+        return None
+    try:
+        works = creates_once(place)
+    except (UsageError, RunError) as error:
+        return str(error)
+    return f"{place.address}, {'locks work' if works else _NO_LOCKS}"
+
+
+_NO_LOCKS = "but locks do not: it replaces a file that was to be created, so machines may make things twice"
 
 
 def _plug_ins() -> dict[str, str]:
@@ -225,7 +283,7 @@ def _advice(
                 f"file locks do not work in {folder['path']}: processes that share it may disturb each other; set "
                 f"{variable} to a folder on another file system"
             )
-    if tools["sbatch"] is not None and versions["submitit"] is None:
+    if tools["Slurm"] is not None and versions["submitit"] is None:
         advice.append("Slurm is here, but submitit is not: on=slurm needs pip install 'dd-workbench[slurm]'")
     if versions["wandb"] is None:
         advice.append("wandb is not installed: track=wandb will not work")

@@ -19,8 +19,9 @@ from dd.cli.common import (
     settings,
 )
 from dd.cli.index import indexed
+from dd.cli.jobs import resolved, role_options
 from dd.errors import RunError, UsageError, close_matches
-from dd.io import Json, home
+from dd.io import Json, home, write_json
 from dd.sizes import readable_size, readable_time
 
 if TYPE_CHECKING:
@@ -101,21 +102,41 @@ def _pools() -> list[_PoolRow]:
     "make",
     context_settings=LENIENT,
     epilog=examples(
-        "dd experts make method=datm ipc=10", "dd experts make method=mtt dataset=cifar10 ipc=10 --dry-run"
+        "dd experts make method=datm ipc=10",
+        "dd experts make method=mtt dataset=cifar10 ipc=10 --dry-run",
+        "dd experts make method=mtt dataset=cifar10 ipc=10 on=slurm jobs=20 slurm.gpus=1",
     ),
 )
 @settings
 @click.option("--dry-run", is_flag=True, help="Estimate the cost from a few training steps; make nothing.")
+@role_options
 @json_option
-def make(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Train the experts of a run, with the settings of `dd run`; print the cost first."""
-    from dd.pipeline.experts import request_experts
-    from dd.recipes import parse_overrides, resolve
+def make(settings: tuple[str, ...], dry_run: bool, role: str | None, as_json: bool) -> None:
+    """Train the experts of a run, with the settings of `dd run`; print the cost first.
 
-    recipe = resolve(parse_overrides(settings))
-    for line in recipe.notices:
+    With on= and jobs= they are trained by jobs, as those of `dd run` are.
+    """
+    from dd.pipeline import locate
+    from dd.pipeline.experts import request_experts
+    from dd.recipes import parse_overrides
+
+    words, recipe, options = resolved(settings, parse_overrides(settings), elsewhere=not dry_run)
+    for line in recipe.notices if role is None else ():  # a job's driver has said it
         remark(line)
+    command = shlex.join(["dd", "experts", "make", *settings])
+    if options.is_shared and not dry_run:
+        from dd.cluster import drive_experts
+
+        log_to_stderr()
+        answer = drive_experts(recipe, options, words, command)
+        if as_json:
+            emit(answer)
+        return
     request = request_experts(recipe)
+    if role == "helper":
+        log_to_stderr()
+        request.help(command)
+        return
     cost = request.price()
     remark(_words(cost))
     log_to_stderr()
@@ -125,8 +146,12 @@ def make(settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
         "seconds": cost.seconds,
         "bytes": cost.bytes,
     }
-    if not dry_run:
-        answer["holdout"] = request.make(shlex.join(["dd", "experts", "make", *settings]))
+    if role == "lead":
+        folder = locate(recipe, options.out)
+        answer["holdout"] = request.make(command, offers=folder.offer)
+        write_json(folder.experts, answer)
+    elif not dry_run:
+        answer["holdout"] = request.make(command)
     if as_json:
         emit(answer)
 

@@ -3,7 +3,7 @@
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +19,7 @@ from dd.cli.common import (
     settings,
     several,
 )
+from dd.cli.jobs import resolved, role_options
 from dd.errors import Interrupted, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
 )
 @settings
 @click.option("--dry-run", is_flag=True, help="Show the plan and what already exists; run nothing.")
-@click.option("--lead", "role", flag_value="lead", hidden=True)
-@click.option("--helper", "role", flag_value="helper", hidden=True)
+@role_options
 @json_option
 def command(settings: tuple[str, ...], dry_run: bool, role: str | None, as_json: bool) -> None:
     """Distil a dataset, train fresh students on the result, and report.
@@ -51,8 +51,8 @@ def command(settings: tuple[str, ...], dry_run: bool, role: str | None, as_json:
     The same command resumes an interrupted run; a finished one is only reported again (force=true repeats it).  With
     seed=0,1,2 every seed is a run of its own, and the spread between sets stands beside that between students.
 
-    jobs=N shares the run among N processes, and on=slurm executes it as N jobs of a Slurm cluster (slurm.partition,
-    slurm.time, slurm.gpus and others are options of its jobs); the result is the same.
+    jobs=N shares the run among N processes; on=slurm or on=ray executes it as N jobs of such a cluster, with options
+    as slurm.partition, slurm.time, slurm.gpus or ray.address, ray.gpus.  The result is the same.
     """
     from dd.engine import parallel
     from dd.recipes import parse_overrides
@@ -64,7 +64,7 @@ def command(settings: tuple[str, ...], dry_run: bool, role: str | None, as_json:
     if seeds is not None:
         asked = [(_with_seed(settings, seed), {**overrides, "seed": seed}) for seed in seeds]
     # every seed is checked before the first of them runs
-    runs = [_resolved(words, own, elsewhere=not dry_run) for words, own in asked]
+    runs = [resolved(words, own, elsewhere=not dry_run) for words, own in asked]
     first = parallel.is_first() and role != "helper"  # only the first torchrun process prints
     log_to_stderr(logging.INFO if first else logging.WARNING)
     if not first:
@@ -89,25 +89,6 @@ def command(settings: tuple[str, ...], dry_run: bool, role: str | None, as_json:
         _show_several(outcomes, as_json)
     elif outcomes:
         _show(outcomes[0], as_json)
-
-
-def _resolved(
-    words: Sequence[str], own: Mapping[str, Any], *, elsewhere: bool
-) -> "tuple[Sequence[str], Recipe, RunOptions]":
-    """Return the words, the recipe and the options of one run.
-
-    With `elsewhere` the device of a run on a cluster is one that this machine need not have; it is added to the words.
-    """
-    from dd.recipes import resolve, run_options
-    from dd.recipes.checks import device_name
-
-    if not elsewhere or own.get("on", "local") == "local":
-        return words, resolve(own), run_options(own)
-    asked = str(own.get("device", "auto"))
-    device_name(asked)
-    recipe, options = resolve({**own, "device": "cpu"}), run_options(own)
-    device = ("cuda" if options.slurm.gpus else "cpu") if asked == "auto" else asked
-    return [*words, f"device={device}"] if asked == "auto" else words, replace(recipe, device=device), options
 
 
 def _with_seed(words: Sequence[str], seed: Any) -> list[str]:

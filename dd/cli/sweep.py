@@ -41,7 +41,8 @@ def command(file: str, settings: tuple[str, ...], as_json: bool, worker: bool) -
     Keys: trials=N, their total number; workers=N, processes on this machine; and settings for all trials, as for
     `dd run`.
 
-    The same command resumes.  Started again, also on other machines with the same folder of runs, it takes part.
+    The same command resumes.  Started again, also on other machines with the same folder of runs or in the processes
+    of torchrun, it takes part.
     """
     import shlex
 
@@ -60,7 +61,8 @@ def command(file: str, settings: tuple[str, ...], as_json: bool, worker: bool) -
         work(file, words, trials=asked.get("trials"), command=line)
         return
     swept = sweep(file, words, trials=asked.get("trials"), workers=asked.get("workers", 1), command=line)
-    emit(swept.to_dict()) if as_json else show_sweep(swept)
+    if swept is not None:
+        emit(swept.to_dict()) if as_json else show_sweep(swept)
 
 
 def whole_number(key: str, value: object) -> int:

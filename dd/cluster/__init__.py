@@ -1,5 +1,5 @@
 """A run as jobs: one leads, others help, and the process that the user started drives them."""
 
-from dd.cluster.driver import drive
+from dd.cluster.driver import drive, drive_experts
 
-__all__ = ["drive"]
+__all__ = ["drive", "drive_experts"]

@@ -4,18 +4,22 @@ The lead executes the ordinary run; helpers make what nobody is making and end (
 is lost costs only what it was making: the lead is submitted again and resumes, and others take what a helper left.
 """
 
+import contextlib
+import json
 import logging
-import os
 import signal
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from dd.cluster.jobs import LOST, Executor, Job
+from dd.cluster.jobs import HELPER, LEAD, LOST, Executor, Job
 from dd.cluster.processes import LocalExecutor
+from dd.engine import parallel
 from dd.errors import Interrupted, RunError, UsageError
-from dd.io import is_locked, locked, writable
+from dd.io import home_address, is_locked, locked, writable
 from dd.pipeline import Outcome, locate, run_recipe
 from dd.pipeline.outcome import finished
 from dd.recipes import Recipe, RunOptions
@@ -47,8 +51,7 @@ def drive(recipe: Recipe, options: RunOptions, words: Sequence[str], command: st
         RunError: the run failed.
         Interrupted: a signal stopped this process; the jobs are cancelled.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(f"on={options.on} jobs={options.jobs} start processes themselves: leave out torchrun")
+    _refuse_torchrun(options)
     folder = locate(recipe, options.out)
     done = None if options.force else _finished(recipe, options, folder)
     if done is not None:
@@ -59,12 +62,26 @@ def drive(recipe: Recipe, options: RunOptions, words: Sequence[str], command: st
         done = None if options.force else _finished(recipe, options, folder)
         if done is not None:  # by the process that this one waited for
             return done
-        crew = _Crew(folder, options, executor, stop, words)
-        try:
-            crew.work()
-        finally:
-            crew.cancel()
+        work = _Work(("run",), words, folder.is_finished, folder.lock_file)
+        _Crew(folder, options, executor, stop, work).execute()
     return replace(finished(folder), fresh=True)
+
+
+def drive_experts(recipe: Recipe, options: RunOptions, words: Sequence[str], command: str) -> dict[str, Any]:
+    """Make the experts of a run as jobs; return what the lead says of them (see `dd experts make`).
+
+    Arguments and errors are those of `drive`.  What the jobs say is in the folder of that run.
+    """
+    _refuse_torchrun(options)
+    folder = locate(recipe, options.out)
+    stop = Stop(f"the jobs are cancelled and finished experts are kept; the same command resumes: {command}")
+    executor = _executor(options, writable(folder.jobs, _WAY_OUT), recipe.device)
+    with stop.watching(), locked(folder.jobs / ".lock", f"the experts of the run in {folder.path} with jobs"):
+        folder.experts.unlink(missing_ok=True)
+        work = _Work(("experts", "make"), words, folder.experts.is_file)
+        _Crew(folder, options, executor, stop, work).execute()
+    said: dict[str, Any] = json.loads(folder.experts.read_text(encoding="utf-8"))
+    return said
 
 
 def _finished(recipe: Recipe, options: RunOptions, folder: RunFolder) -> Outcome | None:
@@ -72,9 +89,20 @@ def _finished(recipe: Recipe, options: RunOptions, folder: RunFolder) -> Outcome
     return run_recipe(recipe, out=options.out, track=options.track) if folder.is_finished() else None
 
 
+def _refuse_torchrun(options: RunOptions) -> None:
+    if parallel.started() > 1:
+        raise UsageError(f"on={options.on} jobs={options.jobs} start processes themselves: leave out torchrun")
+
+
 def _executor(options: RunOptions, folder: Path, device: str) -> Executor:
     if options.on == "local":
         return LocalExecutor(folder, options.jobs, device)
+    if options.on == "ray":
+        from dd.cluster.ray_tasks import RayExecutor
+
+        # machines that share nothing but an address cannot write to this folder
+        lead = None if home_address() is None else LocalExecutor(folder, 1, device)
+        return RayExecutor(folder, options.ray, lead)
     from dd.cluster.slurm import SlurmExecutor
 
     return SlurmExecutor(folder, options.slurm)
@@ -128,6 +156,23 @@ class _Lead:
         return UsageError(words) if code == 2 else RunError(words)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What the jobs do together.
+
+    Attributes:
+        verb: what they call: ("run",).
+        words: the words after it, as the user gave them.
+        is_done: whether it is done.
+        lock_file: held by the process that does it; None if several may.
+    """
+
+    verb: Sequence[str]
+    words: Sequence[str]
+    is_done: Callable[[], bool]
+    lock_file: Path | None = None
+
+
 @dataclass
 class _Crew:
     """The jobs of a run."""
@@ -136,7 +181,7 @@ class _Crew:
     options: RunOptions
     executor: Executor
     stop: Stop
-    words: Sequence[str]
+    work: _Work
     helpers: list[Job] = field(default_factory=list)
     lead: _Lead | None = None
     _all: list[Job] = field(default_factory=list)
@@ -145,11 +190,18 @@ class _Crew:
     _failures: int = 0
     _shorts: int = 0
 
-    def work(self) -> None:
-        """Submit and watch the jobs until the run is finished."""
+    def execute(self) -> None:
+        """Submit and watch the jobs until all is done; stop them if that fails."""
+        with contextlib.redirect_stdout(sys.stderr):  # Ray prints there what it has to say; the result is ours
+            try:
+                self._work()
+            finally:
+                self.executor.cancel(self._all)
+
+    def _work(self) -> None:
         self._let_finish()
         force = self.options.force
-        while force or not self.folder.is_finished():
+        while force or not self.work.is_done():
             lead = self._led(force)
             while (code := lead.job.ended()) is None:
                 lead.follow()
@@ -163,15 +215,14 @@ class _Crew:
             self._require_progress(lead)
             force = False  # what was repeated so far is kept
 
-    def cancel(self) -> None:
-        """Stop all jobs."""
-        self.executor.cancel(self._all)
-
     def _let_finish(self) -> None:
         """Wait for a process that executes the run already, as the lead of a driver that was lost; help it."""
-        if is_locked(self.folder.lock_file):
+        file = self.work.lock_file
+        if file is None:
+            return
+        if is_locked(file):
             log.info("another process is executing the run in %s: its result is waited for", self.folder.path)
-        while is_locked(self.folder.lock_file):
+        while is_locked(file):
             self._help(force=False)
             self._pause()
 
@@ -180,7 +231,7 @@ class _Crew:
         again = "" if self.lead is None else f"; {self.lead.fate()}, and it resumes"
         self._offer = None
         self.folder.offer.unlink(missing_ok=True)  # a lead that was killed leaves it
-        self.lead = lead = _Lead(self._submit("--lead", force, 1)[0])
+        self.lead = lead = _Lead(self._submit(LEAD, force, 1)[0])
         log.info("submitted the run as %s%s (log: %s)", lead.job.name, again, lead.job.log)
         return lead
 
@@ -205,7 +256,7 @@ class _Crew:
             return
         count, self._open = self._open, 0
         try:
-            self.helpers += self._submit("--helper", force, count)
+            self.helpers += self._submit(HELPER, force, count)
         except UsageError as error:  # the lead goes on without them
             self._failures += 1
             log.warning("no helpers: %s", error)
@@ -223,9 +274,9 @@ class _Crew:
             log.warning("helper %s %s; others make what it left (log: %s)", job.name, what, job.log)
 
     def _submit(self, role: str, force: bool, count: int) -> list[Job]:
-        kept = without(self.words, lambda key: key == "force" or key.partition(".")[0] in KEYS)
+        kept = without(self.work.words, lambda key: key == "force" or key.partition(".")[0] in KEYS)
         with self.stop.deferred():  # a job that is submitted must not be forgotten
-            jobs = self.executor.submit(["run", *kept, *(["force=true"] if force else []), role], count)
+            jobs = self.executor.submit([*self.work.verb, *kept, *(["force=true"] if force else []), role], count)
             self._all += jobs
         if self.stop.requested is not None:
             raise self.stop.error()

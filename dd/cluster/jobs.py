@@ -8,6 +8,12 @@ LOST = -1
 """The exit code of a job that ended without one: it was killed, or its node failed."""
 
 
+LEAD, HELPER = "--lead", "--helper"
+"""The last word of a job: what it does in a run."""
+PATIENCE = 60.0
+"""Seconds that a cancelled job has to save."""
+
+
 class Job(Protocol):
     """A submitted job.
 

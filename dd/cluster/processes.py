@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dd.cluster.jobs import LOST, Job
+from dd.cluster.jobs import LOST, PATIENCE, Job
 from dd.runs.cost import cores
-
-_PATIENCE = 60.0  # seconds to save after SIGTERM
 
 
 @dataclass(eq=False)
@@ -56,7 +54,7 @@ class LocalExecutor:
                 process.terminate()
             for process in processes:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_PATIENCE)
+                    process.wait(PATIENCE)
         finally:
             for process in processes:
                 process.kill()

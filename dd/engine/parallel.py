@@ -30,6 +30,11 @@ def is_parallel() -> bool:
     return not _ALONE.get() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def started() -> int:
+    """Return how many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_first() -> bool:
     """Return whether this process writes, evaluates and logs; also valid before the group is initialised."""
     if _ALONE.get():
@@ -79,7 +84,10 @@ def any_of(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Detach this process from the group during the block: it shares no work and waits for no other process."""
+    """Detach this process from the group during the block: it shares no work and waits for no other process.
+
+    If it has not joined the group yet, it does not join it in the block.
+    """
     before = _ALONE.set(True)
     try:
         yield
@@ -97,7 +105,7 @@ def processes(device: str) -> Iterator[str]:
     Yields:
         The device of this process: with several processes on CUDA, one GPU each.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ or dist.is_initialized():
+    if started() == 1 or "RANK" not in os.environ or dist.is_initialized() or _ALONE.get():
         yield device
         return
     if device.startswith("cuda"):

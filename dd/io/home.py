@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dd.errors import UsageError
 from dd.io.hashing import digest
+from dd.io.object_store import ObjectStore, remote
 from dd.io.paths import is_address, user_path
-from dd.io.remote import Remote, remote
 
 
 def home() -> Path:
@@ -24,7 +24,7 @@ def home() -> Path:
     return cache / "copies" / digest(named.rstrip("/")) if named else cache
 
 
-def home_address() -> Remote | None:
+def home_address() -> ObjectStore | None:
     """Return the address that `$DD_HOME` names; None if it is a folder."""
     named = os.environ.get("DD_HOME", "")
     return remote(named, f"DD_HOME={named}") if is_address(named) else None

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dd.errors import UsageError, in_one_line
-from dd.io import Remote, digest, load_tensors, save_tensors
+from dd.io import ObjectStore, digest, load_tensors, save_tensors
 from dd.io.typed import typed
 from dd.labels import _records
 from dd.labels.spec import LabelSpec, StoredLabels
@@ -74,7 +74,7 @@ class LabelStore:
         own: int64 (n,), the class of every image.
     """
 
-    def __init__(self, beside: Path, spec: LabelSpec, own: Tensor, remote: Remote | None = None) -> None:
+    def __init__(self, beside: Path, spec: LabelSpec, own: Tensor, remote: ObjectStore | None = None) -> None:
         """Open the folder `labels/` in the folder `beside`; neither need exist yet.
 
         Args:

@@ -124,13 +124,13 @@ def _stages(run: Run, method: Method[P], sample: sampling.Sample) -> dict[str, d
     return found
 
 
-def _pieces(stage: str, noted: Iterable[sampling.Pieces], *, repeated: bool) -> list[dict[str, Any]]:
+def _pieces(stage: str, noted: Iterable[sampling.Divided], *, repeated: bool) -> list[dict[str, Any]]:
     """Return the work of a stage that jobs divide, one entry per kind."""
-    merged: dict[str, sampling.Pieces] = {}
+    merged: dict[str, sampling.Divided] = {}
     for some in noted:
         # probes are the lead's, and so is what is made again
         if stage == "prepare" or (not repeated and (some.kind == PARTS or stage != "synthesise")):
-            before = merged.get(some.kind, sampling.Pieces(some.kind, 0, 0.0))
+            before = merged.get(some.kind, sampling.Divided(some.kind, 0, 0.0))
             merged[some.kind] = replace(some, count=before.count + some.count, seconds=before.seconds + some.seconds)
     return [asdict(some) for some in merged.values()]
 

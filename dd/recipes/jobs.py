@@ -1,4 +1,4 @@
-"""Where the jobs of a run are executed: `on=local` and `on=slurm`, and the options of Slurm."""
+"""Where the jobs of a run are executed: `on=local`, `on=slurm` and `on=ray`, and the options of the last two."""
 
 import re
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, Field
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d\d)")
 
-Place = Literal["local", "slurm"]
-KEYS = ("on", "jobs", "slurm")  # the last is a group
+Place = Literal["local", "slurm", "ray"]
+KEYS = ("on", "jobs", "slurm", "ray")  # the last two are groups
 
 
 def _minutes(value: Any) -> Any:
@@ -43,3 +43,15 @@ class SlurmSettings:
     """`--mem`, for example 32G."""
     setup: str | None = None
     """A shell command that every job executes first, for example "module load cuda"."""
+
+
+@dataclass(frozen=True)
+class RaySettings:
+    """Options of Ray's tasks, one of which is a job; what is null is left to Ray."""
+
+    address: str | None = None
+    """HOST:PORT of the cluster's head; null stands for the cluster of which this machine is a node, or RAY_ADDRESS."""
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    """`num_gpus`: GPUs of each job.  If it is given, `device=auto` stands for cuda, else for cpu."""
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    """`num_cpus`: cores of each job, which Ray makes the number of its threads, too."""

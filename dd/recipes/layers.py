@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from dd.errors import UsageError, close_matches
 from dd.recipes import checks
-from dd.recipes.jobs import Place, SlurmSettings
+from dd.recipes.jobs import Place, RaySettings, SlurmSettings
 from dd.recipes.schema import Leaf, flatten, groups, leaves
 from dd.runs.trackers import chosen
 from dd.settings import Outside, build, entries, identity
@@ -92,15 +92,23 @@ class RunOptions:
     for none.  () stands for wandb inside a W&B agent, and for none elsewhere.
     """
     on: Place = "local"
-    """Where the run is executed: "local", on this machine; "slurm", as jobs of a Slurm cluster."""
+    """Where the run is executed: "local", on this machine; "slurm" or "ray", as jobs of such a cluster."""
     jobs: Count = 1
     """How many jobs share the run.  One on this machine is this process."""
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
+    ray: RaySettings = field(default_factory=RaySettings)
 
     def __post_init__(self) -> None:
-        given = [key for key, entry in entries(self.slurm, "slurm.").items() if entry.value is not None]
-        if given and self.on != "slurm":
-            raise UsageError(f"{given[0]} is an option of Slurm's jobs: add on=slurm, or leave it out")
+        for place, settings in {"slurm": self.slurm, "ray": self.ray}.items():
+            given = [key for key, entry in entries(settings, f"{place}.").items() if entry.value is not None]
+            if given and self.on != place:
+                whose = f"{place.capitalize()}'s jobs"
+                raise UsageError(f"{given[0]} is an option of {whose}: add on={place}, or leave it out")
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether the jobs of a cluster get GPUs."""
+        return bool(self.slurm.gpus or self.ray.gpus)
 
     @property
     def is_shared(self) -> bool:

@@ -22,7 +22,7 @@ _LONG = 4.0  # seconds after which it ends with two turns
 
 
 @dataclass(frozen=True)
-class Pieces:
+class Divided:
     """Work that several processes can divide.
 
     Attributes:
@@ -51,7 +51,7 @@ class Sample:
     credit: float = 0.0
     once: float = 0.0
     bytes: int = 0
-    pieces: list[Pieces] = field(default_factory=list)
+    pieces: list[Divided] = field(default_factory=list)
     _paces: dict[Hashable, float] = field(default_factory=dict)
     _divides: bool = False
 
@@ -66,7 +66,7 @@ class Sample:
             yield
         finally:
             self._divides = False
-        self.pieces.append(Pieces(kind, count, now() - began))
+        self.pieces.append(Divided(kind, count, now() - began))
 
     def each(self, items: Iterable[T], make: Callable[[T], R], is_there: Callable[[T], bool]) -> list[R]:
         """Return the result of `make` for every item; of several that are not there, the first stands for the others.

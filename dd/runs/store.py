@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 from dd.io import (
     SEAL,
     Json,
-    Remote,
+    ObjectStore,
     Taken,
     digest,
     holds,
@@ -151,7 +151,7 @@ class Store:
         *,
         way_out: str = _WAY_OUT,
         level: int = logging.INFO,
-        remote: Remote | None = None,
+        remote: ObjectStore | None = None,
     ) -> None:
         """Open the store below `root`, by default `$DD_HOME` or the user's cache folder.
 
@@ -474,7 +474,7 @@ class Store:
                 file.unlink(missing_ok=True)
         return freed
 
-    def _remote_of(self, kind: str) -> Remote | None:
+    def _remote_of(self, kind: str) -> ObjectStore | None:
         """Return the address of artefacts of a kind; None if they are not sent."""
         return None if kind in _OF_A_MACHINE else self.remote
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shlex
 import statistics
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dd.engine import registry
+from dd.engine import parallel, registry
 from dd.errors import RunError, UsageError, in_one_line
 from dd.evaluation.read import report_from
 from dd.evaluation.report import Report
@@ -19,7 +20,7 @@ from dd.io import Json, locked, user_path, writable, write_json, write_text
 from dd.pipeline import run_recipe
 from dd.pipeline.following import plain_name, require_holdout
 from dd.pipeline.trial import Trial, give_up, run_trial
-from dd.recipes import Recipe, RunOptions, resolve, run_options
+from dd.recipes import Recipe, RunOptions, parse_overrides, resolve, run_options
 from dd.runs import runs_root
 from dd.runs.stop import Stop
 from dd.runs.trackers import LogRow
@@ -71,10 +72,11 @@ class Swept:
 
 def sweep(
     file: str | Path, words: Mapping[str, Json], *, trials: int | None = None, workers: int = 1, command: str = ""
-) -> Swept:
+) -> Swept | None:
     """Run the remaining trials of a sweep, then score the winner on the test images, once.
 
-    Concurrent calls share the trials, also on several machines that share the folder of runs.
+    Concurrent calls share the trials, also on several machines that share the folder of runs.  So do the processes of
+    torchrun, of which the first alone returns a result.
 
     Args:
         file: the sweep file.
@@ -87,11 +89,17 @@ def sweep(
         UsageError: invalid file or settings, or a test accuracy as the metric.
         RunError: no trial finished.
     """
-    job = _Job.of(file, words, trials, command)
-    if workers > 1:
-        job.shared(workers)
-    job.work()
-    return job.end()
+    first = parallel.is_first()
+    if parallel.started() > 1:
+        if workers > 1:
+            raise UsageError(f"workers={workers} start processes themselves: leave out torchrun, or workers")
+        words = {**words, **parse_overrides(_device(words, int(os.environ.get("LOCAL_RANK", "0"))))}
+    with parallel.alone():
+        job = _Job.of(file, words, trials, command)
+        if workers > 1:
+            job.shared(workers)
+        job.work(wait=first)
+        return job.end() if first else None
 
 
 def read_swept(folder: Path) -> Swept:

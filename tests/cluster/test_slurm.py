@@ -52,6 +52,15 @@ def test_jobs_of_a_cluster_share_a_run_and_its_bits_are_those_of_one_process(pla
     assert sha256_tensors({"images": one.images}) == sha256_tensors({"images": two.images})
 
 
+def test_jobs_of_a_cluster_fill_a_pool_of_experts(place, several, alone):
+    ended = place.process("experts", "make", *several, *ON_SLURM, "--json", **ONE_THREAD)
+    assert ended.code == 0, ended.err
+    assert (ended.report["missing"], len(ended.report["holdout"])) == (5, 5)
+    assert [what for what in made(place) if what.startswith("expert")] == [
+        what for what in alone[2] if what.startswith("expert")
+    ]
+
+
 def test_a_killed_helper_costs_nothing_but_its_unit(place, several, alone):
     def helpers():
         return [job for job, state in squeue() if "_" in job and state == "RUNNING"]
@@ -105,6 +114,12 @@ def test_a_lead_that_lost_its_driver_is_waited_for(place, words):
     assert "another process is executing the run" in ended.err
     assert "submitted the run" not in ended.err
     assert len(ended.report["accuracy"]["values"]) == 3
+
+
+def test_doctor_says_what_slurm_answers(place, monkeypatch, tmp_path):
+    assert place.dd("doctor", "--json").report["tools"]["Slurm"] == "2 nodes in partition main*, up"
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "no.conf"))
+    assert place.dd("doctor", "--json").report["tools"]["Slurm"].startswith("does not answer: ")
 
 
 def test_what_slurm_refuses_is_said_in_one_line(place, words):

@@ -62,8 +62,10 @@ def test_a_file_that_may_not_grow(place, small):
 
 
 @pytest.mark.skipif(not shutil.which("unshare"), reason="no unshare")
-def test_a_full_disk(place, small):
-    command = ["unshare", "-rm", "sh", "-c", TWICE, "sh", sys.executable, "-m", "dd", "run", *small]
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_full_disk(place, small, jobs):
+    words = (*small, f"jobs={jobs}")
+    command = ["unshare", "-rm", "sh", "-c", TWICE, "sh", sys.executable, "-m", "dd", "run", *words]
     environment = place.environment | {"PLACE": str(place.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     if "ended with" not in done.stdout:

@@ -120,6 +120,19 @@ def test_a_helper_makes_what_is_free_waits_for_nobody_and_ends(place, several):
     assert (ended.code, len(re.findall("^made student", ended.err, re.MULTILINE))) == (0, 1)
 
 
+def test_jobs_fill_a_pool_of_experts(place, several):
+    ended = place.process("experts", "make", *several, "jobs=3", "--json", **ONE_THREAD)
+    assert ended.code == 0, ended.err
+    assert (ended.report["experts"], ended.report["missing"]) == (5, 5)
+    assert len(ended.report["holdout"]) == 5
+    assert re.search(r"prepare: 2 helpers for 5 pieces \(process \d+, process \d+\)", ended.err)
+    experts = [what for what in made(place) if what.startswith("expert")]
+    assert len(experts) == len(set(experts)) == 5
+    assert not (place.folder() / "jobs" / "offer.json").exists()
+    again = place.process("experts", "make", *several, "jobs=3", "--json", **ONE_THREAD)
+    assert (again.report["missing"], again.report["holdout"]) == (0, ended.report["holdout"])
+
+
 @needs_proc
 @pytest.mark.slow
 def test_a_killed_helper_costs_nothing_but_its_unit(place, several, alone):
@@ -181,9 +194,10 @@ def test_an_error_of_the_lead_is_that_of_the_run(place, several):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("on=slurmm",), "on='slurmm' is not a choice; expected 'local' or 'slurm'"),
+        (("on=slurmm",), "on='slurmm' is not a choice; expected 'local' or 'slurm' or 'ray'"),
         (("jobs=0",), "jobs=0 is out of range; expected a whole number >= 1"),
         (("slurm.partition=gpu",), "slurm.partition is an option of Slurm's jobs: add on=slurm, or leave it out"),
+        (("ray.gpus=1",), "ray.gpus is an option of Ray's jobs: add on=ray, or leave it out"),
         (("on=slurm", "slurm.time=soon"), "slurm.time='soon': 'soon' is not a time; give minutes, H:MM or D-HH:MM"),
         (("on=slurm", "slurm.partitoin=gpu"), "unknown key 'slurm.partitoin'; did you mean 'slurm.partition'?"),
         (("on=slurm", "device=gpu"), "device='gpu' is not a device; use auto, cpu, cuda, cuda:N or mps"),

@@ -123,12 +123,19 @@ def test_the_same_file_gives_the_same_trials_and_more_of_them_when_more_are_aske
 
 
 @pytest.mark.slow
-def test_a_grid_is_gone_through_by_workers(place, few, write):
+@pytest.mark.parametrize("how", ["workers", "torchrun"])
+def test_a_grid_is_gone_through_by_processes(place, few, write, how):
     parameters = {**SWEEP["parameters"], "lr_img": {"values": [1.0, 2]}, "ipc": {"values": [1, 2]}}
     del parameters["batch_real"]
-    ended = place.dd("sweep", write(method="grid", parameters=parameters), "workers=2", few, *TINY, "--json")
-    assert ended.code == 0, ended.err
-    swept = json.loads(ended.out)
+    words = ("sweep", write(method="grid", parameters=parameters), few, *TINY, "--json")
+    if how == "workers":
+        ended = place.dd(*words, "workers=2")
+        assert ended.code == 0, ended.err
+        swept = json.loads(ended.out)
+    else:
+        done = place.torchrun(2, words)
+        swept = json.loads(done.stdout)  # one result, by one process
+        assert sorted(re.findall(r"^trial (\d) of 4: ", done.stderr, re.MULTILINE)) == ["1", "2", "3", "4"]
     assert [(s["ipc"], s["lr_img"]) for s in settings(swept["rows"])] == [(1, 1.0), (1, 2), (2, 1.0), (2, 2)]
     assert swept["complete"] == 4
 

@@ -98,42 +98,93 @@ def made(err):
     return sorted(re.findall(r"^made (.+?) in [0-9.]+ s", err, re.MULTILINE))
 
 
-@pytest.fixture(params=[*(pytest.param(name, marks=pytest.mark.slow) for name in ("datm", "cda")), "rded"])
+@pytest.fixture(params=[*(pytest.param(name, marks=pytest.mark.slow) for name in ("datm", "mtt", "cda")), "rded"])
 def staged(request, pictures):
     """Settings of a short run with several experts or teachers, stored labels of several epochs, and students."""
     shared = ("ipc=2", "device=cpu", "compile=false", "eval.full=false", "eval.students=3", "eval.steps=12", "--json")
     network = ("student.arch=convnet", "student.depth=1", "student.width=4", "student.norm=batch")
     squeeze = ("squeeze.epochs=20", "squeeze.batch=16", "squeeze.lr=0.05")
     teachers = ("teachers=student,convnet:depth=1:width=6:norm=batch",)
+    trajectory = (
+        *network[:3],
+        *("experts.count=4", "experts.epochs=3", "experts.batch=16", "start_max=2", "iterations=4", "steps=2"),
+        *("eval.protocol=smoke", "eval.probe_steps=5"),
+    )
     own = {
-        "datm": (
-            *network[:3],
-            *("experts.count=4", "experts.epochs=3", "experts.batch=16", "start_max=2", "iterations=4", "steps=2"),
-            *("eval.protocol=smoke", "eval.probe_steps=5"),
-        ),
+        "datm": trajectory,
+        "mtt": trajectory,
         "cda": (*network, *squeeze, "iterations=12", "batch=2", "roll=2", "crop=0.5", "eval.protocol=quick-soft"),
         "rded": (*network, *squeeze, *teachers, "crops.candidates=12", "eval.protocol=quick-soft", "labels.mode=store"),
     }[request.param]
     return ("run", f"method={request.param}", pictures, *own, *shared)
 
 
-def test_processes_share_every_stage_and_make_nothing_twice(place, staged, tmp_path):
+SHARED = ("expert", "teacher", "student", "patches", "part")
+
+
+def labelled(err):
+    """How many epochs of labels processes say they made."""
+    return sum(int(count) for count in re.findall(r"made the labels of (\d+) of \d+ epochs", err))
+
+
+def assert_same(staged, one, two):
+    """Two reports are those of one run, up to the order of sums."""
+    first, second = load(one["files"]["set"]), load(two["files"]["set"])
+    if "method=datm" in staged or "method=mtt" in staged:  # sums over images, in another order
+        assert (first.images - second.images).abs().max() < 1e-4
+    else:
+        assert first.digest() == second.digest()
+        assert one["accuracy"]["values"] == two["accuracy"]["values"]
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_share_every_stage_and_make_nothing_twice(place, staged, processes, tmp_path):
     alone = place.dd(*staged)
     assert alone.code == 0, alone.err
     other = type(place)(tmp_path / "other")
-    done = other.torchrun(2, staged)
-    report = json.loads(done.stdout)
+    done = other.torchrun(processes, staged)
     together = made(done.stderr)
     assert together == sorted(set(together))
-    shared = ("expert", "teacher", "student", "patches", "part")
-    assert {what for what in together if what.startswith(shared)} == {
-        what for what in made(alone.err) if what.startswith(shared)
+    assert {what for what in together if what.startswith(SHARED)} == {
+        what for what in made(alone.err) if what.startswith(SHARED)
     }
-    epochs = [int(count) for count in re.findall(r"made the labels of (\d+) of \d+ epochs", alone.err + done.stderr)]
-    assert sum(epochs) == 2 * sum(epochs[:1])
-    one, two = load(alone.report["files"]["set"]), load(report["files"]["set"])
-    if "method=datm" in staged:  # sums over images, in another order
-        assert (one.images - two.images).abs().max() < 1e-4
-    else:
-        assert one.digest() == two.digest()
-        assert report["accuracy"]["values"] == alone.report["accuracy"]["values"]
+    assert labelled(done.stderr) == labelled(alone.err)
+    assert_same(staged, alone.report, json.loads(done.stdout))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="a process is found by /proc")
+def test_of_four_processes_one_is_killed_and_three_go_on(place, staged, tmp_path):
+    alone = place.dd(*staged)
+    other = type(place)(tmp_path / "other")
+    words = [*staged, f"out={other.runs}"]
+    with (other.path / "err").open("w") as err:
+        running = subprocess.Popen(
+            other.torchrun_command(4, words),
+            env=other.environment | {"OMP_NUM_THREADS": "1"},
+            cwd=other.path,
+            stdout=err,
+            stderr=err,
+        )
+        deadline = time.monotonic() + PATIENCE
+        while len(made(before := (other.path / "err").read_text())) < 3:
+            assert time.monotonic() < deadline
+            assert running.poll() is None, before
+            time.sleep(0.01)
+        os.kill(the_last_of_four(words[-1]), signal.SIGKILL)
+        assert running.wait(PATIENCE) != 0
+    before = (other.path / "err").read_text()
+    done = other.torchrun(3, words)
+    together = made(before) + made(done.stderr)
+    assert len(together) == len(set(together))
+    assert labelled(done.stderr) == labelled(alone.err)
+    assert_same(staged, alone.report, json.loads(done.stdout))
+
+
+def the_last_of_four(word):
+    """The process with the highest rank that has `word` on its command line."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if word.encode() in (place / "cmdline").read_bytes() and b"\0RANK=3\0" in (place / "environ").read_bytes():
+                return int(place.name)
+    raise AssertionError("it does not run")

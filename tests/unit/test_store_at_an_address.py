@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dd.errors import RunError, UsageError
-from dd.io import Remote, Taken, creates_once, home, home_address
-from dd.io import remote as leases
+from dd.io import ObjectStore, Taken, creates_once, home, home_address
+from dd.io import object_store as leases
 from dd.runs import Store, sharing
 
 SPEC = {"data": "toy", "member": 3}
@@ -30,7 +30,7 @@ class Maker:
 @pytest.fixture
 def place():
     """An address, in the memory of this process."""
-    return Remote(f"memory://{uuid.uuid4().hex}/dd", "DD_HOME=memory://")
+    return ObjectStore(f"memory://{uuid.uuid4().hex}/dd", "DD_HOME=memory://")
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_what_could_not_be_sent_is_kept_and_sent_later(machines, monkeypatch):
         raise RunError("cannot use")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Remote, "send", fail)
+        patch.setattr(ObjectStore, "send", fail)
         with pytest.raises(RunError, match="cannot use"):
             one.tensors("experts", SPEC, Maker())
     assert not two.has("experts", SPEC)

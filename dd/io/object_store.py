@@ -32,7 +32,7 @@ STALE = 90.0
 _LOOK = 2.0  # seconds between two looks at a lock that another machine holds
 
 
-class Remote:
+class ObjectStore:
     """The files below an address; see `remote`.
 
     Args:
@@ -207,17 +207,17 @@ class Remote:
 
 
 @functools.lru_cache
-def remote(address: str, named: str) -> Remote:
+def remote(address: str, named: str) -> ObjectStore:
     """Return the files below an address.
 
     Args:
         address: in the form of `fsspec`: "s3://bucket/prefix".
         named: what the user wrote, for messages.
     """
-    return Remote(address, named)
+    return ObjectStore(address, named)
 
 
-def creates_once(place: Remote) -> bool:
+def creates_once(place: ObjectStore) -> bool:
     """Return whether of two attempts to create a file the second is refused, without which there are no locks.
 
     Raises:
