@@ -223,10 +223,10 @@ def _answer(command: Sequence[str]) -> str:
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_ASKED)
     except subprocess.CalledProcessError as error:
-        return f"does not answer: {in_one_line(error.stderr.strip().rpartition(chr(10))[2] or error)}"
+        return f"does not answer: {(error.stderr.strip().splitlines() or [in_one_line(error)])[-1]}"
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"does not answer: {in_one_line(error)}"
-    return "; ".join(said.stdout.split("\n")[:-1]) or "no nodes"
+    return "; ".join(said.stdout.splitlines()) or "no nodes"
 
 
 def _store_address() -> str | None:

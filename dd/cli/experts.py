@@ -124,7 +124,7 @@ def make(settings: tuple[str, ...], dry_run: bool, role: str | None, as_json: bo
     for line in recipe.notices if role is None else ():  # a job's driver has said it
         remark(line)
     command = shlex.join(["dd", "experts", "make", *settings])
-    if options.is_shared and not dry_run:
+    if options.is_shared and role is None and not dry_run:
         from dd.cluster import drive_experts
 
         log_to_stderr()

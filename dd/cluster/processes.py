@@ -4,12 +4,36 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dd.cluster.jobs import LOST, PATIENCE, Job
 from dd.runs.cost import cores
+
+
+def started(
+    words: Sequence[str], log: Path, variables: Mapping[str, str], *, folder: str | None = None, apart: bool = False
+) -> "subprocess.Popen[bytes]":
+    """Call `dd` in a process of its own.
+
+    Args:
+        words: the words of the command.
+        log: the file that receives its messages; what it prints besides is lost.
+        variables: of the environment, beside those of this process.
+        folder: the current folder; None for that of this process.
+        apart: in a session of its own, so that Ctrl-C in the terminal does not reach it.
+    """
+    with log.open("wb") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dd", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            env=os.environ | variables,
+            cwd=folder,
+            start_new_session=apart,
+        )
 
 
 @dataclass(eq=False)
@@ -63,16 +87,7 @@ class LocalExecutor:
         busy = {one.slot for one in self._started if one.ended() is None}
         slot = next(number for number in range(len(busy) + 1) if number not in busy)
         log = self.folder / f"process-{os.getpid()}-{len(self._started)}.log"
-        with log.open("wb") as said:
-            # a session of its own: Ctrl-C in the terminal is for the driver alone
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dd", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-                env=os.environ | self._share(slot),
-                start_new_session=True,
-            )
+        process = started(words, log, self._share(slot), apart=True)  # Ctrl-C is for the driver alone
         job = _Process(f"process {process.pid}", log, slot, process)
         self._started.append(job)
         return job

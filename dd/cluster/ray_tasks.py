@@ -8,8 +8,6 @@ wherever a job was.
 import logging
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dd.cluster.jobs import LEAD, LOST, PATIENCE, Executor, Job
+from dd.cluster.processes import started
 from dd.errors import UsageError, in_one_line
 from dd.recipes.jobs import RaySettings
 
@@ -38,15 +37,7 @@ def call(words: Sequence[str], folder: str, said: Path, variables: Mapping[str, 
         variables: of the environment, beside those of the node.
     """
     said.parent.mkdir(parents=True, exist_ok=True)
-    with said.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dd", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=file,
-            cwd=folder if os.path.isdir(folder) else None,
-            env=os.environ | variables,
-        )
+    process = started(words, said, variables, folder=folder if os.path.isdir(folder) else None)
     told: float | None = None
     try:
         while process.poll() is None and (told is None or time.monotonic() - told < PATIENCE):

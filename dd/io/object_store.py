@@ -159,13 +159,11 @@ class ObjectStore:
                 if self.create(f"{name}.lease.{number}", _content(own, 0)):
                     for lease, _ in leases.values():
                         self.delete(lease)
-                    return number
-                continue
+                    return number  # otherwise another process was faster
             if not wait:
                 raise Taken(what)
-            if not told:
-                holder = json.loads(next(reversed(leases.values()))[1])
-                log.warning("waiting for process %s of %s, which is making %s", holder["pid"], holder["host"], what)
+            if leases and not told:
+                log.warning("waiting for %s, which is making %s", _holder(leases[max(leases)][1]), what)
                 told = True
             time.sleep(_LOOK)
 
@@ -228,6 +226,15 @@ def creates_once(place: ObjectStore) -> bool:
         return place.create(name, b"1") and not place.create(name, b"2") and place.read(name) == b"1"
     finally:
         place.delete(name)
+
+
+def _holder(content: bytes) -> str:
+    """Name the holder of a lease."""
+    try:
+        own = json.loads(content)
+        return f"process {own['pid']} of {own['host']}"
+    except (ValueError, KeyError, TypeError):  # half-written, on a file system that is not an object store
+        return "another machine"
 
 
 def _content(own: dict[str, Any], beat: int) -> bytes:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from dd.engine.needs import Got
 from dd.errors import UsageError
-from dd.io import Taken
 from dd.pipeline.task import make_task, numerics
 from dd.recipes import Recipe
 from dd.runs import sharing
@@ -53,7 +52,7 @@ class Request:
 
         Arguments and errors are those of `make`.
         """
-        with sharing.waiting(False), contextlib.suppress(Taken):
+        with sharing.helping():
             self.make(command)
 
 

@@ -23,7 +23,7 @@ from dd.engine.method import prepare as prepared_by
 from dd.evaluation.evaluate import Evaluator
 from dd.evaluation.evaluate import evaluate as scored
 from dd.evaluation.report import Report
-from dd.io import Taken, write_text
+from dd.io import write_text
 from dd.labels import Labeller, LabelStore
 from dd.pipeline import synthesis
 from dd.pipeline.following import followed, require_holdout, tell, tell_again
@@ -103,7 +103,7 @@ def help_run(recipe: Recipe, *, out: str | None = None, force: bool = False, com
     """
     folder = locate(recipe, out)
     joined = opened(recipe, folder, folder.settings(), force=force, command=command)
-    with joined as run, _unseen(run), sharing.waiting(False), contextlib.suppress(Taken):
+    with joined as run, _unseen(run), sharing.helping():
         _help(run, run.recipe.method)
 
 

@@ -29,6 +29,13 @@ def waiting(wait: bool) -> Iterator[None]:
         _waits.reset(token)
 
 
+@contextlib.contextmanager
+def helping() -> Iterator[None]:
+    """Make in the block what no process is making, and end it as soon as there is no such thing."""
+    with waiting(False), contextlib.suppress(lock.Taken):
+        yield
+
+
 def waits() -> bool:
     """Return whether this process waits for what other processes are making."""
     return _waits.get()

@@ -32,6 +32,27 @@ def trajectory_words(method, small):
     return ["run", f"method={method}", *others, "experts.kind=sgd", "batch=3", "lr_img=100", "--json"]
 
 
+def killed(place, processes, words, happened, kill):
+    """Start several processes and, once something happened, kill; returns the exit code and what they said."""
+    said = place.path / "err"
+    with said.open("w") as err:
+        running = subprocess.Popen(
+            place.torchrun_command(processes, words),
+            env=place.environment | {"OMP_NUM_THREADS": "1"},
+            cwd=place.path,
+            stdout=err,
+            stderr=err,
+        )
+        deadline = time.monotonic() + PATIENCE
+        while not happened():
+            assert time.monotonic() < deadline
+            assert running.poll() is None, said.read_text()
+            time.sleep(0.01)
+        kill()
+        code = running.wait(PATIENCE)
+    return code, said.read_text()
+
+
 def kill_all_with(word):
     """SIGKILL to every process that has `word` on its command line."""
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
@@ -72,21 +93,7 @@ def test_two_processes_share_the_inner_steps_of_a_run(place, small, method, tmp_
 def test_a_killed_run_goes_on_with_another_number_of_processes(place, words, small, method, iterations):
     mark = f"out={place.runs}"  # by which its processes are known, wherever torchrun puts them
     longer = [*(words if method == "dm" else trajectory_words(method, small)), f"iterations={iterations}", mark]
-    with (place.path / "err").open("w") as err:
-        running = subprocess.Popen(
-            place.torchrun_command(2, longer),
-            env=place.environment | {"OMP_NUM_THREADS": "1"},
-            cwd=place.path,
-            stdout=err,
-            stderr=err,
-        )
-        deadline = time.monotonic() + PATIENCE
-        while place.logged() < 15:
-            assert time.monotonic() < deadline
-            assert running.poll() is None, (place.path / "err").read_text()
-            time.sleep(0.01)
-        kill_all_with(mark)
-        running.wait(PATIENCE)
+    killed(place, 2, longer, lambda: place.logged() >= 15, lambda: kill_all_with(mark))
     done = place.dd(*longer)
     assert done.code == 0, done.err
     first = int(re.findall(rf"synthesis resumes at iteration (\d+) of {iterations}", done.err)[0])
@@ -158,22 +165,15 @@ def test_of_four_processes_one_is_killed_and_three_go_on(place, staged, tmp_path
     alone = place.dd(*staged)
     other = type(place)(tmp_path / "other")
     words = [*staged, f"out={other.runs}"]
-    with (other.path / "err").open("w") as err:
-        running = subprocess.Popen(
-            other.torchrun_command(4, words),
-            env=other.environment | {"OMP_NUM_THREADS": "1"},
-            cwd=other.path,
-            stdout=err,
-            stderr=err,
-        )
-        deadline = time.monotonic() + PATIENCE
-        while len(made(before := (other.path / "err").read_text())) < 3:
-            assert time.monotonic() < deadline
-            assert running.poll() is None, before
-            time.sleep(0.01)
-        os.kill(the_last_of_four(words[-1]), signal.SIGKILL)
-        assert running.wait(PATIENCE) != 0
-    before = (other.path / "err").read_text()
+    said = other.path / "err"
+    code, before = killed(
+        other,
+        4,
+        words,
+        lambda: len(made(said.read_text())) >= 3,
+        lambda: os.kill(the_last_of_four(words[-1]), signal.SIGKILL),
+    )
+    assert code != 0
     done = other.torchrun(3, words)
     together = made(before) + made(done.stderr)
     assert len(together) == len(set(together))

@@ -65,7 +65,6 @@ WRITERS = {
     "study.py": "cuts a half-written line off a journal to which whole lines are appended",
     "conformance.py": "in a temporary folder",
     "processes.py": "a file for what a process says",
-    "ray_tasks.py": "likewise",
     "cost.py": "to the kernel: /proc/self/clear_refs",
 }
 
