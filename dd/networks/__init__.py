@@ -1,5 +1,6 @@
 """Networks by name, as plain modules or as functions of one flat parameter vector."""
 
+from dd.networks.block import closed_form
 from dd.networks.features import captured, embed
 from dd.networks.functional import Functional
 from dd.networks.portion import portions
@@ -11,6 +12,7 @@ __all__ = [
     "NetworkSpec",
     "build_network",
     "captured",
+    "closed_form",
     "embed",
     "magnitude",
     "portions",

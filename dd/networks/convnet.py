@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from dd.networks.block import ConvBlock
 from dd.networks.layers import activation_layer, norm_layer, pooling_layer
 
 
@@ -33,12 +34,9 @@ class ConvNet(nn.Module):
         blocks = []
         for number in range(depth):
             inputs, padding = (width, 1) if number else (channels, 1 + (side - size) // 2)
-            block = nn.Sequential()
-            block.add_module("conv", nn.Conv2d(inputs, width, 3, padding=padding))
-            block.add_module("norm", norm_layer(norm, width, side))
-            block.add_module("activation", activation_layer(activation))
-            block.add_module("pooling", pooling_layer(pooling))
-            blocks.append(block)
+            conv = nn.Conv2d(inputs, width, 3, padding=padding)
+            layers = norm_layer(norm, width, side), activation_layer(activation), pooling_layer(pooling)
+            blocks.append(ConvBlock(conv, *layers))
             side = side if pooling == "none" else side // 2
         self.features = nn.Sequential(*blocks)
         self.classifier = nn.Linear(width * side * side, classes)

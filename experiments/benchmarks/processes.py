@@ -105,11 +105,11 @@ def _task(ipc: int, width: int) -> Task:
 
 def _prepared(method: Any, task: Task) -> Any:
     """What the method would prepare, with an expert that walks at random."""
-    network = task.functional()
     mtt = importlib.import_module("dd.methods.trajectory.mtt")
     matching = importlib.import_module("dd.methods.trajectory._matching")
-    steps, images = method.steps * method.iterations, method.images_per_step(task)
-    backprop = matching.make_backprop(task, network, method.backprop, steps, images)
+    images, total = method.images_per_step(task), method.steps * method.iterations
+    network = matching.make_student(task, method.backprop, method.steps, images, total)
+    backprop = matching.make_backprop(task, network, method.backprop, images)
     return mtt.Prepared(Trajectories((_walk(network),), (None,), 0.0), network, backprop)
 
 

@@ -56,11 +56,10 @@ class Memory:
     """Peak memory of one gradient mode for one number of inner steps; None if the process was killed.
 
     Attributes:
-        engine: "full" or "stepwise".
+        engine: "full", "stepwise" or "the paper".
         steps: inner steps.
         start: resident bytes before the first iteration: libraries, data, expert.
         peak: peak resident bytes.
-        stored: bytes of the stored iterates, 4 * steps * P.
         seconds: time of two outer iterations, measured once.
     """
 
@@ -68,23 +67,23 @@ class Memory:
     steps: int
     start: int | None = None
     peak: int | None = None
-    stored: int | None = None
     seconds: float | None = None
 
     @property
-    def needed(self) -> int | None:
-        """Bytes above the start, without the stored iterates."""
-        if self.peak is None or self.start is None or self.stored is None:
-            return None
-        return self.peak - self.start - self.stored
+    def above(self) -> int | None:
+        """Bytes above the start."""
+        return None if self.peak is None or self.start is None else self.peak - self.start
 
     def cells(self) -> list[str]:
         """As a line of the table."""
-        if self.peak is None or self.start is None:
-            return [self.engine, str(self.steps), "-", "-", "-", "-", "-"]
-        stored, seconds = self.stored or 0, self.seconds or 0.0
-        numbers = (self.start, self.peak, self.peak - self.start)
-        return [self.engine, str(self.steps), *map(_mb, numbers), f"{stored / 1e6:.1f}", f"{seconds:.1f}"]
+        if self.peak is None or self.start is None or self.above is None:
+            return [self.engine, str(self.steps), "-", "-", "-", "-"]
+        return [
+            self.engine,
+            str(self.steps),
+            *map(_mb, (self.start, self.peak, self.above)),
+            f"{self.seconds or 0:.1f}",
+        ]
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ def text(found: Findings) -> str:
         head = ["part", "ours / theirs", "median seconds", "ratio: median [min, max]", "pairs", "ceiling", ""]
         blocks.append(table(head, [row.cells() for row in found.ratios]))
     if found.memory:
-        head = ["engine", "inner steps", "start MB", "peak MB", "above start", "iterates MB", "seconds, 2 its"]
+        head = ["engine", "inner steps", "start MB", "peak MB", "above start", "seconds, 2 its"]
         blocks.append(table(head, [row.cells() for row in found.memory]))
     if found.groups:
         head = ["ipc", "width", "processes", "threads", "seconds: median [min, max]", "MB summed"]

@@ -26,8 +26,9 @@ from decoupled import label_sizes, recover, relabel
 from pairs import Bench, Died, Runs, Side, in_turns, ratios
 from processes import processes
 from report import Findings, Memory, compared, draw, machine, same_work, text, verdict
-from scale import CEILINGS, DISTRIBUTION, LEAN, LOADER, PARTS, QUICK, SETS, Scale
+from scale import CEILINGS, DISTRIBUTION, LEAN, LOADER, LOOPS, PARTS, QUICK, SETS, Scale
 from scoring import evaluation
+from sides import WIDTH
 
 
 def training(bench: Bench, found: Findings) -> None:
@@ -67,28 +68,26 @@ def experts(bench: Bench, found: Findings) -> None:
 
 
 def iteration(bench: Bench, found: Findings) -> None:
-    _make_experts(bench)
-    runs = in_turns(
-        bench,
-        {
-            "FullGraph": ("iteration", {"backprop": "full"}),
-            "Stepwise": ("iteration", {"backprop": "stepwise"}),
-            "FrozenAdjoint": ("iteration", {"backprop": "frozen"}),
-            "the paper, written down": ("iteration_plain", {}),
-        },
-    )
-    full, stepwise, frozen, paper = runs.values()
-    found.ratios += [
-        compared("iteration", "MTT iteration, FullGraph / paper", full, paper, CEILINGS["full"]),
-        compared("iteration", "MTT iteration, Stepwise / paper", stepwise, paper, CEILINGS["stepwise"]),
-        compared("iteration", "MTT iteration, FrozenAdjoint (TESLA, not exact) / paper", frozen, paper),
-    ]
-    apart = max(_apart(run, paper) for run in (full, stepwise))
-    found.notes.append(
-        f"iteration: a repeat is {bench.scale.iterations} outer iterations of {bench.scale.inner_steps} steps on 50 "
-        f"images; {same_work(apart, 'objectives of the first repeat')}"
-    )
-    found.machine |= full.facts
+    """Compare the modes with the paper's loop; only the first loop, the smallest, has many repeats."""
+    quick = bench.scale.student_steps < 10
+    for number, (width, ipc) in enumerate(LOOPS[: 1 if quick else None]):
+        _make_experts(bench, width)
+        shape = {"width": width, "ipc": ipc}
+        engines = {"full": "FullGraph", "stepwise": "Stepwise"} | ({} if number else {"frozen": "FrozenAdjoint"})
+        sides = {label: ("iteration", {"backprop": name, **shape}) for name, label in engines.items()}
+        few = replace(bench, scale=replace(bench.scale, repeats=min(bench.scale.repeats, 4), iterations=1))
+        runs = in_turns(few if number else bench, {**sides, "the paper, written down": ("iteration_plain", shape)})
+        paper = runs.pop("the paper, written down")
+        for name, run in zip(engines, runs.values(), strict=True):
+            what = f"MTT iteration, width {width}, ipc {ipc}, {engines[name]} / paper"
+            found.ratios.append(compared("iteration", what, run, paper, CEILINGS.get(name)))
+        apart = max(_apart(run, paper) for label, run in runs.items() if label != "FrozenAdjoint")
+        cold = ", ".join(f"{label} {run.warm_up:.1f}" for label, run in runs.items())
+        found.notes.append(
+            f"iteration: width {width}, ipc {ipc}: {bench.scale.inner_steps} steps on {min(10 * ipc, 100)} images; "
+            f"first repeat, with compiling, {cold} s; {same_work(apart, 'objectives of the first repeat')}"
+        )
+        found.machine |= paper.facts
 
 
 def where(bench: Bench, found: Findings) -> None:
@@ -112,21 +111,21 @@ def where(bench: Bench, found: Findings) -> None:
 
 def memory(bench: Bench, found: Findings) -> None:
     _make_experts(bench)
-    few, *_, many = bench.scale.memory_steps
-    for engine in ("full", "stepwise"):
-        rows = {steps: _peak(bench, engine, steps, found) for steps in bench.scale.memory_steps}
-        found.memory += rows.values()
-        # subtract what the process holds before the first iteration, which would hide the growth
-        needed = [rows[steps].needed for steps in (few, many)]
-        if needed[0] and needed[1]:
-            found.growth[engine] = needed[1] / needed[0]
-    for engine, growth in found.growth.items():
-        ceiling, kept = verdict(growth, CEILINGS["memory"] if engine == "stepwise" else None)
-        promised = f" (ceiling {ceiling}: {kept})" if ceiling else ""
-        found.notes.append(
-            f"memory: {engine} at {many} steps / at {few}, above the start and without the stored iterates: "
-            f"{growth:.2f}{promised}"
-        )
+    many = bench.scale.memory_steps[-1]
+    last = {}
+    for engine in ("full", "stepwise", "the paper"):
+        rows = [_peak(bench, engine, steps, found) for steps in bench.scale.memory_steps]
+        found.memory += rows
+        last[engine] = rows[-1].above
+    paper = last.pop("the paper")
+    for engine, above in last.items():
+        if above and paper:
+            found.growth[engine] = above / paper
+            ceiling, kept = verdict(above / paper, CEILINGS["memory"])
+            found.notes.append(
+                f"memory: {engine} / the paper's loop at {many} steps, both above their start: {above / paper:.2f} "
+                f"(ceiling {ceiling}: {kept})"
+            )
 
 
 def distribution(bench: Bench, found: Findings) -> None:
@@ -301,19 +300,20 @@ def _apart(run: Runs, other: Runs) -> float:
     return max(abs(a - b) / b for a, b in pairs)
 
 
-def _make_experts(bench: Bench) -> None:
-    with Side(bench, "make_experts") as side:
+def _make_experts(bench: Bench, width: int = WIDTH) -> None:
+    with Side(bench, "make_experts", {"width": width}) as side:
         side.finish()
 
 
 def _peak(bench: Bench, engine: str, steps: int, found: Findings) -> Memory:
+    plain = engine == "the paper"
+    name, options = ("memory_plain", {}) if plain else ("memory", {"backprop": engine})
     try:
-        with Side(bench, "memory", {"backprop": engine, "steps": steps}) as side:
+        with Side(bench, name, {**options, "steps": steps}) as side:
             told = side.go()
             found.machine |= {k: v for k, v in side.facts.items() if k != "resident"}
             sys.stderr.write(f"memory, {engine}, {steps} steps: {told['seconds']:.2f} s\n")
-            stored = 4 * steps * told["parameters"]
-            return Memory(engine, steps, side.facts["resident"], told["peak"], stored, told["seconds"])
+            return Memory(engine, steps, side.facts["resident"], told["peak"], told["seconds"])
     except Died as error:
         found.notes.append(f"memory: {engine} at {steps} steps has no figure: {error} (out of memory?)")
         return Memory(engine, steps)

@@ -55,19 +55,22 @@ EVALUATION = {
     },
 }
 
+# PART=iteration: width of the student and images per class; an inner step has all images, but at most 100
+LOOPS = ((32, 10), (32, 1), (32, 50), (128, 1), (128, 10), (128, 50))
+
 # PART=processes: (processes, threads of each)
 GROUPS = ((1, 2), (2, 1))
 
-# upper limits, relative to the other side's time, or to the memory of ten inner steps
+# upper limits, relative to the other side's time, or memory
 CEILINGS = {
     "training": 0.85,
     "experts": 1.05,
-    "full": 1.05,
+    "full": 0.70,
     "distribution": 1.05,
     "growth": 1.2,
     "few images": 0.75,
-    "stepwise": 1.6,
-    "memory": 1.3,
+    "stepwise": 1.05,
+    "memory": 0.2,
     "loader": 0.5,
     "evaluation": 1.05,
     "sets": 1.5,
@@ -87,10 +90,10 @@ class Scale:
         pool: experts per timed repeat, each trained for one epoch.
         pass_steps: steps per timed repeat of the training loop; None for a full pass over the images.
         inner_steps: student steps of an MTT iteration.
-        iterations: outer iterations per timed repeat.
+        iterations: outer iterations per timed repeat, for the first of `LOOPS`; one for the others.
         student_steps: steps of a student in evaluation.
         pairs: paired repeats of evaluation, after a first one.
-        memory_steps: inner steps at which memory is measured; the ceiling compares the last with the first.
+        memory_steps: inner steps at which memory is measured; the ceiling is for the last.
         files: images per timed pass of the loader.
         shared_ipc: images per class of the iterations that processes share.
         shared_width: widths of their students.

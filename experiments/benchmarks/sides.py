@@ -2,7 +2,7 @@
 
 import importlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count, islice, pairwise
 from typing import Any
@@ -26,29 +26,36 @@ PLAIN_EXPERTS = 3  # per repeat
 PIECES = ("segment and batches", "student's steps", "way back", "update of the images")
 
 
-def recipe_of(scale: Scale, backprop: str = "full", steps: int | None = None, iterations: int = MANY) -> Recipe:
-    """The recipe of MTT with ten images per class of the embedded data set, as `dd run` would resolve it."""
+def recipe_of(
+    scale: Scale,
+    backprop: str = "full",
+    steps: int | None = None,
+    iterations: int = MANY,
+    width: int = WIDTH,
+    ipc: int = 10,
+) -> Recipe:
+    """The recipe of MTT on the embedded data set, as `dd run` would resolve it."""
     # one short expert for start and target; the training part times a longer one
     experts = {"kind": "sgd", "count": 1, "epochs": 1, "lr": 0.02, "momentum": 0.0, "weight_decay": 0.0, "batch": 128}
     return resolve(
         {
             "method": "mtt",
             "dataset": "fashion-mini",
-            "ipc": 10,
+            "ipc": ipc,
             "device": "cpu",
             "iterations": iterations,
             "steps": steps or scale.inner_steps,
             "span": 1,
             "start_min": 0,
             "start_max": 1,
-            "batch": 50,
+            "batch": min(10 * ipc, 100),
             "lr_img": 300.0,
             "lr_lr": 1e-5,
             "lr_init": 0.01,
             "augment": False,
             "backprop": backprop,
             "experts": experts | {"augment": False},
-            "student": {"arch": "convnet", "depth": 3, "width": WIDTH, "norm": "instance"},
+            "student": {"arch": "convnet", "depth": 3, "width": width, "norm": "instance"},
             "data": {"holdout": scale.holdout},
             "eval": {"protocol": "quick", "steps": scale.student_steps},
         }
@@ -122,16 +129,16 @@ def experts_plain(gate: Gate, scale: Scale) -> None:
         gate.pause(pieces=PLAIN_EXPERTS)
 
 
-def make_experts(gate: Gate, scale: Scale) -> None:
+def make_experts(gate: Gate, scale: Scale, width: int = WIDTH) -> None:
     """Put the expert into the store for the sides that need it."""
-    recipe, task = _recipe_and_task(scale)
+    recipe, task = _recipe_and_task(scale, width=width)
     trajectories(task, _experts(recipe))
     gate.ready()
 
 
-def iteration(gate: Gate, scale: Scale, backprop: str) -> None:
+def iteration(gate: Gate, scale: Scale, backprop: str, width: int, ipc: int) -> None:
     """Our outer loop with MTT."""
-    recipe, task = _recipe_and_task(scale, backprop)
+    recipe, task = _recipe_and_task(scale, backprop, width=width, ipc=ipc)
     prepared = prepare(recipe.method, task)
     losses: list[float] = []
 
@@ -178,23 +185,29 @@ def where(gate: Gate, scale: Scale, backprop: str) -> None:
         gate.pause(spent=spent)
 
 
-def iteration_plain(gate: Gate, scale: Scale) -> None:
+def iteration_plain(gate: Gate, scale: Scale, width: int, ipc: int) -> None:
     """MTT in plain PyTorch, with our allocator setting and the same images, segment and batches."""
-    recipe, task = _recipe_and_task(scale)
+    iterate = _by_the_paper(scale, width=width, ipc=ipc)
+    gate.ready()
+    for first in count(step=scale.iterations):
+        gate.pause(losses=[iterate(it) for it in range(first, first + scale.iterations)])
+
+
+def _by_the_paper(scale: Scale, *args: Any, width: int = WIDTH, **kwargs: Any) -> Callable[[int], float]:
+    """The plain loop: a function of the iteration that returns its objective."""
+    recipe, task = _recipe_and_task(scale, *args, width=width, **kwargs)
     method: Any = recipe.method
     # loading experts constructs a `Trainer`, which applies our allocator setting here too
     pool = trajectories(task, method.experts)
     start, target = (pool.snapshot(0, epoch, task.device) for epoch in (0, method.span))
     rates = {name: getattr(method, name) for name in ("lr_img", "momentum_img", "lr_lr", "momentum_lr")}
     images = task.data.train.images(task.real_indices("start"))
-    mtt = plain.MTT(plain.convnet(WIDTH, task.classes), images, task.targets, method.lr_init, rates)
-    gate.ready()
-    for first in count(step=scale.iterations):
-        losses = []
-        for it in range(first, first + scale.iterations):
-            rng = task.generator("inner batches", it)
-            losses.append(mtt.iteration(start, target, method.steps, method.batch, rng))
-        gate.pause(losses=losses)
+    mtt = plain.MTT(plain.convnet(width, task.classes), images, task.targets, method.lr_init, rates)
+
+    def iterate(it: int) -> float:
+        return mtt.iteration(start, target, method.steps, method.batch, task.generator("inner batches", it))
+
+    return iterate
 
 
 def memory(gate: Gate, scale: Scale, backprop: str, steps: int) -> None:
@@ -204,7 +217,16 @@ def memory(gate: Gate, scale: Scale, backprop: str, steps: int) -> None:
     syn = recipe.method.start(task, prepared)
     gate.ready()
     synthesise(recipe.method, task, prepared, syn)
-    gate.pause(peak=resident("VmHWM"), parameters=prepared.network.size)
+    gate.pause(peak=resident("VmHWM"))
+
+
+def memory_plain(gate: Gate, scale: Scale, steps: int) -> None:
+    """The same of the plain loop."""
+    iterate = _by_the_paper(scale, steps=steps)
+    gate.ready()
+    for it in range(2):
+        iterate(it)
+    gate.pause(peak=resident("VmHWM"))
 
 
 def _recipe_and_task(scale: Scale, *args: Any, **kwargs: Any) -> tuple[Recipe, Task]:

@@ -4,30 +4,30 @@ Symbols of the papers, in brackets: steps [N], span [M], start_min [T-], start_m
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dd.engine import parallel
 from dd.engine.method import Task
 from dd.engine.shares import InShares
-from dd.engine.unroll import Backprop, FrozenAdjoint, FullGraph, KeptGraphs, Pieces, Stepwise, WholeBatch
-from dd.networks import Functional, saved_bytes
+from dd.engine.unroll import Backprop, FrozenAdjoint, FullGraph, KeptGraphs, Stepwise
+from dd.networks import Functional, closed_form, saved_bytes
 from dd.rng import generator
 from dd.training import Trajectories
-from dd.training.compiled import worth_compiling
+from dd.training.compiled import compiled, worth_compiling
 from dd.views.dsa import Draw, apply, draw, some
-
-from ._pieces import InChunks, StepFunctions, chunk_of, images_interact, per_image_losses, soft_losses
 
 log = logging.getLogger(__name__)
 
 FULL_GRAPH_SHARE = 0.25  # share of the device's total memory for a full graph
-# Compiling the pieces took one to five minutes on a busy core; 1e12 FLOPs of forward passes are minutes of inner steps.
-WORTH_FLOPS = 1e12
+MAPS_SHARE = 1 / 16  # the same for a full graph with maps, which is three times as large and 6 to 9 % faster
+# Compiling takes about 20 s and saves a tenth of the time; 3e12 FLOPs of forward passes are minutes of inner steps.
+WORTH_FLOPS = 3e12
 
 
 def trajectory_distance(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class StudentLoss:
         seen, targets = self.inputs(step, images, labels)
         logits = self.network(theta, seen)
         if labels is None:
-            loss = torch.nn.functional.cross_entropy(logits, targets)
+            loss = F.cross_entropy(logits, targets)
         else:
             loss = soft_cross_entropy(logits, targets)
         return loss if self.scale == 1.0 else self.scale * loss
@@ -210,7 +210,24 @@ def student_loss(
     return StudentLoss(network, [index.to(task.device) for index in batches], draws, hard, scale)
 
 
-def make_backprop(task: Task, network: Functional, name: str, steps: int, batch: int) -> Backprop:
+def make_student(task: Task, backprop: str, steps: int, batch: int, total: int) -> Functional:
+    """The student of the inner loop: its blocks have closed forms, compiled if there is enough work.
+
+    Args:
+        task: the run.
+        backprop: the gradient mode: "full", "stepwise" or "frozen".
+        steps: inner steps of an outer iteration.
+        batch: images of an inner step.
+        total: inner steps of the whole run.
+    """
+    network = task.network("skeleton")
+    images = torch.zeros((), device=task.device).expand(batch, *task.data.shape)  # only shape and device count
+    fast = compiled if pays_off(task, total, images) else None
+    keep = backprop != "full" or steps * graph_bytes(task, batch, keep=True) <= MAPS_SHARE * task.total_memory()
+    return Functional(closed_form(network, keep=keep, fast=fast))
+
+
+def make_backprop(task: Task, network: Functional, name: str, batch: int) -> Backprop:
     """The gradient mode of a settled `backprop`: "full", "stepwise" or "frozen".
 
     With several processes, each computes its share of the images of an inner step (`dd.engine.shares`), unless images
@@ -220,30 +237,17 @@ def make_backprop(task: Task, network: Functional, name: str, steps: int, batch:
         task: the run.
         network: the student.
         name: the mode.
-        steps: inner steps of the whole run, which decide whether compiling pays off.
         batch: images of an inner step.
     """
-    images = torch.zeros((), device=task.device).expand(batch, *task.data.shape)  # only shape and device count
+    images = torch.zeros((), device=task.device).expand(batch, *task.data.shape)
     shared = parallel.is_parallel() and not images_interact(network, images)
     if parallel.is_parallel() and not shared:
         log.info("images of a batch interact in this student: every process computes whole batches")
     if name == "full":
         # every process takes the same collective steps in the recursion, but not in a graph without its images
         return InShares(Stepwise(KeptGraphs)) if shared else FullGraph()
-    made = {"stepwise": Stepwise, "frozen": FrozenAdjoint}[name]
-    if shared:
-        images = images[:: parallel.count()]  # the largest share, so that all processes decide alike
-    recursion = made(_pieces_for(task, network, steps, images))
+    recursion = {"stepwise": Stepwise, "frozen": FrozenAdjoint}[name]()
     return InShares(recursion) if shared else recursion
-
-
-def _pieces_for(task: Task, network: Functional, steps: int, images: Tensor) -> Callable[..., Pieces]:
-    """The pieces of `steps` steps on batches like `images`."""
-    if not pays_off(task, steps, images):
-        return WholeBatch  # uncompiled chunks took 1.25 times as long as whole batches
-    # compiled, at width 32 and 50 images, forward took 0.8 of the time of reverse
-    functions = StepFunctions(network, "forward", compile=True)
-    return InChunks(functions, chunk_of(network, images))
 
 
 def choose_backprop(task: Task, steps: int, batch: int) -> Literal["full", "stepwise"]:
@@ -251,27 +255,55 @@ def choose_backprop(task: Task, steps: int, batch: int) -> Literal["full", "step
 
     The choice depends on shapes and total memory, not on free memory.
     """
-    needed = steps * graph_bytes(task, batch)
+    needed = steps * graph_bytes(task, batch, keep=False)
     return "full" if needed <= FULL_GRAPH_SHARE * task.total_memory() else "stepwise"
 
 
 def pays_off(task: Task, steps: int, images: Tensor) -> bool:
-    """Whether to compile the pieces of `steps` steps on batches like `images`; on a GPU, not measured, never."""
+    """Whether to compile the closed forms for `steps` steps on batches like `images`; on a GPU, not measured, never."""
     if not task.compile or task.device.type != "cpu":
         return False
     return worth_compiling(task.network("skeleton"), images, steps, WORTH_FLOPS)
 
 
-def graph_bytes(task: Task, batch: int) -> int:
-    """Bytes that one inner step with `batch` images saves for the backward pass, measured on two images."""
-    network = task.functional()
+def graph_bytes(task: Task, batch: int, *, keep: bool) -> int:
+    """Bytes that one inner step with `batch` images saves for the backward pass, measured on two images.
+
+    Args:
+        task: the run.
+        batch: images of an inner step.
+        keep: whether the student keeps its maps, see `dd.networks.closed_form`.
+    """
+    network = Functional(closed_form(task.network("skeleton"), keep=keep))
     theta = network.flatten(network.module).requires_grad_()
     lr = torch.zeros((), device=task.device, requires_grad=True)
     images = torch.zeros(2, task.data.channels, task.data.size, task.data.size, device=task.device, requires_grad=True)
     hard = torch.zeros(2, dtype=torch.long, device=task.device)
     with saved_bytes() as seen:
-        loss = torch.nn.functional.cross_entropy(network(theta, images), hard)
+        loss = F.cross_entropy(network(theta, images), hard)
         (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
         _ = theta - lr * gradient  # the update saves the gradient
     flat = 2 * 4 * network.size  # parameters and gradient do not grow with the batch
     return flat + max(sum(seen.values()) - flat, 0) * batch // 2
+
+
+def per_image_losses(network: Functional, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy (n,) of each image; targets are classes, int64 (n,), or label logits (n, k)."""
+    logits = network(theta, images)
+    if targets.is_floating_point():
+        return soft_losses(logits, targets)
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def soft_losses(logits: Tensor, label_logits: Tensor) -> Tensor:
+    """-sum_k softmax(label_logits_i)_k log softmax(logits_i)_k of each image (n,), at temperature 1; both (n, k)."""
+    return -(label_logits.softmax(1) * logits.log_softmax(1)).sum(1)
+
+
+def images_interact(network: Functional, images: Tensor) -> bool:
+    """Whether one of two images like `images` changes the logits of the other, as with batch statistics."""
+    pair = torch.randn(2, *images.shape[1:], generator=generator(0, "pair")).to(images)
+    theta = network.flatten(network.module).to(images)
+    with torch.no_grad():
+        together, beside_another = network(theta, pair), network(theta, torch.stack([pair[0], -pair[1]]))
+    return not torch.allclose(together[0], beside_another[0], rtol=1e-4, atol=1e-5)

@@ -21,6 +21,7 @@ from ._matching import (
     choose_backprop,
     draw_segment,
     make_backprop,
+    make_student,
     student_loss,
     synthetic_batches,
     trajectory_distance,
@@ -83,8 +84,8 @@ class MTT(Method[Prepared]):
     augment: bool = True
     """Whether to use DSA in the inner loop, with the data set's strategy."""
     backprop: Literal["auto", "full", "stepwise", "frozen"] = "auto"
-    """Gradient through the inner loop: "full" stores the graph of all steps; "stepwise" recomputes one step at a time,
-    compiled if there is enough work; "auto" chooses between them by shapes and the device's total memory; "frozen" is
+    """Gradient through the inner loop: "full" stores the graph of all steps; "stepwise" recomputes one step at a time;
+    "auto" chooses between them by shapes and the device's total memory; "frozen" is
     TESLA's approximation.
     """
     experts: ExpertSettings = field(default_factory=ExpertSettings)
@@ -117,8 +118,9 @@ class MTT(Method[Prepared]):
 
     def prepare(self, task: Task, got: Got) -> Prepared:
         """The experts, the student, and the resolved gradient mode."""
-        network, steps = task.functional(), self.steps * self.iterations
-        backprop = make_backprop(task, network, self.backprop, steps, self.images_per_step(task))
+        batch, total = self.images_per_step(task), self.steps * self.iterations
+        network = make_student(task, self.backprop, self.steps, batch, total)
+        backprop = make_backprop(task, network, self.backprop, batch)
         return Prepared(got[Experts(task, self.experts)], network, backprop)
 
     def images_per_step(self, task: Task) -> int:

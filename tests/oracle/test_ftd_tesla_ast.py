@@ -110,9 +110,7 @@ def test_tesla_takes_the_frozen_adjoint_unless_told_otherwise(make_task):
     assert TESLA().backprop == "frozen"
     assert TESLA().settle(task).backprop == "frozen"
     assert TESLA(backprop="auto").settle(task).backprop == "full"
-    modes = {
-        name: matching.make_backprop(task, task.functional(), name, 1, 8) for name in ("full", "stepwise", "frozen")
-    }
+    modes = {name: matching.make_backprop(task, task.functional(), name, 8) for name in ("full", "stepwise", "frozen")}
     assert {name: type(mode) for name, mode in modes.items()} == {
         "full": FullGraph,
         "stepwise": Stepwise,

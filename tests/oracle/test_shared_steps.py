@@ -26,7 +26,6 @@ from dd.training import ExpertSettings, Trajectories
 from dd.views.dsa import apply, draw, some
 
 matching = importlib.import_module("dd.methods.trajectory._matching")
-pieces = importlib.import_module("dd.methods.trajectory._pieces")
 mtt = sys.modules[get("mtt").__module__]
 
 ITERATIONS = 3
@@ -49,19 +48,12 @@ CASES = {
     "datm, other segments": ("datm", {"backprop": "full", **SOFT, "threshold": 0.99}),
     "ast, full": ("ast", {"backprop": "full", **SMOOTH, "middle": "adaptive"}),
     "ast, stepwise, batches of 7": ("ast", {"backprop": "stepwise", **SMOOTH, "batch": 7}),
-    "ast, chunks, batches of 5": ("ast", {"backprop": "chunks", **SMOOTH, "batch": 5}),
-    "datm, chunks": ("datm", {"backprop": "chunks", **SOFT}),
+    "ast, stepwise, batches of 5": ("ast", {"backprop": "stepwise", **SMOOTH, "batch": 5}),
 }
-# gradients of an outer iteration on 7 images in batches of 4 and 3; chunks of 2
-RECURSIONS = {
-    "stepwise": lambda network: Stepwise(),
-    "kept": lambda network: Stepwise(KeptGraphs),
-    "frozen": lambda network: FrozenAdjoint(),
-    "chunks": lambda network: Stepwise(pieces.InChunks(pieces.StepFunctions(network, "forward"), 2)),
-}
+# gradients of an outer iteration on 7 images in batches of 4 and 3
+RECURSIONS = {"stepwise": Stepwise(), "kept": Stepwise(KeptGraphs), "frozen": FrozenAdjoint()}
 PROBLEMS = [(soft, momentum, at) for soft in (False, True) for momentum, at in ((0.0, ()), (0.9, (2, 5)))]
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
     pytest.mark.timeout(1200),  # nine processes, each of which imports torch, on a machine that may be busy
 ]
 
@@ -75,7 +67,7 @@ def module_of(path):
 
 
 conftest = module_of(Path(__file__).parents[1] / "conftest.py")
-problems = module_of(Path(__file__).with_name("test_step_functions.py"))
+problems = module_of(Path(__file__).with_name("test_closed_forms.py"))
 
 
 def task_of(store):
@@ -107,20 +99,17 @@ def make_prepared(task, network, backprop, batch):
     """What a method prepares, in float64, with the gradient mode that this number of processes has."""
     pool = pool_of(network)
     doubles = Doubles(pool.snapshots, (None,) * EXPERTS.count, 0.0)
-    if backprop == "chunks":
-        mode = InShares(Stepwise(pieces.InChunks(pieces.StepFunctions(network, "forward"), 2)))
-    else:
-        mode = matching.make_backprop(task, network, backprop, 1, batch)
+    mode = matching.make_backprop(task, network, backprop, batch)
     return mtt.Prepared(pool, network, mode), mtt.Prepared(doubles, network, mode)
 
 
 def distil(name, settings, store, network=None):
     """The variables and the log after some iterations."""
     task = task_of(store)
-    mode = settings.get("backprop", "frozen")
-    fields = settings | ({"backprop": "stepwise"} if mode == "chunks" else {})
-    method = get(name)(**COMMON | MOVING | fields)
-    single, double = make_prepared(task, network or task.functional(), mode, method.images_per_step(task))
+    method = get(name)(**COMMON | MOVING | settings)
+    batch, total = method.images_per_step(task), method.steps * method.iterations
+    network = network or matching.make_student(task, method.backprop, method.steps, batch, total)
+    single, double = make_prepared(task, network, method.backprop, batch)
     syn = method.start(task, single).double()
     rows = []
     watch = Watch(log=lambda it, scalars: rows.append(scalars))
@@ -130,8 +119,8 @@ def distil(name, settings, store, network=None):
 
 def gradients(recursion, soft, momentum, at):
     """Gradients of the images, labels and lr in an outer iteration."""
-    problem = problems.Problem(soft, scale=0.7)
-    return problem.gradients(InShares(RECURSIONS[recursion](problem.network)), momentum, at)
+    problem = problems.Problem(soft, scale=0.7, closed={})
+    return problem.gradients(InShares(RECURSIONS[recursion]), momentum, at)
 
 
 def mixing_network():

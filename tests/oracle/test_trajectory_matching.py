@@ -17,7 +17,7 @@ from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
 from dd.engine.unroll import FullGraph, Stepwise
 from dd.errors import Interrupted
-from dd.networks import Functional, NetworkSpec, build_network
+from dd.networks import Functional, NetworkSpec, build_network, closed_form, saved_bytes
 from dd.rng import generator
 from dd.runs.stop import Stop
 from dd.training import ExpertSettings, Trajectories
@@ -331,7 +331,7 @@ def test_outer_iterations_by_hand(blobs, make_task, cls, extra, backprop):
     task = make_task(blobs(strategy=DSA))
     method = cls(iterations=6, steps=4, start_max=4, lr_img=10.0, lr_lr=1e-6, lr_init=0.05, experts=EXPERTS, **extra)
     network = network_for()
-    prepared = prepared_for(method, network, matching.make_backprop(task, network, backprop, 6 * 4, method.batch or 8))
+    prepared = prepared_for(method, network, matching.make_backprop(task, network, backprop, method.batch or 8))
     soft = torch.randn(8, 4, generator=generator(6)) if cls is DATM else None
 
     def fresh():
@@ -643,18 +643,22 @@ def test_real_start_is_distinct_and_class_major(make_task):
 # --- the choice of backprop ------------------------------------------------------------------------------------------
 
 
-def test_predicted_bytes_of_a_step_are_the_published_ones(blobs, make_task):
-    task = make_task(blobs(size=32, classes=10, per_class=2, holdout=0), student=NetworkSpec(width=128))
-    # the published net but for one channel of the input; 2.95 MB per image and 8 bytes per parameter
-    parameters = task.functional().size
-    for batch in (2, 8, 100):
-        predicted = matching.graph_bytes(task, batch)
-        assert predicted == pytest.approx(2.95e6 * batch + 8 * parameters, rel=0.03)
+@pytest.mark.parametrize("keep", [True, False])
+def test_predicted_bytes_of_a_step_are_those_that_it_saves(blobs, make_task, keep):
+    task = make_task(blobs(size=32, classes=10, per_class=2, holdout=0), student=NetworkSpec(width=16))
+    network = Functional(closed_form(task.network("skeleton"), keep=keep))
+    theta, lr = network.flatten(network.module).requires_grad_(), torch.ones((), requires_grad=True)
+    for batch in (2, 8, 30):
+        images = torch.zeros(batch, *task.data.shape, requires_grad=True)
+        with saved_bytes() as seen:
+            loss = F.cross_entropy(network(theta, images), torch.zeros(batch, dtype=torch.long))
+            _ = theta - lr * torch.autograd.grad(loss, theta, create_graph=True)[0]
+        assert matching.graph_bytes(task, batch, keep=keep) == pytest.approx(sum(seen.values()), rel=0.03)
 
 
 def test_backprop_follows_shapes_and_the_machine(make_task, monkeypatch):
     task = make_task()
-    step = matching.graph_bytes(task, 8)
+    step = matching.graph_bytes(task, 8, keep=False)
     monkeypatch.setattr(type(task), "total_memory", lambda self: 40 * step)
     assert matching.choose_backprop(task, 10, 8) == "full"
     assert matching.choose_backprop(task, 11, 8) == "stepwise"
@@ -667,7 +671,21 @@ def test_backprop_follows_shapes_and_the_machine(make_task, monkeypatch):
     assert replace(auto, backprop="stepwise", steps=1).settle(task).backprop == "stepwise"
 
 
-def test_the_pieces_are_compiled_if_there_is_enough_work(make_task):
+def test_maps_are_kept_if_they_fit(make_task, monkeypatch):
+    task = make_task()
+
+    def keeps(backprop, steps):
+        blocks = matching.make_student(task, backprop, steps, 8, steps).module.features
+        return {block.closed.keep for block in blocks}
+
+    step = matching.graph_bytes(task, 8, keep=True)
+    monkeypatch.setattr(type(task), "total_memory", lambda self: 160 * step)
+    assert keeps("full", 10) == {True}
+    assert keeps("full", 11) == {False}
+    assert keeps("stepwise", 1000) == keeps("frozen", 1000) == {True}  # of one step
+
+
+def test_the_closed_forms_are_compiled_if_there_is_enough_work(make_task):
     task = make_task()
     compiling = replace(task, compile=True)
     images = torch.zeros(8, *task.data.shape)

@@ -1,0 +1,368 @@
+"""The ConvNet's block, with closed forms of its first and second derivatives.
+
+Distillation differentiates a student's gradient.  PyTorch's graph of a gradient keeps about ten maps of every block and
+goes over each several times.  Here a block is one node of the graph, and its gradient another; they keep the input and
+the gradient of the output, which are smaller than the maps.  The maps of the convolution are kept as well, or computed
+again.  With x these maps, and for each image and channel their mean, and r the inverse of their standard deviation
+over m pixels,
+
+    xhat = (x - mean) r,    y = scale xhat + shift,    output = pool(relu(y))
+
+For a gradient d of the output and g = [y > 0] pool^T(d), with p = mean(g) and q = mean(g xhat), the gradients are
+
+    dx = scale r (g - p - q xhat),    dscale = m q,    dshift = m p
+
+where those of scale and shift are summed over the images.  For cotangents u, v, w of these three, the derivatives of
+<u, dx> + <v, dscale> + <w, dshift> are, with s = mean(u), t = mean(u xhat) and k = mean(u g) - s p - t q,
+
+    by d:      pool([y > 0] (scale r (u - s - t xhat) + v xhat + w))
+    by x:      r (e - mean(e) - xhat mean(e xhat)) - scale r^2 k xhat,    e = (v - scale r t) g - scale r q u
+    by scale:  m r k
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+aten = torch.ops.aten
+
+N = TypeVar("N", bound=nn.Module)
+
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Returns an equivalent of a function, for example `torch.compile`."""
+
+
+class ConvBlock(nn.Sequential):
+    """A 3×3 convolution, a norm, an activation and a pooling layer.
+
+    Args:
+        conv: the convolution, with stride 1 and a bias.
+        norm: the norm of its maps.
+        activation: the activation.
+        pooling: the pooling layer.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module, activation: nn.Module, pooling: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm, self.activation, self.pooling = conv, norm, activation, pooling
+        self.closed: ClosedForms | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Images or maps (n, c, h, w) to pooled maps."""
+        if self.closed is None or not self._has_closed_form(input):
+            return super().forward(input)
+        return _Output.apply(input, self.conv.weight, self.conv.bias, self.norm.weight, self.norm.bias, self)[0]
+
+    def maps(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The maps of the convolution with these parameters."""
+        return F.conv2d(images, weight, bias, padding=self.conv.padding)
+
+    def _has_closed_form(self, images: Tensor) -> bool:
+        norm, pooling = self.norm, self.pooling
+        instance = isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels
+        averaged = isinstance(pooling, nn.AvgPool2d) and isinstance(self.activation, nn.ReLU)
+        sides = [side + 2 * int(pad) - 2 for side, pad in zip(images.shape[2:], self.conv.padding, strict=True)]
+        return instance and averaged and not any(side % 2 for side in sides)
+
+
+def closed_form(network: N, *, keep: bool = True, fast: Wrap | None = None) -> N:
+    """Let a network's `ConvBlock`s compute gradients, and gradients of gradients, in closed form; return the network.
+
+    A gradient may be differentiated once.  The values are PyTorch's, to rounding.  Nothing changes for other layers,
+    nor for blocks with another norm than "instance", activation than ReLU or pooling than "avg", or odd maps.
+
+    Args:
+        network: the network.
+        keep: keep the maps of the convolution until the graph is freed; otherwise they are computed again, which is one
+            convolution more for every eight.
+        fast: wraps the functions that go over the maps.
+    """
+    forms = ClosedForms(keep, _pooled, _gradient, _second)
+    if fast is not None:
+        forms = ClosedForms(keep, fast(_pooled), fast(_gradient), fast(_second))
+    for block in network.modules():
+        if isinstance(block, ConvBlock):
+            block.closed = forms
+    return network
+
+
+@dataclass(frozen=True)
+class ClosedForms:
+    """How blocks are differentiated, see `closed_form`.
+
+    Attributes:
+        keep: whether maps are kept.
+        pooled: `_pooled`, or an equivalent.
+        gradient: `_gradient`, or an equivalent.
+        second: `_second`, or an equivalent.
+    """
+
+    keep: bool
+    pooled: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    gradient: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    second: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+class _Norm(NamedTuple):
+    """Mean and r of every map, (n, c), and scale and shift of every channel, (c,)."""
+
+    mean: Tensor
+    r: Tensor
+    scale: Tensor
+    shift: Tensor
+
+
+class _Maps:
+    """The maps of a block's convolution that are not kept: computed again, and remembered while they are in use."""
+
+    def __init__(self) -> None:
+        self._remembered: Tensor | None = None
+
+    def remember(self, maps: Tensor) -> None:
+        """Remember them until the next `get`."""
+        self._remembered = maps
+
+    def get(self, block: ConvBlock, images: Tensor, weight: Tensor, bias: Tensor, again: bool) -> Tensor:
+        """Return them; `again` says whether the next call comes soon."""
+        maps = block.maps(images, weight, bias) if self._remembered is None else self._remembered
+        self._remembered = maps if again else None
+        return maps
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass of a block: what its nodes need besides tensors."""
+
+    block: ConvBlock
+    forms: ClosedForms
+    maps: _Maps
+
+
+class _Output(torch.autograd.Function):
+    """The output, and a tensor without memory through which the gradient of the convolution's maps comes back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, block: ConvBlock
+    ) -> tuple[Tensor, ...]:
+        assert block.closed is not None
+        ctx.now = _Pass(block, block.closed, _Maps())
+        x = block.maps(images, weight, bias)
+        rows, mean, r = block.closed.pooled(x, scale, shift, block.norm.eps)
+        stand_in = x.new_zeros(()).expand_as(x)
+        if not block.closed.keep:
+            ctx.now.maps.remember(x)
+        kept = x if block.closed.keep else None
+        ctx.save_for_backward(images, weight, bias, mean, r, scale, shift, kept, stand_in)
+        ctx.mark_non_differentiable(mean, r)
+        ctx.set_materialize_grads(False)
+        return _join_columns(rows), stand_in, mean, r
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        output, maps, *_ = gradients
+        *saved, stand_in = ctx.saved_tensors
+        wanted = _is_wanted(ctx, 0), _is_wanted(ctx, 1) or _is_wanted(ctx, 2)
+        if torch.is_grad_enabled():  # this gradient is going to be differentiated
+            return (*_Gradient.apply(*saved, output, stand_in, ctx.now, wanted), None)
+        return (*_gradients(output, maps, saved, ctx.now, wanted), None)
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradients of `_Output`, by images, weight, bias, scale and shift."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor | None, ...]:
+        *saved, output, _, ctx.now, wanted = given
+        ctx.of_images = wanted[0]
+        ctx.save_for_backward(*saved, output)
+        return _gradients(output, None, saved, ctx.now, wanted)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        return _derivatives(ctx, *cotangents)
+
+
+def _gradients(
+    output: Tensor | None,
+    maps: Tensor | None,
+    saved: Sequence[Tensor | None],
+    now: _Pass,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """The gradients by images, weight, bias, scale and shift, from those of the output and of the maps.
+
+    Args:
+        output: (n, c, h / 2, w / 2); None for zeros.
+        maps: (n, c, h, w); None for zeros.
+        saved: images, weight and bias, the fields of `_Norm`, and the maps, None if they are not kept.
+        now: the pass.
+        wanted: whether the gradient by images is needed, and that by weight and bias.
+    """
+    x, images, weight, norm = _opened(now, saved, again=False)
+    if output is None:
+        output = x.new_zeros(*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
+    dx, q, p = now.forms.gradient(_split_columns(output), x, norm)
+    if maps is not None:
+        dx += maps
+    by_images = _convolved_back(dx, images, weight, now.block) if wanted[0] else None
+    by_weight, by_bias = _correlated(dx, images, weight, now.block) if wanted[1] else (None, None)
+    pixels = x[0, 0].numel()
+    return by_images, by_weight, by_bias, q.sum(0) * pixels, p.sum(0) * pixels
+
+
+@once_differentiable
+def _derivatives(
+    ctx: Any,
+    of_images: Tensor,
+    of_weight: Tensor | None,
+    of_bias: Tensor | None,
+    of_scale: Tensor,
+    of_shift: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """The derivatives of `_Gradient`, from the cotangents of its gradients."""
+    *saved, output = ctx.saved_tensors
+    now: _Pass = ctx.now
+    x, images, weight, norm = _opened(now, saved, again=True)
+    u = torch.zeros_like(x) if of_weight is None else now.block.maps(images, of_weight, of_bias)
+    if ctx.of_images:
+        u += now.block.maps(of_images, weight, None)
+    rows, by_x, k, dx = now.forms.second(u, of_scale, of_shift, _split_columns(output), x, norm)
+    by_images = by_weight = None
+    if of_weight is not None and _is_wanted(ctx, 0):
+        by_images = _convolved_back(dx, images, of_weight, now.block)
+    if ctx.of_images and _is_wanted(ctx, 1):
+        by_weight = _correlated(dx, of_images, weight, now.block)[0]
+    by_scale = k.sum(0) * x[0, 0].numel()
+    no = None  # bias and shift do not change a gradient; mean and r are functions of the maps, and accounted for
+    return by_images, by_weight, no, no, no, by_scale, no, no, _join_columns(rows), by_x, no, no
+
+
+def _opened(now: _Pass, saved: Sequence[Tensor | None], again: bool) -> tuple[Tensor, Tensor, Tensor, _Norm]:
+    """Maps, images, weight and norm; `again` says whether the maps will soon be asked for again."""
+    images, weight, bias, *norm, kept = saved
+    assert images is not None
+    assert weight is not None
+    assert bias is not None
+    maps = now.maps.get(now.block, images, weight, bias, again) if kept is None else kept
+    return maps, images, weight, _Norm(*cast("Sequence[Tensor]", norm))
+
+
+def _is_wanted(ctx: Any, position: int) -> bool:
+    """Whether the pass that is going on needs the gradient of an input; True if torch does not say.
+
+    Args:
+        ctx: the node.
+        position: the position of the input among those that are tensors.
+    """
+    node = ctx.next_functions[position][0]
+    if node is None or not hasattr(torch._C, "_will_engine_execute_node"):
+        return node is not None
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf whose gradient was asked for
+        return True
+
+
+# Functions of the maps, which may be compiled.  Pooling is in two steps, rows here and columns outside, because
+# compiled code is fast where memory is read in order.
+
+
+def _pooled(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over pairs of rows of relu(y), (n, c, h / 2, w); mean and r, (n, c)."""
+    n, c, h, w = x.shape
+    y, mean, r = torch.native_group_norm(x, scale, shift, n, c, h * w, c, eps)
+    return _join_rows(y.relu_()), mean, r
+
+
+def _gradient(columns: Tensor, x: Tensor, norm: _Norm) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient by x (n, c, h, w), q and p (n, c), from that of the output with split columns (n, c, h / 2, w)."""
+    g = aten.threshold_backward(_split_rows(columns), _normalised(x, norm), 0)
+    return _normalised_back(g, x, norm)
+
+
+def _second(
+    u: Tensor, v: Tensor, w: Tensor, columns: Tensor, x: Tensor, norm: _Norm
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The derivatives by the output's gradient (n, c, h / 2, w), not yet over columns, and by x; r k (n, c); and dx."""
+    mean, r, slope, y = norm.mean, norm.r, norm.scale * norm.r, _normalised(x, norm)
+    g = aten.threshold_backward(_split_rows(columns), y, 0)
+    dx, q, p = _normalised_back(g, x, norm)
+    du, t, s = _normalised_back(u, x, norm)
+    k = (u * g).mean((2, 3)) - s * p - t * q
+    du.addcmul_(x, _per_map(v * r)).add_(_per_map(w - v * r * mean))
+    rows = _join_rows(aten.threshold_backward(du, y, 0))
+    e = g.mul_(_per_map(v - slope * t)).addcmul_(u, _per_map(-slope * q))
+    by_x, _, _ = _normalised_back(e, x, norm._replace(scale=torch.ones_like(norm.scale)))
+    last = slope * r * r * k
+    by_x.addcmul_(x, _per_map(-last)).add_(_per_map(last * mean))
+    return rows, by_x, r * k, dx
+
+
+def _normalised(x: Tensor, norm: _Norm) -> Tensor:
+    """y, from maps whose statistics are known."""
+    slope = norm.scale * norm.r
+    return torch.addcmul(_per_map(norm.shift - slope * norm.mean), x, _per_map(slope))
+
+
+def _normalised_back(g: Tensor, x: Tensor, norm: _Norm) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient scale r (g - mean(g) - xhat mean(g xhat)); mean(g xhat) and mean(g), (n, c).
+
+    Torch's kernel sums the last two over images; so all maps are given to it as channels of one image.
+    """
+    n, c, h, w = x.shape
+    given = [each.view(1, n * c, *each.shape[2:]) for each in (g, x, norm.mean, norm.r)]
+    scale = norm.scale.expand(n, c).reshape(n * c)
+    dx, q, p = aten.native_group_norm_backward(*given, scale, 1, n * c, h * w, n * c, [True, True, True])
+    return dx.view(n, c, h, w), q.view(n, c) / (h * w), p.view(n, c) / (h * w)
+
+
+def _per_map(values: Tensor) -> Tensor:
+    return values[:, :, None, None]
+
+
+def _join_rows(y: Tensor) -> Tensor:
+    """Sums of pairs of rows: (n, c, h, w) to (n, c, h / 2, w)."""
+    n, c, h, w = y.shape
+    pairs = y.view(n, c, h // 2, 2, w)
+    return pairs[:, :, :, 0] + pairs[:, :, :, 1]
+
+
+def _split_rows(rows: Tensor) -> Tensor:
+    """The adjoint of `_join_rows`: every row twice."""
+    n, c, h, w = rows.shape
+    return rows[:, :, :, None].expand(n, c, h, 2, w).reshape(n, c, 2 * h, w)
+
+
+def _join_columns(rows: Tensor) -> Tensor:
+    """A quarter of the sums of pairs of columns, which completes average pooling."""
+    return (rows[..., ::2] + rows[..., 1::2]).mul_(0.25)
+
+
+def _split_columns(output: Tensor) -> Tensor:
+    """The adjoint of `_join_columns`: a quarter of every column twice."""
+    n, c, h, w = output.shape
+    quarter, columns = output * 0.25, output.new_empty(n, c, h, 2 * w)
+    columns[..., ::2] = quarter
+    columns[..., 1::2] = quarter
+    return columns
+
+
+def _convolved_back(dx: Tensor, images: Tensor, weight: Tensor, block: ConvBlock) -> Tensor:
+    """The gradient of a convolution by its input."""
+    return _convolution_back(dx, images, weight, block, [True, False, False])[0]
+
+
+def _correlated(dx: Tensor, images: Tensor, weight: Tensor, block: ConvBlock) -> tuple[Tensor, Tensor]:
+    """The gradients of a convolution by its weight and by its bias."""
+    return _convolution_back(dx, images, weight, block, [False, True, True])[1:]
+
+
+def _convolution_back(dx: Tensor, images: Tensor, weight: Tensor, block: ConvBlock, wanted: list[bool]) -> Any:
+    biases, padding = [len(weight)], list(block.conv.padding)
+    return aten.convolution_backward(dx, images, weight, biases, [1, 1], padding, [1, 1], False, [0, 0], 1, wanted)
