@@ -5,6 +5,7 @@ or worker dies is lost, and the driver submits it again; so Ray's own retries ar
 wherever a job was.
 """
 
+import importlib
 import logging
 import os
 import socket
@@ -68,15 +69,13 @@ class _Task:
     result: Any
 
     def ended(self) -> int | None:
-        import ray
-        from ray.exceptions import RayError
-
+        ray = _ray()
         done, _ = ray.wait([self.result], timeout=0)
         if not done:
             return None
         try:
             return int(ray.get(self.result))
-        except RayError as error:
+        except ray.exceptions.RayError as error:
             log.info("%s: %s", self.name, in_one_line(error))
             return LOST
 
@@ -93,10 +92,7 @@ class RayExecutor:
     pause = 1.0
 
     def __init__(self, folder: Path, settings: RaySettings, lead: Executor | None = None) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise UsageError("on=ray: ray is not installed; pip install 'dd-workbench[ray]'") from error
+        ray = _ray()
         _connect(settings.address)
         self._folder, self._count, self._lead = folder.absolute(), 0, lead
         # a process that ends after each task leaves nothing behind for the next one
@@ -114,10 +110,9 @@ class RayExecutor:
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """See `Executor`; waits until they saved, because Ray kills tasks whose driver ends."""
-        import ray
-
         if self._lead is not None:
             self._lead.cancel(jobs)
+        ray = _ray()
         results = [job.result for job in jobs if isinstance(job, _Task) and job.ended() is None]
         deadline = time.monotonic() + PATIENCE
         while results and time.monotonic() < deadline:
@@ -133,14 +128,25 @@ class RayExecutor:
         return _Task(f"task {self._count}", said, self._call.remote(list(words), os.getcwd(), said, variables))
 
 
+def _ray() -> Any:
+    """Import Ray, which is an extra.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise UsageError("on=ray: ray is not installed; pip install 'dd-workbench[ray]'") from error
+
+
 def _connect(address: str | None) -> None:
     """Connect to the cluster.
 
     Raises:
         UsageError: there is none, or it has other versions.
     """
-    import ray
-
+    ray = _ray()
     host, _, port = (address or "").rpartition(":")
     try:
         if host and port.isdigit():  # Ray would try for minutes
@@ -154,8 +160,7 @@ def _connect(address: str | None) -> None:
 
 def _warn_of_room(settings: RaySettings) -> None:
     """Warn if no node has what a task asks for, so that it waits."""
-    import ray
-
+    ray = _ray()
     wanted = {"GPU": settings.gpus or 0, "CPU": settings.cpus or 1}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(what, 0) >= count for what, count in wanted.items()) for node in nodes):
