@@ -1,7 +1,7 @@
 """`dd eval`: evaluate existing sets."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,8 +98,8 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
                 scored[network] = _scored(one, own)
             except (UsageError, RunError) as error:
                 worst = max(worst, 2 if isinstance(error, UsageError) else 1)
+                _remark_once(found, which, error)
                 found.append({**which, "error": str(error)})
-                remark(f"dd: {': '.join(which.values())}: {error}")
                 continue
             found.append({**which, "report": scored[network].to_dict()})
         if not as_json and networks is None and scored:
@@ -109,6 +109,12 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
     if as_json:
         emit({"sets": found})
     return worst
+
+
+def _remark_once(found: Sequence[Mapping[str, Any]], which: Mapping[str, str], error: Exception) -> None:
+    """Say an error, unless another set or network had the same: a wrong key is wrong for all."""
+    if all(row.get("error") != str(error) for row in found):
+        remark(f"dd: {': '.join(which.values())}: {error}")
 
 
 def _scored(file: str, overrides: Mapping[str, Any]) -> _Scored:

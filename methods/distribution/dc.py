@@ -18,7 +18,7 @@ from dd.engine.method import Method, Objective, Synthetic, Task
 from dd.engine.needs import Got
 from dd.engine.registry import register
 from dd.errors import UsageError
-from dd.networks import Functional, closed_form, portions
+from dd.networks import Functional, portions
 from dd.views.dsa import augment
 
 from ._classes import ENOUGH, group, has_batch_norm
@@ -128,7 +128,7 @@ class DC(Method[Functional]):
 
     def prepare(self, task: Task, got: Got) -> Functional:
         """The student as a function; its module receives the weights of each iteration."""
-        return Functional(closed_form(task.network("skeleton")))
+        return task.functional()
 
     def start(self, task: Task, prepared: Functional) -> Synthetic:
         """Real images or noise, with hard labels."""

@@ -149,7 +149,8 @@ RDED = (ONCE, "method=rded", "dataset=imagenet-1k", "ipc=1")
 SQUASHED = ("data.size=128", "data.resize=squash", "student.width=8", "eval.steps=2")
 
 
-@pytest.mark.parametrize("words", [pytest.param(SRE2L, marks=pytest.mark.slow), RDED], ids=["sre2l", "rded"])
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [SRE2L, RDED], ids=["sre2l", "rded"])
 def test_six_classes_at_224_pixels(run, few, words):
     few.make_weights("resnet18")
     report, images = run(few, True, *words)

@@ -120,6 +120,7 @@ def test_a_helper_makes_what_is_free_waits_for_nobody_and_ends(place, several):
     assert (ended.code, len(re.findall("^made student", ended.err, re.MULTILINE))) == (0, 1)
 
 
+@pytest.mark.slow
 def test_jobs_fill_a_pool_of_experts(place, several):
     ended = place.process("experts", "make", *several, "jobs=3", "--json", **ONE_THREAD)
     assert ended.code == 0, ended.err
@@ -164,6 +165,7 @@ def test_a_stopped_lead_is_started_again_and_resumes(place, marked, undisturbed)
     assert ended.err.count("stopped by SIGTERM") == 0  # the lead's own words, which are not those of the run
 
 
+@pytest.mark.slow
 @needs_proc
 def test_ctrl_c_cancels_the_jobs_and_the_same_command_resumes(place, marked, undisturbed):
     words, mark = marked

@@ -161,6 +161,7 @@ def test_a_protocol_that_changes_labelled_views_is_refused_before_any_work(place
     assert not (place.home / "teachers").exists()
 
 
+@pytest.mark.slow
 def test_labels_that_do_not_fit_are_said_before_they_are_made_and_keep_what_there_is(place, taught, whole):
     """A file may not grow: finished epochs stay, the line is clear, the same command resumes."""
     again = ("run", *taught, "--json")
@@ -180,6 +181,7 @@ def test_labels_that_do_not_fit_are_said_before_they_are_made_and_keep_what_ther
     assert ended.report["accuracy"] == whole[1]["accuracy"]
 
 
+@pytest.mark.slow
 def test_without_the_teachers_a_stored_set_has_its_accuracy_and_no_control(place, taught, tmp_path):
     """Labelled by a checkpoint that is overwritten, then gone: the labels stay, and others would be no control."""
     made = place.dd("run", *taught, "labels.mode=off", "eval.students=1", "--json")

@@ -91,7 +91,8 @@ def test_parts_go_into_one_set_one_log_and_leave_nothing(whole):
     assert not list(place.home.glob("parts/*.safetensors"))
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
 def test_any_number_of_processes_makes_the_same_bits(whole, words, tmp_path, processes):
     place, report = whole
     other = type(place)(tmp_path / "other")

@@ -117,6 +117,7 @@ def test_an_installed_package_is_listed_and_runs(place, tiny, installed, monkeyp
     assert place.dd("run", f"recipe={report['folder']}", "--json").report["fresh"] is False
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page(place, tiny, tmp_path):
     """A package that `dd new method` wrote: installed, listed, run, tested, nothing in it touched."""
     page = (Path(__file__).parents[2] / "docs/pages/howto/plugin.md").read_text(encoding="utf-8")

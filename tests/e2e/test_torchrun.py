@@ -75,7 +75,8 @@ def test_two_processes_do_one_run(place, words, tmp_path):
     assert json.loads(again.stdout)["accuracy"] == report["accuracy"]
 
 
-@pytest.mark.parametrize("method", [pytest.param("mtt", marks=pytest.mark.slow), "datm"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mtt", "datm"])
 def test_two_processes_share_the_inner_steps_of_a_run(place, small, method, tmp_path):
     words = trajectory_words(method, small)
     alone = place.dd(*words).report
@@ -89,7 +90,7 @@ def test_two_processes_share_the_inner_steps_of_a_run(place, small, method, tmp_
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are found by /proc")
-@pytest.mark.parametrize(("method", "iterations"), [("dm", 400), ("datm", 100)])
+@pytest.mark.parametrize(("method", "iterations"), [pytest.param("dm", 400, marks=pytest.mark.slow), ("datm", 100)])
 def test_a_killed_run_goes_on_with_another_number_of_processes(place, words, small, method, iterations):
     mark = f"out={place.runs}"  # by which its processes are known, wherever torchrun puts them
     longer = [*(words if method == "dm" else trajectory_words(method, small)), f"iterations={iterations}", mark]

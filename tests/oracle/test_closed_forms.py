@@ -301,6 +301,7 @@ def test_compiled_forms_are_exact_and_the_same_to_the_bit_again(soft):
             assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled_forms_of_a_short_problem():
     problem = Problem(soft=True, steps=2, batch=None, depth=1, width=2, closed={"fast": compiled})
