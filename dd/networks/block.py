@@ -65,16 +65,17 @@ class ConvBlock(nn.Sequential):
     def _has_closed_form(self, images: Tensor) -> bool:
         norm, pooling = self.norm, self.pooling
         instance = isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels
-        averaged = isinstance(pooling, nn.AvgPool2d) and isinstance(self.activation, nn.ReLU)
+        averaged = isinstance(pooling, nn.AvgPool2d) and pooling.kernel_size == 2
         sides = [side + 2 * int(pad) - 2 for side, pad in zip(images.shape[2:], self.conv.padding, strict=True)]
-        return instance and averaged and not any(side % 2 for side in sides)
+        return instance and isinstance(self.activation, nn.ReLU) and averaged and not any(side % 2 for side in sides)
 
 
 def closed_form(network: N, *, keep: bool = True, fast: Wrap | None = None) -> N:
     """Let a network's `ConvBlock`s compute gradients, and gradients of gradients, in closed form; return the network.
 
     A gradient may be differentiated once.  The values are PyTorch's, to rounding.  Nothing changes for other layers,
-    nor for blocks with another norm than "instance", activation than ReLU or pooling than "avg", or odd maps.
+    nor for blocks with another norm than "instance", activation than ReLU or pooling than "avg", or odd maps.  Hooks of
+    the layers of a block do not run.
 
     Args:
         network: the network.

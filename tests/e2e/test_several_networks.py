@@ -53,3 +53,11 @@ def test_a_network_that_cannot_be_is_told_and_the_others_are_scored(made):
     assert number.code == 2
     assert "unknown network '3'" in number.err
     assert place.dd("eval", file, "student.arch=mlp,mlp").err.splitlines()[-1].endswith("mlp is named twice")
+
+
+def test_what_is_wrong_for_all_networks_is_said_once(made):
+    place, file = made
+    ended = place.dd("eval", file, "student.arch=mlp,convnet", "eval.seeds=5")
+    assert ended.code == 2
+    assert len(ended.err.splitlines()) == 1
+    assert "unknown key 'eval.seeds'; did you mean 'eval.students'?" in ended.err
