@@ -208,13 +208,17 @@ def _ray() -> str | None:
 
 
 _RAY = """
+import os
+answer = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what Ray itself says, of nodes that were lost for example, is no part of the answer
 import ray
 try:
     ray.init(address="auto", log_to_driver=False, logging_level=50)
 except ConnectionError:
-    print("no cluster here")
+    print("no cluster here", file=answer)
 else:
-    print(sum(node["Alive"] for node in ray.nodes()), "nodes")
+    print(sum(node["Alive"] for node in ray.nodes()), "nodes", file=answer)
+answer.close()
 """
 
 
