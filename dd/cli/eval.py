@@ -112,8 +112,8 @@ def command(file: str, settings: tuple[str, ...], as_json: bool) -> int:
 
 
 def _remark_once(found: Sequence[Mapping[str, Any]], which: Mapping[str, str], error: Exception) -> None:
-    """Say an error, unless another set or network had the same: a wrong key is wrong for all."""
-    if all(row.get("error") != str(error) for row in found):
+    """Say an error, unless another network had the same with this set: a wrong key is wrong for all networks."""
+    if all((row["set"], row.get("error")) != (which["set"], str(error)) for row in found):
         remark(f"dd: {': '.join(which.values())}: {error}")
 
 

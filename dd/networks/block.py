@@ -169,9 +169,9 @@ class _Output(torch.autograd.Function):
         output, maps, *_ = gradients
         *saved, stand_in = ctx.saved_tensors
         wanted = _is_wanted(ctx, 0), _is_wanted(ctx, 1) or _is_wanted(ctx, 2)
-        if torch.is_grad_enabled():  # this gradient is going to be differentiated
+        if torch.is_grad_enabled() and maps is None:  # this gradient may be differentiated
             return (*_Gradient.apply(*saved, output, stand_in, ctx.now, wanted), None)
-        return (*_gradients(output, maps, saved, ctx.now, wanted), None)
+        return (*_final(ctx, output, maps, saved, wanted), None)
 
 
 class _Gradient(torch.autograd.Function):
@@ -187,6 +187,18 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         return _derivatives(ctx, *cotangents)
+
+
+@once_differentiable
+def _final(
+    ctx: Any,
+    output: Tensor | None,
+    maps: Tensor | None,
+    saved: Sequence[Tensor | None],
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of a pass that is not differentiated, or that already is a second derivative."""
+    return _gradients(output, maps, saved, ctx.now, wanted)
 
 
 def _gradients(
@@ -255,15 +267,15 @@ def _opened(now: _Pass, saved: Sequence[Tensor | None], again: bool) -> tuple[Te
 
 
 def _is_wanted(ctx: Any, position: int) -> bool:
-    """Whether the pass that is going on needs the gradient of an input; True if torch does not say.
+    """Whether the pass that is going on needs the gradient of an input.
 
     Args:
         ctx: the node.
         position: the position of the input among those that are tensors.
     """
     node = ctx.next_functions[position][0]
-    if node is None or not hasattr(torch._C, "_will_engine_execute_node"):
-        return node is not None
+    if node is None:
+        return False
     try:
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:  # a leaf whose gradient was asked for

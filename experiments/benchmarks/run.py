@@ -28,7 +28,6 @@ from processes import processes
 from report import Findings, Memory, compared, draw, machine, same_work, text, verdict
 from scale import CEILINGS, DISTRIBUTION, LEAN, LOADER, LOOPS, PARTS, QUICK, SETS, Scale
 from scoring import evaluation
-from sides import WIDTH
 
 
 def training(bench: Bench, found: Findings) -> None:
@@ -68,10 +67,10 @@ def experts(bench: Bench, found: Findings) -> None:
 
 
 def iteration(bench: Bench, found: Findings) -> None:
-    """Compare the modes with the paper's loop; only the first loop, the smallest, has many repeats."""
+    """Compare the modes with the paper's loop; only the first of `LOOPS` has many repeats."""
     quick = bench.scale.student_steps < 10
     for number, (width, ipc) in enumerate(LOOPS[: 1 if quick else None]):
-        _make_experts(bench, width)
+        _make_experts(bench, width=width)
         shape = {"width": width, "ipc": ipc}
         engines = {"full": "FullGraph", "stepwise": "Stepwise"} | ({} if number else {"frozen": "FrozenAdjoint"})
         sides = {label: ("iteration", {"backprop": name, **shape}) for name, label in engines.items()}
@@ -300,8 +299,8 @@ def _apart(run: Runs, other: Runs) -> float:
     return max(abs(a - b) / b for a, b in pairs)
 
 
-def _make_experts(bench: Bench, width: int = WIDTH) -> None:
-    with Side(bench, "make_experts", {"width": width}) as side:
+def _make_experts(bench: Bench, **options: int) -> None:
+    with Side(bench, "make_experts", options) as side:
         side.finish()
 
 

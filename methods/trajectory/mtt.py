@@ -85,8 +85,7 @@ class MTT(Method[Prepared]):
     """Whether to use DSA in the inner loop, with the data set's strategy."""
     backprop: Literal["auto", "full", "stepwise", "frozen"] = "auto"
     """Gradient through the inner loop: "full" stores the graph of all steps; "stepwise" recomputes one step at a time;
-    "auto" chooses between them by shapes and the device's total memory; "frozen" is
-    TESLA's approximation.
+    "auto" chooses between them by shapes and the device's total memory; "frozen" is TESLA's approximation.
     """
     experts: ExpertSettings = field(default_factory=ExpertSettings)
     """The pool of experts."""

@@ -1,6 +1,7 @@
 """`dd eval SET student.arch=A,B`: one set on several networks, and their table."""
 
 import json
+import shutil
 import statistics
 
 import pytest
@@ -55,9 +56,12 @@ def test_a_network_that_cannot_be_is_told_and_the_others_are_scored(made):
     assert place.dd("eval", file, "student.arch=mlp,mlp").err.splitlines()[-1].endswith("mlp is named twice")
 
 
-def test_what_is_wrong_for_all_networks_is_said_once(made):
+def test_what_is_wrong_for_all_networks_is_said_once_for_each_set(made, tmp_path):
     place, file = made
     ended = place.dd("eval", file, "student.arch=mlp,convnet", "eval.seeds=5")
     assert ended.code == 2
     assert len(ended.err.splitlines()) == 1
     assert "unknown key 'eval.seeds'; did you mean 'eval.students'?" in ended.err
+    other = shutil.copy(file, tmp_path / "other.safetensors")
+    ended = place.dd("eval", file, str(other), "student.arch=mlp,convnet", "eval.seeds=5")
+    assert [line.split(": ")[1] for line in ended.err.splitlines()] == [file, str(other)]

@@ -162,7 +162,8 @@ def test_both_derivatives_against_finite_differences(keep, padding):
 
 
 @KEEP
-def test_every_choice_of_derivatives_is_pytorchs(keep):
+@pytest.mark.parametrize("graph", [False, True], ids=["last", "graph"])
+def test_every_choice_of_derivatives_is_pytorchs(keep, graph):
     block = block_for(keep=keep)
     inputs, plain = inputs_of(block), by_torch(block)
     directions = [torch.randn(v.shape, generator=generator(8, i), dtype=v.dtype) for i, v in enumerate(inputs)]
@@ -171,7 +172,7 @@ def test_every_choice_of_derivatives_is_pytorchs(keep):
         value = called(module)(*inputs).sin().sum()
         found = torch.autograd.grad(value, [inputs[i] for i in first], create_graph=True)
         slope = sum((directions[i] * g).sum() for i, g in zip(first, found, strict=True)) + 0.3 * value
-        return torch.autograd.grad(slope, [inputs[i] for i in second])
+        return torch.autograd.grad(slope, [inputs[i] for i in second], create_graph=graph)
 
     for first in ([0], [1], [2], [3], [4], [1, 2, 3, 4], [0, 1, 2, 3, 4]):
         for second in ([0], [1], [3, 4], [1, 2, 3, 4], [0, 1, 2, 3, 4]):
