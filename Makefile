@@ -31,8 +31,11 @@ test-slow: $(INSTALLED)  ## the tests that take minutes
 test-gpu: $(INSTALLED)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu
 
-test-cluster: $(INSTALLED)  ## the tests that start Slurm (Debian, as root: apt-get install slurm-wlm munge), Ray and an S3 server
+$(VENV)/.cluster: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[slurm,ray,s3]' --group cluster
+	touch $@
+
+test-cluster: $(VENV)/.cluster  ## the tests that start Slurm (Debian, as root: apt-get install slurm-wlm munge), Ray and an S3 server
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m cluster tests/cluster
 
 test-browser: $(INSTALLED)  ## the tests that open a page in headless Chromium (Debian: apt-get install chromium)

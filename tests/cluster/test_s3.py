@@ -23,7 +23,7 @@ BUCKET = "sets"
 def server():
     """Where an S3 server listens, with an empty bucket."""
     pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'dd-workbench[s3]'")
-    moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]'")
+    moto = pytest.importorskip("moto.server", reason="moto is not installed: make .venv/.cluster")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # one line for every request
     listening = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     listening.start()
