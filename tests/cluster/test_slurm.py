@@ -118,8 +118,9 @@ def test_a_lead_that_lost_its_driver_is_waited_for(place, words):
 
 def test_doctor_says_what_slurm_answers(place, monkeypatch, tmp_path):
     assert place.dd("doctor", "--json").report["tools"]["Slurm"] == "2 nodes in partition main*, up"
-    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "no.conf"))
-    assert place.dd("doctor", "--json").report["tools"]["Slurm"].startswith("does not answer: ")
+    with monkeypatch.context() as patch:  # the fixtures that empty the queue afterwards need the real one
+        patch.setenv("SLURM_CONF", str(tmp_path / "no.conf"))
+        assert place.dd("doctor", "--json").report["tools"]["Slurm"].startswith("does not answer: ")
 
 
 def test_what_slurm_refuses_is_said_in_one_line(place, words):
