@@ -29,12 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dd.networks import native
+
 aten = torch.ops.aten
 
 N = TypeVar("N", bound=nn.Module)
-
-Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Returns an equivalent of a function, for example `torch.compile`."""
 
 
 class ConvBlock(nn.Sequential):
@@ -70,7 +69,7 @@ class ConvBlock(nn.Sequential):
         return instance and isinstance(self.activation, nn.ReLU) and averaged and not any(side % 2 for side in sides)
 
 
-def closed_form(network: N, *, keep: bool = True, fast: Wrap | None = None) -> N:
+def closed_form(network: N, *, keep: bool = True, packed: "Packed | None" = None, fast: bool = True) -> N:
     """Let a network's `ConvBlock`s compute gradients, and gradients of gradients, in closed form; return the network.
 
     A gradient may be differentiated once.  The values are PyTorch's, to rounding.  Nothing changes for other layers,
@@ -81,15 +80,40 @@ def closed_form(network: N, *, keep: bool = True, fast: Wrap | None = None) -> N
         network: the network.
         keep: keep the maps of the convolution until the graph is freed; otherwise they are computed again, which is one
             convolution more for every eight.
-        fast: wraps the functions that go over the maps.
+        packed: where the graph keeps a block's output and the gradient of it; None for where they are made.
+        fast: go over the maps in C, on a CPU with a C compiler; the values are the same, to rounding.
     """
-    forms = ClosedForms(keep, _pooled, _gradient, _second)
-    if fast is not None:
-        forms = ClosedForms(keep, fast(_pooled), fast(_gradient), fast(_second))
+    functions = (_pooled_in_c, _gradient_in_c, _second_in_c) if fast else (_pooled, _gradient, _second)
+    forms = ClosedForms(keep, packed, *functions)
     for block in network.modules():
         if isinstance(block, ConvBlock):
             block.closed = forms
     return network
+
+
+class Packed:
+    """Memory for tensors that a graph keeps: one behind the other, in large pieces.
+
+    If what is kept lies between temporary tensors, it leaves holes into which the next temporary ones do not fit, and
+    the heap of a long inner loop becomes twice as large as its graph.
+    """
+
+    PIECE = 1 << 26  # bytes; above the temporary tensors, and little beside a graph that is worth packing
+    _ALIGNED = 64  # bytes
+
+    def __init__(self) -> None:
+        self._piece: torch.UntypedStorage | None = None
+        self._used = 0
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor there; a piece is freed with the last of its tensors."""
+        wanted = tensor.numel() * tensor.element_size()
+        if self._piece is None or self._used + wanted > len(self._piece):
+            self._piece = torch.UntypedStorage(max(wanted, self.PIECE), device=tensor.device)
+            self._used = 0
+        place = tensor.new_empty(0).set_(self._piece, self._used // tensor.element_size(), tensor.shape)
+        self._used += -(-wanted // self._ALIGNED) * self._ALIGNED
+        return place.copy_(tensor)
 
 
 @dataclass(frozen=True)
@@ -98,15 +122,21 @@ class ClosedForms:
 
     Attributes:
         keep: whether maps are kept.
-        pooled: `_pooled`, or an equivalent.
-        gradient: `_gradient`, or an equivalent.
-        second: `_second`, or an equivalent.
+        packed: where outputs and their gradients are kept; None for where they are made.
+        pooled: `_pooled`, or the same in C.
+        gradient: `_gradient`, or the same in C.
+        second: `_second`, or the same in C.
     """
 
     keep: bool
+    packed: Packed | None
     pooled: Callable[..., tuple[Tensor, Tensor, Tensor]]
     gradient: Callable[..., tuple[Tensor, Tensor, Tensor]]
     second: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+def _kept(tensor: Tensor, packed: Packed | None) -> Tensor:
+    return tensor if packed is None else packed.copy(tensor)
 
 
 class _Norm(NamedTuple):
@@ -154,7 +184,7 @@ class _Output(torch.autograd.Function):
         assert block.closed is not None
         ctx.now = _Pass(block, block.closed, _Maps())
         x = block.maps(images, weight, bias)
-        rows, mean, r = block.closed.pooled(x, scale, shift, block.norm.eps)
+        output, mean, r = block.closed.pooled(x, scale, shift, block.norm.eps)
         stand_in = x.new_zeros(()).expand_as(x)
         if not block.closed.keep:
             ctx.now.maps.remember(x)
@@ -162,7 +192,7 @@ class _Output(torch.autograd.Function):
         ctx.save_for_backward(images, weight, bias, mean, r, scale, shift, kept, stand_in)
         ctx.mark_non_differentiable(mean, r)
         ctx.set_materialize_grads(False)
-        return _join_columns(rows), stand_in, mean, r
+        return _kept(output, block.closed.packed), stand_in, mean, r
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -181,7 +211,7 @@ class _Gradient(torch.autograd.Function):
     def forward(ctx: Any, *given: Any) -> tuple[Tensor | None, ...]:
         *saved, output, _, ctx.now, wanted = given
         ctx.of_images = wanted[0]
-        ctx.save_for_backward(*saved, output)
+        ctx.save_for_backward(*saved, _kept(output, ctx.now.forms.packed))
         return _gradients(output, None, saved, ctx.now, wanted)
 
     @staticmethod
@@ -220,7 +250,7 @@ def _gradients(
     x, images, weight, norm = _opened(now, saved, again=False)
     if output is None:
         output = x.new_zeros(*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
-    dx, q, p = now.forms.gradient(_split_columns(output), x, norm)
+    dx, q, p = now.forms.gradient(output, x, norm)
     if maps is not None:
         dx += maps
     by_images = _convolved_back(dx, images, weight, now.block) if wanted[0] else None
@@ -245,7 +275,7 @@ def _derivatives(
     u = torch.zeros_like(x) if of_weight is None else now.block.maps(images, of_weight, of_bias)
     if ctx.of_images:
         u += now.block.maps(of_images, weight, None)
-    rows, by_x, k, dx = now.forms.second(u, of_scale, of_shift, _split_columns(output), x, norm)
+    by_output, by_x, k, dx = now.forms.second(u, of_scale, of_shift, output, x, norm)
     by_images = by_weight = None
     if of_weight is not None and _is_wanted(ctx, 0):
         by_images = _convolved_back(dx, images, of_weight, now.block)
@@ -253,7 +283,7 @@ def _derivatives(
         by_weight = _correlated(dx, of_images, weight, now.block)[0]
     by_scale = k.sum(0) * x[0, 0].numel()
     no = None  # bias and shift do not change a gradient; mean and r are functions of the maps, and accounted for
-    return by_images, by_weight, no, no, no, by_scale, no, no, _join_columns(rows), by_x, no, no
+    return by_images, by_weight, no, no, no, by_scale, no, no, by_output, by_x, no, no
 
 
 def _opened(now: _Pass, saved: Sequence[Tensor | None], again: bool) -> tuple[Tensor, Tensor, Tensor, _Norm]:
@@ -282,39 +312,38 @@ def _is_wanted(ctx: Any, position: int) -> bool:
         return True
 
 
-# Functions of the maps, which may be compiled.  Pooling is in two steps, rows here and columns outside, because
-# compiled code is fast where memory is read in order.
+# Functions of the maps: in C where `native` takes them, otherwise by PyTorch.
 
 
 def _pooled(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over pairs of rows of relu(y), (n, c, h / 2, w); mean and r, (n, c)."""
+    """The output (n, c, h / 2, w / 2); mean and r of the maps, (n, c)."""
     n, c, h, w = x.shape
     y, mean, r = torch.native_group_norm(x, scale, shift, n, c, h * w, c, eps)
-    return _join_rows(y.relu_()), mean, r
+    return F.avg_pool2d(y.relu_(), 2), mean, r
 
 
-def _gradient(columns: Tensor, x: Tensor, norm: _Norm) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient by x (n, c, h, w), q and p (n, c), from that of the output with split columns (n, c, h / 2, w)."""
-    g = aten.threshold_backward(_split_rows(columns), _normalised(x, norm), 0)
+def _gradient(d: Tensor, x: Tensor, norm: _Norm) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient by x (n, c, h, w), and q and p (n, c), from that of the output (n, c, h / 2, w / 2)."""
+    g = aten.threshold_backward(_spread(d), _normalised(x, norm), 0)
     return _normalised_back(g, x, norm)
 
 
 def _second(
-    u: Tensor, v: Tensor, w: Tensor, columns: Tensor, x: Tensor, norm: _Norm
+    u: Tensor, v: Tensor, w: Tensor, d: Tensor, x: Tensor, norm: _Norm
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The derivatives by the output's gradient (n, c, h / 2, w), not yet over columns, and by x; r k (n, c); and dx."""
+    """The derivatives by d (n, c, h / 2, w / 2) and by x; r k (n, c); and dx."""
     mean, r, slope, y = norm.mean, norm.r, norm.scale * norm.r, _normalised(x, norm)
-    g = aten.threshold_backward(_split_rows(columns), y, 0)
+    g = aten.threshold_backward(_spread(d), y, 0)
     dx, q, p = _normalised_back(g, x, norm)
     du, t, s = _normalised_back(u, x, norm)
     k = (u * g).mean((2, 3)) - s * p - t * q
     du.addcmul_(x, _per_map(v * r)).add_(_per_map(w - v * r * mean))
-    rows = _join_rows(aten.threshold_backward(du, y, 0))
+    by_d = F.avg_pool2d(aten.threshold_backward(du, y, 0), 2)
     e = g.mul_(_per_map(v - slope * t)).addcmul_(u, _per_map(-slope * q))
     by_x, _, _ = _normalised_back(e, x, norm._replace(scale=torch.ones_like(norm.scale)))
     last = slope * r * r * k
     by_x.addcmul_(x, _per_map(-last)).add_(_per_map(last * mean))
-    return rows, by_x, r * k, dx
+    return by_d, by_x, r * k, dx
 
 
 def _normalised(x: Tensor, norm: _Norm) -> Tensor:
@@ -339,31 +368,39 @@ def _per_map(values: Tensor) -> Tensor:
     return values[:, :, None, None]
 
 
-def _join_rows(y: Tensor) -> Tensor:
-    """Sums of pairs of rows: (n, c, h, w) to (n, c, h / 2, w)."""
-    n, c, h, w = y.shape
-    pairs = y.view(n, c, h // 2, 2, w)
-    return pairs[:, :, :, 0] + pairs[:, :, :, 1]
+def _spread(d: Tensor) -> Tensor:
+    """The adjoint of average pooling: a quarter of every value four times."""
+    n, c, h, w = d.shape
+    return (d * 0.25)[:, :, :, None, :, None].expand(n, c, h, 2, w, 2).reshape(n, c, 2 * h, 2 * w)
 
 
-def _split_rows(rows: Tensor) -> Tensor:
-    """The adjoint of `_join_rows`: every row twice."""
-    n, c, h, w = rows.shape
-    return rows[:, :, :, None].expand(n, c, h, 2, w).reshape(n, c, 2 * h, w)
+def _pooled_in_c(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    if not native.takes(x, scale, shift):
+        return _pooled(x, scale, shift, eps)
+    (n, c, h, w), x = x.shape, x.contiguous()
+    found = x.new_empty(n, c, h // 2, w // 2), x.new_empty(n, c), x.new_empty(n, c)
+    native.call("pooled", x, eps, x, scale.contiguous(), shift.contiguous(), *found)
+    return found
 
 
-def _join_columns(rows: Tensor) -> Tensor:
-    """A quarter of the sums of pairs of columns, which completes average pooling."""
-    return (rows[..., ::2] + rows[..., 1::2]).mul_(0.25)
+def _gradient_in_c(d: Tensor, x: Tensor, norm: _Norm) -> tuple[Tensor, Tensor, Tensor]:
+    if not native.takes(d, x, *norm):
+        return _gradient(d, x, norm)
+    x, d, *of_norm = (tensor.contiguous() for tensor in (x, d, *norm))
+    found = torch.empty_like(x), torch.empty_like(norm.mean), torch.empty_like(norm.mean)
+    native.call("gradient", x, d, x, *of_norm, *found)
+    return found
 
 
-def _split_columns(output: Tensor) -> Tensor:
-    """The adjoint of `_join_columns`: a quarter of every column twice."""
-    n, c, h, w = output.shape
-    quarter, columns = output * 0.25, output.new_empty(n, c, h, 2 * w)
-    columns[..., ::2] = quarter
-    columns[..., 1::2] = quarter
-    return columns
+def _second_in_c(
+    u: Tensor, v: Tensor, w: Tensor, d: Tensor, x: Tensor, norm: _Norm
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not native.takes(u, v, w, d, x, *norm):
+        return _second(u, v, w, d, x, norm)
+    u, v, w, d, x, *of_norm = (tensor.contiguous() for tensor in (u, v, w, d, x, *norm))
+    found = torch.empty_like(d), torch.empty_like(x), torch.empty_like(norm.mean), torch.empty_like(x)
+    native.call("second", x, u, v, w, d, x, *of_norm, *found)
+    return found
 
 
 def _convolved_back(dx: Tensor, images: Tensor, weight: Tensor, block: ConvBlock) -> Tensor:

@@ -107,8 +107,8 @@ def _prepared(method: Any, task: Task) -> Any:
     """What the method would prepare, with an expert that walks at random."""
     mtt = importlib.import_module("dd.methods.trajectory.mtt")
     matching = importlib.import_module("dd.methods.trajectory._matching")
-    images, total = method.images_per_step(task), method.steps * method.iterations
-    network = matching.make_student(task, method.backprop, method.steps, images, total)
+    images = method.images_per_step(task)
+    network = matching.make_student(task, method.backprop, method.steps, images)
     backprop = matching.make_backprop(task, network, method.backprop, images)
     return mtt.Prepared(Trajectories((_walk(network),), (None,), 0.0), network, backprop)
 

@@ -16,18 +16,15 @@ from dd.engine import parallel
 from dd.engine.method import Task
 from dd.engine.shares import InShares
 from dd.engine.unroll import Backprop, FrozenAdjoint, FullGraph, KeptGraphs, Stepwise
-from dd.networks import Functional, closed_form, saved_bytes
+from dd.networks import Functional, Packed, closed_form, saved_bytes
 from dd.rng import generator
 from dd.training import Trajectories
-from dd.training.compiled import compiled, worth_compiling
 from dd.views.dsa import Draw, apply, draw, some
 
 log = logging.getLogger(__name__)
 
 FULL_GRAPH_SHARE = 0.25  # share of the device's total memory for a full graph
 MAPS_SHARE = 1 / 16  # the same for a full graph with maps, which is three times as large and 6 to 9 % faster
-# Compiling takes about 20 s and saves a tenth of the time; 3e12 FLOPs of forward passes are minutes of inner steps.
-WORTH_FLOPS = 3e12
 
 
 def trajectory_distance(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
@@ -210,21 +207,18 @@ def student_loss(
     return StudentLoss(network, [index.to(task.device) for index in batches], draws, hard, scale)
 
 
-def make_student(task: Task, backprop: str, steps: int, batch: int, total: int) -> Functional:
-    """The student of the inner loop: its blocks have closed forms, compiled if there is enough work.
+def make_student(task: Task, backprop: str, steps: int, batch: int) -> Functional:
+    """The student of the inner loop: its blocks have closed forms.
 
     Args:
         task: the run.
         backprop: the gradient mode: "full", "stepwise" or "frozen".
         steps: inner steps of an outer iteration.
         batch: images of an inner step.
-        total: inner steps of the whole run.
     """
-    network = task.network("skeleton")
-    images = torch.zeros((), device=task.device).expand(batch, *task.data.shape)  # only shape and device count
-    fast = compiled if pays_off(task, total, images) else None
     keep = backprop != "full" or steps * graph_bytes(task, batch, keep=True) <= MAPS_SHARE * task.total_memory()
-    return Functional(closed_form(network, keep=keep, fast=fast))
+    packed = Packed() if backprop == "full" and task.device.type == "cpu" and not keep else None
+    return Functional(closed_form(task.network("skeleton"), keep=keep, packed=packed, fast=task.compile))
 
 
 def make_backprop(task: Task, network: Functional, name: str, batch: int) -> Backprop:
@@ -257,13 +251,6 @@ def choose_backprop(task: Task, steps: int, batch: int) -> Literal["full", "step
     """
     needed = steps * graph_bytes(task, batch, keep=False)
     return "full" if needed <= FULL_GRAPH_SHARE * task.total_memory() else "stepwise"
-
-
-def pays_off(task: Task, steps: int, images: Tensor) -> bool:
-    """Whether to compile the closed forms for `steps` steps on batches like `images`; on a GPU, not measured, never."""
-    if not task.compile or task.device.type != "cpu":
-        return False
-    return worth_compiling(task.network("skeleton"), images, steps, WORTH_FLOPS)
 
 
 def graph_bytes(task: Task, batch: int, *, keep: bool) -> int:

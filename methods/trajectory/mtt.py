@@ -117,8 +117,8 @@ class MTT(Method[Prepared]):
 
     def prepare(self, task: Task, got: Got) -> Prepared:
         """The experts, the student, and the resolved gradient mode."""
-        batch, total = self.images_per_step(task), self.steps * self.iterations
-        network = make_student(task, self.backprop, self.steps, batch, total)
+        batch = self.images_per_step(task)
+        network = make_student(task, self.backprop, self.steps, batch)
         backprop = make_backprop(task, network, self.backprop, batch)
         return Prepared(got[Experts(task, self.experts)], network, backprop)
 

@@ -19,12 +19,12 @@ from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
 from dd.engine.unroll import FrozenAdjoint, FullGraph, KeptGraphs, Stepwise
 from dd.errors import Interrupted
-from dd.networks import Functional, NetworkSpec, build_network, closed_form, saved_bytes
+from dd.networks import Functional, NetworkSpec, Packed, build_network, closed_form, native, saved_bytes
+from dd.networks import block as forms
 from dd.networks.block import ConvBlock
 from dd.rng import generator
 from dd.runs.stop import Stop
 from dd.training import ExpertSettings, Trajectories
-from dd.training.compiled import compiled
 from dd.views.dsa import draw
 
 matching = importlib.import_module("dd.methods.trajectory._matching")
@@ -34,8 +34,8 @@ EXPERTS = ExpertSettings(kind="ast", count=2, epochs=5)
 
 N, CLASSES, SHAPE = 7, 3, (2, 8, 8)
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
-KEEP = pytest.mark.parametrize("keep", [True, False], ids=["kept", "again"])
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+CLOSED = pytest.mark.parametrize("closed", [{}, {"keep": False}, {"fast": False}], ids=["kept", "again", "torch"])
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler")
 
 
 def network_for(closed=None, **spec):
@@ -119,7 +119,7 @@ def apart(ours, theirs):
 # --- a block alone ---------------------------------------------------------------------------------------------------
 
 
-def block_for(channels=2, padding=1, keep=True):
+def block_for(channels=2, padding=1, closed=None):
     """A block of 3 channels in float64, and other parameters than the first ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -128,7 +128,7 @@ def block_for(channels=2, padding=1, keep=True):
         ).double()
         for parameter in block.parameters():
             nn.init.normal_(parameter, std=0.5)
-    return closed_form(block, keep=keep)
+    return closed_form(block, **closed or {})
 
 
 def inputs_of(block, n=2, side=6):
@@ -152,19 +152,19 @@ def by_torch(block):
     return plain
 
 
-@KEEP
+@CLOSED
 @pytest.mark.parametrize("padding", [1, 3])
-def test_both_derivatives_against_finite_differences(keep, padding):
-    block = block_for(padding=padding, keep=keep)
+def test_both_derivatives_against_finite_differences(closed, padding):
+    block = block_for(padding=padding, closed=closed)
     inputs = inputs_of(block, n=1, side=4)
     assert torch.autograd.gradcheck(called(block), inputs)
     assert torch.autograd.gradgradcheck(called(block), inputs)
 
 
-@KEEP
+@CLOSED
 @pytest.mark.parametrize("graph", [False, True], ids=["last", "graph"])
-def test_every_choice_of_derivatives_is_pytorchs(keep, graph):
-    block = block_for(keep=keep)
+def test_every_choice_of_derivatives_is_pytorchs(closed, graph):
+    block = block_for(closed=closed)
     inputs, plain = inputs_of(block), by_torch(block)
     directions = [torch.randn(v.shape, generator=generator(8, i), dtype=v.dtype) for i, v in enumerate(inputs)]
 
@@ -233,7 +233,11 @@ def test_maps_of_an_odd_side_keep_pytorchs_derivatives():
 # --- in an inner loop ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("closed", [{}, {"keep": False}, None], ids=["kept", "again", "torch"])
+@pytest.mark.parametrize(
+    "closed",
+    [{}, {"keep": False}, {"keep": False, "packed": Packed()}, {"fast": False}, None],
+    ids=["kept", "again", "packed", "torch", "none"],
+)
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize(("momentum", "at"), [(0.0, ()), (0.9, ()), (0.9, (2, 5))])
 def test_the_inner_loop_is_the_formula_of_the_paper(closed, soft, momentum, at):
@@ -243,10 +247,10 @@ def test_the_inner_loop_is_the_formula_of_the_paper(closed, soft, momentum, at):
         assert apart(problem.gradients(mode, momentum, at), expected) < 1e-10
 
 
-@KEEP
+@CLOSED
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_the_frozen_adjoint_is_the_formula_without_curvature(keep, momentum):
-    problem = Problem(soft=True, closed={"keep": keep})
+def test_the_frozen_adjoint_is_the_formula_without_curvature(closed, momentum):
+    problem = Problem(soft=True, closed=closed)
     ours = problem.gradients(FrozenAdjoint(), momentum)
     assert apart(ours, Problem(soft=True).by_the_paper(momentum, (), exact=False)) < 1e-10
     assert apart(ours, problem.gradients(Stepwise(), momentum)) > 1e-3
@@ -283,46 +287,94 @@ def test_the_graph_of_a_step_is_small(blobs, make_task):
     assert again < 0.2 * plain
 
 
-# --- compiled --------------------------------------------------------------------------------------------------------
+def test_what_is_kept_lies_together_and_a_full_piece_is_followed_by_another(monkeypatch):
+    monkeypatch.setattr(Packed, "PIECE", 1000)
+    packed = Packed()
+    shapes, dtypes = ((2, 3), (5, 1, 7), (300,)), (torch.half, torch.double)
+    tensors = [torch.randn(shape, dtype=dtype) for shape in shapes for dtype in dtypes]
+    kept = [packed.copy(tensor) for tensor in tensors]
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(kept, tensors, strict=True))
+    pieces = [tensor.untyped_storage() for tensor in kept]
+    addresses = [piece.data_ptr() for piece in pieces]
+    assert [addresses.index(address) for address in addresses] == [0, 0, 0, 0, 4, 5]
+    assert [piece.nbytes() for piece in pieces] == [1000, 1000, 1000, 1000, 1000, 2400]
+    turned = packed.copy(torch.arange(6.0).view(2, 3).T)
+    assert torch.equal(turned, torch.arange(6.0).view(2, 3).T)
+
+
+# --- in C ------------------------------------------------------------------------------------------------------------
 
 
 @needs_compiler
-@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_compiled_forms_are_exact_and_the_same_to_the_bit_again(soft):
-    problem = Problem(soft, scale=0.7, closed={"fast": compiled})
-    for momentum, at in ((0.0, ()), (0.9, (2, 5))):
-        expected = Problem(soft, scale=0.7).by_the_paper(momentum, at)
-        for mode in (FullGraph(), Stepwise(), FrozenAdjoint()):
-            ours = problem.gradients(mode, momentum, at)
-            assert isinstance(mode, FrozenAdjoint) or apart(ours, expected) < 1e-10
-            torch._dynamo.reset()
-            again = problem.gradients(mode, momentum, at)
-            assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+@pytest.mark.parametrize("shape", [(3, 4, 8, 6), (2, 3, 2, 2), (1, 2, 64, 34), (9, 32, 16, 16)])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-13), (torch.float32, 3e-6)])
+def test_the_functions_in_c_are_those_of_pytorch(shape, dtype, close):
+    (n, c, h, w), rng = shape, generator(5, "maps")
 
+    def normal(*size):
+        return torch.randn(*size, generator=rng, dtype=dtype)
 
-@pytest.mark.slow
-@needs_compiler
-def test_compiled_forms_of_a_short_problem():
-    problem = Problem(soft=True, steps=2, batch=None, depth=1, width=2, closed={"fast": compiled})
-    expected = Problem(soft=True, steps=2, batch=None, depth=1, width=2).by_the_paper(0.9, ())
-    assert apart(problem.gradients(FullGraph(), 0.9), expected) < 1e-10
+    x, u = 2 + normal(*shape), normal(*shape)
+    d, scale, shift, of_scale, of_shift = normal(n, c, h // 2, w // 2), *normal(4, c)
+    pooled = forms._pooled(x, scale, shift, 1e-5)
+    norm = forms._Norm(*pooled[1:], scale, shift)
+    for ours, theirs in (
+        (forms._pooled_in_c(x, scale, shift, 1e-5), pooled),
+        (forms._gradient_in_c(d, x, norm), forms._gradient(d, x, norm)),
+        (forms._second_in_c(u, of_scale, of_shift, d, x, norm), forms._second(u, of_scale, of_shift, d, x, norm)),
+    ):
+        assert apart(ours, theirs) < close
+        assert [a.shape for a in ours] == [b.shape for b in theirs]
 
 
 @needs_compiler
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
+def test_the_functions_in_c_take_what_is_not_in_order_and_pass_on_what_is_not_a_number():
+    x, d = torch.randn(2, 3, 6, 4), torch.ones(1, 1, 3, 1).expand(2, 3, 3, 2)
+    scale, shift = torch.ones(3), torch.zeros(1).expand(3)
+    norm = forms._Norm(*forms._pooled(x, scale, shift, 1e-5)[1:], scale, shift)
+    turned = x.to(memory_format=torch.channels_last)
+    assert apart(forms._gradient_in_c(d, turned, norm), forms._gradient(d, x, norm)) < 1e-6
+    x[1, 2, 3, 3] = torch.nan
+    output, *_ = forms._pooled_in_c(x, scale, shift, 1e-5)
+    assert output.isnan().flatten(2).any(2).tolist() == [[False] * 3, [False, False, True]]
+
+
+@needs_compiler
+def test_bits_do_not_depend_on_the_number_of_threads():
+    maps, scale = torch.randn(16, 8, 32, 32), torch.randn(8)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            output, *norm = forms._pooled_in_c(maps, scale, scale, 1e-5)
+            norm = forms._Norm(*norm, scale, scale)
+            found.append([output, *forms._second_in_c(maps.sin(), scale, scale, output, maps, norm)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("compiler", [None, "/bin/false"])
+def test_without_a_compiler_pytorch_does_the_work(monkeypatch, compiler):
+    monkeypatch.setattr(shutil, "which", lambda name: compiler)
+    native.library.cache_clear()
+    try:
+        assert native.library() is None
+        x, scale = torch.randn(2, 3, 4, 4), torch.ones(3)
+        assert torch.equal(forms._pooled_in_c(x, scale, scale, 1e-5)[0], forms._pooled(x, scale, scale, 1e-5)[0])
+    finally:
+        monkeypatch.undo()
+        native.library.cache_clear()
+
+
+@needs_compiler
 @pytest.mark.parametrize("backprop", ["full", "stepwise"])
-def test_a_compiled_run_resumes_in_the_same_bits(blobs, make_task, tmp_path, monkeypatch, backprop):
-    monkeypatch.setattr(matching, "WORTH_FLOPS", 0.0)
+def test_a_run_in_c_resumes_in_the_same_bits(blobs, make_task, tmp_path, backprop):
     task = replace(make_task(blobs(strategy=STRATEGY)), compile=True)
     method = AST(iterations=6, steps=4, span=2, start_max=3, batch=3, lr_img=10.0, start_from="real", experts=EXPERTS)
-    assert matching.pays_off(task, 24, torch.zeros(3, *task.data.shape))
 
     def run(checkpoint=None, stop_after=None):
-        torch._dynamo.reset()  # as in a new process
-        network, stop = matching.make_student(task, backprop, 4, 3, 24), Stop("")
+        network, stop = matching.make_student(task, backprop, 4, 3), Stop("")
         prepared = mtt.Prepared(walks(network), network, matching.make_backprop(task, network, backprop, 3))
 
         def end(it, row):

@@ -107,8 +107,8 @@ def distil(name, settings, store, network=None):
     """The variables and the log after some iterations."""
     task = task_of(store)
     method = get(name)(**COMMON | MOVING | settings)
-    batch, total = method.images_per_step(task), method.steps * method.iterations
-    network = network or matching.make_student(task, method.backprop, method.steps, batch, total)
+    batch = method.images_per_step(task)
+    network = network or matching.make_student(task, method.backprop, method.steps, batch)
     single, double = make_prepared(task, network, method.backprop, batch)
     syn = method.start(task, single).double()
     rows = []

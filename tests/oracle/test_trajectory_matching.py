@@ -675,20 +675,17 @@ def test_maps_are_kept_if_they_fit(make_task, monkeypatch):
     task = make_task()
 
     def keeps(backprop, steps):
-        blocks = matching.make_student(task, backprop, steps, 8, steps).module.features
+        blocks = matching.make_student(task, backprop, steps, 8).module.features
         return {block.closed.keep for block in blocks}
+
+    def packs(backprop, steps):
+        return {block.closed.packed for block in matching.make_student(task, backprop, steps, 8).module.features}
 
     step = matching.graph_bytes(task, 8, keep=True)
     monkeypatch.setattr(type(task), "total_memory", lambda self: 160 * step)
     assert keeps("full", 10) == {True}
     assert keeps("full", 11) == {False}
     assert keeps("stepwise", 1000) == keeps("frozen", 1000) == {True}  # of one step
-
-
-def test_the_closed_forms_are_compiled_if_there_is_enough_work(make_task):
-    task = make_task()
-    compiling = replace(task, compile=True)
-    images = torch.zeros(8, *task.data.shape)
-    assert not matching.pays_off(task, 10**9, images)
-    assert matching.pays_off(compiling, 10**9, images)
-    assert not matching.pays_off(compiling, 100, images)
+    assert packs("full", 10) == packs("stepwise", 1000) == {None}
+    (packed,) = packs("full", 11)
+    assert packed is not None
