@@ -1,6 +1,6 @@
 """Networks by name, as plain modules or as functions of one flat parameter vector."""
 
-from dd.networks.block import Packed, closed_form
+from dd.networks.block import closed_form, in_closed_form, is_closed
 from dd.networks.features import captured, embed
 from dd.networks.functional import Functional
 from dd.networks.portion import portions
@@ -10,11 +10,12 @@ from dd.networks.spec import NetworkSpec, build_network, magnitude, resolve_netw
 __all__ = [
     "Functional",
     "NetworkSpec",
-    "Packed",
     "build_network",
     "captured",
     "closed_form",
     "embed",
+    "in_closed_form",
+    "is_closed",
     "magnitude",
     "portions",
     "products",

@@ -20,7 +20,8 @@ where those of scale and shift are summed over the images.  For cotangents u, v,
     by scale:  m r k
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -61,15 +62,37 @@ class ConvBlock(nn.Sequential):
         """The maps of the convolution with these parameters."""
         return F.conv2d(images, weight, bias, padding=self.conv.padding)
 
-    def _has_closed_form(self, images: Tensor) -> bool:
+    def is_closed(self) -> bool:
+        """Whether there are closed forms for these layers, if maps have even sides."""
         norm, pooling = self.norm, self.pooling
         instance = isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels
         averaged = isinstance(pooling, nn.AvgPool2d) and pooling.kernel_size == 2
+        return instance and isinstance(self.activation, nn.ReLU) and averaged
+
+    def _has_closed_form(self, images: Tensor) -> bool:
         sides = [side + 2 * int(pad) - 2 for side, pad in zip(images.shape[2:], self.conv.padding, strict=True)]
-        return instance and isinstance(self.activation, nn.ReLU) and averaged and not any(side % 2 for side in sides)
+        return self.is_closed() and not any(side % 2 for side in sides)
 
 
-def closed_form(network: N, *, keep: bool = True, packed: "Packed | None" = None, fast: bool = True) -> N:
+def is_closed(network: nn.Module) -> bool:
+    """Whether a network has `ConvBlock`s, all with closed forms, which are computed in C here."""
+    blocks = [block for block in network.modules() if isinstance(block, ConvBlock)]
+    return bool(blocks) and all(block.is_closed() and native.takes(block.conv.weight) for block in blocks)
+
+
+@contextlib.contextmanager
+def in_closed_form(network: nn.Module) -> Iterator[None]:
+    """Let a network's `ConvBlock`s compute gradients in closed form for the passes in this block only."""
+    before = {block: block.closed for block in network.modules() if isinstance(block, ConvBlock)}
+    closed_form(network)
+    try:
+        yield
+    finally:
+        for block, forms in before.items():
+            block.closed = forms
+
+
+def closed_form(network: N, *, keep: bool = True, fast: bool = True) -> N:
     """Let a network's `ConvBlock`s compute gradients, and gradients of gradients, in closed form; return the network.
 
     A gradient may be differentiated once.  The values are PyTorch's, to rounding.  Nothing changes for other layers,
@@ -80,40 +103,14 @@ def closed_form(network: N, *, keep: bool = True, packed: "Packed | None" = None
         network: the network.
         keep: keep the maps of the convolution until the graph is freed; otherwise they are computed again, which is one
             convolution more for every eight.
-        packed: where the graph keeps a block's output and the gradient of it; None for where they are made.
         fast: go over the maps in C, on a CPU with a C compiler; the values are the same, to rounding.
     """
     functions = (_pooled_in_c, _gradient_in_c, _second_in_c) if fast else (_pooled, _gradient, _second)
-    forms = ClosedForms(keep, packed, *functions)
+    forms = ClosedForms(keep, *functions)
     for block in network.modules():
         if isinstance(block, ConvBlock):
             block.closed = forms
     return network
-
-
-class Packed:
-    """Memory for tensors that a graph keeps: one behind the other, in large pieces.
-
-    If what is kept lies between temporary tensors, it leaves holes into which the next temporary ones do not fit, and
-    the heap of a long inner loop becomes twice as large as its graph.
-    """
-
-    PIECE = 1 << 26  # bytes; above the temporary tensors, and little beside a graph that is worth packing
-    _ALIGNED = 64  # bytes
-
-    def __init__(self) -> None:
-        self._piece: torch.UntypedStorage | None = None
-        self._used = 0
-
-    def copy(self, tensor: Tensor) -> Tensor:
-        """Return a copy of a tensor there; a piece is freed with the last of its tensors."""
-        wanted = tensor.numel() * tensor.element_size()
-        if self._piece is None or self._used + wanted > len(self._piece):
-            self._piece = torch.UntypedStorage(max(wanted, self.PIECE), device=tensor.device)
-            self._used = 0
-        place = tensor.new_empty(0).set_(self._piece, self._used // tensor.element_size(), tensor.shape)
-        self._used += -(-wanted // self._ALIGNED) * self._ALIGNED
-        return place.copy_(tensor)
 
 
 @dataclass(frozen=True)
@@ -122,21 +119,15 @@ class ClosedForms:
 
     Attributes:
         keep: whether maps are kept.
-        packed: where outputs and their gradients are kept; None for where they are made.
         pooled: `_pooled`, or the same in C.
         gradient: `_gradient`, or the same in C.
         second: `_second`, or the same in C.
     """
 
     keep: bool
-    packed: Packed | None
     pooled: Callable[..., tuple[Tensor, Tensor, Tensor]]
     gradient: Callable[..., tuple[Tensor, Tensor, Tensor]]
     second: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
-
-
-def _kept(tensor: Tensor, packed: Packed | None) -> Tensor:
-    return tensor if packed is None else packed.copy(tensor)
 
 
 class _Norm(NamedTuple):
@@ -192,7 +183,7 @@ class _Output(torch.autograd.Function):
         ctx.save_for_backward(images, weight, bias, mean, r, scale, shift, kept, stand_in)
         ctx.mark_non_differentiable(mean, r)
         ctx.set_materialize_grads(False)
-        return _kept(output, block.closed.packed), stand_in, mean, r
+        return output, stand_in, mean, r
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -211,7 +202,7 @@ class _Gradient(torch.autograd.Function):
     def forward(ctx: Any, *given: Any) -> tuple[Tensor | None, ...]:
         *saved, output, _, ctx.now, wanted = given
         ctx.of_images = wanted[0]
-        ctx.save_for_backward(*saved, _kept(output, ctx.now.forms.packed))
+        ctx.save_for_backward(*saved, output)
         return _gradients(output, None, saved, ctx.now, wanted)
 
     @staticmethod
@@ -253,8 +244,7 @@ def _gradients(
     dx, q, p = now.forms.gradient(output, x, norm)
     if maps is not None:
         dx += maps
-    by_images = _convolved_back(dx, images, weight, now.block) if wanted[0] else None
-    by_weight, by_bias = _correlated(dx, images, weight, now.block) if wanted[1] else (None, None)
+    by_images, by_weight, by_bias = _convolution_back(dx, images, weight, now.block, [wanted[0], wanted[1], wanted[1]])
     pixels = x[0, 0].numel()
     return by_images, by_weight, by_bias, q.sum(0) * pixels, p.sum(0) * pixels
 
@@ -278,9 +268,9 @@ def _derivatives(
     by_output, by_x, k, dx = now.forms.second(u, of_scale, of_shift, output, x, norm)
     by_images = by_weight = None
     if of_weight is not None and _is_wanted(ctx, 0):
-        by_images = _convolved_back(dx, images, of_weight, now.block)
+        by_images, _, _ = _convolution_back(dx, images, of_weight, now.block, [True, False, False])
     if ctx.of_images and _is_wanted(ctx, 1):
-        by_weight = _correlated(dx, of_images, weight, now.block)[0]
+        _, by_weight, _ = _convolution_back(dx, of_images, weight, now.block, [False, True, False])
     by_scale = k.sum(0) * x[0, 0].numel()
     no = None  # bias and shift do not change a gradient; mean and r are functions of the maps, and accounted for
     return by_images, by_weight, no, no, no, by_scale, no, no, by_output, by_x, no, no
@@ -403,16 +393,7 @@ def _second_in_c(
     return found
 
 
-def _convolved_back(dx: Tensor, images: Tensor, weight: Tensor, block: ConvBlock) -> Tensor:
-    """The gradient of a convolution by its input."""
-    return _convolution_back(dx, images, weight, block, [True, False, False])[0]
-
-
-def _correlated(dx: Tensor, images: Tensor, weight: Tensor, block: ConvBlock) -> tuple[Tensor, Tensor]:
-    """The gradients of a convolution by its weight and by its bias."""
-    return _convolution_back(dx, images, weight, block, [False, True, True])[1:]
-
-
 def _convolution_back(dx: Tensor, images: Tensor, weight: Tensor, block: ConvBlock, wanted: list[bool]) -> Any:
+    """The gradients of a block's convolution by its input, weight and bias, as far as they are wanted."""
     biases, padding = [len(weight)], list(block.conv.padding)
     return aten.convolution_backward(dx, images, weight, biases, [1, 1], padding, [1, 1], False, [0, 0], 1, wanted)

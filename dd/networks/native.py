@@ -3,10 +3,13 @@
 import ctypes
 import functools
 import logging
+import os
+import platform
 import shutil
 import subprocess
+from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import torch
 from torch import Tensor
@@ -49,16 +52,44 @@ def library() -> ctypes.CDLL | None:
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         return None
-    with TemporaryDirectory(prefix="dd-") as folder:
-        file = Path(folder, "block.so")
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(file), "-lm"]
-        try:
+    try:
+        return ctypes.CDLL(str(_made(compiler)))  # which shares the threads of torch's OpenMP, because that is loaded
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        log.info("%s cannot make the closed forms, which are slower without: %s", compiler, said.strip()[-200:])
+        return None
+
+
+def _made(compiler: str) -> Path:
+    """The file of the functions, made by `compiler` for this processor, or found among this user's temporary files.
+
+    Raises:
+        OSError: the folder or the file cannot be written, or belongs to somebody else.
+        subprocess.CalledProcessError: the compiler failed.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(gettempdir(), f"dd-native-{user}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != user:
+        raise PermissionError(f"{folder} belongs to another user")
+    key = sha256(b"\0".join([SOURCE.read_bytes(), *map(str.encode, (compiler, *FLAGS)), _processor()])).hexdigest()
+    file = folder / f"block-{key[:16]}.so"
+    if not file.exists():
+        with TemporaryDirectory(dir=folder) as unfinished:
+            made = Path(unfinished, file.name)
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True)
-            return ctypes.CDLL(str(file))  # which shares the threads of torch's OpenMP, because that is loaded already
-        except (OSError, subprocess.CalledProcessError) as error:
-            said = getattr(error, "stderr", None) or str(error)
-            log.info("%s cannot make the closed forms, which are slower without: %s", compiler, said.strip()[-200:])
-            return None
+            made.replace(file)
+    return file
+
+
+def _processor() -> bytes:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return b"".join(line for line in dict.fromkeys(lines) if line.startswith((b"model name", b"flags", b"Features")))
 
 
 def _as_c(argument: Tensor | float) -> ctypes.c_void_p | ctypes.c_double:

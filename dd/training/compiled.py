@@ -1,4 +1,4 @@
-"""The loss of a batch, eager or through `torch.compile`."""
+"""The loss of a batch: eager, in closed form, or through `torch.compile`."""
 
 import logging
 import shutil
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dd.networks import in_closed_form, is_closed
 from dd.training.criteria import PLAIN, Criterion
 
+# The ConvNet's closed forms in C are as fast as its compiled steps, or up to a tenth faster, and need not be compiled.
 # Compiling takes about 6 s on two cores and then saves a quarter to a third of every step.  Networks are trained in
 # groups of about five that share the compiled code, so compiling pays off from a few seconds of work per network: 1e11
 # FLOPs of forward passes.  The rule depends on shapes alone, so that a network's bits do not depend on its group.
@@ -84,6 +86,10 @@ class BatchLoss:
         def plain(images: Tensor, targets: Tensor) -> Tensor:
             return self(images, targets, criterion)
 
+        def closed(images: Tensor, targets: Tensor) -> Tensor:
+            with in_closed_form(self.network):
+                return plain(images, targets)
+
         if not self._allowed:
             return plain
         shape: tuple[int, ...] | None = None
@@ -94,13 +100,17 @@ class BatchLoss:
             if shape is None:
                 shape = tuple(images.shape)
                 if worth_compiling(self.network, images, steps):
-                    if criterion not in self._compiled:
-                        self._compiled[criterion] = compiled(plain)
-                    fast = self._compiled[criterion]
+                    fast = closed if not self._bf16 and is_closed(self.network) else self._compile(plain, criterion)
             # the short last batch of a pass does not justify a second compilation
-            return plain(images, targets) if tuple(images.shape) != shape else fast(images, targets)
+            spared = fast is not closed and tuple(images.shape) != shape
+            return plain(images, targets) if spared else fast(images, targets)
 
         return either
+
+    def _compile(self, plain: Loss, criterion: Criterion) -> Loss:
+        if criterion not in self._compiled:
+            self._compiled[criterion] = compiled(plain)
+        return self._compiled[criterion]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from dd.engine import parallel
 from dd.engine.method import Task
 from dd.engine.shares import InShares
 from dd.engine.unroll import Backprop, FrozenAdjoint, FullGraph, KeptGraphs, Stepwise
-from dd.networks import Functional, Packed, closed_form, saved_bytes
+from dd.networks import Functional, closed_form, saved_bytes
 from dd.rng import generator
 from dd.training import Trajectories
 from dd.views.dsa import Draw, apply, draw, some
@@ -217,8 +217,7 @@ def make_student(task: Task, backprop: str, steps: int, batch: int) -> Functiona
         batch: images of an inner step.
     """
     keep = backprop != "full" or steps * graph_bytes(task, batch, keep=True) <= MAPS_SHARE * task.total_memory()
-    packed = Packed() if backprop == "full" and task.device.type == "cpu" and not keep else None
-    return Functional(closed_form(task.network("skeleton"), keep=keep, packed=packed, fast=task.compile))
+    return Functional(closed_form(task.network("skeleton"), keep=keep, fast=task.compile))
 
 
 def make_backprop(task: Task, network: Functional, name: str, batch: int) -> Backprop:

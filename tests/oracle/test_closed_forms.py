@@ -19,7 +19,7 @@ from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
 from dd.engine.unroll import FrozenAdjoint, FullGraph, KeptGraphs, Stepwise
 from dd.errors import Interrupted
-from dd.networks import Functional, NetworkSpec, Packed, build_network, closed_form, native, saved_bytes
+from dd.networks import Functional, NetworkSpec, build_network, closed_form, native, saved_bytes
 from dd.networks import block as forms
 from dd.networks.block import ConvBlock
 from dd.rng import generator
@@ -235,8 +235,8 @@ def test_maps_of_an_odd_side_keep_pytorchs_derivatives():
 
 @pytest.mark.parametrize(
     "closed",
-    [{}, {"keep": False}, {"keep": False, "packed": Packed()}, {"fast": False}, None],
-    ids=["kept", "again", "packed", "torch", "none"],
+    [{}, {"keep": False}, {"fast": False}, None],
+    ids=["kept", "again", "torch", "none"],
 )
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize(("momentum", "at"), [(0.0, ()), (0.9, ()), (0.9, (2, 5))])
@@ -285,21 +285,6 @@ def test_the_graph_of_a_step_is_small(blobs, make_task):
     plain = sum(seen.values())
     assert kept < 0.4 * plain
     assert again < 0.2 * plain
-
-
-def test_what_is_kept_lies_together_and_a_full_piece_is_followed_by_another(monkeypatch):
-    monkeypatch.setattr(Packed, "PIECE", 1000)
-    packed = Packed()
-    shapes, dtypes = ((2, 3), (5, 1, 7), (300,)), (torch.half, torch.double)
-    tensors = [torch.randn(shape, dtype=dtype) for shape in shapes for dtype in dtypes]
-    kept = [packed.copy(tensor) for tensor in tensors]
-    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(kept, tensors, strict=True))
-    pieces = [tensor.untyped_storage() for tensor in kept]
-    addresses = [piece.data_ptr() for piece in pieces]
-    assert [addresses.index(address) for address in addresses] == [0, 0, 0, 0, 4, 5]
-    assert [piece.nbytes() for piece in pieces] == [1000, 1000, 1000, 1000, 1000, 2400]
-    turned = packed.copy(torch.arange(6.0).view(2, 3).T)
-    assert torch.equal(turned, torch.arange(6.0).view(2, 3).T)
 
 
 # --- in C ------------------------------------------------------------------------------------------------------------

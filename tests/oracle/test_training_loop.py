@@ -11,7 +11,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from dd.evaluation import PROTOCOLS, Protocol
-from dd.networks import NetworkSpec, build_network
+from dd.networks import NetworkSpec, build_network, native
 from dd.rng import derive, generator
 from dd.training import Fit, Trainer, compiled
 from dd.training.compiled import BatchLoss, worth_compiling
@@ -376,6 +376,10 @@ def test_weighing_the_work_leaves_no_trace_in_the_network(build_):
     assert all(torch.equal(plain.state_dict()[name], value) for name, value in weighed.state_dict().items())
 
 
+def without_closed_forms(dtype=torch.float32):
+    return builder(dtype, pooling="max")
+
+
 @pytest.fixture
 def traced(monkeypatch):
     """Everything is worth compiling, by a back end that makes no machine code and so takes no time."""
@@ -393,10 +397,10 @@ needs_compiler = pytest.mark.skipif(not compiled.can_compile(torch.device("cpu")
 @needs_compiler
 def test_one_compilation_serves_a_group_and_spares_the_short_batch(traced):
     data, fit = Data(torch.float64, soft=True), Fit(12, 0.1, 0.9, 5e-4, (6,), strategy=DSA)
-    trainer = Trainer(builder(torch.float64), compile=True)
+    trainer = Trainer(without_closed_forms(torch.float64), compile=True)
     paths = [(0, "student", j) for j in range(3)]
     for path, network in zip(paths, trainer.train(paths, data.passes, fit), strict=True):
-        assert difference(flat(network), by_hand(data, fit, builder(torch.float64), path)) < 1e-12
+        assert difference(flat(network), by_hand(data, fit, without_closed_forms(torch.float64), path)) < 1e-12
     assert traced() == 1
 
 
@@ -405,26 +409,26 @@ def test_compiled_code_is_used_however_much_was_compiled_before(traced):
     # a result must not depend on what else the process did: torch gives up silently after so many shapes
     with dynamo.patch(recompile_limit=2):
         for batch in (3, 4, 5, 6, 7):
-            Data(batch=batch).trained(Fit(2, 0.1), compile=True)
+            Data(batch=batch).trained(Fit(2, 0.1), without_closed_forms(), compile=True)
     assert traced() == 5
 
 
 @needs_compiler
 def test_flat_experts_are_compiled_alike(traced):
-    data, fit = Data(torch.float64), Fit(6, 0.1, sam=(0.1, 0.3))
-    assert difference(data.trained(fit, compile=True), data.trained(fit)) < 1e-12
+    data, fit, build_ = Data(torch.float64), Fit(6, 0.1, sam=(0.1, 0.3)), without_closed_forms(torch.float64)
+    assert difference(data.trained(fit, build_, compile=True), data.trained(fit, build_)) < 1e-12
     assert traced() == 1
 
 
 def test_nothing_is_compiled_that_is_not_worth_it_or_not_allowed(traced, monkeypatch):
-    Data().trained(Fit(3, 0.1))
+    Data().trained(Fit(3, 0.1), without_closed_forms())
     monkeypatch.setattr(compiled, "WORTH_FLOPS", 1e11)
-    Data().trained(Fit(3, 0.1), compile=True)
+    Data().trained(Fit(3, 0.1), without_closed_forms(), compile=True)
     assert traced() == 0
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     assert not compiled.can_compile(torch.device("cpu"))
     monkeypatch.setattr(compiled, "WORTH_FLOPS", 0)
-    loss, data = BatchLoss(builder()(generator(0)), compile=True), Data()
+    loss, data = BatchLoss(without_closed_forms()(generator(0)), compile=True), Data()
     assert loss.of(10**9)(data.images, data.labels) == loss(data.images, data.labels)
     assert traced() == 0
 
@@ -435,8 +439,32 @@ def test_nothing_is_compiled_that_is_not_worth_it_or_not_allowed(traced, monkeyp
 def test_compiled_machine_code_trains_the_same_network(monkeypatch, soft):
     monkeypatch.setattr(compiled, "WORTH_FLOPS", 0)
     fit = Fit(13, 0.1, 0.9, 5e-4, (6,), strategy=DSA)
-    double = Data(torch.float64, soft)
-    assert difference(double.trained(fit, compile=True), by_hand(double, fit, builder(torch.float64))) < 1e-12
+    trains_the_same_network(fit, soft, without_closed_forms)
+
+
+def trains_the_same_network(fit, soft, build_):
+    double, networks = Data(torch.float64, soft), build_(torch.float64)
+    assert difference(double.trained(fit, networks, compile=True), by_hand(double, fit, networks)) < 1e-12
     single = Data(soft=soft)
-    assert difference(single.trained(fit, compile=True), single.trained(fit)) < 1e-4
-    assert torch.equal(single.trained(fit, compile=True), single.trained(fit, compile=True))
+    found = single.trained(fit, build_(), compile=True)
+    assert difference(found, single.trained(fit, build_())) < 1e-4
+    assert torch.equal(found, single.trained(fit, build_(), compile=True))
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler")
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_closed_forms_train_the_same_network_and_compile_nothing(traced, soft):
+    trains_the_same_network(Fit(13, 0.1, 0.9, 5e-4, (6,), strategy=DSA), soft, builder)
+    trains_the_same_network(Fit(6, 0.1, micro=2), soft, builder)
+    assert traced() == 0
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler")
+def test_closed_forms_serve_flat_experts_and_penalties_and_leave_no_trace(traced):
+    for fit in (Fit(6, 0.1, sam=(0.1, 0.3)), Fit(6, 0.1, penalty=0.3)):
+        data = Data(torch.float64)
+        trainer = Trainer(builder(torch.float64), compile=True)
+        network = next(trainer.train([PATH], data.passes, fit))
+        assert difference(flat(network), data.trained(fit)) < 1e-12
+        assert all(block.closed is None for block in network.features)
+    assert traced() == 0

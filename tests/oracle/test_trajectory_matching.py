@@ -678,14 +678,8 @@ def test_maps_are_kept_if_they_fit(make_task, monkeypatch):
         blocks = matching.make_student(task, backprop, steps, 8).module.features
         return {block.closed.keep for block in blocks}
 
-    def packs(backprop, steps):
-        return {block.closed.packed for block in matching.make_student(task, backprop, steps, 8).module.features}
-
     step = matching.graph_bytes(task, 8, keep=True)
     monkeypatch.setattr(type(task), "total_memory", lambda self: 160 * step)
     assert keeps("full", 10) == {True}
     assert keeps("full", 11) == {False}
     assert keeps("stepwise", 1000) == keeps("frozen", 1000) == {True}  # of one step
-    assert packs("full", 10) == packs("stepwise", 1000) == {None}
-    (packed,) = packs("full", 11)
-    assert packed is not None
