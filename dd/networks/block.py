@@ -81,10 +81,13 @@ def is_closed(network: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def in_closed_form(network: nn.Module) -> Iterator[None]:
-    """Let a network's `ConvBlock`s compute gradients in closed form for the passes in this block only."""
+def in_closed_form(network: nn.Module, allowed: bool = True) -> Iterator[None]:
+    """For the passes in this block, gradients are in closed form if the network `is_closed` and that is allowed."""
     before = {block: block.closed for block in network.modules() if isinstance(block, ConvBlock)}
-    closed_form(network)
+    for block in before:
+        block.closed = None
+    if allowed and is_closed(network):
+        closed_form(network)
     try:
         yield
     finally:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dd.networks.block import in_closed_form
+
 # bytes of a portion's largest map.  On one core with 1 MB of L2 cache, portions of 8 MB took 0.5 to 1.5 times as long
 # as whole batches in one run (ConvNets of width 32 to 128) and 1.0 to 1.1 times in another, both noisy
 PORTION = 8 << 20
@@ -55,7 +57,8 @@ def largest_map(network: nn.Module, images: Tensor) -> int:
         hooks = [layer.register_forward_hook(see) for layer in network.modules()]
         try:
             # the last linear layer, which `embed` leaves out, has no maps; a norm refuses a single image of one pixel
-            getattr(network, "embed", network)(images[:2].to(next(network.parameters(), images)))
+            with in_closed_form(network, allowed=False):  # which has no maps to see
+                getattr(network, "embed", network)(images[:2].to(next(network.parameters(), images)))
         finally:
             for hook in hooks:
                 hook.remove()

@@ -70,6 +70,7 @@ def task_of(shape: Shape) -> Task:
         seed=0,
         device=torch.device("cpu"),
         store=Store(),
+        compile=True,
     )
 
 

@@ -18,7 +18,7 @@ from dd.engine.method import Method, Objective, Synthetic, Task
 from dd.engine.needs import Got
 from dd.engine.registry import register
 from dd.errors import UsageError
-from dd.networks import Functional, portions
+from dd.networks import Functional, in_closed_form, portions
 from dd.views.dsa import augment
 
 from ._classes import ENOUGH, group, has_batch_norm
@@ -147,7 +147,8 @@ class DC(Method[Functional]):
         prepared.load(network, syn.theta)
 
         def distance(c: int, real: Tensor, synthetic: Tensor) -> Terms:
-            target, ours = _real_gradients(network, real, c), _gradients(network, synthetic, c, create_graph=True)
+            with in_closed_form(network, task.compile):
+                target, ours = _real_gradients(network, real, c), _gradients(network, synthetic, c, create_graph=True)
             return {"distance": gradient_distance(ours, target)}
 
         def of(classes: Sequence[int]) -> Terms:

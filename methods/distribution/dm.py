@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Method, Objective, Synthetic, Task
 from dd.engine.registry import register
-from dd.networks import embed
+from dd.networks import embed, in_closed_form
 
 from ._classes import Group, chunk_size, chunks, class_means, features_of, group
 
@@ -70,9 +70,10 @@ class DM(Method[None]):
         network = task.network("matching", it).requires_grad_(False)
 
         def discrepancy(group: Group) -> Terms:
-            with torch.no_grad():
-                real = class_means(features_of(network, group.real), group.real_sizes)
-            ours = class_means(embed(network, group.synthetic), group.sizes)
+            with in_closed_form(network, task.compile):
+                with torch.no_grad():
+                    real = class_means(features_of(network, group.real), group.real_sizes)
+                ours = class_means(embed(network, group.synthetic), group.sizes)
             return {"distance": (real - ours).square().sum()}
 
         return self.summed(syn, task, it, network, discrepancy, ("distance",))

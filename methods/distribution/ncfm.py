@@ -17,7 +17,7 @@ from dd.engine.accumulate import Terms, accumulated
 from dd.engine.method import Method, Objective, Synthetic, Task
 from dd.engine.needs import Got, Need
 from dd.engine.registry import register
-from dd.networks import Functional, NetworkSpec, embed
+from dd.networks import Functional, NetworkSpec, embed, in_closed_form
 from dd.sets import DistilledSet
 from dd.sets.tiles import decode, decoded, decoded_labels, mosaic
 from dd.training import Experts, ExpertSettings, Trajectories, stack_size
@@ -262,9 +262,11 @@ class NCFM(Method[Pool]):
         draws = [draw_sequence(strategy, 1, shape, task.generator("siamese", it, c)) for c in classes]
         for layer in zip(*draws, strict=True):
             images, chosen = augment_by_class(layer, images, sizes), augment_by_class(layer, chosen, real_sizes)
-        with torch.no_grad():
-            real = F.normalize(features_of(prepared.network, chosen), dim=1)
-        return Features(real, F.normalize(embed(prepared.network, images), dim=1), images, real_sizes, sizes)
+        with in_closed_form(prepared.network, task.compile):
+            with torch.no_grad():
+                real = F.normalize(features_of(prepared.network, chosen), dim=1)
+            ours = F.normalize(embed(prepared.network, images), dim=1)
+        return Features(real, ours, images, real_sizes, sizes)
 
     def _calibrate(self, prepared: Pool, held: Features, classes: Sequence[int]) -> Tensor:
         """Cross-entropy of the trained network on decoded images: mean per class, summed over classes."""
