@@ -51,7 +51,7 @@ class Task:
         seed: the root seed of the run.
         device: where tensors live.
         store: artefacts shared between runs.
-        compile: whether training loops may use `torch.compile`.
+        compile: whether training loops may use `torch.compile`, and networks their closed forms in C.
         precision: "fp32", or "bf16" for autocast in training loops; inner loops always run in fp32.
         part: the part of the set that `targets` belongs to, if the set is made in parts; None for the whole set.
     """

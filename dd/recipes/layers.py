@@ -51,7 +51,7 @@ class RunKeys:
     deterministic: Annotated[bool, InCells()] = False
     """Use deterministic kernels only."""
     compile: Annotated[Literal["auto"] | bool, InCells()] = "auto"
-    """Compile training loops; "auto" compiles only if it pays off."""
+    """Compile training loops, or compute them in C; "auto" does so only if it pays off."""
     preset: Annotated[str | None, Outside("run", "the settings that it stands for count")] = None
     """Name of a recipe variant."""
     like: Annotated[str | None, Outside("run", "the settings that are taken count")] = None

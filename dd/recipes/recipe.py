@@ -38,7 +38,7 @@ class Recipe:
         device: "cpu", "cuda", "cuda:N" or "mps"; never "auto".
         precision: precision of network forward passes.
         deterministic: whether to use deterministic kernels only.
-        compile: whether training loops are compiled; "auto" compiles only if it pays off.
+        compile: whether training loops are compiled, or in C; "auto": only if it pays off.
         preset: the requested preset.
         like: the cell of another data set or size whose table is used.
         init: the set to start from: its file, the folder of its run, or the name of a released set.
