@@ -3,16 +3,17 @@
 import ctypes
 import functools
 import logging
-import os
 import platform
 import shutil
 import subprocess
-from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
 
 import torch
 from torch import Tensor
+
+from dd.io.atomic import atomic_path
+from dd.io.hashing import digest
+from dd.io.home import home
 
 log = logging.getLogger(__name__)
 
@@ -61,35 +62,28 @@ def library() -> ctypes.CDLL | None:
 
 
 def _made(compiler: str) -> Path:
-    """The file of the functions, made by `compiler` for this processor, or found among this user's temporary files.
+    """The file of the functions, made by `compiler` for this processor, or found in the folder that runs share.
 
     Raises:
-        OSError: the folder or the file cannot be written, or belongs to somebody else.
+        OSError: the file cannot be written.
         subprocess.CalledProcessError: the compiler failed.
     """
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = Path(gettempdir(), f"dd-native-{user}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != user:
-        raise PermissionError(f"{folder} belongs to another user")
-    key = sha256(b"\0".join([SOURCE.read_bytes(), *map(str.encode, (compiler, *FLAGS)), _processor()])).hexdigest()
-    file = folder / f"block-{key[:16]}.so"
+    key = digest([SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS, _processor()])
+    file = home() / "native" / f"block-{key}.so"
     if not file.exists():
-        with TemporaryDirectory(dir=folder) as unfinished:
-            made = Path(unfinished, file.name)
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"]
+        with atomic_path(file) as unfinished:
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(unfinished), "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True)
-            made.replace(file)
     return file
 
 
-def _processor() -> bytes:
+def _processor() -> list[str]:
     """What -march=native depends on."""
     try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor().encode()
-    return b"".join(line for line in dict.fromkeys(lines) if line.startswith((b"model name", b"flags", b"Features")))
+        return [platform.machine(), platform.processor()]
+    return [line for line in dict.fromkeys(lines) if line.startswith(("model name", "flags", "Features"))]
 
 
 def _as_c(argument: Tensor | float) -> ctypes.c_void_p | ctypes.c_double:

@@ -353,6 +353,28 @@ def test_without_a_compiler_pytorch_does_the_work(monkeypatch, compiler):
 
 
 @needs_compiler
+def test_the_library_is_made_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("DD_HOME", str(tmp_path))
+    compiler = next(filter(None, map(shutil.which, native.COMPILERS)))
+    file = native._made(compiler)
+    assert list((tmp_path / "native").iterdir()) == [file]
+    monkeypatch.setattr(native.subprocess, "run", None)
+    assert native._made(compiler) == file
+
+
+@needs_compiler
+def test_a_folder_that_cannot_be_written_costs_speed_only(monkeypatch, tmp_path):
+    (tmp_path / "native").write_text("a file where the folder would be")
+    monkeypatch.setenv("DD_HOME", str(tmp_path))
+    native.library.cache_clear()
+    try:
+        assert native.library() is None
+    finally:
+        monkeypatch.undo()
+        native.library.cache_clear()
+
+
+@needs_compiler
 @pytest.mark.parametrize("backprop", ["full", "stepwise"])
 def test_a_run_in_c_resumes_in_the_same_bits(blobs, make_task, tmp_path, backprop):
     task = replace(make_task(blobs(strategy=STRATEGY)), compile=True)

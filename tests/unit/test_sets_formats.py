@@ -36,7 +36,8 @@ def a_set(**changes) -> DistilledSet:
 def views(draw, n, k, shape) -> StoredLabels:
     policy = ViewPolicy(crop=draw(st.none() | st.floats(0.1, 1)), flip=draw(st.booleans()))
     how = LabelSettings(form=draw(st.sampled_from(["logits", "topk"])), tau=draw(st.floats(0.5, 20)))
-    teachers = draw(st.lists(st.dictionaries(st.text(max_size=3), st.integers() | st.none(), max_size=2), max_size=2))
+    numbers = st.none() | st.integers(-(2**63), 2**63 - 1)
+    teachers = draw(st.lists(st.dictionaries(st.text(max_size=3), numbers, max_size=2), max_size=2))
     weights = draw(st.none() | st.just((0.5, 0.5)))
     spec = LabelSpec(n, k, draw(st.integers(1, 9)), 4, shape, policy, how, teachers=tuple(teachers), weights=weights)
     return StoredLabels(spec, "0" * 64, draw(st.integers(0, 10**12)), draw(st.none() | st.just({"teachers": ["a"]})))
