@@ -90,7 +90,7 @@ def test_a_killed_helper_costs_nothing_but_its_unit(place, several, alone, nodes
 
 
 def test_ctrl_c_cancels_the_tasks_and_the_same_command_resumes(place, words):
-    words = [*words, "iterations=1000", f"out={place.runs}"]  # longer than it takes to cancel
+    words = [*words, "iterations=4000", f"out={place.runs}"]  # longer than it takes to cancel
     ended = run_until(
         place, words, lambda: place.logged() >= 15, lambda running: running._process.send_signal(signal.SIGINT)
     )
@@ -100,7 +100,7 @@ def test_ctrl_c_cancels_the_tasks_and_the_same_command_resumes(place, words):
     assert processes(f"out={place.runs}", "--lead") == []
     again = place.process(*words, **ONE_THREAD)
     assert again.code == 0, again.err
-    assert int(re.findall(r"synthesis resumes at iteration (\d+) of 1000", again.err)[0]) >= 10
+    assert int(re.findall(r"synthesis resumes at iteration (\d+) of 4000", again.err)[0]) >= 10
 
 
 def test_a_lead_whose_node_is_lost_is_submitted_again_and_resumes(place, long, undisturbed, nodes):

@@ -106,7 +106,7 @@ def test_ctrl_c_cancels_the_jobs_and_the_same_command_resumes(place, words, undi
 
 
 def test_a_lead_that_lost_its_driver_is_waited_for(place, words):
-    words = [*words, "iterations=1000"]  # longer than a command takes to begin
+    words = [*words, "iterations=4000"]  # longer than a command takes to begin
     lost = place.start(*words, **ONE_THREAD)
     lost.signal_when(signal.SIGKILL, lambda: place.logged() >= 5)
     ended = place.process(*words, **ONE_THREAD)
