@@ -147,17 +147,17 @@ void NAMED(second)(int threads, long maps, long channels, long h, long w, const 
             T p = sum_g / m, q = sum_gx / m, s = sum_u / m, t = sum_ux / m;
             T k = sum_ug / m - sum_u / m * (sum_g / m) - sum_ux / m * (sum_gx / m);
             rk[i] = inverse * k;
-            T of_g = v[i % channels] - slope * t, of_u = -slope * q; /* e = of_g g + of_u u */
+            T of_g = v[i % channels] - slope * t, of_u = -slope * q; /* e = of_g g + of_u u, du = slope u + of_g xhat + constant */
             T mean_e = of_g * p + of_u * s, mean_ex = of_g * q + of_u * t;
             T of_xhat = inverse * mean_ex + slope * inverse * k;
-            T back = v[i % channels] - slope * t, constant = by_shift[i % channels] - slope * s;
+            T constant = by_shift[i % channels] - slope * s;
             for (long row = 0; row < h; row++) {
                 const T *in = x + i * m + row * w, *to = u + i * m + row * w;
                 T *g = dx + i * m + row * w, *out = by_x + i * m + row * w;
 #pragma omp simd
                 for (long j = 0; j < w; j++) {
                     T xhat = (in[j] - center) * inverse, here = g[j];
-                    T du = slope * in[j] + offset <= 0 ? 0 : slope * to[j] + back * xhat + constant;
+                    T du = slope * in[j] + offset <= 0 ? 0 : slope * to[j] + of_g * xhat + constant;
                     sums[j] = row % 2 ? sums[j] + du : du;
                     out[j] = inverse * (of_g * here + of_u * to[j] - mean_e) - of_xhat * xhat;
                     g[j] = slope * (here - p - q * xhat);

@@ -82,7 +82,7 @@ def is_closed(network: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def in_closed_form(network: nn.Module, allowed: bool = True) -> Iterator[None]:
-    """For the passes in this block, gradients are in closed form if the network `is_closed` and that is allowed."""
+    """In the passes of this block, gradients are in closed form if `is_closed` and allowed, else PyTorch's."""
     before = {block: block.closed for block in network.modules() if isinstance(block, ConvBlock)}
     for block in before:
         block.closed = None

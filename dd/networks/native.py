@@ -57,7 +57,7 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(_made(compiler)))  # which shares the threads of torch's OpenMP, because that is loaded
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        log.info("%s cannot make the closed forms, which are slower without: %s", compiler, said.strip()[-200:])
+        log.info("closed forms by PyTorch, which is slower: %s cannot make them: %s", compiler, said.strip()[-200:])
         return None
 
 

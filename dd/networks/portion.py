@@ -57,7 +57,7 @@ def largest_map(network: nn.Module, images: Tensor) -> int:
         hooks = [layer.register_forward_hook(see) for layer in network.modules()]
         try:
             # the last linear layer, which `embed` leaves out, has no maps; a norm refuses a single image of one pixel
-            with in_closed_form(network, allowed=False):  # which has no maps to see
+            with in_closed_form(network, allowed=False):  # layers that compute in closed form hide their maps
                 getattr(network, "embed", network)(images[:2].to(next(network.parameters(), images)))
         finally:
             for hook in hooks:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import torch
@@ -60,11 +60,13 @@ def facts(ds: "DistilledSet") -> None:
     _require((ds.views is not None) == views, "views", "label_kind 'views' needs it, and no other kind has it")
     if ds.views is not None:
         _views(ds, ds.views.spec)
-    for name in _MAPPINGS:
-        wrong = [*unusual(getattr(ds, name), name)]
+    written = {name: getattr(ds, name) for name in _MAPPINGS}
+    written["views"] = None if ds.views is None else asdict(ds.views)
+    for name, value in written.items():
+        wrong = [*unusual(value, name)]
         _require(not wrong, name, one_line(wrong))
         try:
-            json.dumps(getattr(ds, name), default=dict)
+            json.dumps(value, default=dict)
         except (TypeError, ValueError, RecursionError) as error:
             raise _error(name, f"it cannot be written as JSON ({error})") from error
 

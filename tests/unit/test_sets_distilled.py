@@ -156,6 +156,8 @@ BROKEN = {
     "views  ": {"label_kind": "views", "views": views(n=5)},
     "views   ": {"label_kind": "views", "views": views(classes=3)},
     "views    ": {"label_kind": "views", "views": views(shape=(1, 2, 2))},
+    "views      ": {"label_kind": "views", "views": views(teachers=({"seed": 2**63},))},
+    "views     ": {"label_kind": "views", "views": views(weights=(0.5, float("inf")))},
     "provenance": {"provenance": {"path": Path()}},
     "protocol": {"protocol": {"t": torch.zeros(2)}},
     "images": {"images": torch.tensor(1.0)},
