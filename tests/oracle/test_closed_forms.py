@@ -15,11 +15,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from dd.engine.checkpoint import Checkpoint
+from dd.engine.method import prepare
 from dd.engine.registry import get
 from dd.engine.synthesise import Watch, synthesise
 from dd.engine.unroll import FrozenAdjoint, FullGraph, KeptGraphs, Stepwise
 from dd.errors import Interrupted
-from dd.networks import Functional, NetworkSpec, build_network, closed_form, native, saved_bytes
+from dd.networks import (
+    Functional,
+    NetworkSpec,
+    build_network,
+    closed_form,
+    in_closed_form,
+    is_closed,
+    native,
+    saved_bytes,
+)
 from dd.networks import block as forms
 from dd.networks.block import ConvBlock
 from dd.rng import generator
@@ -395,6 +405,47 @@ def test_a_run_in_c_resumes_in_the_same_bits(blobs, make_task, tmp_path, backpro
     with pytest.raises(Interrupted):
         run(checkpoint, stop_after=2)
     assert all(torch.equal(a, b) for a, b in zip(run(checkpoint), whole, strict=True))
+
+
+MATCHING = {
+    "dm": {"batch_real": 12},
+    "ncfm": {"batch_real": 12, "frequencies": 64, "experts": ExpertSettings(count=2, epochs=2, batch=16)},
+    "dc": {"batch_real": 12, "outer": 3, "inner": 2},
+    "dsa": {"batch_real": 12, "outer": 3, "inner": 2},
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", MATCHING)
+def test_distribution_and_gradient_matching_in_c_are_what_they_are_by_pytorch(name, blobs, make_task, monkeypatch):
+    task = make_task(blobs(strategy=STRATEGY), ipc=2, student=NetworkSpec(depth=2, width=4))
+    method = get(name)(iterations=3, lr_img=1.0, **MATCHING[name])
+    prepared, in_c, found = prepare(method, task), [], {}
+    call = native.call
+    monkeypatch.setattr(native, "call", lambda function, *given: (in_c.append(function), call(function, *given)))
+    for allowed in (False, True):
+        allowing, used = replace(task, compile=allowed), len(in_c)
+        syn = method.start(task, prepared)
+        value = torch.stack(list(method.settle(allowing).loss(syn, allowing, prepared, 0).values())).sum()
+        found[allowed] = [value.detach(), *torch.autograd.grad(value, syn.images)]
+        assert (len(in_c) > used) == allowed
+    assert "gradient" in in_c
+    assert apart(found[True], found[False]) < 1e-4
+
+
+def test_a_network_is_in_closed_form_within_the_block_only():
+    network = network_for().module
+    blocks = [layer for layer in network.modules() if isinstance(layer, ConvBlock)]
+    with in_closed_form(network):
+        assert all(layer.closed is not None for layer in blocks) == (native.library() is not None)
+        with in_closed_form(network, allowed=False):
+            assert all(layer.closed is None for layer in blocks)
+        with pytest.raises(ZeroDivisionError), in_closed_form(network):
+            _ = 1 / 0
+        assert all(layer.closed is not None for layer in blocks) == (native.library() is not None)
+    assert all(layer.closed is None for layer in blocks)
+    for spec in ({"norm": "layer"}, {"pooling": "max"}, {"activation": "softplus"}):
+        assert not is_closed(network_for(**spec).module)
 
 
 def walks(network):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dd.networks import NetworkSpec, build_network, portions, resolve_network
+from dd.networks import NetworkSpec, build_network, in_closed_form, portions, resolve_network
 from dd.networks.portion import largest_map, mixes
 from dd.rng import generator
 
@@ -39,6 +39,8 @@ def test_outputs_have_the_bits_of_the_whole_batch(spec):
 def test_the_limit_bounds_the_largest_map_of_a_portion():
     network, whole = make(), images(64)
     assert largest_map(network, whole) == 8 * 16 * 16 * 4  # behind the first convolution
+    with in_closed_form(fresh := make()):
+        assert largest_map(fresh, whole) == largest_map(network, whole)
     limit = 6 * largest_map(network, whole)
     assert max(len(part) for part in portions(network, whole, limit)) < 12
 
